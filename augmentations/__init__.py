@@ -1,0 +1,1 @@
+"""The operators that make views, and the recipes that name them."""

@@ -1,0 +1,79 @@
+"""Recipes: which views of an X-ray the network must learn to see as one. Plain data.
+
+A recipe is one list of (operator, parameters) for both views, or a pair of lists for two different views. The
+operators and the parameters' defaults are those of transform_utils.py; `p` (default 1) is the share of images
+that an operator works on. Geometric operators compose into one resampling, before all others.
+"""
+
+from typing import Any
+
+Recipe = list[tuple[str, dict[str, Any]]]
+
+BASE: Recipe = [("crop", {"scale": (0.2, 1.0)}), ("hflip", {"p": 0.5})]
+
+BLUR_NOISE: Recipe = [("blur", {"p": 0.5, "sigma": (0.1, 2.0)}), ("noise", {"p": 0.5, "snr": (4.0, 8.0)})]
+EQUALIZE: Recipe = [("equalize", {"p": 0.5})]
+ROTATION: Recipe = [("rotation", {"p": 0.5, "degrees": 20.0})]
+BRIGHTNESS_CONTRAST: Recipe = [
+    ("brightness", {"p": 0.5, "factor": (0.8, 1.2)}),
+    ("contrast", {"p": 0.5, "factor": (0.8, 1.2)}),
+]
+PERSPECTIVE: Recipe = [("perspective", {"p": 0.5, "distortion": 0.15})]
+VFLIP: Recipe = [("vflip", {"p": 0.5})]
+
+# Barlow Twins (arXiv 2103.03230, section 2.2, and BYOL's appendix B), without what needs colour.
+IMAGENET_FIRST: Recipe = [
+    ("crop", {"scale": (0.08, 1.0)}),
+    ("hflip", {"p": 0.5}),
+    ("jitter", {"p": 0.8, "brightness": (0.6, 1.4), "contrast": (0.6, 1.4)}),
+    ("blur", {"p": 1.0, "sigma": (0.1, 2.0)}),
+]
+IMAGENET_SECOND: Recipe = [
+    *IMAGENET_FIRST[:3],
+    ("blur", {"p": 0.1, "sigma": (0.1, 2.0)}),
+    ("solarize", {"p": 0.2, "threshold": 128 / 255}),
+]
+
+RECIPES: dict[str, Recipe | tuple[Recipe, Recipe]] = {
+    # the image as it is, at the output's size: evaluation
+    "none": [],
+    # supervised training
+    "supervised": [("hflip", {"p": 0.5})],
+    # pretraining: the ground that the scans add to
+    "base": BASE,
+    # pretraining: the original project's final set, with its strong crop and its weak noise
+    "original": [
+        ("crop", {"scale": (0.08, 1.0)}),
+        ("hflip", {"p": 0.5}),
+        ("vflip", {"p": 0.5}),
+        ("equalize", {"p": 0.5}),
+        ("blur", {"p": 0.5, "sigma": (0.1, 2.0)}),
+        ("perspective", {"p": 0.5, "distortion": 0.15}),
+        ("noise", {"p": 0.5, "relative_sigma": (0.06, 0.1)}),
+    ],
+    "imagenet": (IMAGENET_FIRST, IMAGENET_SECOND),
+    # a guess, not yet measured: what differs between two exposures of one upright chest
+    "xray": [
+        ("crop", {"scale": (0.2, 1.0)}),
+        ("hflip", {"p": 0.5}),
+        ("rotation", {"p": 0.5, "degrees": 15.0}),
+        ("equalize", {"p": 0.3}),
+        ("jitter", {"p": 0.8, "brightness": (0.8, 1.2), "contrast": (0.7, 1.3)}),
+        ("blur", {"p": 0.5, "sigma": (0.1, 2.0)}),
+        ("noise", {"p": 0.3, "snr": (8.0, 16.0)}),
+    ],
+    # scan of transformations, first table: base and one extra each
+    "base+blur+noise": BASE + BLUR_NOISE,
+    "base+equalize": BASE + EQUALIZE,
+    "base+rotation": BASE + ROTATION,
+    "base+brightness+contrast": BASE + BRIGHTNESS_CONTRAST,
+    "base+perspective": BASE + PERSPECTIVE,
+    "base+vflip": BASE + VFLIP,
+    # scan of transformations, second table: each adds to the one before
+    "base+vflip+equalize": BASE + VFLIP + EQUALIZE,
+    "base+vflip+equalize+perspective": BASE + VFLIP + EQUALIZE + PERSPECTIVE,
+    "base+vflip+equalize+perspective+blur+noise": BASE + VFLIP + EQUALIZE + PERSPECTIVE + BLUR_NOISE,
+    "base+vflip+equalize+perspective+blur+noise+rotation": (
+        BASE + VFLIP + EQUALIZE + PERSPECTIVE + BLUR_NOISE + ROTATION
+    ),
+}

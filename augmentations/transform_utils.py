@@ -1,0 +1,201 @@
+"""Views: the recipes of recipes.py, drawn and rendered for whole batches on the images' device."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from augmentations import geometry, intensity
+from augmentations.recipes import RECIPES, Recipe
+from utils.config import UserError, check_choice
+
+# ImageNet's channel means and standard deviations, averaged over the channels: every network sees the same
+# input, whether it starts from random, Barlow Twins or ImageNet weights (summed over their channels).
+GRAY_MEAN, GRAY_STD = 0.449, 0.226
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What a name in a recipe stands for.
+
+    draw   (n, generator, **parameters) -> homographies [n, 3, 3] or values [n, k], on the CPU
+    apply  (images, values, noise generator) -> images; None for the geometric operators
+    """
+
+    draw: Callable[..., Tensor]
+    apply: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None = None
+
+
+OPERATORS = {
+    "crop": Operator(geometry.draw_crop),
+    "hflip": Operator(geometry.draw_hflip),
+    "vflip": Operator(geometry.draw_vflip),
+    "rotation": Operator(geometry.draw_rotation),
+    "perspective": Operator(geometry.draw_perspective),
+    "equalize": Operator(intensity.draw_nothing, lambda x, values, noise: intensity.equalize(x)),
+    "blur": Operator(intensity.draw_blur, lambda x, values, noise: intensity.blur(x, values)),
+    "noise": Operator(intensity.draw_noise, intensity.gaussian_noise),
+    "brightness": Operator(intensity.draw_factor, lambda x, values, noise: intensity.brightness(x, values)),
+    "contrast": Operator(intensity.draw_factor, lambda x, values, noise: intensity.contrast(x, values)),
+    "jitter": Operator(
+        intensity.draw_jitter,
+        lambda x, values, noise: intensity.contrast(intensity.brightness(x, values[:, :1]), values[:, 1:]),
+    ),
+    "solarize": Operator(intensity.draw_threshold, lambda x, values, noise: intensity.solarize(x, values)),
+}
+
+
+def normalise(images: Tensor) -> Tensor:
+    """[0, 1] to about zero mean and unit variance."""
+    return (images - GRAY_MEAN).div_(GRAY_STD)
+
+
+def denormalise(views: Tensor) -> Tensor:
+    """The inverse of `normalise`, clamped to [0, 1], for pictures."""
+    return (views * GRAY_STD).add_(GRAY_MEAN).clamp_(0, 1)
+
+
+def step_generator(
+    seed: int, epoch: int, step: int, rank: int = 0, device: str | torch.device = "cpu"
+) -> torch.Generator:
+    """A generator seeded by its arguments (>= 0), well mixed, alone: a resumed run draws the same."""
+    state = np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(state[0]))
+
+
+def move_at_once(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
+    """The tensors (float32, or integers below 2^24) on `device`, by one copy that does not wait for it."""
+    if device.type == "cpu":
+        return tensors
+    flat = torch.cat([tensor.flatten().float() for tensor in tensors])
+    if device.type == "cuda":
+        flat = flat.pin_memory()
+    pieces = flat.to(device, non_blocking=True).split([tensor.numel() for tensor in tensors])
+    return [piece.view(old.shape).to(old.dtype) for piece, old in zip(pieces, tensors, strict=True)]
+
+
+class View:
+    """One recipe as a function from images to random views.
+
+    All geometric operators come first, as one resampling, then the others in the recipe's order. So what a
+    rotation or perspective brings in beside a crop is the image, as far as it reaches, and black only beyond.
+    """
+
+    def __init__(self, name: str, recipe: Recipe, out_size: int):
+        check_recipe(name, recipe)
+        self.out_size = out_size
+        self.interpolation = "bicubic"
+        self.geometry: list[tuple[Operator, float, dict[str, Any]]] = []
+        self.intensity: list[tuple[Operator, float, dict[str, Any]]] = []
+        for operator, given in recipe:
+            parameters = dict(given)
+            if operator == "resample":
+                self.interpolation = parameters["interpolation"]
+                continue
+            step = (OPERATORS[operator], parameters.pop("p", 1.0), parameters)
+            (self.geometry if step[0].apply is None else self.intensity).append(step)
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Images [B, 1, S, S] in [0, 1] to normalised views [B, 1, R, R]."""
+        n, size = len(images), images.shape[-1]
+        homographies = self.draw_geometry(n, generator)
+        levels = geometry.rows_by_level(homographies, size, self.out_size)
+        outside = geometry.rows_that_leave_the_image(homographies)
+        drawn = self.draw_intensity(n, generator)
+        noise_seed = int(torch.randint(2**62, (), generator=generator))
+        tensors = [homographies.float(), outside, *levels, *(tensor for pair in drawn for tensor in pair)]
+        homographies, outside, *rest = move_at_once(tensors, images.device)
+        levels, drawn = rest[: len(levels)], rest[len(levels) :]
+        if self.geometry or size != self.out_size:
+            views = geometry.resample(
+                images, homographies, levels, outside, self.out_size, self.interpolation
+            )
+        else:
+            views = images.clone()
+        noise = torch.Generator(images.device).manual_seed(noise_seed)
+        return normalise(self.apply_intensity(views, drawn[::2], drawn[1::2], noise))
+
+    def draw_geometry(self, n: int, generator: torch.Generator) -> Tensor:
+        """[n, 3, 3] float64: the product of the geometric operators; the identity where one was not drawn."""
+        product = torch.eye(3, dtype=torch.float64).repeat(n, 1, 1)
+        for operator, p, parameters in self.geometry:
+            chosen = torch.rand(n, generator=generator) < p
+            homographies = operator.draw(n, generator, **parameters)
+            product = torch.where(chosen[:, None, None], product @ homographies, product)
+        return product
+
+    def draw_intensity(self, n: int, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+        """For each operator the rows drawn and their values [rows, k] float32.
+
+        Values are drawn for all n images, so that no image's draw depends on another's.
+        """
+        drawn = []
+        for operator, p, parameters in self.intensity:
+            rows = (torch.rand(n, generator=generator) < p).nonzero().flatten()
+            drawn.append((rows, operator.draw(n, generator, **parameters).float()[rows]))
+        return drawn
+
+    def apply_intensity(
+        self, views: Tensor, rows: list[Tensor], values: list[Tensor], noise: torch.Generator
+    ) -> Tensor:
+        """Each operator on its rows of views [B, 1, R, R], which it may write into."""
+        for (operator, _, _), chosen, drawn in zip(self.intensity, rows, values, strict=True):
+            if operator.apply is not None and len(chosen) == len(views):
+                views = operator.apply(views, drawn, noise)
+            elif operator.apply is not None and len(chosen):
+                views[chosen] = operator.apply(views[chosen], drawn, noise)
+        return views
+
+
+def check_recipe(name: str, recipe: Recipe) -> None:
+    """Raise UserError, naming the nearest one, if an operator or a parameter of it does not exist."""
+    for operator, given in recipe:
+        check_choice(f"recipe {name!r}: operator", operator, ["resample", *OPERATORS])
+        if operator == "resample":
+            known = ["interpolation"]
+        else:
+            signature = inspect.signature(OPERATORS[operator].draw)
+            known = ["p", *(p.name for p in signature.parameters.values() if p.kind == p.KEYWORD_ONLY)]
+        for parameter in given:
+            check_choice(f"recipe {name!r}: parameter of {operator!r}", parameter, known)
+
+
+class TwinViews:
+    """Two random views of each image, by the recipe of a name in recipes.py.
+
+    out_size  side R of the views, in pixels; images of up to about 1.5 R are sampled directly, larger ones
+              through halved copies, so that they do not alias
+    Raises UserError, naming the nearest one, if the recipe, an operator or a parameter does not exist.
+    """
+
+    def __init__(self, recipe: str, out_size: int):
+        check_choice("recipe", recipe, list(RECIPES))
+        if out_size < 1:
+            raise UserError(f"the views' side is {out_size} pixels, expected 1 or more.")
+        data = RECIPES[recipe]
+        first, second = data if isinstance(data, tuple) else (data, data)
+        self.views = View(recipe, first, out_size), View(recipe, second, out_size)
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """uint8 [B, 1, S, S] to two normalised float32 [B, 1, R, R], with independent draws.
+
+        generator  on the CPU, whatever the images' device: parameters are drawn there, alike for all devices
+        """
+        first, second = self.render(images, generator, self.views)
+        return first, second
+
+    def single(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """uint8 [B, 1, S, S] to one normalised float32 view [B, 1, R, R]; of two views the recipe's first."""
+        return self.render(images, generator, self.views[:1])[0]
+
+    @staticmethod
+    @torch.no_grad()
+    def render(images: Tensor, generator: torch.Generator, views: tuple[View, ...]) -> list[Tensor]:
+        """The images through each of `views`, in float32 whatever autocast says around it."""
+        with torch.autocast(images.device.type, enabled=False):
+            source = images.float().div_(255)
+            return [view(source, generator) for view in views]

@@ -1,0 +1,1 @@
+"""From files to a memory-mapped store, a split and batches."""

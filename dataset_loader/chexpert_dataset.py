@@ -1,0 +1,147 @@
+"""CheXpert and CheXpert-small (Irvin et al. 2019): one CSV with a row per image, 14 findings, views."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dataset_loader.columns import Columns
+from utils.config import UserError
+
+FINDINGS = (
+    "No Finding",
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+)
+COMPETITION_FINDINGS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+
+# A copy loses a file or two; when more are missing, it is an unfinished download or another folder.
+MAX_MISSING_SHARE = 0.1
+
+_NEEDED = ("Path", "Frontal/Lateral", *FINDINGS)
+_DETAILS = {"Sex": "sex", "Age": "age", "AP/PA": "view"}
+_EXAMPLE_PATH = "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg"
+_HOW_TO_PLACE = (
+    "get CheXpert from Stanford AIMI (https://stanfordaimi.azurewebsites.net, after registration), place it "
+    "as datasets/CheXpert-v1.0-small/train.csv beside datasets/CheXpert-v1.0-small/train/ (or point "
+    "--data-root at that folder), or run with --dataset phantom, which needs no download."
+)
+
+
+def read_chexpert(root: Path, table: str = "train.csv") -> Columns:
+    """Read the frontal images that `root/table` lists and that exist; no pixel is opened.
+
+    Labels are [N, 14] float32 in the order of FINDINGS: 1 positive, 0 negative, -1 uncertain, NaN not
+    mentioned. A patient is a group. Files that are missing are counted on stderr and left out. Raises
+    UserError if the folder or the table is missing or malformed, or more than MAX_MISSING_SHARE of the files
+    are missing.
+    """
+    root = Path(root)
+    csv_path = root / table
+    if not csv_path.is_file():
+        near = next(iter(sorted(root.glob(f"*/{table}"))), None) if root.is_dir() else None
+        hint = f"did you mean {near.parent}? Else " if near else ""
+        found = f"no {table} in {root}" if root.is_dir() else f"no folder {root}, where {table} should be"
+        raise UserError(f"found {found}; {hint}{_HOW_TO_PLACE}")
+    rows = _existing(read_chexpert_table(csv_path), root, csv_path)
+    return Columns(
+        root=root,
+        paths=rows["path"].to_numpy(dtype=str),
+        labels=rows.filter(FINDINGS).to_numpy(dtype=np.float32),
+        label_names=FINDINGS,
+        groups=rows["patient"].to_numpy(dtype=str),
+        masks=np.full(len(rows), None, dtype=object),
+        details=rows.filter(("study", *_DETAILS.values())),
+    )
+
+
+def read_chexpert_table(csv_path: Path) -> pd.DataFrame:
+    """The frontal rows of a CheXpert table, in the order of their paths; looks at no other file.
+
+    Columns: path (relative to the data root), patient, study, sex, age, view (AP, PA, LL, RL) and the 14
+    FINDINGS. Raises UserError for a column that is missing or a value that CheXpert does not use.
+    """
+    try:
+        table = pd.read_csv(csv_path, low_memory=False).reset_index(drop=True)
+    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
+        raise UserError(f"{csv_path} is not a readable CSV table: {str(error).strip()}") from error
+    missing = [name for name in _NEEDED if name not in table.columns]
+    if missing:
+        raise UserError(
+            f"{csv_path} lacks the column {', '.join(map(repr, missing))}; it has "
+            f"{', '.join(map(str, table.columns))}; expected CheXpert's own header."
+        )
+    frontal = table.loc[table["Frontal/Lateral"].astype(str).str.strip() == "Frontal"]
+    if frontal.empty:
+        raise UserError(f"{csv_path} lists no frontal image: none of its {len(table)} rows says 'Frontal'.")
+    rows = _split_paths(frontal["Path"].astype(str).tolist(), csv_path)
+    for column, name in _DETAILS.items():
+        rows[name] = frontal[column].to_numpy() if column in frontal else np.nan
+    for finding in FINDINGS:
+        rows[finding] = _label_values(frontal, finding, csv_path)
+    return rows.sort_values("path", ignore_index=True)
+
+
+def _split_paths(written: list[str], csv_path: Path) -> pd.DataFrame:
+    """Columns path, patient, study; what leads up to train/ is dropped from the path, whatever it says."""
+    parts = [path.strip().replace("\\", "/").split("/")[-4:] for path in written]
+    odd = next((path for path, names in zip(written, parts, strict=True) if len(names) < 3), None)
+    if odd is not None:
+        raise UserError(f"{csv_path} holds the path {odd!r}, expected one like {_EXAMPLE_PATH}.")
+    paths = pd.Series(["/".join(names) for names in parts])
+    again = paths.duplicated().to_numpy()
+    if again.any():
+        raise UserError(
+            f"{csv_path} lists {again.sum()} frontal images more than once, such as "
+            f"{paths[int(again.argmax())]}; keep one row for each."
+        )
+    return pd.DataFrame(
+        {"path": paths, "patient": [names[-3] for names in parts], "study": [names[-2] for names in parts]}
+    )
+
+
+def _label_values(frontal: pd.DataFrame, finding: str, csv_path: Path) -> np.ndarray:
+    """[N] float32: 1, 0, -1 or NaN."""
+    written = frontal[finding]
+    values = np.asarray(pd.to_numeric(written, errors="coerce"), dtype=np.float32)
+    wrong = written.notna().to_numpy() & ~np.isin(values, (1, 0, -1))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise UserError(
+            f"{csv_path} holds {written.tolist()[row]!r} as {finding!r} in line {frontal.index[row] + 2}; "
+            "expected 1 (positive), 0 (negative), -1 (uncertain) or blank."
+        )
+    return values
+
+
+def _existing(rows: pd.DataFrame, root: Path, csv_path: Path) -> pd.DataFrame:
+    """The rows whose image file exists.
+
+    One look-up per file: a folder holds one or two images, so that listing the folders takes 3 times as long.
+    """
+    paths = rows["path"].tolist()
+    exists = np.array([os.path.exists(f"{root}/{path}") for path in paths])
+    if exists.all():
+        return rows
+    lost = [paths[row] for row in np.flatnonzero(~exists)]
+    found = (
+        f"{len(lost):,} of {len(rows):,} frontal images that {csv_path} lists are missing "
+        f"({', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''})"
+    )
+    if len(lost) > MAX_MISSING_SHARE * len(rows):
+        raise UserError(f"{found}, more than {MAX_MISSING_SHARE:.0%}; complete the download: {_HOW_TO_PLACE}")
+    print(f"warning: {found}; going on without them", file=sys.stderr)
+    return rows.loc[exists].reset_index(drop=True)

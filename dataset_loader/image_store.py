@@ -1,0 +1,111 @@
+"""Decode every image once into one uint8 array on disk; later runs map it into memory in milliseconds."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dataset_loader.store_building import FORMAT, IMAGES, KEPT, REJECTED, build_store, is_finished
+from utils.config import UserError
+
+# An array that moves to the device leaves the rest of its free memory to the model and the activations.
+MAX_DEVICE_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class ImageStore:
+    """M decoded X-rays.
+
+    array   uint8 [M, 1, S, S]: a read-only memory map, or a tensor once it lies on the device
+    kept    int64 [M], increasing: the rows' positions in the list of files that was asked for
+    size    S
+    folder  where it lies on disk
+    device  where `gather` puts a batch
+    """
+
+    array: np.ndarray | torch.Tensor
+    kept: np.ndarray
+    size: int
+    folder: Path
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def gather(self, indices: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Rows [B] -> uint8 [B, 1, S, S] on `device`. Raises IndexError for a row outside 0..M-1."""
+        if isinstance(indices, torch.Tensor) and indices.is_cuda and isinstance(self.array, torch.Tensor):
+            return self.array[indices]  # no check of the range: it would wait for the device
+        rows = indices.cpu().numpy() if isinstance(indices, torch.Tensor) else np.asarray(indices)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} asked of a store of {len(self)}")
+        if isinstance(self.array, torch.Tensor):
+            return self.array[torch.from_numpy(rows).to(self.device, non_blocking=True)]
+        pinned = self.device.type == "cuda"
+        batch = torch.empty((len(rows), *self.array.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
+        # "clip" writes into the batch directly, "raise" by way of a second buffer
+        np.take(self.array, rows, axis=0, out=batch.numpy(), mode="clip")
+        return batch.to(self.device, non_blocking=pinned)
+
+    def to(self, device: torch.device | str) -> "ImageStore":
+        """The same store, gathering onto `device`; the array itself moves there if it fits."""
+        device = torch.device(device)
+        images = _map_images(self.folder)
+        array = _copy_to(images, device) if _fits(images.nbytes, device) else images
+        return replace(self, array=array, device=device)
+
+
+def open_store(
+    root: Path, paths: Sequence[str], size: int, cache_dir: Path, show_progress: bool = True
+) -> ImageStore:
+    """Open the store of the images `root/paths` at `size` x `size` pixels; decode what is not decoded yet.
+
+    The store is the folder `cache_dir/<key>/`, where the key hashes the files' names, sizes and modification
+    times: a changed file makes a new store. A build that was killed goes on where it stopped; of several
+    processes one builds and the others wait. Broken files are left out and counted on stderr (unless
+    `show_progress` is off), reasons in rejected.csv. Raises UserError if too many are broken or smaller than
+    `size`, or the disk is too full.
+    """
+    root, names = Path(root), [str(path) for path in paths]
+    if not names:
+        raise UserError(f"found no image to decode under {root}, expected at least one.")
+    folder = Path(cache_dir) / _key(root, names, size)
+    if not is_finished(folder, size):
+        build_store(root, names, size, folder, show_progress)
+    store = ImageStore(_map_images(folder), np.load(folder / KEPT), size, folder, torch.device("cpu"))
+    if show_progress and len(store) < len(names):
+        lost = len(names) - len(store)
+        print(f"{lost:,} of {len(names):,} images left out: see {folder / REJECTED}", file=sys.stderr)
+    return store
+
+
+def _key(root: Path, names: list[str], size: int) -> str:
+    digest = hashlib.sha256(f"format {FORMAT}, {size} px\n".encode())
+    for name in names:
+        try:
+            found = os.stat(f"{root}/{name}")
+            digest.update(f"{name}\t{found.st_size}\t{found.st_mtime_ns}\n".encode())
+        except OSError:
+            digest.update(f"{name}\tmissing\n".encode())
+    return f"{size}px-{digest.hexdigest()[:16]}"
+
+
+def _map_images(folder: Path) -> np.ndarray:
+    return np.load(folder / IMAGES, mmap_mode="r")
+
+
+def _fits(size_bytes: int, device: torch.device) -> bool:
+    return device.type == "cuda" and size_bytes <= MAX_DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
+
+
+def _copy_to(images: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Piece by piece, so that the host's memory never holds the array as a whole."""
+    copy = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(images), 1000):
+        copy[start : start + 1000] = torch.from_numpy(np.array(images[start : start + 1000]))
+    return copy

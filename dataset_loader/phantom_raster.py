@@ -1,0 +1,118 @@
+"""The brushes of the phantoms: smooth random fields, blur, points splatted on a grid, glyphs. All float32."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+
+Array = np.ndarray
+
+_GLYPHS = {  # 5 x 7 dots, a row an integer, most significant bit on the left
+    "A": (14, 17, 17, 31, 17, 17, 17),
+    "L": (16, 16, 16, 16, 16, 16, 31),
+    "P": (30, 17, 17, 30, 16, 16, 16),
+    "R": (30, 17, 17, 30, 20, 18, 17),
+}
+
+
+def step(distance: Array, width: float) -> Array:
+    """0 to 1 where `distance` goes from -width to width, with flat ends (the cubic smoothstep)."""
+    t = distance * np.float32(0.5 / width)
+    t += np.float32(0.5)
+    np.clip(t, 0, 1, out=t)
+    squared = t * t
+    t *= -2
+    t += 3
+    return np.multiply(t, squared, out=t)
+
+
+def bump(distance: Array, width: float) -> Array:
+    """1 at distance 0, 0 from `width` on: a bell of finite support, (1 - (d/w)^2)^2."""
+    t = distance * np.float32(1 / width)
+    np.multiply(t, t, out=t)
+    np.subtract(1, t, out=t)
+    np.maximum(t, 0, out=t)
+    return np.multiply(t, t, out=t)
+
+
+def norm(x: Array, y: Array) -> Array:
+    """Length of the vectors (x, y); np.hypot, which minds overflow, takes six times as long."""
+    return np.sqrt(x * x + y * y)
+
+
+def _weighted_sum(parts: Sequence[Array], weights: Sequence[Array | np.float32]) -> Array:
+    """Sum of weights times parts, without a new array for every term."""
+    total = parts[0] * weights[0]
+    term = np.empty_like(total)
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        total += np.multiply(part, weight, out=term)
+    return total
+
+
+@cache
+def _bspline_taps(cells: int, pixels: int) -> tuple[Array, Array]:
+    """First coefficient [pixels] and the 4 cubic B-spline weights [4, pixels] of each pixel."""
+    t = (np.arange(pixels, dtype=np.float32) + 0.5) * (cells / pixels)
+    first = np.minimum(t.astype(np.int64), cells - 1)
+    f = (t - first).astype(np.float32)
+    weights = ((1 - f) ** 3, 3 * f**3 - 6 * f**2 + 4, -3 * f**3 + 3 * f**2 + 3 * f + 1, f**3)
+    return first, np.stack(weights) / 6
+
+
+def spline_surface(coefficients: Array, shape: tuple[int, int]) -> Array:
+    """Cubic B-spline surface [H, W] over [h + 3, w + 3] coefficients."""
+    first, weights = _bspline_taps(coefficients.shape[1] - 3, shape[1])
+    rows = _weighted_sum([coefficients[:, first + k] for k in range(4)], list(weights))  # [h + 3, W]
+    first, weights = _bspline_taps(coefficients.shape[0] - 3, shape[0])
+    return _weighted_sum([rows[first + k] for k in range(4)], list(weights[:, :, None]))  # [H, W]
+
+
+def smooth_noise(rng: np.random.Generator, cells: int, shape: tuple[int, int]) -> Array:
+    """Random field [H, W] of about unit variance whose grains are height / cells pixels large."""
+    wide = max(1, round(cells * shape[1] / shape[0]))
+    coefficients = rng.standard_normal((cells + 3, wide + 3), dtype=np.float32)
+    return spline_surface(coefficients, shape) * np.float32(2.1)  # the spline averages to std 1 / 2.1
+
+
+def low_pass(image: Array, cells: int) -> Array:
+    """A very wide blur [H, W]: means over cells x cells blocks, made smooth again."""
+    rows = np.linspace(0, image.shape[0], cells + 1).astype(np.int64)
+    cols = np.linspace(0, image.shape[1], cells + 1).astype(np.int64)
+    means = np.add.reduceat(np.add.reduceat(image, rows[:-1], axis=0), cols[:-1], axis=1)
+    means /= (np.diff(rows)[:, None] * np.diff(cols)[None]).astype(np.float32)
+    return spline_surface(np.pad(means, 1, mode="edge"), image.shape)
+
+
+def blur(image: Array, sigma: float) -> Array:
+    """Gaussian blur with the edge repeated; `sigma` in pixels."""
+    radius = int(np.ceil(2.5 * sigma))
+    taps = range(2 * radius + 1)
+    weights = np.exp(-0.5 * ((np.array(taps) - radius) / sigma) ** 2)
+    weights = list((weights / weights.sum()).astype(np.float32))
+    height, width = image.shape
+    padded = np.pad(image, ((radius, radius), (0, 0)), mode="edge")
+    image = _weighted_sum([padded[k : k + height] for k in taps], weights)
+    padded = np.pad(image, ((0, 0), (radius, radius)), mode="edge")
+    return _weighted_sum([padded[:, k : k + width] for k in taps], weights)
+
+
+def splat(rows: Array, cols: Array, weights: Array, shape: tuple[int, int]) -> Array:
+    """Sum of points [H, W], each spread over its four nearest pixels; points outside are dropped."""
+    height, width = shape
+    rows, cols, weights = rows.ravel(), cols.ravel(), np.broadcast_to(weights, rows.shape).ravel()
+    inside = (rows >= 0) & (rows < height - 1) & (cols >= 0) & (cols < width - 1)
+    rows, cols, weights = rows[inside], cols[inside], weights[inside]
+    r, c = rows.astype(np.int64), cols.astype(np.int64)
+    fr, fc = rows - r, cols - c
+    total = np.zeros(height * width)
+    for dr, wr in ((0, 1 - fr), (1, fr)):
+        for dc, wc in ((0, 1 - fc), (1, fc)):
+            total += np.bincount((r + dr) * width + c + dc, weights * wr * wc, minlength=height * width)
+    return total.reshape(shape).astype(np.float32)
+
+
+def text_stencil(text: str, scale: int) -> Array:
+    """Letters as a bool array [7 * scale, 6 * scale * len(text)]."""
+    letters = [[[row >> bit & 1 for bit in (4, 3, 2, 1, 0, 5)] for row in _GLYPHS[letter]] for letter in text]
+    dots = np.concatenate([np.array(letter, dtype=bool) for letter in letters], axis=1)
+    return np.kron(dots, np.ones((scale, scale), dtype=bool))

@@ -1,0 +1,126 @@
+"""Train, validation and test parts that share no patient."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dataset_loader.columns import Columns
+from utils.config import UserError
+from utils.files import write_text
+
+PARTS = ("train", "val", "test")
+
+_COLUMNS = ("file", "label", "group", "part")
+
+
+def split_by_group(
+    paths: np.ndarray,
+    groups: np.ndarray,
+    strata: np.ndarray,
+    seed: int,
+    shares: Sequence[float] = (0.8, 0.1, 0.1),
+) -> np.ndarray:
+    """The part of each of N images, [N] of PARTS: whole groups only, stratified.
+
+    `strata` is an int per image; a group's stratum is the most frequent one among its images. Each part gets
+    its share of the images of each stratum to within one group, and what is rounded in one stratum is made
+    good in the next. Groups are drawn in the order of a hash of (seed, group): neither the order of the
+    images nor the version of a random generator matters. Raises ValueError for lengths that differ, a path
+    listed twice or shares that do not sum to 1.
+    """
+    if not len(paths) == len(groups) == len(strata) or len(np.unique(paths)) != len(paths):
+        raise ValueError("paths, groups and strata must have one length, and a path must be listed once")
+    if len(shares) != len(PARTS) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
+        raise ValueError(f"shares {shares} are not one per part of {PARTS} with a sum of 1")
+    names, group_of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    stratum_of, size_of = _group_strata(group_of, np.asarray(strata)), np.bincount(group_of)
+    drawn = np.argsort([hashlib.sha256(f"{seed}:{name}".encode()).hexdigest() for name in names])
+    part_of = np.empty(len(names), dtype=np.int64)
+    carried = [0.0] * len(PARTS)  # images that each part is owed from the strata so far
+    for stratum in np.unique(stratum_of):
+        members = drawn[stratum_of[drawn] == stratum]
+        part_of[members], carried = _deal(size_of[members].tolist(), shares, carried)
+    return np.array(PARTS)[part_of[group_of]]
+
+
+def _group_strata(group_of: np.ndarray, strata: np.ndarray) -> np.ndarray:
+    """[G]: the most frequent stratum among a group's images, the lowest of equals."""
+    values, codes = np.unique(strata, return_inverse=True)
+    cells = (group_of.max() + 1) * len(values)
+    counts = np.bincount(group_of * len(values) + codes, minlength=cells)
+    return values[counts.reshape(-1, len(values)).argmax(axis=1)]
+
+
+def _deal(sizes: list[int], shares: Sequence[float], carried: list[float]) -> tuple[list[int], list[float]]:
+    """Deal a stratum's groups, of `sizes` images, to the parts; also returns what the parts are owed after it.
+
+    A group goes to the part that is owed most among those that can take it whole; if none can, among those
+    that are owed anything. So no part exceeds its share of the stratum by a whole group.
+    """
+    owed = [share * sum(sizes) for share in shares]
+    parts = []
+    for size in sizes:
+        takers = [part for part, images in enumerate(owed) if images >= size - 1e-9]
+        takers = takers or [part for part, images in enumerate(owed) if images > 1e-9]
+        part = max(takers, key=lambda part: owed[part] + carried[part])
+        owed[part] -= size
+        parts.append(part)
+    return parts, [before + rest for before, rest in zip(carried, owed, strict=True)]
+
+
+def strata_of(labels: np.ndarray) -> np.ndarray:
+    """What to stratify by, [N] int64.
+
+    Class labels [N] are their own strata. Findings [N, C] (1 positive, anything else not) overlap: an image's
+    stratum is 1 + the rarest of its positive findings, 0 if it has none. So the findings that a random split
+    would spread worst are spread best (the idea of Sechidis et al. 2011, section 3).
+    """
+    if labels.ndim == 1:
+        return labels.astype(np.int64)
+    positive = labels == 1
+    rarest_first = np.argsort(positive.sum(axis=0), kind="stable")
+    rarest = rarest_first[positive[:, rarest_first].argmax(axis=1)]
+    return np.where(positive.any(axis=1), 1 + rarest, 0).astype(np.int64)
+
+
+def split_hash(paths: np.ndarray, parts: np.ndarray) -> str:
+    """16 hex digits that name a split: equal for equal parts, in whatever order the images stand."""
+    lines = sorted(f"{path}\t{part}\n" for path, part in zip(paths, parts, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+
+
+def write_split(path: Path, columns: Columns, parts: np.ndarray) -> None:
+    """Write file,label,group,part as CSV; a label is the class's name or the findings that are not blank."""
+    table = pd.DataFrame(
+        {"file": columns.paths, "label": _label_texts(columns), "group": columns.groups, "part": parts}
+    )
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def read_split(path: Path) -> pd.DataFrame:
+    """The columns file, label, group, part, all str. Raises UserError if `path` is no such table."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is not a readable split: {str(error).strip()}") from error
+    if tuple(table.columns) != _COLUMNS or not set(table["part"]) <= set(PARTS):
+        raise UserError(
+            f"{path} is not a split: expected the columns {','.join(_COLUMNS)} and the parts {PARTS}."
+        )
+    return table
+
+
+def _label_texts(columns: Columns) -> list[str]:
+    """`COVID`, or `Edema=1;Cardiomegaly=-1`."""
+    if columns.labels.ndim == 1:
+        return [columns.label_names[label] for label in columns.labels]
+    texts: list[list[str]] = [[] for _ in range(len(columns))]
+    for name, values in zip(columns.label_names, columns.labels.T, strict=True):
+        for value in (1, 0, -1):
+            text = f"{name}={value}"
+            for row in np.flatnonzero(values == value).tolist():
+                texts[row].append(text)
+    return [";".join(parts) for parts in texts]

@@ -1,0 +1,205 @@
+"""The building of an image store: in parallel, resumable, by one process at a time.
+
+A store is a folder of
+
+images.npy     uint8 [M, 1, S, S], appended to while it is built
+kept.npy       int64 [M]: which of the N requested files the M rows are
+rejected.csv   file and reason of the N - M others
+store.json     written last: a folder without it holds an unfinished build
+progress.json  until then: how far the build has come
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from tqdm import tqdm
+
+from dataset_loader.decoding import BrokenImageError, decode_square
+from utils.config import UserError
+from utils.files import write_atomically, write_json, write_text
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+FORMAT = 1  # part of a store's key: raise it when the decoding or these files change
+IMAGES, KEPT, REJECTED = "images.npy", "kept.npy", "rejected.csv"
+
+# More broken files than this are no accident but a wrong store_res, or a download that broke off.
+MAX_REJECTED_SHARE = 0.1
+
+_FINISHED, _PROGRESS = "store.json", "progress.json"
+_CHUNK_BYTES = 64 * 2**20  # 1,000 images at 256 px: the most that a killed build loses or memory holds
+_HEADER_BYTES = 128  # of a .npy file of this type, whatever M is
+
+
+def is_finished(folder: Path, size: int) -> bool:
+    """Whether `folder` holds a whole store of `size` x `size` images."""
+    try:
+        kept = json.loads((folder / _FINISHED).read_text(encoding="utf-8"))["kept"]
+        return (folder / IMAGES).stat().st_size == _HEADER_BYTES + kept * size**2
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def build_store(root: Path, names: list[str], size: int, folder: Path, show_progress: bool) -> None:
+    """Decode the N files `root/names` into a store in `folder`, or wait while another process does.
+
+    Raises UserError if more than MAX_REJECTED_SHARE of them cannot be used, or the disk is too full.
+    """
+    with _only_builder(folder):
+        if is_finished(folder, size):  # built by the process that this one waited for
+            return
+        (folder / _FINISHED).unlink(missing_ok=True)
+        done, rejected = _read_progress(folder, size)
+        _check_disk((len(names) - done) * size**2, folder)
+        rejected = _decode_all(root, names, size, folder, done, rejected, show_progress)
+        _finish(root, names, size, folder, rejected)
+
+
+@contextmanager
+def _only_builder(folder: Path) -> Iterator[None]:
+    """Wait until no other process builds in `folder`, then keep the others out."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("ab")
+    except OSError as error:
+        raise UserError(f"cannot write the decoded images to {folder}: {error.strerror}.") from error
+    with file:
+        if not _lock(file):
+            print(f"another process is decoding the same images into {folder}; waiting", file=sys.stderr)
+            while not _lock(file):
+                time.sleep(0.2)
+        yield
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Try to take the operating system's lock; it ends with its process, however that one ends."""
+    try:
+        if sys.platform == "win32":
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        raise UserError(
+            f"{file.name} lies on a file system without locks ({error.strerror}); "
+            "make the cache folder a link to a local disk."
+        ) from error
+    return True
+
+
+def _read_progress(folder: Path, size: int) -> tuple[int, dict[int, str]]:
+    """How many files an earlier build has decoded, and which of them it rejected and why."""
+    try:
+        progress = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
+        written = (folder / IMAGES).stat().st_size
+    except (OSError, ValueError):
+        return 0, {}
+    done, rejected = progress["done"], {int(row): reason for row, reason in progress["rejected"].items()}
+    return (done, rejected) if written >= _HEADER_BYTES + (done - len(rejected)) * size**2 else (0, {})
+
+
+def _check_disk(needed: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"the decoded images need {needed / 1e9:.1f} GB more in {folder}, where {free / 1e9:.1f} GB are "
+            "free; make room or lower store_res."
+        )
+
+
+def _decode_all(
+    root: Path,
+    names: list[str],
+    size: int,
+    folder: Path,
+    done: int,
+    rejected: dict[int, str],
+    show_progress: bool,
+) -> dict[int, str]:
+    """Append the files from `done` on to images.npy, chunk by chunk; returns all that were rejected."""
+    chunk = max(1, _CHUNK_BYTES // size**2)
+    bar = tqdm(total=len(names), initial=done, desc=f"decoding to {size} px", disable=not show_progress)
+    # Threads: Pillow decodes and resizes without the interpreter's lock. Processes were no faster, and would
+    # start the script a second time on Windows and macOS.
+    with (folder / IMAGES).open("ab") as images, ThreadPoolExecutor(_cores()) as pool, bar:
+        images.truncate(_HEADER_BYTES + (done - len(rejected)) * size**2)  # what was not yet accounted for
+        for start in range(done, len(names), chunk):
+            files = [f"{root}/{name}" for name in names[start : start + chunk]]
+            for position, image in enumerate(pool.map(partial(_decode, size=size), files), start):
+                if isinstance(image, str):
+                    rejected[position] = image
+                else:
+                    images.write(image.data)
+                bar.update()
+            images.flush()
+            os.fsync(images.fileno())  # the images first, then the note that they are there
+            write_json(folder / _PROGRESS, {"done": start + len(files), "rejected": rejected})
+            _check_rejected(rejected, start + len(files), names, folder)
+    return rejected
+
+
+def _decode(file: str, size: int) -> np.ndarray | str:
+    """The image [S, S], or the reason why it is none."""
+    try:
+        return decode_square(file, size)
+    except BrokenImageError as error:
+        return str(error)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _check_rejected(rejected: dict[int, str], done: int, names: list[str], folder: Path) -> None:
+    if len(rejected) <= MAX_REJECTED_SHARE * len(names):
+        return
+    _write_rejected(rejected, names, folder)
+    for name in (IMAGES, _PROGRESS):  # so that the next call reads the files again
+        (folder / name).unlink()
+    examples = "; ".join(f"{names[row]}: {reason}" for row, reason in list(rejected.items())[:3])
+    raise UserError(
+        f"{len(rejected):,} of {'the first ' if done < len(names) else ''}{done:,} images cannot be used, "
+        f"more than {MAX_REJECTED_SHARE:.0%} of all: {examples}. All reasons are in {folder / REJECTED}."
+    )
+
+
+def _write_rejected(rejected: dict[int, str], names: list[str], folder: Path) -> None:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("file", "reason"))
+    table.writerows((names[row], reason) for row, reason in sorted(rejected.items()))
+    write_text(folder / REJECTED, text.getvalue())
+
+
+def _finish(root: Path, names: list[str], size: int, folder: Path, rejected: dict[int, str]) -> None:
+    kept = np.setdiff1d(np.arange(len(names)), np.array(list(rejected), dtype=np.int64))
+    header = io.BytesIO()
+    shape = (len(kept), 1, size, size)
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    assert len(header.getvalue()) == _HEADER_BYTES
+    with (folder / IMAGES).open("r+b") as images:
+        images.write(header.getvalue())
+        images.flush()
+        os.fsync(images.fileno())
+    write_atomically(folder / KEPT, lambda file: np.save(file, kept))
+    _write_rejected(rejected, names, folder)
+    counts = {"requested": len(names), "kept": len(kept), "rejected": len(rejected)}
+    write_json(folder / _FINISHED, {"root": str(root), "size": size, "format": FORMAT, **counts})
+    (folder / _PROGRESS).unlink()

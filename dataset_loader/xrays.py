@@ -1,0 +1,103 @@
+"""The one door to data: `open_xrays(config)` reads, decodes and splits a data set."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset_loader.chexpert_dataset import read_chexpert
+from dataset_loader.columns import Columns
+from dataset_loader.covid_dataset import read_covid
+from dataset_loader.image_store import ImageStore, open_store
+from dataset_loader.phantom_dataset import ensure_phantoms
+from dataset_loader.splits import PARTS, split_by_group, split_hash, strata_of
+from utils.config import REPO_ROOT, check_choice, repo_path
+
+DATASETS = ["phantom", "covid", "chexpert"]
+DATASETS_ROOT = REPO_ROOT / "datasets"
+DEFAULT_ROOTS = {
+    "covid": DATASETS_ROOT / "COVID-19_Radiography_Dataset",
+    "chexpert": DATASETS_ROOT / "CheXpert-v1.0-small",
+}
+
+
+class DataConfig(TypedDict):
+    """What `open_xrays` reads of a script's config."""
+
+    dataset: str
+    data_root: str
+    store_res: int
+    split_seed: int
+
+
+@dataclass(frozen=True)
+class XRays:
+    """A data set that is ready to train on: N usable X-rays, their pixels, and the part of each.
+
+    columns    what is known of each X-ray (those whose file is broken are left out)
+    store      their pixels, uint8 [N, 1, S, S]
+    parts      [N] "train", "val" or "test", by patient or other group
+    synthetic  whether they are phantoms
+    """
+
+    columns: Columns
+    store: ImageStore
+    parts: np.ndarray
+    synthetic: bool
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def indices(self, part: str) -> np.ndarray:
+        """Positions [n] of the X-rays of one part, or of all of them ("all")."""
+        return np.arange(len(self)) if part == "all" else np.flatnonzero(self.parts == part)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """Pixels, uint8 [B, 1, S, S] on the store's device, of the X-rays at `indices` [B]."""
+        return self.store.gather(indices)
+
+    def facts(self) -> dict[str, object]:
+        """What a run should remember of its data."""
+        counts = {part: int((self.parts == part).sum()) for part in PARTS}
+        return {
+            "data_root": str(self.columns.root),
+            "synthetic": self.synthetic,
+            "images": len(self),
+            "groups": len(np.unique(self.columns.groups)),
+            "images_by_part": counts,
+            "split_hash": split_hash(self.columns.paths, self.parts),
+        }
+
+
+def open_xrays(config: DataConfig, device: torch.device) -> XRays:
+    """Read the tables, decode what was not decoded before, split by group; pixels move to a GPU if they fit.
+
+    Raises UserError if the data are missing or unusable, saying where to get them and how to place them.
+    """
+    columns = read_columns(config)
+    store = open_store(columns.root, list(columns.paths), config["store_res"], DATASETS_ROOT / ".cache")
+    columns = columns.take(store.kept)
+    parts = split_by_group(columns.paths, columns.groups, strata_of(columns.labels), config["split_seed"])
+    xrays = XRays(columns, store.to(device), parts, synthetic=_is_phantom(columns.root))
+    described = ", ".join(f"{int((parts == part).sum()):,} {part}" for part in PARTS)
+    kind = " (synthetic)" if xrays.synthetic else ""
+    print(f"{config['dataset']}{kind}: {len(xrays):,} X-rays, {described}", file=sys.stderr)
+    return xrays
+
+
+def read_columns(config: DataConfig) -> Columns:
+    """The columns of the data set that `config` names; phantoms are drawn if they are not there yet."""
+    check_choice("dataset", config["dataset"], DATASETS)
+    if config["dataset"] == "phantom":
+        folder = repo_path(config["data_root"]) if config["data_root"] else DATASETS_ROOT / "phantom"
+        return read_covid(ensure_phantoms(folder)[0])
+    root = repo_path(config["data_root"]) if config["data_root"] else DEFAULT_ROOTS[config["dataset"]]
+    return read_covid(root) if config["dataset"] == "covid" else read_chexpert(root)
+
+
+def _is_phantom(root: Path) -> bool:
+    return (root.parent / "phantom.json").exists()

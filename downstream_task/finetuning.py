@@ -1,0 +1,97 @@
+"""Judging a backbone by few labels: its features, computed once, and probes on them."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedKFold
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from augmentations.transform_utils import TwinViews, step_generator
+from dataset_loader.xrays import XRays
+from utils.metrics import auroc, balanced_accuracy, knn_scores
+
+REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse strengths C that the linear probe chooses from
+FEWEST = 5  # images with and without a finding, in both parts, below which it is not probed
+
+
+@torch.no_grad()
+def extract_features(
+    network: nn.Module, xrays: XRays, indices: np.ndarray, out_size: int, in_channels: int, dtype: torch.dtype
+) -> Tensor:
+    """Features float32 [n, F] on the CPU, of the X-rays at `indices` without augmentation, in eval mode."""
+    views = TwinViews("none", out_size)
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    features = []
+    for batch in torch.from_numpy(indices).split(128):
+        y = views.single(xrays.batch(batch), step_generator(0, 0, 0)).expand(-1, in_channels, -1, -1)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            features.append(network(y).float().cpu())
+    network.train(was_training)
+    return torch.cat(features)
+
+
+def linear_probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Class probabilities [M, C] of test features [M, F], by logistic regression at its optimum.
+
+    The features are standardised; the L2 strength is the most likely of REGULARISATION on a fifth of the
+    training images, held out by class, after which the regression is fitted to all of them.
+    """
+    scaler = StandardScaler().fit(train)
+    train, test = scaler.transform(train), scaler.transform(test)
+    fit_part, held_out = next(StratifiedKFold(5, shuffle=True, random_state=0).split(train, labels))
+
+    def fitted(c: float, rows: np.ndarray) -> LogisticRegression:
+        return LogisticRegression(C=c, max_iter=2000).fit(train[rows], labels[rows])
+
+    losses = [
+        log_loss(labels[held_out], fitted(c, fit_part).predict_proba(train[held_out])) for c in REGULARISATION
+    ]
+    return fitted(REGULARISATION[int(np.argmin(losses))], np.arange(len(train))).predict_proba(test)
+
+
+def probe(train: Tensor, train_labels: np.ndarray, test: Tensor, test_labels: np.ndarray) -> dict[str, float]:
+    """Scores of a linear and a kNN probe on frozen features [N, F], [M, F]; empty if nothing can be probed.
+
+    Class labels [N] give balanced accuracy (chance 1 / C). Findings [N, C] with NaN where unknown give the mean AUROC
+    (chance 0.5) over those that at least FEWEST images have, and FEWEST have not, in both parts.
+    """
+    if train_labels.ndim == 1:
+        return _probe_one(train, train_labels, test, test_labels, balanced_accuracy)
+    scores = []
+    for c in range(train_labels.shape[1]):
+        known, test_known = np.isfinite(train_labels[:, c]), np.isfinite(test_labels[:, c])
+        y, test_y = train_labels[known, c].astype(int), test_labels[test_known, c].astype(int)
+        if min(y.sum(), (1 - y).sum(), test_y.sum(), (1 - test_y).sum()) >= FEWEST:
+            scores.append(_probe_one(train[known], y, test[test_known], test_y, auroc))
+    return {name: float(np.mean([score[name] for score in scores])) for name in (scores[0] if scores else {})}
+
+
+def probe_labels(labels: np.ndarray) -> np.ndarray:
+    """Labels as probes take them: classes as they are; findings 0, 1 or NaN where the label is uncertain.
+
+    A blank is a finding that the report does not mention, which CheXpert's authors count as negative.
+    """
+    if labels.ndim == 1:
+        return labels
+    return np.where(labels == -1, np.nan, np.nan_to_num(labels, nan=0.0))
+
+
+def _probe_one(
+    train: Tensor,
+    labels: np.ndarray,
+    test: Tensor,
+    test_labels: np.ndarray,
+    score: Callable[[np.ndarray, np.ndarray], float],
+) -> dict[str, float]:
+    one_hot = F.one_hot(torch.from_numpy(labels))
+    return {
+        "probe/linear": score(test_labels, linear_probe(train.numpy(), labels, test.numpy())),
+        "probe/knn": score(test_labels, knn_scores(train, one_hot, test).numpy()),
+    }

@@ -1,0 +1,82 @@
+"""Is Barlow Twins learning, or collapsing? A few numbers each epoch, and a verdict in words."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from self_sup_classes.barlow import random_embedding_loss
+from utils.metrics import dead_dimensions, effective_rank
+
+# Bounds of the verdict; tests hold them against induced failures and a healthy run.
+COLLAPSED_RANK = 3.0
+DEAD_SHARE = 0.5  # of the dimensions
+NOT_ALIGNED = 0.9  # on-diagonal against random embeddings'
+
+
+@dataclass(frozen=True)
+class Health:
+    """The health panel of one epoch.
+
+    on_ratio, off_ratio  the parts of the training loss divided by those of random embeddings of the same N and D:
+                         on_ratio falls from 1 to 0 as the two views of an image agree; off_ratio is large while
+                         dimensions repeat each other and falls towards 1, which is chance
+    rank, max_rank       effective rank of the embeddings, and the largest that their number and width allow
+    dead, width          embedding dimensions that hardly vary, and all
+    feature_rank, dead_features  the same of the backbone's features
+    """
+
+    on_ratio: float
+    off_ratio: float
+    rank: float
+    max_rank: int
+    dead: int
+    width: int
+    feature_rank: float
+    dead_features: int
+
+    def scalars(self) -> dict[str, float]:
+        """The numbers, tagged for metrics.csv and TensorBoard."""
+        return {
+            "health/rank": self.rank,
+            "health/dead_dimensions": self.dead,
+            "health/feature_rank": self.feature_rank,
+            "health/dead_features": self.dead_features,
+            "health/on_diagonal_vs_random": self.on_ratio,
+            "health/off_diagonal_vs_random": self.off_ratio,
+        }
+
+    def verdict(self) -> str:
+        """The word "healthy" with the rank, or what is wrong, by which number, and what to change."""
+        if self.rank < COLLAPSED_RANK:
+            return f"collapsing: rank {self.rank:.1f} of {self.max_rank}; raise barlow_lambda or lower lr"
+        if self.dead > DEAD_SHARE * self.width:
+            return f"collapsing: {self.dead} of {self.width} dimensions are dead; lower lr"
+        if self.on_ratio > NOT_ALIGNED and self.off_ratio < 2:
+            return (
+                f"lambda too high: dimensions are decorrelated (off-diagonal {self.off_ratio:.2f} of random), but the "
+                f"views of an image do not agree (on-diagonal {self.on_ratio:.2f} of random); lower barlow_lambda"
+            )
+        if self.on_ratio > NOT_ALIGNED:
+            return f"not learning: on-diagonal {self.on_ratio:.2f} of random; train longer or change lr"
+        return f"healthy: rank {self.rank:.0f} of {self.max_rank}, on-diagonal {self.on_ratio:.2f} of random"
+
+
+def measure_health(
+    features: Tensor, embeddings: Tensor, on_diagonal: float, off_diagonal: float, batch_size: int
+) -> Health:
+    """The health panel from features [n, F] and embeddings [n, D] of a fixed sample and an epoch's mean losses.
+
+    batch_size is that of training, over which the loss correlates.
+    """
+    n, d = embeddings.shape
+    _, random_on, random_off = random_embedding_loss(batch_size, d, lambd=0.0)
+    return Health(
+        on_ratio=on_diagonal / random_on,
+        off_ratio=off_diagonal / random_off,
+        rank=effective_rank(embeddings),
+        max_rank=min(n - 1, d),
+        dead=dead_dimensions(embeddings),
+        width=d,
+        feature_rank=effective_rank(features),
+        dead_features=dead_dimensions(features),
+    )

@@ -1,0 +1,1 @@
+"""Which recipe? Then the final pretraining."""

@@ -1,0 +1,131 @@
+"""What is measured on fixed images while Barlow Twins trains: health, probes, pictures; and the best epoch."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from augmentations.transform_utils import TwinViews, denormalise, step_generator
+from dataset_loader.xrays import XRays
+from downstream_task.finetuning import extract_features, probe, probe_labels
+from self_sup_classes.backbones import save_backbone
+from self_sup_classes.barlow import BarlowTwins, cross_correlation, random_embedding_loss
+from self_sup_classes.health import Health, measure_health
+from selfsup_task.pretrain_config import PretrainConfig
+from utils import plots
+from utils.hardware import choose_precision
+from utils.logging_utils import Run
+
+PROBES = ("probe/linear", "probe/knn")
+PROBE_IMAGES = 2000  # at most, from each of train and val: the online probe is a gauge, not a result
+HEALTH_IMAGES = 1024
+VIEWS_SHOWN = 6
+
+
+class Gauge:
+    """What is measured after each epoch on fixed images: health, probes, and which epoch is best by probe."""
+
+    def __init__(
+        self,
+        model: BarlowTwins,
+        views: TwinViews,
+        xrays: XRays,
+        indices: np.ndarray,
+        config: PretrainConfig,
+        run: Run,
+    ):
+        self.model, self.views, self.xrays, self.config, self.run = model, views, xrays, config, run
+        self.device = next(model.parameters()).device
+        self.dtype = choose_precision(config["precision"], self.device)
+        self.sample = _sample(indices, HEALTH_IMAGES)
+        self.train, self.val = (_sample(xrays.indices(part), PROBE_IMAGES) for part in ("train", "val"))
+        self.labels = probe_labels(xrays.columns.labels)
+
+    def __call__(self, epoch: int, step: int, means: Mapping[str, float]) -> dict[str, float]:
+        """The numbers of one epoch; the first process alone measures them."""
+        if not self.run.is_writer:
+            return {}
+        numbers = self.health(means).scalars()
+        if epoch % self.config["probe_every"] == 0 or epoch == self.config["num_epochs"]:
+            self.run.save_figure("cross_correlation", self.correlation_figure(epoch), step)
+            numbers |= self.probe()
+            self._keep_best(numbers)
+        return numbers
+
+    def measure_random_network(self) -> dict[str, float]:
+        """Ranks and probes of the network as it is before the first step."""
+        ranks = self.health({"train/on_diagonal": np.nan, "train/off_diagonal": np.nan}).scalars()
+        return {tag: value for tag, value in ranks.items() if np.isfinite(value)} | self.probe()
+
+    def health(self, means: Mapping[str, float]) -> Health:
+        """The health panel of the network as it is, given an epoch's mean on- and off-diagonal."""
+        features = self._features(self.sample)
+        with torch.no_grad():
+            embeddings = self.model.projector(features.to(self.device)).cpu()
+        on_diagonal, off_diagonal = means["train/on_diagonal"], means["train/off_diagonal"]
+        return measure_health(features, embeddings, on_diagonal, off_diagonal, self.config["batch_size"])
+
+    def probe(self) -> dict[str, float]:
+        """Linear and kNN probe on validation; empty where there are no labels to probe."""
+        train, val = self._features(self.train), self._features(self.val)
+        return probe(train, self.labels[self.train], val, self.labels[self.val])
+
+    @property
+    def chance(self) -> float:
+        """The probes' score for a guess."""
+        return 1 / len(self.xrays.columns.label_names) if self.labels.ndim == 1 else 0.5
+
+    def _keep_best(self, numbers: Mapping[str, float]) -> None:
+        earlier = [row["probe/linear"] for row in self.run.rows[1:] if "probe/linear" in row]
+        if "probe/linear" in numbers and numbers["probe/linear"] > max(earlier, default=-1.0):
+            path = self.run.folder / f"{self.config['backbone']}_best_state_dict.pt"
+            save_backbone(path, self.model.backbone)
+
+    def _features(self, indices: np.ndarray) -> Tensor:
+        resolution, channels = self.config["img_res"], self.config["in_channels"]
+        return extract_features(self.model.backbone, self.xrays, indices, resolution, channels, self.dtype)
+
+    def _fixed_views(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels uint8 [n, 1, S, S] of the first n images of the sample, and two views [n, 1, R, R] of them."""
+        images = self.xrays.batch(torch.from_numpy(self.sample[:n]))
+        return images, *self.views(images, step_generator(self.config["random_seed"], 0, 0))
+
+    def views_figure(self) -> Figure:
+        """What the network has to see as the same: some images, each with two views."""
+        images, y1, y2 = self._fixed_views(VIEWS_SHOWN)
+        pictures = {
+            "X-ray": images.float() / 255,
+            "view 1": denormalise(y1),
+            "view 2": denormalise(y2),
+        }
+        title = f"Two views of each X-ray, recipe {self.config['recipe']!r}" + self._synthetic
+        return plots.image_grid({name: p[:, 0].cpu().numpy() for name, p in pictures.items()}, title)
+
+    @torch.no_grad()
+    def correlation_figure(self, epoch: int) -> Figure:
+        """The cross-correlation matrix of two views of a fixed batch, by the network in eval mode."""
+        n = min(self.config["batch_size"], len(self.sample))
+        views = [y.expand(-1, self.config["in_channels"], -1, -1) for y in self._fixed_views(n)[1:]]
+        z1, z2 = (self.model.embed(y)[1] for y in views)
+        title = f"Cross-correlation of two views of {n} X-rays, epoch {epoch}" + self._synthetic
+        return plots.correlation_matrix(cross_correlation(z1, z2).cpu().numpy(), title)
+
+    def curves_figure(self) -> Figure:
+        """The run's curves, with the loss that random embeddings would have."""
+        config = self.config
+        loss, on_diagonal, _ = random_embedding_loss(
+            config["batch_size"], config["projector_dims"][-1], config["barlow_lambda"]
+        )
+        levels = {"train/loss": loss, "train/on_diagonal": on_diagonal, "chance": self.chance}
+        return plots.training_curves(self.run.rows, f"{self.run}{self._synthetic}", levels)
+
+    @property
+    def _synthetic(self) -> str:
+        return " (synthetic)" if self.xrays.synthetic else ""
+
+
+def _sample(indices: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` of the indices, always the same ones, in ascending order."""
+    return np.sort(np.random.default_rng(0).permutation(indices)[:most])

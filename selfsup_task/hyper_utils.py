@@ -1,0 +1,114 @@
+"""What the self-supervised scripts share: `pretrain(config)`, one Barlow Twins run from images to encoder."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from augmentations.transform_utils import TwinViews, step_generator
+from dataset_loader.splits import write_split
+from dataset_loader.xrays import open_xrays
+from self_sup_classes.backbones import Backbone, save_backbone
+from self_sup_classes.barlow import BarlowTwins
+from selfsup_task.gauge import PROBES, Gauge
+from selfsup_task.pretrain_config import PretrainConfig, derived_name
+from utils import distributed
+from utils.config import UserError, check_choice, check_config
+from utils.hardware import (
+    choose_device,
+    describe_device,
+    keep_freed_memory,
+    make_deterministic,
+)
+from utils.logging_utils import Run
+from utils.training_utils import check_fit_config, fit, mixed_seed
+
+
+def pretrain(config: PretrainConfig) -> Run:
+    """Train a Barlow Twins network as `config` says; the finished run, or the stored one if it was finished.
+
+    Under torchrun, the loss and the BatchNorm statistics are those of the global batch.
+    Raises UserError for a config, data or a run folder that cannot be used, before anything is written.
+    """
+    check_config(config, PretrainConfig)
+    check_choice("pretrain_on", config["pretrain_on"], ["train", "all"])
+    if config["threads"] > 0:
+        torch.set_num_threads(config["threads"])
+    keep_freed_memory()
+    make_deterministic()
+    device = choose_device(config["device"])
+    with distributed.process_group(device):
+        run = Run(config["run_name"] or derived_name(config), config)
+        if run.summary is None:
+            _pretrain(config, device, run)
+        return run
+
+
+def build_model(config: PretrainConfig) -> BarlowTwins:
+    """The network, initialised from config["random_seed"] alone."""
+    if not config["projector_dims"] or min(config["projector_dims"]) < 1:
+        raise UserError(
+            f"projector_dims is {config['projector_dims']}; expected widths such as [512] or [512, 512]."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mixed_seed(config["random_seed"]))
+        backbone = Backbone(config["backbone"], config["in_channels"])
+        return BarlowTwins(backbone, config["projector_dims"], config["barlow_lambda"])
+
+
+def _pretrain(config: PretrainConfig, device: torch.device, run: Run) -> None:
+    views = TwinViews(config["recipe"], config["img_res"])
+    model = build_model(config)
+    with distributed.main_process_first():
+        xrays = open_xrays(config, device)
+    indices = xrays.indices(config["pretrain_on"])
+    check_fit_config(config, len(indices))
+    run.start(device=describe_device(device), data=xrays.facts(), pretrained_on=len(indices))
+    if run.is_writer:
+        write_split(run.folder / "split.csv", xrays.columns, xrays.parts)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    twins = distributed.data_parallel(model)
+
+    def step(batch: Tensor, epoch: int, step_in_epoch: int) -> Mapping[str, Tensor]:
+        generator = step_generator(config["random_seed"], epoch, step_in_epoch, distributed.rank())
+        y1, y2 = views(xrays.batch(batch), generator)  # float32 [B, 1, R, R] each
+        channels = config["in_channels"]
+        return twins(y1.expand(-1, channels, -1, -1), y2.expand(-1, channels, -1, -1))._asdict()
+
+    gauge = Gauge(model, views, xrays, indices, config, run)
+    if run.is_writer:
+        run.save_figure("views", gauge.views_figure(), step=0)
+        if run.checkpoint() is None:
+            run.add_row({"epoch": 0, "step": 0, **gauge.measure_random_network()})
+    fit(model, step, gauge, indices, config, run)
+    if run.is_writer:
+        save_backbone(run.folder / f"{config['backbone']}_final_state_dict.pt", model.backbone)
+        run.save_figure("curves", gauge.curves_figure())
+        run.finish(_summary(config, gauge, run, len(indices)))
+    distributed.barrier()
+
+
+def _summary(config: PretrainConfig, gauge: Gauge, run: Run, images: int) -> dict[str, Any]:
+    before, first, last = run.rows[0], run.rows[1], run.rows[-1]
+    probed = [row for row in run.rows[1:] if "probe/linear" in row]
+    best = max(probed, key=lambda row: row["probe/linear"], default={})
+    rates = [row["time/images_per_second"] for row in run.rows[1:]]
+    return {
+        "synthetic": gauge.xrays.synthetic,
+        "verdict": gauge.health(last).verdict(),
+        "images": images,
+        "epochs": config["num_epochs"],
+        "loss_first_epoch": first["train/loss"],
+        "loss_last_epoch": last["train/loss"],
+        "rank_random_network": before["health/rank"],
+        "rank": last["health/rank"],
+        "chance": gauge.chance,
+        **{f"{tag}_random_network": before[tag] for tag in PROBES if tag in before},
+        **{tag: last[tag] for tag in PROBES if tag in last},
+        "probe/linear_best": best.get("probe/linear"),
+        "epoch_best": best.get("epoch"),
+        "images_per_second": float(np.median(rates)),
+        "split_hash": gauge.xrays.facts()["split_hash"],
+    }

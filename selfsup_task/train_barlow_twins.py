@@ -1,0 +1,95 @@
+"""Pretrain a backbone on chest X-rays without labels, with Barlow Twins. The main job.
+
+    python selfsup_task/train_barlow_twins.py
+    python selfsup_task/train_barlow_twins.py --dataset covid --num-epochs 300 --img-res 224 --store-res 256
+
+As it stands, the config trains on built-in synthetic X-rays and takes a few minutes on two cores. Afterwards
+runs/<run_name>/ holds the backbone (plain torchvision weights), metrics.csv, TensorBoard events and figures. Look at
+figures/views.png first: it shows what the network has to see as the same. The same command again resumes an
+interrupted run, and prints the summary of a finished one.
+
+The original project's final trainings (ResNet-18, 224 px, Adam, RTX 2070 Super):
+    COVID-19 Radiography, 300 epochs, 15 h there:
+        --dataset covid --num-epochs 300 --store-res 256 --img-res 224 --batch-size 128 --optimizer adam
+        --lr 2e-3 --optimizer-weight-decay 1e-5 --barlow-lambda 5e-3 --projector-dims 512 512
+    CheXpert, 60 epochs, 32 h there:
+        the same with --dataset chexpert --num-epochs 60
+On several GPUs: torchrun --nproc-per-node 4 selfsup_task/train_barlow_twins.py --batch-size 512
+"""
+
+from typing import Any
+
+from selfsup_task.hyper_utils import pretrain
+from utils.config import run_script
+
+config: dict[str, Any] = {
+    # data
+    "dataset": "phantom",  # "phantom" (built in, synthetic) | "covid" | "chexpert"
+    "data_root": "",  # the data set's folder, from the repo root; "" is where datasets/README.md says
+    "store_res": 72,  # pixels a side at which images are decoded, once; a little more than img_res
+    "split_seed": 0,  # train/val/test; keep it, so that runs can be compared
+    "pretrain_on": "train",  # "train" | "all" (then no held-out image is unseen any more)
+    # run
+    "run_name": "",  # runs/<run_name>/; "" derives one from what varies
+    "random_seed": 0,
+    # network
+    "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
+    "in_channels": 1,
+    "projector_dims": [512],  # widths of the projector's layers; one width is one linear layer
+    "barlow_lambda": 5e-3,  # weight of the off-diagonal (redundancy) term
+    # views
+    "img_res": 64,  # pixels a side of the views
+    "recipe": "xray",  # a name in augmentations/recipes.py
+    # optimisation
+    "num_epochs": 10,
+    "batch_size": 64,  # over all processes; pairs of views
+    "optimizer": "adamw",  # "adam" | "adamw" | "sgd"
+    "lr": 1e-3,
+    "optimizer_weight_decay": 1e-4,
+    "scheduler": "cosine",  # "cosine" | "constant" | "multiplicative"
+    "warmup_epochs": 1,
+    "gradient_clip": 0.0,  # largest gradient norm; 0 is off
+    "precision": "auto",  # "auto" (bfloat16 where the hardware is made for it) | "float32" | "bfloat16"
+    "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
+    "threads": 0,  # CPU threads; 0 leaves it to torch
+    # what to watch
+    "probe_every": 2,  # epochs between linear and kNN probes on validation
+    "checkpoint_every": 500,  # steps between checkpoints inside an epoch; each epoch ends with one
+}
+
+
+def main(config: dict[str, Any]) -> None:
+    """Pretrain, then say how it went, where things are, and what to do next."""
+    run = pretrain(config)  # type: ignore[arg-type]
+    if run.is_writer and run.summary is not None:
+        print(report(run.summary, str(run), config))
+
+
+def report(summary: dict[str, Any], folder: str, config: dict[str, Any]) -> str:
+    """The last words of a run."""
+    kind = "synthetic X-rays" if summary["synthetic"] else "X-rays"
+    lines = [
+        "",
+        f"{summary['epochs']} epochs on {summary['images']:,} {kind}: {summary['verdict']}",
+        f"  loss             {summary['loss_first_epoch']:.4g} -> {summary['loss_last_epoch']:.4g} (first, last epoch)",
+        f"  effective rank   {summary['rank_random_network']:.1f} -> {summary['rank']:.1f} (random network, now)",
+    ]
+    for tag, name in {"probe/linear": "linear probe", "probe/knn": "kNN probe   "}.items():
+        if tag in summary:
+            lines.append(
+                f"  {name}     {summary[f'{tag}_random_network']:.3f} -> {summary[tag]:.3f} on validation "
+                f"(random network, now; chance {summary['chance']:.2f})"
+            )
+    lines += [
+        f"  speed            {summary['images_per_second']:.0f} images/s",
+        "",
+        f"weights   {folder}/{config['backbone']}_final_state_dict.pt",
+        f"figures   {folder}/figures/",
+        "curves    tensorboard --logdir runs",
+        "next      python selfsup_task/train_barlow_twins.py --help",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_script(main, config, __doc__)

@@ -1,0 +1,215 @@
+"""Recipes as a user meets them: draws, independence, repeatability, errors, real X-rays."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+
+from augmentations.recipes import RECIPES
+from augmentations.transform_utils import TwinViews, denormalise, normalise, step_generator
+from utils.config import UserError
+
+
+def batch(n: int = 8, size: int = 40, seed: int = 0) -> Tensor:
+    """uint8 [n, 1, size, size], each image of its own brightness."""
+    rng = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 120, (n, 1, size, size), generator=rng)
+    return (pixels + torch.randint(0, 136, (n, 1, 1, 1), generator=rng)).to(torch.uint8)
+
+
+def with_recipe(monkeypatch: pytest.MonkeyPatch, recipe: list, size: int = 40) -> TwinViews:
+    monkeypatch.setitem(RECIPES, "tried", recipe)
+    return TwinViews("tried", size)
+
+
+@pytest.mark.parametrize("size", [32, 40, 100, 24])  # the view's side, larger, much larger, smaller
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_every_recipe_gives_two_sane_views(recipe, size):
+    images = batch(size=size)
+    views = TwinViews(recipe, 32)
+    first, second = views(images, step_generator(0, 0, 0))
+    for view in (first, second, views.single(images, step_generator(0, 0, 0))):
+        assert view.shape == (8, 1, 32, 32)
+        assert view.dtype == torch.float32
+        assert torch.isfinite(view).all()
+        assert normalise(torch.zeros(1)) - 1e-5 <= view.min() < view.max() <= normalise(torch.ones(1)) + 1e-5
+    assert torch.equal(first, second) == (recipe == "none")
+    assert torch.equal(images, batch(size=size))  # the store's pixels are not written to
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_the_same_generator_gives_the_same_views_to_the_bit(recipe):
+    once = TwinViews(recipe, 32)(batch(), step_generator(1, 2, 3))
+    again = TwinViews(recipe, 32)(batch(), step_generator(1, 2, 3))
+    assert torch.equal(once[0], again[0])
+    assert torch.equal(once[1], again[1])
+
+
+def test_every_argument_of_the_step_generator_matters_and_neighbours_are_unrelated():
+    cells = [(seed, epoch, step, rank) for seed in (0, 73) for epoch in range(6) for step in range(20)
+             for rank in range(2)]  # fmt: skip
+    draws = torch.stack([torch.rand(64, generator=step_generator(*cell)) for cell in cells])
+    assert len({tuple(row.tolist()) for row in draws}) == len(cells)
+    correlation = torch.corrcoef(draws) - torch.eye(len(cells))
+    assert correlation.abs().max() < 0.65  # 5.5 standard deviations of chance
+    assert (draws[:, 0].mean() - 0.5).abs() < 0.05  # first draws of the generators, over all of them
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(64, generator=step_generator(*cells[7])), draws[7])  # no global state
+
+
+def test_other_steps_give_other_views():
+    views = TwinViews("base", 32)
+    cells = [(0, 0, 0, 0), (0, 0, 1, 0), (0, 1, 0, 0), (1, 0, 0, 0), (0, 0, 0, 1)]
+    drawn = [views.single(batch(), step_generator(*cell)) for cell in cells]
+    assert all(not torch.equal(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
+
+
+def test_every_image_draws_its_own_parameters():
+    images = batch(1).repeat(16, 1, 1, 1)
+    first, second = TwinViews("base", 32)(images, step_generator(0, 0, 0))
+    both = torch.cat((first, second)).flatten(1)
+    assert (torch.cdist(both, both) + torch.eye(32) * 1e3).min() > 0.5
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_an_image_is_not_changed_by_what_its_neighbours_show(recipe):
+    images, others = batch(seed=1), batch(seed=2)
+    others[3] = images[3]
+    for a, b in zip(TwinViews(recipe, 32)(images, step_generator(0, 0, 0)),
+                    TwinViews(recipe, 32)(others, step_generator(0, 0, 0)), strict=True):  # fmt: skip
+        assert torch.equal(a[3], b[3])
+        assert not torch.equal(a[2], b[2])
+
+
+def test_an_operator_with_a_probability_works_on_the_drawn_rows_alone(monkeypatch):
+    images = batch(400, size=20)
+    views = with_recipe(monkeypatch, [("equalize", {"p": 0.3})], 20)
+    levels = (denormalise(views.single(images, step_generator(0, 0, 0))) * 255).round().to(torch.uint8)
+    untouched = (levels == images).flatten(1).all(1)
+    equalized = (levels == tv.equalize(images)).flatten(1).all(1)
+    assert (untouched ^ equalized).all()
+    assert abs(equalized.float().mean() - 0.3) < 0.08
+
+
+def test_another_operators_probability_does_not_change_an_operators_draws(monkeypatch):
+    images = batch(64)
+    alone = with_recipe(monkeypatch, [("blur", {"p": 0}), ("brightness", {"p": 0.5})])
+    some = with_recipe(monkeypatch, [("blur", {"p": 0.5}), ("brightness", {"p": 0.5})])
+    a, b = (views.single(images, step_generator(0, 0, 0)) for views in (alone, some))
+    same = (a == b).flatten(1).all(1)
+    assert abs(same.float().mean() - 0.5) < 0.2  # those not blurred are as if nobody was
+    assert not torch.equal(a[same], normalise(images[same] / 255))
+
+
+def test_flips_come_up_half_of_the_time():
+    image = torch.zeros(2000, 1, 8, 8, dtype=torch.uint8)
+    image[..., :4, :4] = 255
+    first, second = (denormalise(v) for v in TwinViews("supervised", 8)(image, step_generator(0, 0, 0)))
+    flipped = torch.stack((first, second))[..., 1, 6].squeeze() > 0.5  # [2, 2000]
+    assert (flipped.float().mean(1) - 0.5).abs().max() < 0.04
+    assert abs((flipped[0] == flipped[1]).float().mean() - 0.5) < 0.04  # two views, two coins
+    vflip = denormalise(TwinViews("base+vflip", 8).single(image, step_generator(0, 0, 0)))
+    lower_half_brighter = vflip[:, 0, 4:].sum((1, 2)) > vflip[:, 0, :4].sum((1, 2))
+    assert abs(lower_half_brighter.float().mean() - 0.5) < 0.1
+
+
+def test_none_is_the_image_itself_at_its_own_size_and_a_plain_resize_at_another():
+    images = batch(size=32)
+    same = TwinViews("none", 32).single(images, step_generator(0, 0, 0))
+    assert torch.equal((denormalise(same) * 255).round().to(torch.uint8), images)
+    resized = TwinViews("none", 24).single(images, step_generator(0, 0, 0))
+    expected = tv.resize(images / 255, [24, 24], tv.InterpolationMode.BICUBIC, antialias=False)
+    assert (denormalise(resized) - expected.clamp(0, 1)).abs().max() < 1e-4
+    assert torch.equal(resized, TwinViews("none", 24).single(images, step_generator(9, 9, 9)))
+
+
+def test_the_imagenet_recipe_has_two_different_views():
+    """The paper's: the first always blurred, the second rarely, and solarized one time in five."""
+    images = batch(600, size=24)
+    first, second = TwinViews("imagenet", 24)(images, step_generator(0, 0, 0))
+    roughness = [(v[..., 1:] - v[..., :-1]).abs().mean() for v in (first, second)]
+    assert roughness[0] < 0.7 * roughness[1]
+    assert TwinViews("imagenet", 24).views[0].intensity[1][1] == 1.0
+
+
+def test_bilinear_is_a_recipes_choice(monkeypatch):
+    bicubic = with_recipe(monkeypatch, [("crop", {})], 32)
+    bilinear = with_recipe(monkeypatch, [("resample", {"interpolation": "bilinear"}), ("crop", {})], 32)
+    a, b = (views.single(batch(), step_generator(0, 0, 0)) for views in (bicubic, bilinear))
+    assert 0.01 < (a - b).abs().mean() < 0.5
+
+
+def test_autocast_does_not_touch_the_views():
+    outside = TwinViews("imagenet", 32)(batch(), step_generator(0, 0, 0))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = TwinViews("imagenet", 32)(batch(), step_generator(0, 0, 0))
+    assert all(torch.equal(a, b) for a, b in zip(outside, inside, strict=True))
+
+
+def test_normalise_and_its_inverse():
+    x = torch.linspace(0, 1, 11)
+    assert torch.allclose(denormalise(normalise(x)), x, atol=1e-6)
+    assert torch.allclose(normalise(torch.tensor([0.449, 0.675])), torch.tensor([0.0, 1.0]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "found", "nearest"),
+    [
+        ([("crops", {})], "'crops'", "'crop'"),
+        ([("crop", {"scales": (0.2, 1.0)})], "'scales'", "'scale'"),
+        (([], [("equalise", {"p": 0.5})]), "'equalise'", "'equalize'"),
+        ([("hflip", {"prob": 0.5})], "'prob'", "'p'"),
+        ([("resample", {"interpolations": "bilinear"})], "'interpolations'", "'interpolation'"),
+    ],
+)
+def test_an_unknown_operator_or_parameter_is_refused_with_the_nearest(monkeypatch, recipe, found, nearest):
+    monkeypatch.setitem(RECIPES, "tried", recipe)
+    with pytest.raises(UserError, match="does not exist") as error:
+        TwinViews("tried", 32)
+    assert "'tried'" in str(error.value)
+    assert found in str(error.value)
+    assert nearest in str(error.value) or "Known: p" in str(error.value)
+
+
+def test_an_unknown_recipe_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'original'"):
+        TwinViews("orignal", 32)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_a_gpu_draws_the_same_parameters_as_the_cpu(recipe):
+    images = batch(64)
+    on_cpu = TwinViews(recipe, 32)(images, step_generator(0, 0, 0))
+    on_gpu = TwinViews(recipe, 32)(images.cuda(), step_generator(0, 0, 0))
+    for cpu, gpu in zip(on_cpu, on_gpu, strict=True):
+        assert gpu.device.type == "cuda"
+        assert torch.isfinite(gpu).all()
+        # noise differs pixel by pixel, and equalisation turns a rounding into another level
+        assert (cpu - gpu.cpu()).flatten(1).mean(1).abs().max() < 0.1
+
+
+@pytest.fixture(scope="module")
+def xrays() -> Tensor:
+    """uint8 [16, 1, 256, 256] real X-rays of the folder that CXR_DATA names."""
+    if "CXR_DATA" not in os.environ:
+        pytest.skip("CXR_DATA names no folder of real X-rays")
+    root = Path(os.environ["CXR_DATA"])
+    files = sorted([*root.glob("*/*/images/*.png"), *root.glob("*/train/*/*/*.jpg")])
+    chosen = files[:: max(1, len(files) // 16)][:16]
+    pixels = [np.asarray(Image.open(file).convert("L").resize((256, 256))) for file in chosen]
+    return torch.from_numpy(np.stack(pixels))[:, None]
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_views_of_real_xrays_are_sane(recipe, xrays):
+    for view in TwinViews(recipe, 224)(xrays, step_generator(0, 0, 0)):
+        gray = denormalise(view)
+        assert torch.isfinite(view).all()
+        assert (gray.std(dim=(1, 2, 3)) > 0.01).all()  # nobody came out blank
+        assert 0.1 < gray.mean() < 0.9

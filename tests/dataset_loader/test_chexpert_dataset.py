@@ -1,0 +1,196 @@
+"""CheXpert's table and tree, as they come and as they go wrong."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dataset_loader.chexpert_dataset import (
+    COMPETITION_FINDINGS,
+    FINDINGS,
+    read_chexpert,
+    read_chexpert_table,
+)
+from utils.config import UserError
+
+needs_real_data = pytest.mark.skipif("CXR_DATA" not in os.environ, reason="CXR_DATA names no folder")
+
+HEADER = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *FINDINGS)
+P1 = "train/patient00001/study1/view1_frontal.jpg"
+P2 = "train/patient00002/study2/view1_frontal.jpg"
+P2_AGAIN = "train/patient00002/study3/view2_frontal.jpg"
+P2_LATERAL = "train/patient00002/study2/view2_lateral.jpg"
+
+
+def make_table(prefix: str = "CheXpert-v1.0-small/") -> pd.DataFrame:
+    """Three frontal rows and a lateral one, not in alphabetical order."""
+    table = pd.DataFrame(
+        [
+            [prefix + P2_AGAIN, "Unknown", 0, "Frontal", "LL"],
+            [prefix + P1, "Female", 68, "Frontal", "AP"],
+            [prefix + P2_LATERAL, "Male", 87, "Lateral", None],
+            [prefix + P2, "Male", 87, "Frontal", "PA"],
+        ],
+        columns=HEADER[:5],
+    )
+    for finding in FINDINGS:
+        table[finding] = np.nan
+    table.loc[1, ["No Finding", "Pleural Effusion"]] = 1.0, 0.0
+    table.loc[3, "Edema"] = -1.0
+    return table
+
+
+def make_tree(root: Path, table: pd.DataFrame, name: str = "train.csv") -> Path:
+    root.mkdir(parents=True)
+    table.to_csv(root / name, index=False)
+    for path in (P1, P2, P2_AGAIN, P2_LATERAL):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    return root
+
+
+@pytest.mark.parametrize("prefix", ["CheXpert-v1.0-small/", "CheXpert-v1.0/", "", "/data/x/CheXpert-v1.0/"])
+def test_frontal_images_with_their_labels_whatever_the_prefix(tmp_path: Path, prefix: str):
+    root = make_tree(tmp_path / "CheXpert-v1.0-small", make_table(prefix))
+    columns = read_chexpert(root)
+    assert columns.paths.tolist() == [P1, P2, P2_AGAIN]
+    assert all((columns.root / path).is_file() for path in columns.paths)
+    assert columns.groups.tolist() == ["patient00001", "patient00002", "patient00002"]
+    assert columns.label_names == FINDINGS
+    assert columns.labels.dtype == np.float32
+    expected = np.full((3, 14), np.nan, dtype=np.float32)
+    expected[0, 0], expected[0, 10], expected[1, 5] = 1, 0, -1
+    np.testing.assert_array_equal(columns.labels, expected)
+    assert columns.masks.tolist() == [None] * 3
+    details = columns.details
+    assert details["study"].tolist() == ["study1", "study2", "study3"]
+    assert details["view"].tolist() == ["AP", "PA", "LL"]
+    assert details["sex"].tolist() == ["Female", "Male", "Unknown"]
+    assert details["age"].tolist() == [68, 87, 0]
+    assert len(columns.take(np.array([2, 0]))) == 2
+
+
+def test_columns_are_found_by_name(tmp_path: Path):
+    table = make_table()
+    root = make_tree(tmp_path / "plain", table)
+    shuffled = table[["Age", *FINDINGS[::-1], "AP/PA", "Path", "Frontal/Lateral", "Sex"]]
+    indexed = make_tree(tmp_path / "indexed", shuffled.rename_axis("").reset_index())
+    np.testing.assert_array_equal(read_chexpert(indexed).labels, read_chexpert(root).labels)
+    pd.testing.assert_frame_equal(read_chexpert(indexed).details, read_chexpert(root).details)
+
+
+def test_an_index_that_the_header_does_not_name_does_no_harm(tmp_path: Path):
+    root = make_tree(tmp_path / "x", make_table())
+    header, *rows = (root / "train.csv").read_text().splitlines()
+    (root / "train.csv").write_text("\n".join([header, *(f"{n},{row}" for n, row in enumerate(rows, 7))]))
+    assert read_chexpert(root).details["age"].tolist() == [68, 87, 0]
+
+
+def test_valid_csv_reads_like_train_csv(tmp_path: Path):
+    root = make_tree(tmp_path / "x", make_table(), name="valid.csv")
+    assert len(read_chexpert(root, "valid.csv")) == 3
+
+
+def test_competition_findings_are_the_five_of_the_paper():
+    assert set(COMPETITION_FINDINGS) < set(FINDINGS)
+    assert len(set(COMPETITION_FINDINGS)) == 5
+
+
+def test_a_few_missing_files_are_counted_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = [make_table().iloc[[1]].assign(Path=f"train/patient{n:05d}/study1/v.jpg") for n in range(40)]
+    root = make_tree(tmp_path / "x", pd.concat(rows))
+    for n in range(36):
+        (root / f"train/patient{n:05d}/study1").mkdir(parents=True, exist_ok=True)
+        (root / f"train/patient{n:05d}/study1/v.jpg").touch()
+    assert len(read_chexpert(root)) == 36
+    told = capsys.readouterr().err
+    assert "4 of 40" in told
+    assert "train/patient00036/study1/v.jpg" in told
+    (root / "train/patient00000/study1/v.jpg").unlink()
+    with pytest.raises(UserError, match=r"5 of 40 frontal images.*patient00000.*more than 10%"):
+        read_chexpert(root)
+
+
+def test_missing_data_says_where_to_get_it_and_what_runs_without(tmp_path: Path):
+    for root in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(UserError) as caught:
+            read_chexpert(root)
+        for word in (
+            str(root),
+            "train.csv",
+            "Stanford AIMI",
+            "datasets/CheXpert-v1.0-small",
+            "--dataset phantom",
+        ):
+            assert word in str(caught.value)
+
+
+def test_a_root_one_level_too_high_is_pointed_out(tmp_path: Path):
+    root = make_tree(tmp_path / "CheXpert-v1.0-small", make_table())
+    with pytest.raises(UserError, match=f"did you mean {root}"):
+        read_chexpert(tmp_path)
+
+
+def drop(column: str):
+    return lambda table: table.drop(columns=column)
+
+
+def put(column: str, value: object):
+    return lambda table: table.astype({column: object}).assign(**{column: value})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (drop("Frontal/Lateral"), r"lacks the column 'Frontal/Lateral'; it has Path, Sex, Age, AP/PA"),
+        (drop("Edema"), "'Edema'"),
+        (drop("Path"), "'Path'"),
+        (put("Edema", 2), "2 as 'Edema' in line 2"),
+        (put("Edema", "yes"), "'yes' as 'Edema' in line 2"),
+        (put("Frontal/Lateral", "Lateral"), "no frontal image"),
+        (put("Path", "view1_frontal.jpg"), "holds the path 'view1_frontal.jpg'"),
+        (put("Path", P1), "2 frontal images more than once"),
+    ],
+)
+def test_a_table_that_is_not_chexperts_is_a_users_error(tmp_path: Path, damage, message: str):
+    root = make_tree(tmp_path / "x", damage(make_table()))
+    with pytest.raises(UserError, match=message):
+        read_chexpert(root)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n\x00\xff\xfe", b'a,b\n"1,2\n'])
+def test_a_file_that_is_no_table_is_a_users_error(tmp_path: Path, content: bytes):
+    (tmp_path / "train.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"train\.csv"):
+        read_chexpert(tmp_path)
+
+
+def test_tables_without_sex_age_and_view_are_read(tmp_path: Path):
+    root = make_tree(tmp_path / "x", make_table().drop(columns=["Sex", "Age", "AP/PA"]))
+    assert np.isnan(read_chexpert(root).details["age"].to_numpy()).all()
+
+
+@needs_real_data
+def test_the_real_label_table():
+    start = time.perf_counter()
+    rows = read_chexpert_table(Path(os.environ["CXR_DATA"]) / "chexpert_labels/train.csv.gz")
+    assert time.perf_counter() - start < 10  # 1 s on an idle machine
+    assert (len(rows), rows["patient"].nunique()) == (191_027, 64_534)
+    assert rows["view"].value_counts().to_dict() == {"AP": 161_590, "PA": 29_420, "LL": 16, "RL": 1}
+    assert rows["path"].tolist() == sorted(rows["path"])
+    assert rows["path"].tolist()[0] == P1
+    assert rows["sex"].tolist().count("Unknown") == 1
+    assert rows["Pleural Effusion"].tolist().count(1) == 76_899
+    assert set(rows["Edema"].dropna()) == {-1, 0, 1}
+
+
+@needs_real_data
+def test_the_real_images_in_chexperts_layout(capsys: pytest.CaptureFixture[str]):
+    columns = read_chexpert(Path(os.environ["CXR_DATA"]) / "CheXpert-v1.0-small")
+    assert (len(columns), len(set(columns.groups))) == (5_424, 4_708)
+    assert np.nansum(columns.labels[:, 0] == 1) == 853
+    assert np.isnan(columns.labels[:, 1:]).all()
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,157 @@
+"""The COVID-19 Radiography Database's folders, with all that lies in them."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset_loader.covid_dataset import read_covid
+from utils.config import UserError
+
+CLASSES = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
+
+# None of these is an X-ray.
+DIRT = (
+    "README.md.txt",
+    "COVID.metadata.xlsx",
+    "~$COVID.metadata.xlsx",
+    ".DS_Store",
+    "Thumbs.png.db",
+    "COVID/.DS_Store",
+    "COVID/labels.csv",
+    "COVID/images/.DS_Store",
+    "COVID/images/._COVID-1.png",
+    "COVID/images/.COVID-1.png.swp",
+    "COVID/images/COVID-1.png~",
+    "COVID/images/#COVID-1.png#",
+    "COVID/images/COVID-1.png.crdownload",
+    "COVID/images/list.csv",
+    "COVID/images/list.xlsx",
+    "COVID/images/thumbnails/COVID-1.png",
+    "COVID/masks/.COVID-2.png.swp",
+    "COVID/masks/COVID-77.png",
+    "masks/COVID-1.png",
+    ".cache/images/COVID-1.png",
+    "__MACOSX/COVID/images/._COVID-1.png",
+    "notes/todo.txt",
+    "montage/overview.png",
+)
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def make_tree(root: Path) -> Path:
+    """The real layout: two images a class, a mask for the first."""
+    for name in CLASSES:
+        touch(
+            root, f"{name}/images/{name}-10.png", f"{name}/images/{name}-2.png", f"{name}/masks/{name}-2.png"
+        )
+    return root
+
+
+def test_images_labels_masks_and_groups(tmp_path: Path):
+    columns = read_covid(make_tree(tmp_path))
+    assert columns.label_names == CLASSES
+    assert columns.paths.tolist() == sorted(
+        f"{name}/images/{name}-{n}.png" for name in CLASSES for n in (2, 10)
+    )
+    assert columns.labels.dtype == np.int64
+    assert [CLASSES[label] for label in columns.labels] == [path.split("/")[0] for path in columns.paths]
+    assert columns.masks.tolist() == [None, "COVID/masks/COVID-2.png"] + [
+        mask for name in CLASSES[1:] for mask in (None, f"{name}/masks/{name}-2.png")
+    ]
+    assert columns.groups.tolist() == columns.paths.tolist()
+    assert len(columns.details) == 8
+    assert len(columns.take(np.array([0, 3]))) == 2
+
+
+def test_only_xrays_are_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    clean = read_covid(make_tree(tmp_path / "clean"))
+    dirty = read_covid(touch(make_tree(tmp_path / "dirty"), *DIRT))
+    assert dirty.paths.tolist() == clean.paths.tolist()
+    assert dirty.masks.tolist() == clean.masks.tolist()
+    assert dirty.label_names == CLASSES
+    assert "montage" in capsys.readouterr().err
+
+
+def test_any_suffix_of_an_image_in_any_case_with_spaces_and_parentheses(tmp_path: Path):
+    names = ["a (1).PNG", "b.JPG", "c.jpeg", "d.webp", "e.Tif"]
+    touch(
+        tmp_path, *(f"COVID/images/{name}" for name in names), "Normal/images/n.png", "COVID/Masks/a (1).png"
+    )
+    columns = read_covid(tmp_path)
+    assert columns.paths.tolist() == [
+        *sorted(f"COVID/images/{name}" for name in names),
+        "Normal/images/n.png",
+    ]
+    assert columns.masks[0] == "COVID/Masks/a (1).png"
+
+
+def test_the_older_layout(tmp_path: Path):
+    touch(
+        tmp_path, "NORMAL/N (2).png", "NORMAL/N (1).png", "COVID/C.png", "COVID/C.csv", "COVID.metadata.xlsx"
+    )
+    columns = read_covid(tmp_path)
+    assert columns.paths.tolist() == ["COVID/C.png", "NORMAL/N (1).png", "NORMAL/N (2).png"]
+    assert columns.labels.tolist() == [0, 1, 1]
+    assert columns.masks.tolist() == [None] * 3
+
+
+def test_a_folder_named_like_an_image_is_none(tmp_path: Path):
+    root = make_tree(tmp_path)
+    (root / "COVID/images/folder.png").mkdir()
+    assert len(read_covid(root)) == 8
+
+
+def test_missing_data_says_where_to_get_it_and_what_runs_without(tmp_path: Path):
+    for root in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(UserError) as caught:
+            read_covid(root)
+        for word in (
+            str(root),
+            "Kaggle",
+            "COVID-19 Radiography Database",
+            "COVID/images",
+            "--dataset phantom",
+        ):
+            assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("hidden", [[], ["Normal/.DS_Store"], ["Normal/images/.DS_Store"]])
+def test_an_empty_class_is_a_users_error(tmp_path: Path, hidden: list[str]):
+    touch(tmp_path, "COVID/images/a.png", "Other/images/a.png", *hidden)
+    (tmp_path / "Normal").mkdir(exist_ok=True)
+    with pytest.raises(UserError, match=r"Normal holds no images"):
+        read_covid(tmp_path)
+
+
+def test_one_class_is_a_users_error(tmp_path: Path):
+    with pytest.raises(UserError, match="only the class 'COVID'"):
+        read_covid(touch(tmp_path, "COVID/images/a.png"))
+
+
+def test_a_root_one_level_off_is_pointed_out(tmp_path: Path):
+    root = make_tree(tmp_path / "COVID-19_Radiography_Dataset")
+    for wrong in (tmp_path, root / "COVID"):
+        with pytest.raises(UserError, match=f"did you mean {root}\\?"):
+            read_covid(wrong)
+
+
+@pytest.mark.skipif("CXR_DATA" not in os.environ, reason="CXR_DATA names no folder")
+def test_the_real_images():
+    columns = read_covid(Path(os.environ["CXR_DATA"]) / "COVID-19_Radiography_Dataset")
+    assert len(columns) == 2_336
+    assert dict(zip(columns.label_names, np.bincount(columns.labels).tolist(), strict=True)) == {
+        "COVID": 700,
+        "Lung_Opacity": 236,
+        "Normal": 700,
+        "Viral Pneumonia": 700,
+    }
+    assert sum(mask is not None for mask in columns.masks) == 4
+    assert all((columns.root / path).is_file() for path in columns.paths)

@@ -1,0 +1,111 @@
+"""The loss against an independent float64 reference, and the network's parts."""
+
+import pytest
+import torch
+from torch import nn
+
+from self_sup_classes.backbones import Backbone
+from self_sup_classes.barlow import (
+    BarlowTwins,
+    barlow_twins_loss,
+    build_projector,
+    cross_correlation,
+    random_embedding_loss,
+)
+
+LAMBDA = 5e-3
+# N above D, below D, and so far below that the Gram matrices take over (D >= 4 N)
+SHAPES = [(256, 32), (64, 128), (32, 128), (16, 2048)]
+
+
+def reference(z1: torch.Tensor, z2: torch.Tensor, lambd: float) -> torch.Tensor:
+    """The paper's algorithm 1, entry by entry, in float64."""
+    n, d = z1.shape
+    z1, z2 = (nn.functional.batch_norm(z.double(), None, None, training=True) for z in (z1, z2))
+    c = torch.einsum("ni,nj->ij", z1, z2) / n
+    weight = torch.full((d, d), lambd, dtype=torch.float64).fill_diagonal_(1.0)
+    return ((c - torch.eye(d, dtype=torch.float64)).square() * weight).sum()
+
+
+def embeddings(n: int, d: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two views that partly agree and whose dimensions are partly redundant, with odd means and scales."""
+    generator = torch.Generator().manual_seed(n * d)
+    shared = torch.randn(n, max(d // 3, 1), generator=generator) @ torch.randn(max(d // 3, 1), d, generator=generator)
+    views = (shared + torch.randn(n, d, generator=generator) for _ in range(2))
+    z1, z2 = ((view * torch.linspace(0.5, 4, d) + 3).to(dtype).requires_grad_() for view in views)
+    return z1, z2
+
+
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+def test_value_and_gradient_agree_with_the_paper_in_float64(n: int, d: int) -> None:
+    z1, z2 = embeddings(n, d)
+    loss = barlow_twins_loss(z1, z2, LAMBDA).loss
+    expected = reference(z1, z2, LAMBDA)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    ours = torch.autograd.grad(loss, (z1, z2))
+    theirs = torch.autograd.grad(expected, (z1, z2))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (mine.double() - other).norm() <= 1e-5 * other.norm()
+
+
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+def test_parts_add_up(n: int, d: int) -> None:
+    z1, z2 = embeddings(n, d, torch.float64)
+    loss, on_diagonal, off_diagonal = barlow_twins_loss(z1, z2, LAMBDA)
+    c = cross_correlation(z1, z2).double()
+    assert on_diagonal.item() == pytest.approx((1 - c.diagonal()).square().sum().item(), rel=1e-4)
+    off = c.square().sum() - c.diagonal().square().sum()
+    assert off_diagonal.item() == pytest.approx(off.item(), rel=1e-4)
+    assert loss.item() == pytest.approx((on_diagonal + LAMBDA * off_diagonal).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+def test_invariant_to_affine_changes_of_each_dimension(n: int, d: int) -> None:
+    z1, z2 = embeddings(n, d, torch.float64)
+    scale = torch.linspace(5, 50, d, dtype=torch.float64)
+    changed = barlow_twins_loss(z1 * scale - 7, z2 * scale.flip(0) + 2, LAMBDA).loss
+    assert changed.item() == pytest.approx(barlow_twins_loss(z1, z2, LAMBDA).loss.item(), rel=1e-4)
+
+
+def test_the_loss_is_float32_inside_autocast() -> None:
+    z1, z2 = embeddings(64, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = barlow_twins_loss(z1, z2, LAMBDA).loss
+    assert half.dtype == torch.float32
+    assert half.item() == barlow_twins_loss(z1, z2, LAMBDA).loss.item()
+
+
+def test_identical_decorrelated_views_cost_nothing_and_a_batch_of_one_is_refused() -> None:
+    z = torch.linalg.qr(torch.cat([torch.ones(64, 1), torch.randn(64, 15)], 1).double())[0][:, 1:] * 1e3
+    assert barlow_twins_loss(z, z, LAMBDA).loss.item() < 1e-6
+    with pytest.raises(ValueError, match="at least 2"):
+        barlow_twins_loss(z[:1], z[:1], LAMBDA)
+
+
+def test_random_embedding_loss_is_the_mean_over_random_embeddings() -> None:
+    generator = torch.Generator().manual_seed(0)
+    losses = torch.tensor(
+        [barlow_twins_loss(*torch.randn(2, 32, 64, generator=generator), LAMBDA) for _ in range(200)]
+    )
+    expected = torch.tensor(random_embedding_loss(32, 64, LAMBDA))
+    torch.testing.assert_close(losses.mean(0), expected, rtol=5e-3, atol=0)
+
+
+@pytest.mark.parametrize("dims", [[8], [32, 8], [32, 16, 8]])
+def test_projector_is_the_papers(dims: list[int]) -> None:
+    projector = build_projector(12, dims)
+    assert projector(torch.randn(4, 12)).shape == (4, dims[-1])
+    kinds = [type(layer) for layer in projector]
+    assert kinds == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * (len(dims) - 1) + [nn.Linear]
+
+
+def test_views_have_batch_statistics_of_their_own() -> None:
+    """One concatenated forward would mix them, and move the loss."""
+    torch.manual_seed(0)
+    twins = BarlowTwins(Backbone("resnet18", 1), [16], LAMBDA)
+    y1, y2 = torch.randn(8, 1, 32, 32), 3 * torch.randn(8, 1, 32, 32) + 1
+    apart = twins(y1, y2).loss
+    z1, z2 = twins.embed(y1)[1], twins.embed(y2)[1]
+    mixed = twins.embed(torch.cat([y1, y2]))[1].split(8)
+    torch.testing.assert_close(apart, barlow_twins_loss(z1, z2, LAMBDA).loss)
+    assert abs(apart.item() - barlow_twins_loss(*mixed, LAMBDA).loss.item()) > 1e-3

@@ -1,0 +1,102 @@
+"""The run folder: nothing is overwritten, nothing is half-written, finished runs stay finished."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from utils.config import UserError
+from utils.files import write_atomically
+from utils.logging_utils import Run
+
+CONFIG = {"lr": 1e-3, "projector_dims": [512], "dataset": "phantom"}
+
+
+def test_opening_a_run_writes_nothing_before_it_starts(tmp_path: Path) -> None:
+    run = Run("a/b", CONFIG, tmp_path)
+    assert not run.folder.exists()
+    run.start(images=7)
+    assert json.loads((run.folder / "config.json").read_text()) == CONFIG
+    environment = json.loads((run.folder / "environment.json").read_text())
+    assert environment["images"] == 7
+    assert torch.__version__.startswith(environment["versions"]["torch"])
+
+
+def test_another_config_is_refused_naming_the_keys_that_differ(tmp_path: Path) -> None:
+    Run("a", CONFIG, tmp_path).start()
+    Run("a", dict(CONFIG), tmp_path)
+    with pytest.raises(UserError, match=r"lr \(0.001 there, 0.01 now\), seed \(absent there, 1 now\)"):
+        Run("a", {**CONFIG, "lr": 1e-2, "seed": 1}, tmp_path)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="no config.json"):
+        Run("a", CONFIG, tmp_path)
+
+
+def test_a_finished_run_gives_its_summary(tmp_path: Path) -> None:
+    run = Run("a", CONFIG, tmp_path)
+    run.start()
+    assert run.summary is None
+    run.finish({"probe": 0.5, "unknown": float("nan")})
+    assert Run("a", CONFIG, tmp_path).summary == {"probe": 0.5, "unknown": None}
+
+
+def test_a_checkpoint_brings_back_tensors_values_and_rows(tmp_path: Path) -> None:
+    run = Run("a", CONFIG, tmp_path)
+    run.start()
+    assert run.checkpoint() is None
+    run.add_row({"epoch": 1, "loss": 2.0})
+    run.save_checkpoint({"module": {"w": torch.arange(3)}, "epoch": 1})
+    run.add_row({"epoch": 2, "loss": 1.0})
+    again = Run("a", CONFIG, tmp_path)
+    state = again.checkpoint()
+    assert state is not None
+    assert torch.equal(state["module"]["w"], torch.arange(3))
+    assert again.rows == [{"epoch": 1, "loss": 2.0}]
+
+
+def test_events_after_the_checkpoint_are_struck_out_on_resume(tmp_path: Path) -> None:
+    first = Run("a", CONFIG, tmp_path)
+    first.start()
+    for step in range(1, 6):
+        first.log(step, {"train/loss": 10.0 + step})
+    first.save_checkpoint({})
+    second = Run("a", CONFIG, tmp_path)
+    for step in range(4, 8):
+        second.log(step, {"train/loss": 20.0 + step})
+    second.finish({})
+    events = EventAccumulator(str(second.folder)).Reload().Scalars("train/loss")
+    assert [(event.step, event.value) for event in events] == [
+        (1, 11), (2, 12), (3, 13), (4, 24), (5, 25), (6, 26), (7, 27)
+    ]  # fmt: skip
+
+
+def test_figures_are_files_and_tensorboard_images(tmp_path: Path) -> None:
+    run = Run("a", CONFIG, tmp_path)
+    run.start()
+    figure = Figure()
+    figure.subplots().plot([0, 1])
+    run.save_figure("curve", figure, step=3)
+    run.finish({})
+    assert (run.folder / "figures" / "curve.png").stat().st_size > 1000
+    assert EventAccumulator(str(run.folder)).Reload().Images("curve")[0].step == 3
+
+
+def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, lambda file: file.write(b"old"))
+
+    def fail(file: object) -> None:
+        file.write(b"ne")  # type: ignore[attr-defined]
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,185 @@
+"""The engine: resuming to the bit, the order of an epoch, schedules, refusals."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from utils.config import UserError
+from utils.logging_utils import Run
+from utils.training_utils import FitConfig, build_optimizer, epoch_order, fit, lr_multiplier
+
+CONFIG: FitConfig = {
+    "random_seed": 3,
+    "num_epochs": 3,
+    "batch_size": 8,
+    "optimizer": "adamw",
+    "lr": 1e-2,
+    "optimizer_weight_decay": 1e-2,
+    "scheduler": "cosine",
+    "warmup_epochs": 1,
+    "gradient_clip": 1.0,
+    "precision": "float32",
+    "checkpoint_every": 2,
+}
+X = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+Y = X.sum(1, keepdim=True)
+
+
+class Killed(Exception):
+    pass
+
+
+@dataclasses.dataclass
+class Task:
+    """Regression by a network with dropout and BatchNorm, that can be killed before a given step."""
+
+    folder: Path
+    config: FitConfig
+    kill_at: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(0)
+        self.module = nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.Dropout(), nn.Linear(16, 1))
+        self.seen: list[list[int]] = []
+        self.modes: set[bool] = set()
+
+    def step(self, batch: Tensor, epoch: int, step: int) -> Mapping[str, Tensor]:
+        if (epoch, step) == self.kill_at:
+            raise Killed
+        assert self.module.training
+        self.seen.append(batch.tolist())
+        loss = (self.module(X[batch]) - Y[batch]).square().mean()
+        return {"loss": loss, "twice": 2 * loss}
+
+    def end_of_epoch(self, epoch: int, step: int, means: Mapping[str, float]) -> Mapping[str, float]:
+        assert not self.module.training
+        return {"val/error": (self.module(X) - Y).square().mean().item()}
+
+    def fit(self) -> Run:
+        run = Run("run", self.config, self.folder)
+        run.start()
+        fit(self.module, self.step, self.end_of_epoch, np.arange(60), self.config, run)
+        return run
+
+
+def weights(task: Task) -> list[Tensor]:
+    return list(task.module.state_dict().values())
+
+
+@pytest.mark.parametrize("kill_at", [(0, 1), (0, 5), (1, 0), (1, 3), (2, 6)])
+def test_a_killed_run_resumes_to_the_bit(tmp_path: Path, kill_at: tuple[int, int]) -> None:
+    undisturbed = Task(tmp_path / "a", CONFIG)
+    run = undisturbed.fit()
+    with pytest.raises(Killed):
+        Task(tmp_path / "b", CONFIG, kill_at).fit()
+    resumed = Task(tmp_path / "b", CONFIG)
+    again = resumed.fit()
+    for mine, other in zip(weights(undisturbed), weights(resumed), strict=True):
+        assert torch.equal(mine, other)
+    rows, rows_again = (pd.read_csv(r.folder / "metrics.csv") for r in (run, again))
+    timeless = [column for column in rows if column != "time/images_per_second"]
+    pd.testing.assert_frame_equal(rows[timeless], rows_again[timeless], check_exact=True)
+
+
+def test_an_epoch_visits_each_image_once_but_the_last_short_batch(tmp_path: Path) -> None:
+    task = Task(tmp_path, CONFIG)
+    run = task.fit()
+    steps = 60 // 8
+    assert len(task.seen) == 3 * steps
+    for epoch in range(3):
+        seen = sum(task.seen[epoch * steps : (epoch + 1) * steps], [])
+        assert len(seen) == len(set(seen)) == steps * 8
+    assert [row["step"] for row in run.rows] == [7, 14, 21]
+    assert run.rows[0]["train/twice"] == pytest.approx(2 * run.rows[0]["train/loss"])
+    assert run.rows[-1]["val/error"] < run.rows[0]["val/error"]
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    indices = np.arange(100, 200)
+    first = epoch_order(indices, 1, 0)
+    assert sorted(first) == list(indices)
+    assert np.array_equal(first, epoch_order(indices, 1, 0))
+    assert not np.array_equal(first, epoch_order(indices, 1, 1))
+    assert not np.array_equal(first, epoch_order(indices, 2, 0))
+
+
+def test_schedules() -> None:
+    def curve(**changes: object) -> list[float]:
+        config: FitConfig = {**CONFIG, "num_epochs": 10, **changes}  # type: ignore[typeddict-item]
+        return [lr_multiplier(step, 4, config) for step in range(40)]
+
+    assert curve(scheduler="constant", warmup_epochs=0) == [1.0] * 40
+    assert curve(scheduler="constant", warmup_epochs=1)[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    cosine = curve(scheduler="cosine", warmup_epochs=0)
+    module = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    torchs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
+    for value in cosine:
+        assert value == pytest.approx(torchs.get_last_lr()[0], abs=1e-9)
+        optimizer.step()
+        torchs.step()
+    multiplicative = curve(scheduler="multiplicative", warmup_epochs=0)
+    assert multiplicative[4] / multiplicative[0] == pytest.approx(0.631, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_weight_decay_leaves_biases_and_batchnorm_alone(name: str) -> None:
+    module = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
+    decayed, rest = build_optimizer(module, {**CONFIG, "optimizer": name}).param_groups
+    assert decayed["weight_decay"] == 1e-2
+    assert rest["weight_decay"] == 0
+    assert [p.ndim for p in decayed["params"]] == [2]
+    assert len(rest["params"]) == 3
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    task = Task(tmp_path, CONFIG)
+    original = task.step
+
+    def poisoned(batch: Tensor, epoch: int, step: int) -> Mapping[str, Tensor]:
+        metrics = dict(original(batch, epoch, step))
+        return metrics if epoch < 1 else {**metrics, "loss": metrics["loss"] * float("nan")}
+
+    task.step = poisoned  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="not finite at epoch 2"):
+        task.fit()
+    state = Run("run", CONFIG, tmp_path).checkpoint()
+    assert state is not None
+    assert state["epoch"] == 1
+    assert all(value.isfinite().all() for value in state["module"].values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 61}, "batch_size is 61 but there are 60 training images"),
+        ({"optimizer": "adm"}, "did you mean 'adam'"),
+        ({"scheduler": "cosin"}, "did you mean 'cosine'"),
+        ({"precision": "float16"}, "float32"),
+        ({"num_epochs": 0}, "num_epochs is 0"),
+        ({"warmup_epochs": 3}, "warmup_epochs is 3 of 3"),
+    ],
+)
+def test_settings_that_cannot_be_trained_are_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        Task(tmp_path, {**CONFIG, **changes}).fit()  # type: ignore[typeddict-item]
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        Task(tmp_path, CONFIG, kill_at=(1, 0)).fit()
+    other = Task(tmp_path, CONFIG)
+    other.module = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 1))
+    with pytest.raises(UserError, match="does not fit this model"):
+        other.fit()
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"broken")
+    with pytest.raises(UserError, match="cannot be read"):
+        Task(tmp_path, CONFIG).fit()

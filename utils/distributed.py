@@ -1,0 +1,100 @@
+"""One process or many (torchrun): who am I, and gathering a batch across processes with its gradients."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from utils.config import UserError
+
+
+def world_size() -> int:
+    """Processes that train together; 1 without torchrun."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process among them, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the processes that torchrun started (nccl on GPUs, gloo on CPUs); nothing without torchrun."""
+    if "RANK" not in os.environ or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """The first process of each machine runs the block, then the others: for work that leaves a file behind."""
+    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    if dist.is_initialized() and not first:
+        dist.barrier()
+    yield
+    if dist.is_initialized() and first:
+        dist.barrier()
+
+
+def barrier() -> None:
+    """Wait until all processes are here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def local_batch_size(batch_size: int) -> int:
+    """This process's share of the global batch; UserError if it cannot be shared evenly."""
+    if batch_size % world_size():
+        raise UserError(
+            f"batch_size is {batch_size}, which {world_size()} processes cannot share evenly; "
+            f"make it a multiple of {world_size()}."
+        )
+    return batch_size // world_size()
+
+
+def gather_with_gradient(z: Tensor) -> Tensor:
+    """Local rows [n, D] -> the rows of all processes [N, D], in the order of ranks.
+
+    The gradient of a row comes back summed over the processes, each of which computes the same loss. It is
+    therefore world_size times too large here, and DistributedDataParallel's mean over processes sets it right.
+    """
+    return _Gather.apply(z) if world_size() > 1 else z  # type: ignore[return-value]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.mine = slice(rank() * len(z), (rank() + 1) * len(z))
+        gathered = z.new_empty(world_size() * len(z), *z.shape[1:])
+        dist.all_gather_into_tensor(gathered, z.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        gradient = grad_outputs[0].contiguous()
+        dist.all_reduce(gradient)
+        return gradient[ctx.mine]
+
+
+def data_parallel(module: nn.Module) -> nn.Module:
+    """`module` for this process: on several GPUs with synchronised BatchNorm and averaged gradients.
+
+    torch's SyncBatchNorm exists on GPUs only; on CPUs each process keeps the statistics of its own rows.
+    """
+    if world_size() == 1:
+        return module
+    device = next(module.parameters()).device
+    if device.type == "cuda":
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)

@@ -1,0 +1,81 @@
+"""What this machine has: the device, the precision that pays on it, and how to keep its memory."""
+
+import ctypes
+import os
+import platform
+
+import torch
+
+from utils.config import UserError, check_choice
+
+DEVICES = ["auto", "cuda", "mps", "cpu"]
+PRECISIONS = ["auto", "float32", "bfloat16"]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is a CUDA GPU, else an Apple GPU, else the CPU.
+
+    Under torchrun each process takes the GPU of its local rank. Raises UserError if the device is not there.
+    """
+    check_choice("device", name, DEVICES)
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, available in there.items() if available)
+    if not there[name]:
+        raise UserError(f'device is {name!r}, but torch finds none here; use "auto" or "cpu".')
+    if name != "cuda":
+        return torch.device(name)
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The autocast dtype; "auto" is bfloat16 where the hardware multiplies it faster than float32."""
+    check_choice("precision", name, PRECISIONS)
+    if name == "auto":
+        return torch.bfloat16 if _has_fast_bfloat16(device) else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":  # AMX tiles or AVX512-BF16; elsewhere torch emulates it slowly
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return False
+
+
+def describe_device(device: torch.device) -> str:
+    """A name for a person: the GPU's own, or the processor with its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    kind = platform.processor() or platform.machine()
+    return f"{kind} {device.type}, {torch.get_num_threads()} threads"
+
+
+def make_deterministic() -> None:
+    """The same bits from the same run on the same machine, on GPUs too."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory that a training step frees, instead of giving it back to the kernel.
+
+    Activations are blocks of many megabytes. By default glibc gets each of them from the kernel with mmap and
+    returns it when it is freed, so every step faults in gigabytes of zeroed pages again. The thresholds
+    below make it serve them from the heap, which is not trimmed either. Linux with glibc only; elsewhere
+    nothing happens. It costs nothing but a peak that is not given back before the script ends.
+    """
+    if platform.system() != "Linux":
+        return
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # musl has no mallopt
+        return
+    largest = 2**31 - 1
+    mallopt(trim_threshold, largest)
+    mallopt(mmap_threshold, 2**30)

@@ -1,0 +1,183 @@
+"""Run: the only code that writes under runs/."""
+
+import importlib.metadata
+import io
+import json
+import math
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from utils import distributed
+from utils.config import REPO_ROOT, UserError
+from utils.files import write_atomically, write_json, write_text
+
+RUNS_ROOT = REPO_ROOT / "runs"
+
+
+class Run:
+    """One folder under runs/: config, environment, metrics, TensorBoard events, figures, checkpoint, summary.
+
+    Opening it again with the same config resumes (`checkpoint()`) or, when finished, gives the stored
+    `summary`. Under torchrun every process opens the run and the first one alone writes; the folder
+    must be on a disk that all of them see.
+    """
+
+    def __init__(self, name: str, config: Mapping[str, Any], runs_root: Path = RUNS_ROOT):
+        """Raises UserError if the folder holds a run with another config, or something that is no run."""
+        self.folder = runs_root / name
+        self.is_writer = distributed.rank() == 0
+        self.rows: list[dict[str, float]] = []
+        self._check(config)
+        self.config = dict(config)
+        self.summary = _read_json(self.folder / "summary.json")
+        self._writer: SummaryWriter | None = None
+
+    def __str__(self) -> str:
+        inside = self.folder.is_relative_to(REPO_ROOT)
+        return str(self.folder.relative_to(REPO_ROOT) if inside else self.folder)
+
+    def _check(self, config: Mapping[str, Any]) -> None:
+        if not self.folder.exists():
+            return
+        stored = _read_json(self.folder / "config.json")
+        if stored is None and any(path.name[0] != "." for path in self.folder.iterdir()):
+            raise UserError(
+                f"{self} holds files but no config.json, so it is no run; choose another run_name."
+            )
+        different = [
+            f"{key} ({_value(stored, key)} there, {_value(config, key)} now)"
+            for key in sorted({*(stored or {}), *config})
+            if stored is not None and _value(stored, key) != _value(config, key)
+        ]
+        if different:
+            raise UserError(
+                f"{self} holds a run with another config: {', '.join(different)}. "
+                "Nothing was changed; choose another run_name or delete that folder."
+            )
+
+    def start(self, **facts: Any) -> None:
+        """Create the folder, once all that can be wrong has been checked: config.json and environment.json.
+
+        The latter holds command, commit, versions, and the `facts` that the caller knows.
+        """
+        if self.is_writer:
+            write_json(self.folder / "config.json", self.config)
+            write_json(self.folder / "environment.json", {**_environment(), **facts})
+
+    # --- what happens while training ---
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        """TensorBoard scalars at an optimiser step."""
+        if self.is_writer:
+            for tag, value in scalars.items():
+                self._tensorboard(step).add_scalar(tag, value, step)
+
+    def add_row(self, row: Mapping[str, float]) -> None:
+        """One more row of metrics.csv (the file is rewritten whole); every process keeps `rows`."""
+        self.rows.append(dict(row))
+        if self.is_writer:
+            table = pd.DataFrame(self.rows).to_csv(index=False, lineterminator="\n")
+            write_text(self.folder / "metrics.csv", table)
+
+    def save_figure(self, name: str, figure: Figure, step: int | None = None) -> None:
+        """figures/<name>.png, and the same picture in TensorBoard when a step is given."""
+        if self.is_writer:
+            picture = io.BytesIO()
+            figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
+            write_atomically(
+                self.folder / "figures" / f"{name}.png", lambda file: file.write(picture.getvalue())
+            )
+            if step is not None:
+                self._tensorboard(step).add_image(name, _pixels(picture), step, dataformats="HWC")
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """checkpoint.pt, replaced in one rename; `state` holds tensors and plain values only."""
+        if self.is_writer:
+            whole = {"rows": self.rows, **state}
+            write_atomically(self.folder / "checkpoint.pt", lambda file: torch.save(whole, file))
+            if self._writer is not None:
+                self._writer.flush()
+
+    def checkpoint(self) -> dict[str, Any] | None:
+        """What `save_checkpoint` last wrote (CPU tensors), or None; puts `rows` back to that moment."""
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return None
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self.rows = state.pop("rows")
+        except Exception as error:  # torch raises many types for the many ways in which a file can be broken
+            raise UserError(
+                f"{path} cannot be read ({str(error).splitlines()[0]}); delete the run's folder to start again."
+            ) from error
+        return state
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """summary.json, the last file: its presence means done."""
+        self.summary = dict(summary)
+        if self.is_writer:
+            if self._writer is not None:
+                self._writer.close()
+            write_json(self.folder / "summary.json", _plain(self.summary))
+
+    def _tensorboard(self, step: int) -> SummaryWriter:
+        if self._writer is None:  # events after the checkpoint that we resume from are struck out
+            self._writer = SummaryWriter(str(self.folder), purge_step=step)
+        return self._writer
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); mend it or delete the run's folder.") from error
+
+
+def _value(config: Mapping[str, Any] | None, key: str) -> str:
+    return json.dumps((config or {})[key]) if key in (config or {}) else "absent"
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: null says that a number is not known."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _pixels(picture: io.BytesIO) -> np.ndarray:
+    return np.asarray(Image.open(picture).convert("RGB"))
+
+
+def _environment() -> dict[str, Any]:
+    packages = ["torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn"]
+    return {
+        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processes": distributed.world_size(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _commit() -> str:
+    try:
+        arguments = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(
+            arguments, cwd=REPO_ROOT, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,290 @@
+"""The one engine: `fit` trains any module with any step function, and goes on after a crash to the bit."""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from utils import distributed
+from utils.config import UserError, check_choice
+from utils.hardware import PRECISIONS, choose_precision
+from utils.logging_utils import Run
+
+OPTIMIZERS = ["adam", "adamw", "sgd"]
+SCHEDULERS = ["cosine", "constant", "multiplicative"]
+LOG_EVERY = 10  # steps between TensorBoard points, and between looks for a loss that is not finite
+SECONDS_BETWEEN_LINES = 60  # where there is no terminal to draw a progress bar on
+
+# (indices of the local batch, epoch, step in the epoch) -> {"loss": ..., other scalars to log}
+StepFunction = Callable[[Tensor, int, int], Mapping[str, Tensor]]
+# (epochs done, global step, the epoch's mean metrics) -> what to add to the epoch's row of metrics.csv
+EpochFunction = Callable[[int, int, Mapping[str, float]], Mapping[str, float]]
+
+
+class FitConfig(TypedDict):
+    """What `fit` reads of a script's config; see there for what the values mean."""
+
+    random_seed: int
+    num_epochs: int
+    batch_size: int
+    optimizer: str
+    lr: float
+    optimizer_weight_decay: float
+    scheduler: str
+    warmup_epochs: int
+    gradient_clip: float
+    precision: str
+    checkpoint_every: int
+
+
+def fit(
+    module: nn.Module,
+    step: StepFunction,
+    end_of_epoch: EpochFunction,
+    indices: np.ndarray,
+    config: FitConfig,
+    run: Run,
+) -> None:
+    """Train `module`, which is on its device, on the images `indices` for config["num_epochs"] epochs.
+
+    The order of an epoch and every random number inside a step are functions of (seed, epoch, step), so a run
+    resumed from `run.checkpoint()`, in the middle of an epoch too, equals an undisturbed one to the bit.
+    The last incomplete batch of an epoch is left out, since a small batch has an outsized loss.
+    `end_of_epoch` runs in eval mode, on every process.
+
+    Raises UserError for a batch larger than the data, a setting that does not exist, a checkpoint that does not
+    fit, or a loss that is not finite (the last good checkpoint stays).
+    """
+    check_fit_config(config, len(indices))
+    loop = _Loop(module, step, indices, config, run)
+    loop.resume()
+    while loop.progress.epoch < config["num_epochs"]:
+        images_per_second = loop.run_epoch()
+        loop.finish_epoch(end_of_epoch, images_per_second)
+    loop.bar.close()
+
+
+def check_fit_config(config: FitConfig, num_images: int) -> None:
+    """Raise UserError for settings that `fit` cannot train `num_images` images with."""
+    check_choice("optimizer", config["optimizer"], OPTIMIZERS)
+    check_choice("scheduler", config["scheduler"], SCHEDULERS)
+    check_choice("precision", config["precision"], PRECISIONS)
+    for key in ("num_epochs", "batch_size", "checkpoint_every"):
+        if config[key] < 1:
+            raise UserError(f"{key} is {config[key]}; it must be at least 1.")
+    if num_images < config["batch_size"]:
+        raise UserError(
+            f"batch_size is {config['batch_size']} but there are {num_images} training images; "
+            "lower batch_size or use more images."
+        )
+    if not 0 <= config["warmup_epochs"] < config["num_epochs"]:
+        raise UserError(
+            f"warmup_epochs is {config['warmup_epochs']} of {config['num_epochs']} epochs; it must be at least 0 "
+            "and less than num_epochs."
+        )
+    distributed.local_batch_size(config["batch_size"])
+
+
+@dataclass
+class _Progress:
+    """Epochs done, steps done in the epoch under way, and the sums of its metrics so far."""
+
+    epoch: int = 0
+    step: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        for name, value in metrics.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.step += 1
+
+    def means(self) -> dict[str, float]:
+        return {f"train/{name}": (total / self.step).item() for name, total in self.sums.items()}
+
+
+class _Loop:
+    def __init__(
+        self, module: nn.Module, step: StepFunction, indices: np.ndarray, config: FitConfig, run: Run
+    ):
+        self.module, self.step, self.indices, self.config, self.run = module, step, indices, config, run
+        self.device = next(module.parameters()).device
+        self.dtype = choose_precision(config["precision"], self.device)
+        self.local_batch_size = distributed.local_batch_size(config["batch_size"])
+        self.steps_per_epoch = len(indices) // config["batch_size"]
+        self.optimizer = build_optimizer(module, config)
+        self.progress = _Progress()
+        self.last_line = time.monotonic()
+        self.bar = tqdm(
+            total=config["num_epochs"] * self.steps_per_epoch * config["batch_size"],
+            unit="img",
+            unit_scale=True,
+            disable=not (run.is_writer and sys.stderr.isatty()),
+        )
+
+    @property
+    def global_step(self) -> int:
+        return self.progress.epoch * self.steps_per_epoch + self.progress.step
+
+    def resume(self) -> None:
+        """Go to where the run's checkpoint stands, if there is one."""
+        state = self.run.checkpoint()
+        if state is None:
+            return
+        try:
+            self.module.load_state_dict(state["module"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+            self.progress = _Progress(state["epoch"], state["step"], sums)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"the checkpoint in {self.run} does not fit this model ({str(error).splitlines()[0]}); "
+                "choose another run_name or delete that folder."
+            ) from error
+        self.bar.update(self.global_step * self.config["batch_size"])
+        self.say(f"resuming {self.run} at epoch {self.progress.epoch + 1}, step {self.progress.step + 1}")
+
+    def run_epoch(self) -> float:
+        """The steps that are left of this epoch; images per second."""
+        progress, config = self.progress, self.config
+        order = epoch_order(self.indices, config["random_seed"], progress.epoch)
+        self.module.train()
+        start, first_step = time.perf_counter(), progress.step
+        while progress.step < self.steps_per_epoch:
+            self.take_step(order)
+            if progress.step % config["checkpoint_every"] == 0 and progress.step < self.steps_per_epoch:
+                self.save()
+        images = (progress.step - first_step) * config["batch_size"]
+        return images / (time.perf_counter() - start)
+
+    def take_step(self, order: np.ndarray) -> None:
+        """One optimiser step, with this process's share of the batch."""
+        progress, config = self.progress, self.config
+        lr = config["lr"] * lr_multiplier(self.global_step, self.steps_per_epoch, config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        # dropout and stochastic depth draw from torch's global generator
+        torch.manual_seed(
+            mixed_seed(config["random_seed"], progress.epoch, progress.step, distributed.rank())
+        )
+        first = progress.step * config["batch_size"] + distributed.rank() * self.local_batch_size
+        batch = torch.from_numpy(order[first : first + self.local_batch_size])
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            metrics = self.step(batch, progress.epoch, progress.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics["loss"].backward()
+        if config["gradient_clip"] > 0:
+            nn.utils.clip_grad_norm_(self.module.parameters(), config["gradient_clip"])
+        self.optimizer.step()
+        progress.add(metrics)
+        self.bar.update(config["batch_size"])
+        if progress.step % LOG_EVERY == 0 or progress.step == self.steps_per_epoch:
+            self.report(metrics, lr)
+
+    def report(self, metrics: Mapping[str, Tensor], lr: float) -> None:
+        """Look at the loss and log it; reading it waits for the device, hence not every step."""
+        self.check_finite()
+        scalars = {f"train/{name}": value.item() for name, value in metrics.items()}
+        self.run.log(self.global_step, {**scalars, "lr": lr})
+        self.bar.set_postfix(loss=f"{scalars['train/loss']:.4g}", refresh=False)
+        if self.bar.disable and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
+            done, whole = self.progress.step, self.steps_per_epoch
+            self.say(
+                f"epoch {self.progress.epoch + 1}, step {done}/{whole}: loss {scalars['train/loss']:.4g}"
+            )
+
+    def check_finite(self) -> None:
+        """Raise UserError once a loss was not finite; the sums remember it."""
+        if not all(math.isfinite(mean) for mean in self.progress.means().values()):
+            raise UserError(
+                f"the loss is not finite at epoch {self.progress.epoch + 1}, step {self.progress.step}; "
+                f"{self.run} keeps the last good checkpoint. Lower lr, set gradient_clip, or use "
+                'precision "float32", under another run_name.'
+            )
+
+    def finish_epoch(self, end_of_epoch: EpochFunction, images_per_second: float) -> None:
+        """Evaluate, write the epoch's row, save."""
+        means = self.progress.means()
+        self.progress = _Progress(epoch=self.progress.epoch + 1)
+        self.module.eval()
+        with torch.no_grad():
+            extra = dict(end_of_epoch(self.progress.epoch, self.global_step, means))
+        extra["time/images_per_second"] = images_per_second
+        self.run.log(self.global_step, extra)
+        self.run.add_row({"epoch": self.progress.epoch, "step": self.global_step, **means, **extra})
+        self.say(_line(self.run.rows[-1], self.config["num_epochs"]))
+        self.save()
+
+    def save(self) -> None:
+        self.check_finite()
+        state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+        progress = {"epoch": self.progress.epoch, "step": self.progress.step, "sums": self.progress.sums}
+        self.run.save_checkpoint({**state, **progress})
+
+    def say(self, line: str) -> None:
+        self.last_line = time.monotonic()
+        if self.run.is_writer:
+            tqdm.write(line, file=sys.stderr)
+
+
+def mixed_seed(*keys: int) -> int:
+    """One well-mixed seed from several numbers (seed, epoch, step, ...): a function of them alone."""
+    return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def epoch_order(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """The images of one epoch in their order, a permutation of `indices` that depends on (seed, epoch)."""
+    return np.random.default_rng([seed, epoch]).permutation(indices)
+
+
+def build_optimizer(module: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
+    """The optimizer over the parameters that require gradients, fused where torch can.
+
+    Biases and BatchNorm parameters are not decayed (Barlow Twins, section 2.2).
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config["optimizer_weight_decay"]},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    fused = parameters[0].device.type in ("cuda", "cpu")
+    if config["optimizer"] == "sgd":
+        return torch.optim.SGD(groups, lr=config["lr"], momentum=0.9, fused=fused)
+    kind = torch.optim.AdamW if config["optimizer"] == "adamw" else torch.optim.Adam
+    return kind(groups, lr=config["lr"], fused=fused)
+
+
+def lr_multiplier(global_step: int, steps_per_epoch: int, config: FitConfig) -> float:
+    """What `lr` is multiplied with at an optimiser step.
+
+    After a linear warmup over warmup_epochs: "constant" 1; "cosine" half a cosine from 1 to 0; "multiplicative"
+    the same factor each epoch, from 1 to 0.01 over the run (0.63 an epoch for 10 epochs).
+    """
+    warmup = config["warmup_epochs"] * steps_per_epoch
+    if global_step < warmup:
+        return (global_step + 1) / warmup
+    if config["scheduler"] == "constant":
+        return 1.0
+    if config["scheduler"] == "multiplicative":
+        return 0.01 ** (global_step // steps_per_epoch / config["num_epochs"])
+    total = config["num_epochs"] * steps_per_epoch
+    return 0.5 * (1 + math.cos(math.pi * (global_step - warmup) / (total - warmup)))
+
+
+def _line(row: Mapping[str, float], num_epochs: int) -> str:
+    shown = {
+        "loss": "train/loss",
+        "rank": "health/rank",
+        "linear probe": "probe/linear",
+        "kNN": "probe/knn",
+        "images/s": "time/images_per_second",
+    }
+    values = [f"{label} {row[key]:.4g}" for label, key in shown.items() if key in row]
+    return f"epoch {row['epoch']}/{num_epochs}: {', '.join(values)}"
