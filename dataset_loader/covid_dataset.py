@@ -40,9 +40,7 @@ def read_covid(root: Path) -> Columns:
         labels=np.array([label for _, label in rows], dtype=np.int64),
         label_names=class_names,
         groups=np.array(paths),
-        masks=np.array(
-            [masks[class_names[label]].get(Path(path).stem) for path, label in rows], dtype=object
-        ),
+        masks=np.array([masks[class_names[label]].get(Path(path).stem) for path, label in rows], dtype=object),
         details=pd.DataFrame(index=pd.RangeIndex(len(rows))),
     )
 

@@ -47,9 +47,7 @@ def _decode(path: Path | str, size: int) -> np.ndarray:
     with Image.open(path, formats=_FORMATS) as image:
         width, height = image.size
         if min(width, height) < size:
-            raise BrokenImageError(
-                f"{width} x {height} px is smaller than the store's {size} px; lower store_res"
-            )
+            raise BrokenImageError(f"{width} x {height} px is smaller than the store's {size} px; lower store_res")
         image.draft("L", (2 * size, 2 * size))  # lets a large JPEG be decoded at 1/2, 1/4 or 1/8
         gray = _upright(_to_gray(image), image)
     side = min(gray.size)

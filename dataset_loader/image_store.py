@@ -60,9 +60,7 @@ class ImageStore:
         return replace(self, array=array, device=device)
 
 
-def open_store(
-    root: Path, paths: Sequence[str], size: int, cache_dir: Path, show_progress: bool = True
-) -> ImageStore:
+def open_store(root: Path, paths: Sequence[str], size: int, cache_dir: Path, show_progress: bool = True) -> ImageStore:
     """Open the store of the images `root/paths` at `size` x `size` pixels; decode what is not decoded yet.
 
     The store is the folder `cache_dir/<key>/`, where the key hashes the files' names, sizes and modification

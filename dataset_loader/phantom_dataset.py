@@ -1,8 +1,8 @@
 """The built-in data set: synthetic chest X-rays, drawn once from a seed, in the layouts of the two real ones.
 
-`COVID-19_Radiography_Dataset/<Class>/{images,masks}/<Class>-<n>.png` has the four classes with the imbalance of
-the real database and a lung mask an image; `CheXpert-v1.0-small/{train,valid}.csv` list patients with several
-studies and views. Every pixel is a function of (seed, image), never of the number of processes.
+`COVID-19_Radiography_Dataset/<Class>/{images,masks}/<Class>-<n>.png` has the four classes with the imbalance
+of the real database and a lung mask an image; `CheXpert-v1.0-small/{train,valid}.csv` list patients with
+several studies and views. Every pixel is a function of (seed, image), never of the number of processes.
 """
 
 import csv
@@ -10,13 +10,11 @@ import io
 import json
 import os
 import shutil
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +27,9 @@ from dataset_loader.phantom_patients import HEADER, View, plan_patient
 from dataset_loader.phantom_views import annotate, frontal, plant_marker, to_bytes
 from utils.config import UserError
 from utils.files import write_json, write_text
+from utils.locks import exclusive_lock
+from utils.memory import keep_freed_memory, usable_cores
+from utils.progress import progress_bar
 
 VERSION = 1  # of the drawing: a tree of another version is not the one asked for
 COVID_ROOT = "COVID-19_Radiography_Dataset"
@@ -41,7 +42,7 @@ MARKED_SHARE = {True: 0.95, False: 0.04}  # of the images in and outside MARKED_
 
 _RECORD = "phantom.json"
 _CHUNK = 24  # images a task of a worker
-_POOL_FROM = 300  # images; below, starting processes costs more than they save
+_IMAGES_A_WORKER = 150  # at least: with fewer, starting a process costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,14 @@ class CovidImage:
 
     def save(self, root: Path) -> None:
         """Draw the image and its mask and write both below `root`."""
-        key = [self.seed, 1, list(CLASS_SIZES).index(self.name), self.number]
-        rng = np.random.default_rng(key)
+        rng = np.random.default_rng([self.seed, 1, list(CLASS_SIZES).index(self.name), self.number])
         findings = {CLASS_SIGNS[self.name]: float(rng.beta(1.6, 1.2))} if self.name in CLASS_SIGNS else {}
         if rng.random() < 0.2:
             findings["Support Devices"] = 1.0
         picture, mask = frontal(Anatomy.draw(rng), Pose.draw(rng), findings, (self.size, self.size), rng)
         picture = annotate(picture, rng)
-        if (
-            self.planted_marker
-            and np.random.default_rng([*key, 1]).random() < MARKED_SHARE[self.name == MARKED_CLASS]
-        ):
+        # The last draw of all, so that planting changes nothing else.
+        if self.planted_marker and rng.random() < MARKED_SHARE[self.name == MARKED_CLASS]:
             picture = plant_marker(picture)
         for kind, pixels in (("images", to_bytes(picture)), ("masks", mask.astype(np.uint8) * 255)):
             file = root / self.name / kind / f"{self.name}-{self.number}.png"
@@ -93,17 +91,17 @@ def ensure_phantoms(
     """Write both trees below `folder` once; return the roots of the COVID-like and of the CheXpert-like one.
 
     A later call with the same request returns at once. `size` is the shorter side of an image in pixels. With
-    `planted_marker` most images of the class COVID, and few others, carry a bright disc in the lower left corner
-    (COVID-like tree only): a shortcut for an audit to find. `workers` is the number of processes (default: one a
-    core); the pixels do not depend on it.
+    `planted_marker` most images of the class COVID, and few others, carry a bright disc in the lower left
+    corner (COVID-like tree only): a shortcut for an audit to find. `workers` is the number of processes
+    (default: one a core); the pixels do not depend on it.
 
     Raises:
         UserError: `folder` holds something else, or phantoms of another request; nothing is overwritten.
     """
     if covid_images < len(CLASS_SIZES) or chexpert_patients < 2 or size < 64 or seed < 0:
         raise UserError(
-            f"phantoms asked for: {covid_images} images, {chexpert_patients} patients, size {size}, seed {seed}; "
-            f"needed: at least {len(CLASS_SIZES)} images, 2 patients, size 64, seed 0."
+            f"phantoms asked for: {covid_images} images, {chexpert_patients} patients, size {size}, "
+            f"seed {seed}; needed: at least {len(CLASS_SIZES)} images, 2 patients, size 64, seed 0."
         )
     request = {
         "version": VERSION,
@@ -116,10 +114,15 @@ def ensure_phantoms(
     roots = folder / COVID_ROOT, folder / CHEXPERT_ROOT
     if _is_finished(folder, request):
         return roots
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(folder.with_name(f".{folder.name}.lock")):
-        if not _is_finished(folder, request):  # another process may just have drawn them
-            _draw_trees(folder, request, workers)
+    if getattr(current_process(), "_inheriting", False):
+        # A worker of ours imports a main script that calls us unguarded: it would wait for our own lock.
+        raise RuntimeError('guard the call of the script with if __name__ == "__main__" for parallel drawing')
+    try:
+        with exclusive_lock(folder.with_name(f".{folder.name}.lock"), f"drawing {folder}"):
+            if not _is_finished(folder, request):  # another process may just have drawn them
+                _draw_trees(folder, request, workers)
+    except OSError as error:
+        raise UserError(f"could not write the synthetic X-rays to {folder}: {error}.") from error
     return roots
 
 
@@ -146,18 +149,16 @@ def _is_finished(folder: Path, request: dict[str, int]) -> bool:
         found = None
     if not isinstance(found, dict):
         raise UserError(
-            f"{folder} exists but holds no finished phantoms (no {_RECORD}); move or delete it, or choose another "
-            "folder for the synthetic X-rays."
+            f"{folder} exists but holds no finished phantoms (no {_RECORD}); move or delete it, or choose "
+            "another folder for the synthetic X-rays."
         )
     differing = [
-        f"{key} {found.get(key)} (asked: {value})"
-        for key, value in request.items()
-        if found.get(key) != value
+        f"{key} {found.get(key)} (asked: {value})" for key, value in request.items() if found.get(key) != value
     ]
     if differing:
         raise UserError(
-            f"{folder} holds synthetic X-rays of another request: {', '.join(differing)}; choose another folder, "
-            "or delete this one to have them drawn anew."
+            f"{folder} holds synthetic X-rays of another request: {', '.join(differing)}; choose another "
+            "folder, or delete this one to have them drawn anew."
         )
     return True
 
@@ -178,9 +179,7 @@ def _draw_trees(folder: Path, request: dict[str, int], workers: int | None) -> N
         jobs = [(partial / COVID_ROOT, image) for image in covid] + [
             (partial / CHEXPERT_ROOT, view) for view in chexpert
         ]
-        tqdm.write(
-            f"Drawing {len(jobs)} synthetic chest X-rays into {folder} (once; later runs find them there)."
-        )
+        tqdm.write(f"Drawing {len(jobs)} synthetic chest X-rays into {folder} (once; later runs find them there).")
         _draw_all(jobs, workers)
         write_json(partial / _RECORD, request)
         if hasattr(os, "sync"):
@@ -211,9 +210,9 @@ def _write_tables(root: Path, patients: int, size: int, seed: int) -> list[View]
 def _draw_all(jobs: Sequence[tuple[Path, Drawable]], workers: int | None) -> None:
     """Draw every job, in processes where that pays."""
     if workers is None:
-        workers = 1 if len(jobs) < _POOL_FROM else _cores()
+        workers = min(usable_cores(), len(jobs) // _IMAGES_A_WORKER)
     chunks = [jobs[first : first + _CHUNK] for first in range(0, len(jobs), _CHUNK)]
-    with tqdm(total=len(jobs), desc="phantoms", unit="image") as bar:
+    with progress_bar(len(jobs), "phantoms") as bar:
         if workers > 1:
             chunks = _draw_in_processes(chunks, workers, bar)
         for chunk in chunks:
@@ -227,7 +226,7 @@ def _draw_in_processes(chunks: list, workers: int, bar: tqdm) -> list:
     script without `if __name__ == "__main__"` it fails.
     """
     left = dict(enumerate(chunks))
-    pool = ProcessPoolExecutor(min(workers, len(chunks)), mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(min(workers, len(chunks)), mp_context=get_context("spawn"), initializer=_start_worker)
     try:
         numbers: dict[Future[int], int] = {pool.submit(_draw_chunk, chunk): i for i, chunk in left.items()}
         for future in as_completed(numbers):
@@ -240,27 +239,11 @@ def _draw_in_processes(chunks: list, workers: int, bar: tqdm) -> list:
     return list(left.values())
 
 
+def _start_worker() -> None:
+    keep_freed_memory()  # an image takes hundreds of arrays just large enough to be given back: half the time
+
+
 def _draw_chunk(chunk: Sequence[tuple[Path, Drawable]]) -> int:
     for root, image in chunk:
         image.save(root)
     return len(chunk)
-
-
-def _cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock, which the system releases when the process ends, however it ends."""
-    with path.open("a+b") as file:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -1,4 +1,4 @@
-"""The phantoms of the CheXpert-like tree: patients with several studies and views, and what a report says of them."""
+"""The phantoms of the CheXpert-like tree: patients, their studies and views, and what reports say of them."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,7 +65,7 @@ class View:
 
 
 def plan_patient(seed: int, number: int, part: str, size: int, root_name: str) -> list[View]:
-    """All views of a patient; `part` is "train" or "valid" (one study, every label 0 or 1, as in CheXpert)."""
+    """All views of a patient; `part` is "train", or "valid": one study, each label 0 or 1, as in CheXpert."""
     rng = np.random.default_rng([seed, 2, number])
     female = bool(rng.random() < 0.41)
     sex, age = ("Female" if female else "Male"), int(np.clip(rng.normal(60, 17), 18, 90))
@@ -92,9 +92,9 @@ def plan_patient(seed: int, number: int, part: str, size: int, root_name: str) -
             pose = Pose.draw(rng)
             if projection == "AP":  # in bed: less deep a breath
                 pose = replace(pose, inspiration=0.75 * pose.inspiration)
-            shape = (size, round(1.2 * size))
-            if side == "lateral" or rng.random() < 0.25:
-                shape = shape[::-1]
+            long_side = round(1.2 * size)
+            upright = side == "lateral" or rng.random() < 0.25
+            shape = (long_side, size) if upright else (size, long_side)
             pixels = (seed, 3, number, study, view)
             views.append(View(path, row, anatomy, pose, findings, shape, pixels))
     return views

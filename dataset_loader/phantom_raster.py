@@ -8,9 +8,7 @@ import numpy as np
 Array = np.ndarray
 
 _GLYPHS = {  # 5 x 7 dots, a row an integer, most significant bit on the left
-    "A": (14, 17, 17, 31, 17, 17, 17),
     "L": (16, 16, 16, 16, 16, 16, 31),
-    "P": (30, 17, 17, 30, 16, 16, 16),
     "R": (30, 17, 17, 30, 20, 18, 17),
 }
 
@@ -70,8 +68,8 @@ def spline_surface(coefficients: Array, shape: tuple[int, int]) -> Array:
 def smooth_noise(rng: np.random.Generator, cells: int, shape: tuple[int, int]) -> Array:
     """Random field [H, W] of about unit variance whose grains are height / cells pixels large."""
     wide = max(1, round(cells * shape[1] / shape[0]))
-    coefficients = rng.standard_normal((cells + 3, wide + 3), dtype=np.float32)
-    return spline_surface(coefficients, shape) * np.float32(2.1)  # the spline averages to std 1 / 2.1
+    coefficients = rng.standard_normal((cells + 3, wide + 3), dtype=np.float32) * np.float32(2.1)
+    return spline_surface(coefficients, shape)  # the spline averages to std 1 / 2.1
 
 
 def low_pass(image: Array, cells: int) -> Array:
@@ -80,7 +78,14 @@ def low_pass(image: Array, cells: int) -> Array:
     cols = np.linspace(0, image.shape[1], cells + 1).astype(np.int64)
     means = np.add.reduceat(np.add.reduceat(image, rows[:-1], axis=0), cols[:-1], axis=1)
     means /= (np.diff(rows)[:, None] * np.diff(cols)[None]).astype(np.float32)
-    return spline_surface(np.pad(means, 1, mode="edge"), image.shape)
+    around = _repeat_edge(cells, 1)
+    return spline_surface(means[around[:, None], around], image.shape)
+
+
+@cache
+def _repeat_edge(length: int, margin: int) -> Array:
+    """Indices that lengthen an axis by `margin` at both ends; a tenth of the time of np.pad."""
+    return np.clip(np.arange(-margin, length + margin), 0, length - 1)
 
 
 def blur(image: Array, sigma: float) -> Array:
@@ -90,9 +95,9 @@ def blur(image: Array, sigma: float) -> Array:
     weights = np.exp(-0.5 * ((np.array(taps) - radius) / sigma) ** 2)
     weights = list((weights / weights.sum()).astype(np.float32))
     height, width = image.shape
-    padded = np.pad(image, ((radius, radius), (0, 0)), mode="edge")
+    padded = image[_repeat_edge(height, radius)]
     image = _weighted_sum([padded[k : k + height] for k in taps], weights)
-    padded = np.pad(image, ((0, 0), (radius, radius)), mode="edge")
+    padded = image[:, _repeat_edge(width, radius)]
     return _weighted_sum([padded[:, k : k + width] for k in taps], weights)
 
 
@@ -103,12 +108,11 @@ def splat(rows: Array, cols: Array, weights: Array, shape: tuple[int, int]) -> A
     inside = (rows >= 0) & (rows < height - 1) & (cols >= 0) & (cols < width - 1)
     rows, cols, weights = rows[inside], cols[inside], weights[inside]
     r, c = rows.astype(np.int64), cols.astype(np.int64)
-    fr, fc = rows - r, cols - c
-    total = np.zeros(height * width)
-    for dr, wr in ((0, 1 - fr), (1, fr)):
-        for dc, wc in ((0, 1 - fc), (1, fc)):
-            total += np.bincount((r + dr) * width + c + dc, weights * wr * wc, minlength=height * width)
-    return total.reshape(shape).astype(np.float32)
+    down, right, first = rows - r, cols - c, r * width + c
+    lower, upper = weights * down, weights * (1 - down)
+    shares = np.concatenate([upper * (1 - right), upper * right, lower * (1 - right), lower * right])
+    pixels = np.concatenate([first, first + 1, first + width, first + width + 1])
+    return np.bincount(pixels, shares, minlength=height * width).reshape(shape).astype(np.float32)
 
 
 def text_stencil(text: str, scale: int) -> Array:

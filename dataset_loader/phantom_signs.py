@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from dataset_loader.phantom_anatomy import Chest
-from dataset_loader.phantom_raster import Array, bump, smooth_noise, step
+from dataset_loader.phantom_raster import Array, bump, norm, smooth_noise, step
 
 
 class Findings:
@@ -34,7 +34,7 @@ class Findings:
     def patch(self, x: float, y: float, size: tuple[float, float], raggedness: float) -> Array:
         """0 to 1: a patch with an irregular, soft border round a point of the patient."""
         r = ((self.chest.x - x) / size[0]) ** 2 + ((self.chest.y - y) / size[1]) ** 2
-        return step(1 - r + np.float32(raggedness) * self.ragged, 0.7)
+        return step(1 - r + raggedness * self.ragged, 0.7)
 
     def spot(self, side: int, low: float, high: float, depth: float) -> tuple[float, float]:
         """A point between heights low and high, `depth` (0 to 1) of the way from pleura to mediastinum."""
@@ -70,7 +70,7 @@ def consolidation(findings: Findings, severity: float) -> None:
 
 
 def interstitial(findings: Findings, severity: float, reach: float = 1.0) -> None:
-    """A net of thickened septa, short crossing lines all over both lungs; `reach` < 1 keeps it near the hila."""
+    """A net of thickened septa, short crossing lines in both lungs; `reach` < 1 keeps it near the hila."""
     rng, chest = findings.rng, findings.chest
     n = 420
     x, y = rng.uniform(-0.85, 0.85, (n, 1)), rng.uniform(-0.75, 0.75, (n, 1))
@@ -143,20 +143,17 @@ def devices(chest: Chest, rng: np.random.Generator) -> Array:
         end = rng.uniform(-0.5, 0.5, (3, 1))
         sag = rng.normal(0, 0.2, (3, 1)) * np.sin(np.pi * t)
         wires = chest.grid.stroke(x + (end - x) * t + sag, y + (1.05 - y) * t, 1.0, 0.004)
-        pads = sum(
-            bump(norm(chest.x - px, chest.y - py), 0.045) for px, py in zip(x[:, 0], y[:, 0], strict=True)
-        )
-        return 0.5 * np.minimum(wires, 1.2) + 0.9 * pads
+        nearest = norm(chest.x[..., None] - x[:, 0], chest.y[..., None] - y[:, 0]).min(axis=-1)
+        return 0.5 * np.minimum(wires, 1.2) + 0.9 * bump(nearest, 0.045)
     side = int(rng.choice((-1, 1)))
     x0, y0 = side * rng.uniform(0.35, 0.55), rng.uniform(-0.42, -0.25)
     x = x0 * (1 - t) ** 2 + 2 * t * (1 - t) * side * 0.25 - 0.05 * t**2
     y = y0 * (1 - t) ** 2 - 0.78 * 2 * t * (1 - t) + rng.uniform(0.0, 0.2) * t**2
     catheter = chest.grid.stroke(x, y, 1.0, 0.007)
     if kind == "port":
-        ring = norm(chest.x - x0, chest.y - y0)
-        return 0.5 * np.minimum(catheter, 1.2) + 0.9 * step(0.055 - ring, 0.01) * (
-            1 - 0.6 * step(0.03 - ring, 0.01)
-        )
+        off = norm(chest.x - x0, chest.y - y0)
+        chamber = step(0.055 - off, 0.01) * (1 - 0.6 * step(0.03 - off, 0.01))
+        return 0.5 * np.minimum(catheter, 1.2) + 0.9 * chamber
     tube = chest.grid.stroke(0.01 * np.sin(4 * t), -1.1 + 0.8 * t, 1.0, 0.012)
     return 0.5 * np.minimum(catheter, 1.2) + 0.4 * np.minimum(tube, 1.2)
 

@@ -1,102 +1,95 @@
-"""A phantom before the detector: frontal and lateral radiographs with exposure, scatter, noise and markers."""
+"""A phantom before the detector: frontal and lateral views with exposure, scatter, noise and markers."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from dataset_loader.phantom_anatomy import AIR, Anatomy, Chest, Grid, Pose, bones, soft_tissue, vessels
-from dataset_loader.phantom_raster import Array, blur, bump, low_pass, smooth_noise, step, text_stencil
+from dataset_loader.phantom_raster import Array, blur, bump, low_pass, norm, smooth_noise, step, text_stencil
 from dataset_loader.phantom_signs import SIGNS, Findings, devices
 
-MARKER_SHARE = (
-    0.07  # side of the planted marker's square, in image heights; two pixels off the lower left corner
-)
+Severities = Mapping[str, float]  # of findings by name, from 0 (not to be seen) to 1 (plain)
+
+MARKER_SHARE = 0.07  # width of the planted marker in image heights; it lies 2 pixels off the lower left corner
 
 
 def frontal(
-    anatomy: Anatomy,
-    pose: Pose,
-    findings: Mapping[str, float],
-    shape: tuple[int, int],
-    rng: np.random.Generator,
+    anatomy: Anatomy, pose: Pose, findings: Severities, shape: tuple[int, int], rng: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Radiograph [H, W] from 0 to 1 and the mask [H, W] of the lungs; `findings` are severities by name."""
+    """Radiograph [H, W] from 0 to 1 from the front, and the mask [H, W] of the lungs."""
     chest = Chest(anatomy, pose, shape, rng)
     signs = Findings(chest, rng)
     for name, severity in findings.items():
         if name in SIGNS:
             SIGNS[name](signs, severity)
     tree = vessels(chest) * signs.vessels * (1 - 0.7 * signs.fluid)
-    attenuation = (
-        soft_tissue(chest) + bones(chest) + chest.lung * (tree + signs.lines - AIR * (1 - signs.fluid))
-    )
+    content = tree + signs.lines - AIR * (1 - signs.fluid)
+    attenuation = soft_tissue(chest) + bones(chest) + chest.lung * content
     if findings.get("Support Devices"):
         attenuation += devices(chest, rng)
     return radiograph(attenuation, rng), chest.mask
 
 
 def lateral(
-    anatomy: Anatomy,
-    pose: Pose,
-    findings: Mapping[str, float],
-    shape: tuple[int, int],
-    rng: np.random.Generator,
+    anatomy: Anatomy, pose: Pose, findings: Severities, shape: tuple[int, int], rng: np.random.Generator
 ) -> Array:
     """Radiograph [H, W] from 0 to 1 from the side: sternum at the left, spine at the right."""
-    grid = Grid(pose, shape)
+    a, grid = anatomy, Grid(pose, shape)
     x, y = grid.x + 0.012 * smooth_noise(rng, 6, shape), grid.y + 0.012 * smooth_noise(rng, 6, shape)
-    depth = 0.58 + 0.12 * anatomy.soft_tissue
-    back = 0.05 * np.cos(2 * y)
-    torso = np.sqrt(np.clip(1 - ((x - back) / depth) ** 4, 0, 1)) * (2.3 + 0.4 * anatomy.soft_tissue)
-    cage = ((x - back) / 0.52) ** 2 + ((y - 0.25) / (0.25 - anatomy.cage_top)) ** 2
-    air = np.sqrt(np.clip(2.2 * (1 - cage), 0, 1)) * step(y + 1, 0.3)
-    dome = anatomy.dome - 0.02 - 0.2 * (1 - pose.inspiration) + 0.5 * np.maximum(x + 0.2, 0) ** 2
-    sinus = 0.6 * findings.get("Pleural Effusion", 0.0) * step(x - 0.1, 0.3)
-    lungs = (
-        air * 0.5 * (step(dome - sinus - y, 0.02) + step(dome + 0.02 + anatomy.dome_drop - sinus - y, 0.02))
-    )
-    heart = ((x + 0.18) / (0.30 * anatomy.heart_size)) ** 2 + ((y - anatomy.dome + 0.2) / 0.27) ** 2
-    lungs *= 1 - 0.8 * step(1 - heart, 0.2)
-    spine = x - 0.40 - 1.6 * back
-    column = step(0.085 - np.abs(spine), 0.015) * (0.8 + 0.2 * np.cos(2 * np.pi * y / anatomy.rib_spacing))
-    phase = (y + 0.5 * (x - 0.4) * anatomy.rib_slope - 0.5 * x * x) / anatomy.rib_spacing
-    ribs = bump(phase - np.round(phase), 0.3) * step(1.1 - cage, 0.1) * anatomy.rib_contrast
+    back = 0.05 * np.cos(2 * y)  # the curve of the spine
+    across = (x - back) / (0.58 + 0.12 * a.soft_tissue)
+    torso = np.sqrt(np.clip(1 - (across * across) ** 2, 0, 1)) * (2.3 + 0.4 * a.soft_tissue)
+    cage = ((x - back) / 0.54) ** 2 + ((y - 0.25) / (0.25 - a.cage_top)) ** 2
+    dome = a.dome - 0.02 - 0.2 * (1 - pose.inspiration) + 0.5 * np.maximum(x + 0.2, 0) ** 2
+    dome -= 0.6 * findings.get("Pleural Effusion", 0.0) * step(x - 0.1, 0.3)  # fluid fills the angle behind
+    domes = 0.5 * (step(dome - y, 0.02) + step(dome + 0.02 + a.dome_drop - y, 0.02))
+    air = np.sqrt(np.clip(2.2 * (1 - cage), 0, 1)) * step(y + 1, 0.3) * domes * _side_of_heart(a, x, y)
+    column = step(0.085 - np.abs(x - 0.34 - 1.8 * back), 0.015) * (0.8 + 0.2 * np.cos(6.28 * y / a.rib_spacing))
+    phase = (y + 0.5 * (x - 0.4) * a.rib_slope - 0.5 * x * x) / a.rib_spacing
+    ribs = bump(phase - np.round(phase), 0.3) * step(1.1 - cage, 0.1) * a.rib_contrast
     arms = step(-0.45 - y + 0.3 * x, 0.25) * bump(x - 0.1, 0.9)
     trachea = bump(x - 0.02 + 0.15 * (y + 0.5), 0.06) * step(-0.15 - y, 0.06)
-    hilum = bump(norm(x - 0.06, y + 0.02), 0.17) * (1 + 0.4 * smooth_noise(rng, 20, shape))
-    added = 0.45 * column + 0.12 * ribs + 0.7 * arms - 0.35 * trachea + 0.3 * hilum * lungs
-    belly = 0.7 * step(y - dome - 0.05, 0.1)
-    return radiograph(
-        (torso * (1 + 0.3 * belly) + added * (torso > 0) - 1.35 * lungs).astype(np.float32), rng
-    )
+    hilum = bump(norm(x - 0.06, y + 0.02), 0.17) * (1 + 0.4 * smooth_noise(rng, 20, shape)) * air
+    added = 0.45 * column + 0.12 * ribs + 0.7 * arms - 0.35 * trachea + 0.3 * hilum
+    tissue = torso * (1 + 0.2 * step(y - dome - 0.05, 0.1)) + added * (torso > 0)
+    return radiograph(tissue - 1.35 * air, rng)
+
+
+def _side_of_heart(anatomy: Anatomy, x: Array, y: Array) -> Array:
+    """Share of the air [H, W] that heart and aorta leave, seen from the side."""
+    u, v = x + 0.20, y - anatomy.dome + 0.2
+    heart = ((0.8 * u + 0.6 * v) / 0.26) ** 2 + ((0.8 * v - 0.6 * u) / 0.38) ** 2
+    aorta = bump(norm(u - 0.14, 0.5 * (v + 0.42)) - 0.03, 0.1)
+    return (1 - 0.75 * step(anatomy.heart_size - heart, 0.45)) * (1 - 0.35 * aorta)
 
 
 def radiograph(attenuation: Array, rng: np.random.Generator) -> Array:
-    """Picture [H, W] from 0 to 1 of an attenuation [H, W]; bright is dense. Exposure and taste vary widely."""
+    """Picture [H, W] from 0 to 1 of an attenuation [H, W]: bright is dense. Exposure and taste vary."""
     pixels = min(attenuation.shape) / 192
     beam = np.exp(-np.maximum(attenuation, 0))
     beam = blur(beam, rng.uniform(0.4, 0.8) * pixels)
-    beam += np.float32(rng.uniform(0.04, 0.3)) * low_pass(beam, 9)  # scatter: a haze without detail
-    photons = np.exp(rng.uniform(np.log(2500), np.log(40000))) / pixels**2
+    beam += rng.uniform(0.04, 0.3) * low_pass(beam, 9)  # scatter: a haze without detail
+    photons = math.exp(rng.uniform(math.log(2500), math.log(40000))) / pixels**2
     noise = rng.standard_normal(attenuation.shape, dtype=np.float32)  # Poisson's, at these counts
-    beam += np.sqrt(beam / np.float32(photons)) * noise
+    beam += np.sqrt(beam / photons) * noise
     picture = -np.log(np.maximum(beam, np.float32(1e-3)))
-    picture -= np.float32(rng.uniform(0, 0.35)) * low_pass(picture, 7)  # the vendor's range compression
+    picture -= rng.uniform(0, 0.35) * low_pass(picture, 7)  # the vendor's range compression
     return _window(picture, rng)
 
 
 def _window(picture: Array, rng: np.random.Generator) -> Array:
-    """Grey levels as a console sets them: a window round the percentiles of the middle, gamma, soft shoulders."""
+    """Grey levels as a console sets them: a window round the middle's percentiles, gamma, soft shoulders."""
     height, width = picture.shape
     middle = picture[height // 8 : -height // 8 : 3, width // 8 : -width // 8 : 3]
-    low, high = np.percentile(middle, (2, 98))
+    low, high = (float(level) for level in np.percentile(middle, (2, 98)))
     span = high - low
     low, high = low - rng.uniform(0.0, 0.5) * span, high + rng.uniform(-0.08, 0.3) * span
-    grey = np.clip((picture - np.float32(low)) / np.float32(high - low), 0, 1)
-    grey = grey ** np.float32(np.exp(rng.normal(-0.05, 0.25)))
-    curve = np.float32(rng.uniform(0, 0.6))
+    grey = np.clip((picture - low) / (high - low), 0, 1)
+    grey = grey ** math.exp(rng.normal(-0.05, 0.25))
+    curve = rng.uniform(0, 0.6)
     grey = (1 - curve) * grey + curve * grey * grey * (3 - 2 * grey)
-    return np.float32(rng.uniform(0, 0.08)) + np.float32(rng.uniform(0.85, 0.92)) * grey
+    return rng.uniform(0, 0.08) + rng.uniform(0.85, 0.92) * grey
 
 
 def annotate(picture: Array, rng: np.random.Generator) -> Array:

@@ -55,9 +55,9 @@ def _group_strata(group_of: np.ndarray, strata: np.ndarray) -> np.ndarray:
 
 
 def _deal(sizes: list[int], shares: Sequence[float], carried: list[float]) -> tuple[list[int], list[float]]:
-    """Deal a stratum's groups, of `sizes` images, to the parts; also returns what the parts are owed after it.
+    """Deal a stratum's groups, of `sizes` images, to the parts; also returns what each part is owed then.
 
-    A group goes to the part that is owed most among those that can take it whole; if none can, among those
+    A group goes to the part that is owed most among those that can take it whole; if none can, among all
     that are owed anything. So no part exceeds its share of the stratum by a whole group.
     """
     owed = [share * sum(sizes) for share in shares]
@@ -107,9 +107,7 @@ def read_split(path: Path) -> pd.DataFrame:
     except (ValueError, OSError) as error:
         raise UserError(f"{path} is not a readable split: {str(error).strip()}") from error
     if tuple(table.columns) != _COLUMNS or not set(table["part"]) <= set(PARTS):
-        raise UserError(
-            f"{path} is not a split: expected the columns {','.join(_COLUMNS)} and the parts {PARTS}."
-        )
+        raise UserError(f"{path} is not a split: expected the columns {','.join(_COLUMNS)} and the parts {PARTS}.")
     return table
 
 

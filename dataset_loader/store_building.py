@@ -14,26 +14,18 @@ import io
 import json
 import os
 import shutil
-import sys
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import numpy as np
-from tqdm import tqdm
 
 from dataset_loader.decoding import BrokenImageError, decode_square
 from utils.config import UserError
 from utils.files import write_atomically, write_json, write_text
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from utils.locks import exclusive_lock
+from utils.memory import usable_cores
+from utils.progress import progress_bar
 
 FORMAT = 1  # part of a store's key: raise it when the decoding or these files change
 IMAGES, KEPT, REJECTED = "images.npy", "kept.npy", "rejected.csv"
@@ -42,7 +34,8 @@ IMAGES, KEPT, REJECTED = "images.npy", "kept.npy", "rejected.csv"
 MAX_REJECTED_SHARE = 0.1
 
 _FINISHED, _PROGRESS = "store.json", "progress.json"
-_CHUNK_BYTES = 64 * 2**20  # 1,000 images at 256 px: the most that a killed build loses or memory holds
+_CHUNK_IMAGES = 1000  # the most that a killed build loses
+_CHUNK_BYTES = 64 * 2**20  # the most that a build holds in memory
 _HEADER_BYTES = 128  # of a .npy file of this type, whatever M is
 
 
@@ -60,7 +53,7 @@ def build_store(root: Path, names: list[str], size: int, folder: Path, show_prog
 
     Raises UserError if more than MAX_REJECTED_SHARE of them cannot be used, or the disk is too full.
     """
-    with _only_builder(folder):
+    with exclusive_lock(folder / "lock", f"decoding the same images into {folder}"):
         if is_finished(folder, size):  # built by the process that this one waited for
             return
         (folder / _FINISHED).unlink(missing_ok=True)
@@ -68,40 +61,6 @@ def build_store(root: Path, names: list[str], size: int, folder: Path, show_prog
         _check_disk((len(names) - done) * size**2, folder)
         rejected = _decode_all(root, names, size, folder, done, rejected, show_progress)
         _finish(root, names, size, folder, rejected)
-
-
-@contextmanager
-def _only_builder(folder: Path) -> Iterator[None]:
-    """Wait until no other process builds in `folder`, then keep the others out."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("ab")
-    except OSError as error:
-        raise UserError(f"cannot write the decoded images to {folder}: {error.strerror}.") from error
-    with file:
-        if not _lock(file):
-            print(f"another process is decoding the same images into {folder}; waiting", file=sys.stderr)
-            while not _lock(file):
-                time.sleep(0.2)
-        yield
-
-
-def _lock(file: IO[bytes]) -> bool:
-    """Try to take the operating system's lock; it ends with its process, however that one ends."""
-    try:
-        if sys.platform == "win32":
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:
-        raise UserError(
-            f"{file.name} lies on a file system without locks ({error.strerror}); "
-            "make the cache folder a link to a local disk."
-        ) from error
-    return True
 
 
 def _read_progress(folder: Path, size: int) -> tuple[int, dict[int, str]]:
@@ -134,24 +93,27 @@ def _decode_all(
     show_progress: bool,
 ) -> dict[int, str]:
     """Append the files from `done` on to images.npy, chunk by chunk; returns all that were rejected."""
-    chunk = max(1, _CHUNK_BYTES // size**2)
-    bar = tqdm(total=len(names), initial=done, desc=f"decoding to {size} px", disable=not show_progress)
+    chunk = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // size**2))
+    bar = progress_bar(len(names), f"decoding to {size} px", done, show_progress)
     # Threads: Pillow decodes and resizes without the interpreter's lock. Processes were no faster, and would
     # start the script a second time on Windows and macOS.
-    with (folder / IMAGES).open("ab") as images, ThreadPoolExecutor(_cores()) as pool, bar:
+    with (folder / IMAGES).open("ab") as images, ThreadPoolExecutor(usable_cores()) as pool, bar:
         images.truncate(_HEADER_BYTES + (done - len(rejected)) * size**2)  # what was not yet accounted for
-        for start in range(done, len(names), chunk):
-            files = [f"{root}/{name}" for name in names[start : start + chunk]]
-            for position, image in enumerate(pool.map(partial(_decode, size=size), files), start):
-                if isinstance(image, str):
-                    rejected[position] = image
-                else:
-                    images.write(image.data)
-                bar.update()
-            images.flush()
-            os.fsync(images.fileno())  # the images first, then the note that they are there
-            write_json(folder / _PROGRESS, {"done": start + len(files), "rejected": rejected})
-            _check_rejected(rejected, start + len(files), names, folder)
+        try:
+            for start in range(done, len(names), chunk):
+                files = [f"{root}/{name}" for name in names[start : start + chunk]]
+                for position, image in enumerate(pool.map(partial(_decode, size=size), files), start):
+                    if isinstance(image, str):
+                        rejected[position] = image
+                    else:
+                        images.write(image.data)
+                    bar.update()
+                images.flush()
+                os.fsync(images.fileno())  # the images first, then the note that they are there
+                write_json(folder / _PROGRESS, {"done": start + len(files), "rejected": rejected})
+                _check_rejected(rejected, start + len(files), names, folder)
+        finally:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for the rest of the chunk
     return rejected
 
 
@@ -161,10 +123,6 @@ def _decode(file: str, size: int) -> np.ndarray | str:
         return decode_square(file, size)
     except BrokenImageError as error:
         return str(error)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _check_rejected(rejected: dict[int, str], done: int, names: list[str], folder: Path) -> None:

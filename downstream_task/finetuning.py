@@ -8,6 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_sample_weight
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,18 +41,20 @@ def extract_features(
 def linear_probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
     """Class probabilities [M, C] of test features [M, F], by logistic regression at its optimum.
 
-    The features are standardised; the L2 strength is the most likely of REGULARISATION on a fifth of the
-    training images, held out by class, after which the regression is fitted to all of them.
+    The features are standardised and the classes weigh the same. The L2 strength is the most likely of
+    REGULARISATION on a fifth of the training images, held out by class; then all of them are fitted.
     """
     scaler = StandardScaler().fit(train)
-    train, test = scaler.transform(train), scaler.transform(test)
+    train, test = np.asarray(scaler.transform(train)), np.asarray(scaler.transform(test))
     fit_part, held_out = next(StratifiedKFold(5, shuffle=True, random_state=0).split(train, labels))
 
     def fitted(c: float, rows: np.ndarray) -> LogisticRegression:
-        return LogisticRegression(C=c, max_iter=2000).fit(train[rows], labels[rows])
+        return LogisticRegression(C=c, max_iter=2000, class_weight="balanced").fit(train[rows], labels[rows])
 
+    weight = compute_sample_weight("balanced", labels[held_out])
     losses = [
-        log_loss(labels[held_out], fitted(c, fit_part).predict_proba(train[held_out])) for c in REGULARISATION
+        log_loss(labels[held_out], fitted(c, fit_part).predict_proba(train[held_out]), sample_weight=weight)
+        for c in REGULARISATION
     ]
     return fitted(REGULARISATION[int(np.argmin(losses))], np.arange(len(train))).predict_proba(test)
 
@@ -90,7 +93,8 @@ def _probe_one(
     test_labels: np.ndarray,
     score: Callable[[np.ndarray, np.ndarray], float],
 ) -> dict[str, float]:
-    one_hot = F.one_hot(torch.from_numpy(labels))
+    one_hot = F.one_hot(torch.from_numpy(labels)).float()
+    one_hot /= one_hot.sum(0)  # a frequent class has more neighbours everywhere: the classes weigh the same
     return {
         "probe/linear": score(test_labels, linear_probe(train.numpy(), labels, test.numpy())),
         "probe/knn": score(test_labels, knn_scores(train, one_hot, test).numpy()),

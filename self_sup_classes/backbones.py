@@ -83,7 +83,8 @@ def load_backbone(path: Path, name: str, in_channels: int) -> Backbone:
     if wrong:
         raise UserError(
             f"{path} does not fit a {name} with {in_channels} input channel(s): {len(wrong)} of "
-            f"{len(expected)} tensors differ, first {'; '.join(wrong[:3])}. Name the backbone and channels it was saved with."
+            f"{len(expected)} tensors differ, first {'; '.join(wrong[:3])}. "
+            "Name the backbone and channels that it was saved with."
         )
     backbone.net.load_state_dict({key: state[key] for key in expected}, strict=True)
     return backbone
@@ -96,9 +97,7 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for the many ways in which a file can be broken
-        raise UserError(
-            f"{path} is not a state_dict that torch can read ({str(error).splitlines()[0]})."
-        ) from error
+        raise UserError(f"{path} is not a state_dict that torch can read ({str(error).splitlines()[0]}).") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} holds no state_dict: expected a dict of tensors by name.")
     return state

@@ -1,6 +1,7 @@
 """Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230): the loss, and the network that it trains."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -49,13 +50,14 @@ def barlow_twins_loss(z1: Tensor, z2: Tensor, lambd: float) -> BarlowTwinsLoss:
         precision = torch.promote_types(z1.dtype, torch.float32)
         z1, z2 = standardise(z1.to(precision)), standardise(z2.to(precision))
         diagonal = (z1 * z2).mean(0)  # [D]
-        if d >= 4 * n:
-            squared_norm = ((z1 @ z1.T) * (z2 @ z2.T)).sum() / n**2
-        else:
-            squared_norm = (z1.T @ z2 / n).square().sum()
+        squared_norm = _gram_norm(z1, z2) if d >= 4 * n else (z1.T @ z2 / n).square().sum()
         on_diagonal = (1 - diagonal).square().sum()
         off_diagonal = squared_norm - diagonal.square().sum()
         return BarlowTwinsLoss(on_diagonal + lambd * off_diagonal, on_diagonal, off_diagonal)
+
+
+def _gram_norm(z1: Tensor, z2: Tensor) -> Tensor:
+    return ((z1 @ z1.T) * (z2 @ z2.T)).sum() / len(z1) ** 2
 
 
 def random_embedding_loss(n: int, d: int, lambd: float) -> tuple[float, float, float]:
@@ -77,7 +79,7 @@ def build_projector(in_features: int, dims: Sequence[int]) -> nn.Sequential:
     """
     widths = [in_features, *dims]
     layers: list[nn.Module] = []
-    for wide_in, wide_out in zip(widths[:-2], widths[1:-1], strict=True):
+    for wide_in, wide_out in pairwise(widths[:-1]):
         layers += [nn.Linear(wide_in, wide_out, bias=False), nn.BatchNorm1d(wide_out), nn.ReLU(inplace=True)]
     layers.append(nn.Linear(widths[-2], widths[-1], bias=False))
     return nn.Sequential(*layers)

@@ -19,10 +19,10 @@ from utils.config import UserError, check_choice, check_config
 from utils.hardware import (
     choose_device,
     describe_device,
-    keep_freed_memory,
     make_deterministic,
 )
 from utils.logging_utils import Run
+from utils.memory import keep_freed_memory
 from utils.training_utils import check_fit_config, fit, mixed_seed
 
 
@@ -49,9 +49,7 @@ def pretrain(config: PretrainConfig) -> Run:
 def build_model(config: PretrainConfig) -> BarlowTwins:
     """The network, initialised from config["random_seed"] alone."""
     if not config["projector_dims"] or min(config["projector_dims"]) < 1:
-        raise UserError(
-            f"projector_dims is {config['projector_dims']}; expected widths such as [512] or [512, 512]."
-        )
+        raise UserError(f"projector_dims is {config['projector_dims']}; expected widths such as [512] or [512, 512].")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mixed_seed(config["random_seed"]))
         backbone = Backbone(config["backbone"], config["in_channels"])

@@ -1,6 +1,7 @@
 """Configs: a dict of literals at the top of a script, checked against a TypedDict, with a flag per key."""
 
 import difflib
+import io
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -45,9 +46,7 @@ def check_config(config: Mapping[str, Any], schema: type) -> None:
     for key, expected in types.items():
         if not _has_type(config[key], expected):
             name = getattr(expected, "__name__", None) if get_origin(expected) is None else str(expected)
-            raise UserError(
-                f"config key {key!r} is {config[key]!r} ({type(config[key]).__name__}), expected {name}."
-            )
+            raise UserError(f"config key {key!r} is {config[key]!r} ({type(config[key]).__name__}), expected {name}.")
 
 
 def _has_type(value: Any, expected: Any) -> bool:
@@ -60,12 +59,10 @@ def _has_type(value: Any, expected: Any) -> bool:
     return isinstance(value, expected)
 
 
-def run_script(
-    main: Callable[[dict[str, Any]], object], config: dict[str, Any], description: str | None
-) -> None:
+def run_script(main: Callable[[dict[str, Any]], object], config: dict[str, Any], description: str | None) -> None:
     """Run an entry script: every key of `config` becomes a typed flag; a UserError becomes one line, exit 1."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace", line_buffering=True)  # a Windows console may lack a sign
     try:
         main(tyro.cli(dict, default=config, description=description))  # type: ignore[arg-type]

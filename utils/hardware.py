@@ -1,6 +1,5 @@
 """What this machine has: the device, the precision that pays on it, and how to keep its memory."""
 
-import ctypes
 import os
 import platform
 
@@ -59,23 +58,3 @@ def make_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep the memory that a training step frees, instead of giving it back to the kernel.
-
-    Activations are blocks of many megabytes. By default glibc gets each of them from the kernel with mmap and
-    returns it when it is freed, so every step faults in gigabytes of zeroed pages again. The thresholds
-    below make it serve them from the heap, which is not trimmed either. Linux with glibc only; elsewhere
-    nothing happens. It costs nothing but a peak that is not given back before the script ends.
-    """
-    if platform.system() != "Linux":
-        return
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # musl has no mallopt
-        return
-    largest = 2**31 - 1
-    mallopt(trim_threshold, largest)
-    mallopt(mmap_threshold, 2**30)

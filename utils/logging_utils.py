@@ -52,12 +52,11 @@ class Run:
             return
         stored = _read_json(self.folder / "config.json")
         if stored is None and any(path.name[0] != "." for path in self.folder.iterdir()):
-            raise UserError(
-                f"{self} holds files but no config.json, so it is no run; choose another run_name."
-            )
+            raise UserError(f"{self} holds files but no config.json, so it is no run; choose another run_name.")
+        keys: list[str] = sorted({*(stored or {}), *config})
         different = [
             f"{key} ({_value(stored, key)} there, {_value(config, key)} now)"
-            for key in sorted({*(stored or {}), *config})
+            for key in keys
             if stored is not None and _value(stored, key) != _value(config, key)
         ]
         if different:
@@ -95,9 +94,7 @@ class Run:
         if self.is_writer:
             picture = io.BytesIO()
             figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
-            write_atomically(
-                self.folder / "figures" / f"{name}.png", lambda file: file.write(picture.getvalue())
-            )
+            write_atomically(self.folder / "figures" / f"{name}.png", lambda file: file.write(picture.getvalue()))
             if step is not None:
                 self._tensorboard(step).add_image(name, _pixels(picture), step, dataformats="HWC")
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 def effective_rank(z: Tensor) -> float:
     """RankMe of embeddings z [N, D]: the exponential of the entropy of their singular values, 1 to min(N, D).
 
-    Garrido et al. 2023 (arXiv 2210.02885, equation 1 without its eps), on centred embeddings, since the mean of an embedding carries
-    nothing that the Barlow Twins loss or a linear probe could see. Embeddings that are all equal have rank 0.
+    Garrido et al. 2023 (arXiv 2210.02885, section 3.1), on centred embeddings, since the mean of an embedding
+    carries nothing that the Barlow Twins loss or a linear probe could see. Embeddings that are all equal have rank 0.
     """
     z = z.double() - z.double().mean(0)
     singular_values = torch.linalg.svdvals(z)

@@ -60,9 +60,7 @@ def _lines(
         if points:
             ax.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3, label=name)
         if tag in levels:
-            ax.axhline(
-                levels[tag], color=colour, linestyle="--", linewidth=1, label=f"{name}, random embeddings"
-            )
+            ax.axhline(levels[tag], color=colour, linestyle="--", linewidth=1, label=f"{name}, random embeddings")
 
 
 def _finish(ax: Axes, title: str, unit: str) -> None:

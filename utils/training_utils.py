@@ -16,11 +16,11 @@ from utils import distributed
 from utils.config import UserError, check_choice
 from utils.hardware import PRECISIONS, choose_precision
 from utils.logging_utils import Run
+from utils.progress import progress_bar
 
 OPTIMIZERS = ["adam", "adamw", "sgd"]
 SCHEDULERS = ["cosine", "constant", "multiplicative"]
 LOG_EVERY = 10  # steps between TensorBoard points, and between looks for a loss that is not finite
-SECONDS_BETWEEN_LINES = 60  # where there is no terminal to draw a progress bar on
 
 # (indices of the local batch, epoch, step in the epoch) -> {"loss": ..., other scalars to log}
 StepFunction = Callable[[Tensor, int, int], Mapping[str, Tensor]]
@@ -111,9 +111,7 @@ class _Progress:
 
 
 class _Loop:
-    def __init__(
-        self, module: nn.Module, step: StepFunction, indices: np.ndarray, config: FitConfig, run: Run
-    ):
+    def __init__(self, module: nn.Module, step: StepFunction, indices: np.ndarray, config: FitConfig, run: Run):
         self.module, self.step, self.indices, self.config, self.run = module, step, indices, config, run
         self.device = next(module.parameters()).device
         self.dtype = choose_precision(config["precision"], self.device)
@@ -121,23 +119,23 @@ class _Loop:
         self.steps_per_epoch = len(indices) // config["batch_size"]
         self.optimizer = build_optimizer(module, config)
         self.progress = _Progress()
-        self.last_line = time.monotonic()
-        self.bar = tqdm(
-            total=config["num_epochs"] * self.steps_per_epoch * config["batch_size"],
-            unit="img",
-            unit_scale=True,
-            disable=not (run.is_writer and sys.stderr.isatty()),
-        )
 
     @property
     def global_step(self) -> int:
         return self.progress.epoch * self.steps_per_epoch + self.progress.step
 
     def resume(self) -> None:
-        """Go to where the run's checkpoint stands, if there is one."""
+        """Go to where the run's checkpoint stands, if there is one, and open the progress bar there."""
         state = self.run.checkpoint()
-        if state is None:
-            return
+        if state is not None:
+            self.load(state)
+            self.say(f"resuming {self.run} at epoch {self.progress.epoch + 1}, step {self.progress.step + 1}")
+        batch_size, steps = self.config["batch_size"], self.config["num_epochs"] * self.steps_per_epoch
+        done = self.global_step * batch_size
+        self.bar = progress_bar(steps * batch_size, "training", done, show=self.run.is_writer)
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over a checkpoint; UserError if it belongs to another model."""
         try:
             self.module.load_state_dict(state["module"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -148,8 +146,6 @@ class _Loop:
                 f"the checkpoint in {self.run} does not fit this model ({str(error).splitlines()[0]}); "
                 "choose another run_name or delete that folder."
             ) from error
-        self.bar.update(self.global_step * self.config["batch_size"])
-        self.say(f"resuming {self.run} at epoch {self.progress.epoch + 1}, step {self.progress.step + 1}")
 
     def run_epoch(self) -> float:
         """The steps that are left of this epoch; images per second."""
@@ -171,9 +167,7 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         # dropout and stochastic depth draw from torch's global generator
-        torch.manual_seed(
-            mixed_seed(config["random_seed"], progress.epoch, progress.step, distributed.rank())
-        )
+        torch.manual_seed(mixed_seed(config["random_seed"], progress.epoch, progress.step, distributed.rank()))
         first = progress.step * config["batch_size"] + distributed.rank() * self.local_batch_size
         batch = torch.from_numpy(order[first : first + self.local_batch_size])
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -194,11 +188,6 @@ class _Loop:
         scalars = {f"train/{name}": value.item() for name, value in metrics.items()}
         self.run.log(self.global_step, {**scalars, "lr": lr})
         self.bar.set_postfix(loss=f"{scalars['train/loss']:.4g}", refresh=False)
-        if self.bar.disable and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
-            done, whole = self.progress.step, self.steps_per_epoch
-            self.say(
-                f"epoch {self.progress.epoch + 1}, step {done}/{whole}: loss {scalars['train/loss']:.4g}"
-            )
 
     def check_finite(self) -> None:
         """Raise UserError once a loss was not finite; the sums remember it."""
@@ -229,7 +218,6 @@ class _Loop:
         self.run.save_checkpoint({**state, **progress})
 
     def say(self, line: str) -> None:
-        self.last_line = time.monotonic()
         if self.run.is_writer:
             tqdm.write(line, file=sys.stderr)
 

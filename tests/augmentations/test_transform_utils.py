@@ -89,11 +89,27 @@ def test_an_image_is_not_changed_by_what_its_neighbours_show(recipe):
 def test_an_operator_with_a_probability_works_on_the_drawn_rows_alone(monkeypatch):
     images = batch(400, size=20)
     views = with_recipe(monkeypatch, [("equalize", {"p": 0.3})], 20)
-    levels = (denormalise(views.single(images, step_generator(0, 0, 0))) * 255).round().to(torch.uint8)
-    untouched = (levels == images).flatten(1).all(1)
-    equalized = (levels == tv.equalize(images)).flatten(1).all(1)
-    assert (untouched ^ equalized).all()
-    assert abs(equalized.float().mean() - 0.3) < 0.08
+    for view in views(images, step_generator(0, 0, 0)):
+        levels = (denormalise(view) * 255).round().to(torch.uint8)
+        untouched = (levels == images).flatten(1).all(1)
+        equalized = (levels == tv.equalize(images)).flatten(1).all(1)
+        assert (untouched ^ equalized).all()
+        assert abs(equalized.float().mean() - 0.3) < 0.08
+
+
+def test_geometry_is_applied_in_the_recipes_order(monkeypatch):
+    crop = ("crop", {"scale": (0.2, 0.4)})
+    cropped = with_recipe(monkeypatch, [crop]).single(batch(), step_generator(0, 0, 0))
+    flipped = with_recipe(monkeypatch, [crop, ("hflip", {})]).single(batch(), step_generator(0, 0, 0))
+    assert (flipped.flip(-1) - cropped).abs().max() < 1e-4  # the crop, flipped; not another crop
+
+
+def test_noise_is_new_for_every_view_and_step(monkeypatch):
+    views = with_recipe(monkeypatch, [("noise", {})])
+    gray = torch.full((1, 1, 40, 40), 128, dtype=torch.uint8)
+    drawn = [view for step in range(3) for view in views(gray, step_generator(0, 0, step))]
+    correlation = torch.corrcoef(torch.stack(drawn).flatten(1)) - torch.eye(6)
+    assert correlation.abs().max() < 0.125  # 5 standard deviations of chance
 
 
 def test_another_operators_probability_does_not_change_an_operators_draws(monkeypatch):

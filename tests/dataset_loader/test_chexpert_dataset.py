@@ -87,6 +87,9 @@ def test_an_index_that_the_header_does_not_name_does_no_harm(tmp_path: Path):
     header, *rows = (root / "train.csv").read_text().splitlines()
     (root / "train.csv").write_text("\n".join([header, *(f"{n},{row}" for n, row in enumerate(rows, 7))]))
     assert read_chexpert(root).details["age"].tolist() == [68, 87, 0]
+    (root / "train.csv").write_text((root / "train.csv").read_text().replace("-1.0", "-2.0"))
+    with pytest.raises(UserError, match="as 'Edema' in line 5"):
+        read_chexpert(root)
 
 
 def test_valid_csv_reads_like_train_csv(tmp_path: Path):

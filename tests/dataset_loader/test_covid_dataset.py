@@ -49,18 +49,14 @@ def touch(root: Path, *names: str) -> Path:
 def make_tree(root: Path) -> Path:
     """The real layout: two images a class, a mask for the first."""
     for name in CLASSES:
-        touch(
-            root, f"{name}/images/{name}-10.png", f"{name}/images/{name}-2.png", f"{name}/masks/{name}-2.png"
-        )
+        touch(root, f"{name}/images/{name}-10.png", f"{name}/images/{name}-2.png", f"{name}/masks/{name}-2.png")
     return root
 
 
 def test_images_labels_masks_and_groups(tmp_path: Path):
     columns = read_covid(make_tree(tmp_path))
     assert columns.label_names == CLASSES
-    assert columns.paths.tolist() == sorted(
-        f"{name}/images/{name}-{n}.png" for name in CLASSES for n in (2, 10)
-    )
+    assert columns.paths.tolist() == sorted(f"{name}/images/{name}-{n}.png" for name in CLASSES for n in (2, 10))
     assert columns.labels.dtype == np.int64
     assert [CLASSES[label] for label in columns.labels] == [path.split("/")[0] for path in columns.paths]
     assert columns.masks.tolist() == [None, "COVID/masks/COVID-2.png"] + [
@@ -82,9 +78,7 @@ def test_only_xrays_are_images(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_any_suffix_of_an_image_in_any_case_with_spaces_and_parentheses(tmp_path: Path):
     names = ["a (1).PNG", "b.JPG", "c.jpeg", "d.webp", "e.Tif"]
-    touch(
-        tmp_path, *(f"COVID/images/{name}" for name in names), "Normal/images/n.png", "COVID/Masks/a (1).png"
-    )
+    touch(tmp_path, *(f"COVID/images/{name}" for name in names), "Normal/images/n.png", "COVID/Masks/a (1).png")
     columns = read_covid(tmp_path)
     assert columns.paths.tolist() == [
         *sorted(f"COVID/images/{name}" for name in names),
@@ -94,9 +88,7 @@ def test_any_suffix_of_an_image_in_any_case_with_spaces_and_parentheses(tmp_path
 
 
 def test_the_older_layout(tmp_path: Path):
-    touch(
-        tmp_path, "NORMAL/N (2).png", "NORMAL/N (1).png", "COVID/C.png", "COVID/C.csv", "COVID.metadata.xlsx"
-    )
+    touch(tmp_path, "NORMAL/N (2).png", "NORMAL/N (1).png", "COVID/C.png", "COVID/C.csv", "COVID.metadata.xlsx")
     columns = read_covid(tmp_path)
     assert columns.paths.tolist() == ["COVID/C.png", "NORMAL/N (1).png", "NORMAL/N (2).png"]
     assert columns.labels.tolist() == [0, 1, 1]

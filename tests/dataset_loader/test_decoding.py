@@ -99,9 +99,7 @@ def test_cmyk_is_not_taken_for_its_negative(tmp_path: Path):
     assert np.abs(square.astype(float) - GRAY).mean() < 2
 
 
-@pytest.mark.parametrize(
-    ("suffix", "format"), [(".jpg", "PNG"), (".png", "JPEG"), (".jpeg", "WEBP"), (".PNG", "BMP")]
-)
+@pytest.mark.parametrize(("suffix", "format"), [(".jpg", "PNG"), (".png", "JPEG"), (".jpeg", "WEBP"), (".PNG", "BMP")])
 def test_the_content_decides_not_the_suffix(tmp_path: Path, suffix: str, format: str):
     square = decode_square(save(tmp_path / f"a{suffix}", GRAY, format=format, quality=95), SIZE)
     assert np.abs(square.astype(float) - GRAY).mean() < 3
@@ -127,14 +125,16 @@ def test_exif_orientation_is_applied(tmp_path: Path, suffix: str, orientation: i
     assert np.abs(decode_square(path, SIZE).astype(float) - GRAY).mean() < 4
 
 
-def test_damaged_exif_does_not_cost_the_image(tmp_path: Path):
+def test_damaged_exif_does_not_cost_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = save(tmp_path / "a.jpg", GRAY, exif=exif, quality=95).read_bytes()
-    (tmp_path / "b.jpg").write_bytes(
-        data.replace(b"MM\x00*", b"XX\xff\xff").replace(b"II*\x00", b"XX\xff\xff")
-    )
-    assert np.abs(decode_square(tmp_path / "b.jpg", SIZE).astype(float) - GRAY).mean() < 4
+    path = save(tmp_path / "a.png", GRAY, exif=exif)
+
+    def refuse(self: Image.Exif, data: bytes) -> None:  # Pillow's versions differ in what they refuse
+        raise SyntaxError("not a TIFF file")
+
+    monkeypatch.setattr(Image.Exif, "load", refuse)
+    np.testing.assert_array_equal(decode_square(path, SIZE), GRAY)
 
 
 @pytest.mark.parametrize(("top", "left"), [(0, 20), (20, 0), (0, 0), (0, 7)])

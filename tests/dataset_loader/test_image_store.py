@@ -67,9 +67,7 @@ def test_every_image_is_stored_as_it_is_decoded(tmp_path: Path):
     assert not store.array.flags.writeable
 
 
-def test_broken_files_are_listed_with_their_reasons_and_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_broken_files_are_listed_with_their_reasons_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     names = make_images(tmp_path / "in", 40, broken=(0, 17))
     Image.fromarray(np.zeros((20, 19), np.uint8)).save(tmp_path / "in" / names[39])
     store = open_store(tmp_path / "in", [*names, 'gone, "away".png'], SIZE, tmp_path / "cache")
@@ -143,9 +141,7 @@ def test_the_share_of_broken_files_has_a_limit(tmp_path: Path):
     make_images(tmp_path / "in", 41, broken)
     names = sorted(path.name for path in (tmp_path / "in").iterdir())
     assert len(open_store(tmp_path / "in", names[:40], SIZE, tmp_path / "cache")) == 36
-    with pytest.raises(
-        UserError, match=r"4 of 39 images cannot be used, more than 10%.*0001\.png: not an image"
-    ):
+    with pytest.raises(UserError, match=r"4 of 39 images cannot be used, more than 10%.*0001\.png: not an image"):
         open_store(tmp_path / "in", names[:39], SIZE, tmp_path / "cache")
 
 
@@ -251,9 +247,7 @@ def test_lost_pixels_are_decoded_again(tmp_path: Path, monkeypatch: pytest.Monke
 def test_of_two_processes_one_builds_and_both_read(tmp_path: Path):
     names = make_images(tmp_path / "in", 100, broken=(42,))
     folder = tmp_path / "cache" / image_store._key(tmp_path / "in", names, SIZE)
-    processes = [
-        start_slow_build(tmp_path / "in", folder, tmp_path / f"{n}.ready", together=2) for n in range(2)
-    ]
+    processes = [start_slow_build(tmp_path / "in", folder, tmp_path / f"{n}.ready", together=2) for n in range(2)]
     outputs = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert sorted(int(decoded) for decoded, _ in outputs) == [0, 100]
@@ -263,9 +257,7 @@ def test_of_two_processes_one_builds_and_both_read(tmp_path: Path):
 
 
 @pytest.mark.parametrize("resident", [False, True])
-def test_gather_takes_rows_in_the_order_asked(
-    tmp_path: Path, resident: bool, monkeypatch: pytest.MonkeyPatch
-):
+def test_gather_takes_rows_in_the_order_asked(tmp_path: Path, resident: bool, monkeypatch: pytest.MonkeyPatch):
     names = make_images(tmp_path / "in", 40)
     store = open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
     expected = torch.from_numpy(np.array(store.array))

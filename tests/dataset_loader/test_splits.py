@@ -36,6 +36,17 @@ def test_groups_stay_whole_and_parts_get_their_share(sizes: list[int], seed: int
             assert (parts[members] == part).sum() - share * members.sum() < largest
 
 
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(0, 10**6))
+def test_single_images_come_within_one_of_each_share(stratum_sizes: list[int], seed: int):
+    paths, groups, _ = make_images([1] * sum(stratum_sizes))
+    strata = np.repeat(np.arange(len(stratum_sizes)), stratum_sizes)
+    parts = split_by_group(paths, groups, strata, seed)
+    for stratum, size in enumerate(stratum_sizes):
+        for part, share in zip(PARTS, SHARES, strict=True):
+            assert abs((parts[strata == stratum] == part).sum() - share * size) < 1 - 1e-9
+
+
 def test_single_images_get_their_share_of_each_stratum_to_within_one_and_of_all_of_them():
     paths, groups, strata = make_images([1] * 1500, strata_count=300)  # five images each: .5 for val and test
     parts = split_by_group(paths, groups, strata, seed=73)
@@ -104,9 +115,7 @@ def test_strata_of_classes_are_the_classes():
 
 def test_strata_of_findings_are_the_rarest_positive_ones():
     nan = np.nan
-    findings = np.array(
-        [[1, nan, nan], [1, 1, 0], [1, nan, 1], [1, 1, 1], [nan, -1, 0], [0, 1, nan]], dtype=np.float32
-    )
+    findings = np.array([[1, nan, nan], [1, 1, 0], [1, nan, 1], [1, 1, 1], [nan, -1, 0], [0, 1, nan]], dtype=np.float32)
     assert strata_of(findings).tolist() == [1, 2, 3, 3, 0, 2]  # positives: 4, 3, 2
 
 

@@ -35,7 +35,7 @@ def test_another_config_is_refused_naming_the_keys_that_differ(tmp_path: Path) -
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "thesis.tex").touch()
-    with pytest.raises(UserError, match="no config.json"):
+    with pytest.raises(UserError, match="no config"):
         Run("a", CONFIG, tmp_path)
 
 

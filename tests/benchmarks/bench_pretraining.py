@@ -1,0 +1,264 @@
+"""How much faster is this repo's pretraining than the loop that the field usually writes?
+
+    python tests/benchmarks/bench_pretraining.py
+    python tests/benchmarks/bench_pretraining.py --data-root path/to/images --batch-size 64 --rounds 3
+
+Times, interleaved on the same image files, ResNet-18 with recipe "original", each variant in a process of its own:
+  classic  PIL decode and torchvision transforms per image in the main process, float32, contiguous, two
+           forwards, the off-diagonal of the D x D matrix as a flattened copy, default Adam
+  ours     the image store, batched views, channels_last, the precision of "auto", the loss of
+           self_sup_classes.barlow, fused Adam, freed memory kept
+and prints medians with spread and the ratios, for the step (views given), the views and the whole loop, the
+same without single levers, and the loss alone. No test: times depend on the machine and what else it does.
+"""
+
+import functools
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.transforms import v2
+
+from augmentations.transform_utils import TwinViews, step_generator
+from dataset_loader.image_store import open_store
+from self_sup_classes.backbones import Backbone
+from self_sup_classes.barlow import BarlowTwins, barlow_twins_loss
+from utils.config import run_script
+from utils.hardware import choose_device, choose_precision, describe_device
+from utils.memory import keep_freed_memory
+
+LAMBDA = 5e-3
+STORE_RES = 256
+
+config: dict[str, Any] = {
+    "data_root": "",  # a folder with images, searched through; "" draws noise images of 299 px
+    "img_res": 224,
+    "batch_size": 128,
+    "projector": 2048,  # D
+    "rounds": 3,  # timed rounds of each variant, after one that is not timed
+    "device": "auto",
+}
+
+
+class ClassicBarlowTwins(nn.Module):
+    """The network and the loss as most repositories have them."""
+
+    def __init__(self, d: int):
+        super().__init__()
+        self.net = models.resnet18()
+        self.net.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+        self.net.fc = nn.Linear(512, d, bias=False)
+        self.bn = nn.BatchNorm1d(d, affine=False)
+
+    def forward(self, y1: Tensor, y2: Tensor) -> Tensor:
+        c = self.bn(self.net(y1)).T @ self.bn(self.net(y2)) / len(y1)
+        on = torch.diagonal(c).add_(-1).pow_(2).sum()
+        n = len(c)
+        off = c.flatten()[:-1].view(n - 1, n + 1)[:, 1:].flatten().pow_(2).sum()
+        return on + LAMBDA * off
+
+
+def classic_transform(size: int) -> v2.Compose:
+    """The original project's final views, image by image."""
+    noise = v2.Lambda(lambda x: (x + torch.randn_like(x) * x.mean() * (0.06 + 0.04 * torch.rand(()))).clamp(0, 1))
+    return v2.Compose(
+        [
+            v2.PILToTensor(),
+            v2.RandomResizedCrop(size, (0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
+            v2.RandomHorizontalFlip(),
+            v2.RandomVerticalFlip(),
+            v2.RandomEqualize(),
+            v2.RandomApply([v2.GaussianBlur(13, (0.1, 2.0))]),
+            v2.RandomPerspective(0.15),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.RandomApply([noise]),
+            v2.Normalize([0.449], [0.226]),
+        ]
+    )
+
+
+def classic_views(files: list[Path], size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Two views of each file, [B, 1, R, R] each."""
+    transform = classic_transform(size)
+    images = [Image.open(file).convert("L") for file in files]
+    y1, y2 = (torch.stack([transform(image) for image in images]).to(device) for _ in range(2))
+    return y1, y2
+
+
+def make_step(loss_of: Callable[[Tensor, Tensor], Tensor], module: nn.Module, fused: bool) -> Callable[..., None]:
+    """One optimiser step on two views."""
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-4, fused=fused or None)
+
+    def step(y1: Tensor, y2: Tensor) -> None:
+        loss = loss_of(y1, y2)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def our_step(d: int, device: torch.device, dtype: torch.dtype) -> Callable[..., None]:
+    """The step of this repo, as utils.training_utils.fit takes it."""
+    model = BarlowTwins(Backbone("resnet18", 1), [d], LAMBDA).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def loss_of(y1: Tensor, y2: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return model(y1, y2).loss
+
+    return make_step(loss_of, model, fused=device.type in ("cpu", "cuda"))
+
+
+def timed(function: Callable[[], object], device: torch.device) -> float:
+    """Seconds that one call takes, the device's work included."""
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def interleave(variants: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each variant in each round, in turn, so that a slow moment of the machine hits all alike."""
+    for measure in variants.values():
+        measure()
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, measure in variants.items():
+            seconds[name].append(measure())
+    return seconds
+
+
+def show(seconds: dict[str, list[float]], pairs: int) -> None:
+    """Median, spread and pairs a second of each variant."""
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        print(f"  {name:28s} {median:8.3f} s [{min(values):.3f} .. {max(values):.3f}]  {pairs / median:7.1f} pairs/s")
+
+
+def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> str:
+    """How many times faster, round by round: median and spread."""
+    ratios = [a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)]
+    return f"x{statistics.median(ratios):.2f} [{min(ratios):.2f} .. {max(ratios):.2f}]"
+
+
+def find_images(data_root: str, count: int, folder: Path) -> list[Path]:
+    """`count` image files of a folder, or drawn ones."""
+    if data_root:
+        kinds = {".png", ".jpg", ".jpeg"}
+        found = sorted(p for p in Path(data_root).rglob("*") if p.suffix.lower() in kinds and p.parent.name != "masks")
+        picked = np.random.default_rng(0).permutation(len(found))[:count]
+        return [found[i] for i in picked]
+    generator = np.random.default_rng(0)
+    files = [folder / f"{i}.png" for i in range(count)]
+    for file in files:
+        smooth = Image.fromarray(generator.integers(0, 256, (19, 19), dtype=np.uint8)).resize((299, 299))
+        Image.fromarray(np.asarray(smooth) // 2 + generator.integers(0, 64, (299, 299), dtype=np.uint8)).save(file)
+    return files
+
+
+def serve(kind: str, config: dict[str, Any], files: list[Path], folder: Path, requests: Any) -> None:
+    """A process that holds one variant and times what it is asked for: how memory is kept is a process's own."""
+    device, b = choose_device(config["device"]), config["batch_size"]
+    if kind != "classic" and "malloc" not in kind:
+        keep_freed_memory()
+    views, generator = TwinViews("original", config["img_res"]), step_generator(0, 0, 0)
+    store = open_store(Path("/"), [str(f) for f in files], STORE_RES, folder, show_progress=False).to(device)
+    y1, y2 = views(store.gather(torch.arange(b)), generator)
+    if kind == "classic":
+        network = ClassicBarlowTwins(config["projector"]).to(device)
+        step = make_step(network, network, fused=False)
+        jobs = {
+            "step": lambda: step(y1, y2),
+            "loop": lambda: step(*classic_views(files, config["img_res"], device)),
+            "views": lambda: classic_views(files, config["img_res"], device),
+        }
+    else:
+        dtype = torch.float32 if "float32" in kind else choose_precision("auto", device)
+        step = our_step(config["projector"], device, dtype)
+        jobs = {
+            "step": lambda: step(y1, y2),
+            "loop": lambda: step(*views(store.gather(torch.arange(b)), generator)),
+            "views": lambda: views(store.gather(torch.arange(b)), generator),
+        }
+    requests.send("ready")
+    while (job := requests.recv()) is not None:
+        requests.send(timed(jobs[job], device))
+
+
+def start(kind: str, config: dict[str, Any], files: list[Path], folder: Path) -> Callable[[str], float]:
+    """Start a variant's process; returns what asks it for the seconds of a job."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    context.Process(target=serve, args=(kind, config, files, folder, there), daemon=True).start()
+    here.recv()
+
+    def measure(job: str) -> float:
+        here.send(job)
+        return here.recv()
+
+    return measure
+
+
+def compare_loops(config: dict[str, Any], files: list[Path], folder: Path) -> None:
+    """Step, views and whole loop: classic, ours, and ours without a lever."""
+    kinds = ["classic", "ours", "ours, without kept memory"]
+    if choose_precision("auto", choose_device(config["device"])) != torch.float32:
+        kinds.append("ours, float32")
+    workers = {kind: start(kind, config, files, folder) for kind in kinds}
+    results = {}
+    for job in ("step", "views", "loop"):
+        print(f"{job}: batch {config['batch_size']}, {config['img_res']} px, D {config['projector']}")
+        measures = {kind: functools.partial(measure, job) for kind, measure in workers.items()}
+        results[job] = interleave(measures, config["rounds"])
+        show(results[job], config["batch_size"])
+        for kind in kinds[1:]:
+            print(f"  {kind} against classic: {ratio(results[job], 'classic', kind)}")
+    shares = [v / t for v, t in zip(results["views"]["ours"], results["loop"]["ours"], strict=True)]
+    print(f"our views take {statistics.median(shares):.1%} of our loop")
+
+
+def compare_losses(d: int, rounds: int, device: torch.device) -> None:
+    """The loss with its gradient, alone: flattened off-diagonal against ours."""
+    print("loss and gradient alone")
+    for n, width in ((128, d), (128, 2048), (128, 8192), (512, 512)):
+        z1, z2 = (torch.randn(n, width, device=device, requires_grad=True) for _ in range(2))
+
+        def classic(z1: Tensor = z1, z2: Tensor = z2, n: int = n, width: int = width) -> None:
+            bn = nn.functional.batch_norm
+            c = bn(z1, None, None, training=True).T @ bn(z2, None, None, training=True) / n
+            off = c.flatten()[:-1].view(width - 1, width + 1)[:, 1:].flatten().pow(2).sum()
+            ((c.diagonal() - 1).pow(2).sum() + LAMBDA * off).backward()
+
+        def ours(z1: Tensor = z1, z2: Tensor = z2) -> None:
+            barlow_twins_loss(z1, z2, LAMBDA).loss.backward()
+
+        jobs = {"classic": classic, "ours": ours}
+        variants = {name: functools.partial(timed, job, device) for name, job in jobs.items()}
+        seconds = interleave(variants, rounds)
+        print(f"  N {n}, D {width}: {ratio(seconds, 'classic', 'ours')}")
+
+
+def main(config: dict[str, Any]) -> None:
+    """Print the tables."""
+    device = choose_device(config["device"])
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    print(f"{describe_device(device)}, torch {torch.__version__}; load of others before the start: {load:.1f}")
+    with tempfile.TemporaryDirectory() as folder:
+        files = find_images(config["data_root"], config["batch_size"], Path(folder))
+        compare_loops(config, files, Path(folder))
+    compare_losses(config["projector"], config["rounds"], device)
+
+
+if __name__ == "__main__":
+    run_script(main, config, __doc__)

@@ -1,0 +1,24 @@
+"""What tests share: a small phantom data set, and the real X-rays where they are at hand."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dataset_loader.phantom_dataset import ensure_phantoms
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 96 synthetic X-rays in the COVID layout and those of 24 patients in CheXpert's."""
+    folder = tmp_path_factory.mktemp("data") / "phantom"
+    ensure_phantoms(folder, covid_images=96, chexpert_patients=24, size=64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_xrays() -> Path:
+    """The folder of real X-rays that CXR_DATA names; the test is skipped without it."""
+    if not os.environ.get("CXR_DATA"):
+        pytest.skip("CXR_DATA names no folder of real X-rays")
+    return Path(os.environ["CXR_DATA"])

@@ -1,0 +1,88 @@
+"""The verdict of the health panel, on networks that really collapse and one that really learns."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from self_sup_classes.barlow import barlow_twins_loss
+from self_sup_classes.health import Health, measure_health
+
+BATCH, FACTORS, WIDTH = 64, 12, 24
+
+
+def views(n: int, generator: torch.Generator, noise: float) -> tuple[Tensor, Tensor]:
+    """Two noisy views [n, FACTORS] of the same hidden factors."""
+    factors = torch.randn(n, FACTORS, generator=generator)
+    first, second = (factors + noise * torch.randn(n, FACTORS, generator=generator) for _ in range(2))
+    return first, second
+
+
+def trained_health(steps: int, lambd: float, noise: float, only_invariance: bool = False) -> Health:
+    """Train a small network with Barlow Twins and measure it."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    network = nn.Sequential(nn.Linear(FACTORS, 64), nn.ReLU(), nn.Linear(64, WIDTH))
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    on, off = [], []
+    for _ in range(steps):
+        z1, z2 = (network(y) for y in views(BATCH, generator, noise))
+        if only_invariance:  # the loss that collapses: nothing keeps the embeddings apart
+            loss = (z1 - z2).square().mean() + z1.square().mean()
+            parts = barlow_twins_loss(z1, z2, lambd)
+        else:
+            parts = barlow_twins_loss(z1, z2, lambd)
+            loss = parts.loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        on.append(parts.on_diagonal.item())
+        off.append(parts.off_diagonal.item())
+    with torch.no_grad():
+        h = network[:2](views(512, generator, 0.0)[0])
+        z = network[2](h)
+    recent = slice(-20, None)
+    mean_on, mean_off = torch.tensor(on[recent]).mean().item(), torch.tensor(off[recent]).mean().item()
+    return measure_health(h, z, mean_on, mean_off, BATCH)
+
+
+def test_a_network_that_learns_is_healthy() -> None:
+    health = trained_health(400, lambd=5e-3, noise=0.2)
+    assert health.verdict().startswith("healthy")
+    assert health.on_ratio < 0.3
+    assert health.rank > FACTORS / 2
+    assert health.max_rank == WIDTH
+
+
+def test_too_large_a_lambda_is_named() -> None:
+    health = trained_health(400, lambd=100.0, noise=2.0)
+    assert health.verdict().startswith("lambda too high")
+
+
+def panel(**changes: float) -> Health:
+    healthy = {"on_ratio": 0.2, "off_ratio": 2.0, "rank": 80.0, "max_rank": 512, "dead": 0, "width": 512}
+    return Health(**{**healthy, "feature_rank": 50.0, "dead_features": 0, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({}, "healthy: rank 80 of 512"),
+        ({"rank": 1.4}, "collapsing: rank 1.4 of 512"),
+        ({"dead": 300}, "collapsing: 300 of 512 dimensions are dead"),
+        ({"on_ratio": 0.97, "off_ratio": 30.0}, "not learning: on-diagonal 0.97"),
+        ({"on_ratio": 0.97, "off_ratio": 0.9}, "lambda too high"),
+    ],
+)
+def test_verdicts(changes: dict[str, float], verdict: str) -> None:
+    assert panel(**changes).verdict().startswith(verdict)
+
+
+def test_a_collapsed_network_is_named() -> None:
+    """All embeddings on one line, as when the redundancy term is missing and one direction takes over."""
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(WIDTH, generator=generator)
+    z = torch.randn(512, 1, generator=generator) * direction + 1e-3 * torch.randn(512, WIDTH, generator=generator)
+    parts = barlow_twins_loss(z[:BATCH], z[:BATCH], 5e-3)
+    health = measure_health(z, z, parts.on_diagonal.item(), parts.off_diagonal.item(), BATCH)
+    assert health.verdict().startswith("collapsing: rank 1.")
+    assert health.off_ratio > 20
