@@ -52,15 +52,14 @@ RECIPES: dict[str, Recipe | tuple[Recipe, Recipe]] = {
         ("noise", {"p": 0.5, "relative_sigma": (0.06, 0.1)}),
     ],
     "imagenet": (IMAGENET_FIRST, IMAGENET_SECOND),
-    # a guess, not yet measured: what differs between two exposures of one upright chest
     "xray": [
-        ("crop", {"scale": (0.2, 1.0)}),
+        ("crop", {"scale": (0.5, 1.0)}),
         ("hflip", {"p": 0.5}),
-        ("rotation", {"p": 0.5, "degrees": 15.0}),
+        ("rotation", {"p": 0.5, "degrees": 10.0}),
         ("equalize", {"p": 0.3}),
-        ("jitter", {"p": 0.8, "brightness": (0.8, 1.2), "contrast": (0.7, 1.3)}),
-        ("blur", {"p": 0.5, "sigma": (0.1, 2.0)}),
-        ("noise", {"p": 0.3, "snr": (8.0, 16.0)}),
+        ("jitter", {"p": 0.8, "brightness": (0.6, 1.4), "contrast": (0.6, 1.4)}),
+        ("blur", {"p": 0.3, "sigma": (0.1, 1.0)}),
+        ("noise", {"p": 0.3, "snr": (6.0, 12.0)}),
     ],
     # scan of transformations, first table: base and one extra each
     "base+blur+noise": BASE + BLUR_NOISE,

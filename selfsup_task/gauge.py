@@ -19,7 +19,8 @@ from utils.hardware import choose_precision
 from utils.logging_utils import Run
 
 PROBES = ("probe/linear", "probe/knn")
-PROBE_IMAGES = 2000  # at most, from each of train and val: the online probe is a gauge, not a result
+PROBE_LABELS = 500  # labelled training images that the probes learn from: what a small group has
+PROBE_TESTS = 2000  # validation images, at most, that they are scored on
 HEALTH_IMAGES = 1024
 VIEWS_SHOWN = 6
 
@@ -40,7 +41,8 @@ class Gauge:
         self.device = next(model.parameters()).device
         self.dtype = choose_precision(config["precision"], self.device)
         self.sample = _sample(indices, HEALTH_IMAGES)
-        self.train, self.val = (_sample(xrays.indices(part), PROBE_IMAGES) for part in ("train", "val"))
+        self.train = _sample(xrays.indices("train"), PROBE_LABELS)
+        self.val = _sample(xrays.indices("val"), PROBE_TESTS)
         self.labels = probe_labels(xrays.columns.labels)
 
     def __call__(self, epoch: int, step: int, means: Mapping[str, float]) -> dict[str, float]:

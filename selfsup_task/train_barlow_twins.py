@@ -26,7 +26,7 @@ config: dict[str, Any] = {
     # data
     "dataset": "phantom",  # "phantom" (built in, synthetic) | "covid" | "chexpert"
     "data_root": "",  # the data set's folder, from the repo root; "" is where datasets/README.md says
-    "store_res": 72,  # pixels a side at which images are decoded, once; a little more than img_res
+    "store_res": 52,  # pixels a side at which images are decoded, once; a little more than img_res
     "split_seed": 0,  # train/val/test; keep it, so that runs can be compared
     "pretrain_on": "train",  # "train" | "all" (then no held-out image is unseen any more)
     # run
@@ -38,10 +38,10 @@ config: dict[str, Any] = {
     "projector_dims": [512],  # widths of the projector's layers; one width is one linear layer
     "barlow_lambda": 5e-3,  # weight of the off-diagonal (redundancy) term
     # views
-    "img_res": 64,  # pixels a side of the views
+    "img_res": 48,  # pixels a side of the views
     "recipe": "xray",  # a name in augmentations/recipes.py
     # optimisation
-    "num_epochs": 10,
+    "num_epochs": 7,
     "batch_size": 64,  # over all processes; pairs of views
     "optimizer": "adamw",  # "adam" | "adamw" | "sgd"
     "lr": 1e-3,
@@ -53,7 +53,7 @@ config: dict[str, Any] = {
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves it to torch
     # what to watch
-    "probe_every": 2,  # epochs between linear and kNN probes on validation
+    "probe_every": 1,  # epochs between linear and kNN probes on validation
     "checkpoint_every": 500,  # steps between checkpoints inside an epoch; each epoch ends with one
 }
 

@@ -1,0 +1,71 @@
+"""The one door to data: both layouts, what is kept and what is said about it."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dataset_loader.phantom_dataset import CHEXPERT_ROOT, COVID_ROOT
+from dataset_loader.xrays import XRays, open_xrays
+from utils.config import UserError
+
+
+def opened(dataset: str, root: Path, size: int = 32) -> XRays:
+    config: Any = {"dataset": dataset, "data_root": str(root), "store_res": size, "split_seed": 0}
+    return open_xrays(config, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("dataset", "root"), [("covid", COVID_ROOT), ("chexpert", CHEXPERT_ROOT)])
+def test_parts_share_no_group_and_hold_every_image(phantoms: Path, dataset: str, root: str) -> None:
+    xrays = opened(dataset, phantoms / root)
+    parts = [xrays.indices(part) for part in ("train", "val", "test")]
+    assert sorted(np.concatenate(parts)) == list(xrays.indices("all")) == list(range(len(xrays)))
+    groups = [set(xrays.columns.groups[part]) for part in parts]
+    assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
+    facts = xrays.facts()
+    assert facts["synthetic"] is True
+    assert facts["images"] == len(xrays)
+
+
+def test_a_batch_is_the_pixels_of_those_images(phantoms: Path) -> None:
+    xrays = opened("covid", phantoms / COVID_ROOT)
+    batch = xrays.batch(torch.tensor([5, 0, 5]))
+    assert batch.shape == (3, 1, 32, 32)
+    assert batch.dtype == torch.uint8
+    assert torch.equal(batch[0], batch[2])
+    assert not torch.equal(batch[0], batch[1])
+
+
+def test_a_broken_image_is_left_out_of_columns_and_pixels_alike(tmp_path: Path, phantoms: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(phantoms / COVID_ROOT, root)
+    whole = opened("covid", root)
+    victim = whole.columns.paths[3]
+    (root / victim).write_bytes(b"no image")
+    xrays = opened("covid", root)
+    assert len(xrays) == len(whole) - 1
+    assert victim not in xrays.columns.paths
+    assert torch.equal(xrays.batch(torch.tensor([3])), whole.batch(torch.tensor([4])))
+    assert not xrays.synthetic
+
+
+def test_what_is_wrong_is_said(tmp_path: Path, phantoms: Path) -> None:
+    with pytest.raises(UserError, match="did you mean 'chexpert'"):
+        opened("chexper", phantoms)
+    with pytest.raises(UserError, match="--dataset phantom"):
+        opened("chexpert", tmp_path / "absent")
+    with pytest.raises(UserError, match="store_res"):
+        opened("covid", phantoms / COVID_ROOT, size=100)
+
+
+def test_real_xrays_open_in_both_layouts(real_xrays: Path) -> None:
+    covid = opened("covid", real_xrays / "COVID-19_Radiography_Dataset")
+    assert len(covid) == 2336
+    assert covid.columns.label_names == ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
+    chexpert = opened("chexpert", real_xrays / "CheXpert-v1.0-small")
+    assert len(chexpert) == 5424
+    assert len(np.unique(chexpert.columns.groups)) == 4708
+    assert not covid.synthetic
