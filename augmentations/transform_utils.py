@@ -74,7 +74,7 @@ def move_at_once(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
     flat = torch.cat([tensor.flatten().float() for tensor in tensors])
     if device.type == "cuda":
         flat = flat.pin_memory()
-    pieces = flat.to(device, non_blocking=True).split([tensor.numel() for tensor in tensors])
+    pieces = flat.to(device, non_blocking=device.type == "cuda").split([tensor.numel() for tensor in tensors])
     return [piece.view(old.shape).to(old.dtype) for piece, old in zip(pieces, tensors, strict=True)]
 
 
@@ -111,7 +111,9 @@ class View:
         homographies, outside, *rest = move_at_once(tensors, images.device)
         levels, drawn = rest[: len(levels)], rest[len(levels) :]
         if self.geometry or size != self.out_size:
-            views = geometry.resample(images, homographies, levels, outside, self.out_size, self.interpolation)
+            # torch has no bicubic sampling on Apple's GPUs
+            interpolation = "bilinear" if images.device.type == "mps" else self.interpolation
+            views = geometry.resample(images, homographies, levels, outside, self.out_size, interpolation)
         else:
             views = images.clone()
         noise = torch.Generator(images.device).manual_seed(noise_seed)

@@ -17,7 +17,8 @@ from dataset_loader.xrays import XRays
 from utils.metrics import auroc, balanced_accuracy, knn_scores
 
 REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse strengths C that the linear probe chooses from
-FEWEST = 5  # images with and without a finding, in both parts, below which it is not probed
+FEWEST = 5  # images to learn a class or a finding from: one for each fold of the linear probe
+FEWEST_TESTED = 2  # images to be tested on
 
 
 @torch.no_grad()
@@ -62,18 +63,32 @@ def linear_probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.
 def probe(train: Tensor, train_labels: np.ndarray, test: Tensor, test_labels: np.ndarray) -> dict[str, float]:
     """Scores of a linear and a kNN probe on frozen features [N, F], [M, F]; empty if nothing can be probed.
 
-    Class labels [N] give balanced accuracy (chance 1 / C). Findings [N, C] with NaN where unknown give the mean AUROC
-    (chance 0.5) over those that at least FEWEST images have, and FEWEST have not, in both parts.
+    Class labels [N] give balanced accuracy over `probed_classes`; chance is 1 / their number. Findings [N, C], NaN
+    where unknown, give the mean AUROC over those with enough images with and without them; chance is 0.5.
     """
     if train_labels.ndim == 1:
-        return _probe_one(train, train_labels, test, test_labels, balanced_accuracy)
+        classes = probed_classes(train_labels, test_labels)
+        if len(classes) < 2:
+            return {}
+        known, test_known = np.isin(train_labels, classes), np.isin(test_labels, classes)
+        y, test_y = (np.searchsorted(classes, a) for a in (train_labels[known], test_labels[test_known]))
+        return _probe_one(train[known], y, test[test_known], test_y, balanced_accuracy)
     scores = []
     for c in range(train_labels.shape[1]):
         known, test_known = np.isfinite(train_labels[:, c]), np.isfinite(test_labels[:, c])
         y, test_y = train_labels[known, c].astype(int), test_labels[test_known, c].astype(int)
-        if min(y.sum(), (1 - y).sum(), test_y.sum(), (1 - test_y).sum()) >= FEWEST:
+        if min(y.sum(), (1 - y).sum()) >= FEWEST and min(test_y.sum(), (1 - test_y).sum()) >= FEWEST_TESTED:
             scores.append(_probe_one(train[known], y, test[test_known], test_y, auroc))
     return {name: float(np.mean([score[name] for score in scores])) for name in (scores[0] if scores else {})}
+
+
+def probed_classes(train_labels: np.ndarray, test_labels: np.ndarray) -> np.ndarray:
+    """The classes with FEWEST images to learn from and FEWEST_TESTED to be tested on; rarer ones are left out."""
+    enough = [
+        (train_labels == c).sum() >= FEWEST and (test_labels == c).sum() >= FEWEST_TESTED
+        for c in np.unique(train_labels)
+    ]
+    return np.unique(train_labels)[enough]
 
 
 def probe_labels(labels: np.ndarray) -> np.ndarray:

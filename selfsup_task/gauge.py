@@ -1,15 +1,17 @@
 """What is measured on fixed images while Barlow Twins trains: health, probes, pictures; and the best epoch."""
 
+import sys
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from tqdm import tqdm
 
 from augmentations.transform_utils import TwinViews, denormalise, step_generator
 from dataset_loader.xrays import XRays
-from downstream_task.finetuning import extract_features, probe, probe_labels
+from downstream_task.finetuning import extract_features, probe, probe_labels, probed_classes
 from self_sup_classes.backbones import save_backbone
 from self_sup_classes.barlow import BarlowTwins, cross_correlation, random_embedding_loss
 from self_sup_classes.health import Health, measure_health
@@ -49,7 +51,9 @@ class Gauge:
         """The numbers of one epoch; the first process alone measures them."""
         if not self.run.is_writer:
             return {}
-        numbers = self.health(means).scalars()
+        health = self.health(means)
+        tqdm.write(f"  {health.verdict()}", file=sys.stderr)
+        numbers = health.scalars()
         if epoch % self.config["probe_every"] == 0 or epoch == self.config["num_epochs"]:
             self.run.save_figure("cross_correlation", self.correlation_figure(epoch), step)
             numbers |= self.probe()
@@ -77,7 +81,9 @@ class Gauge:
     @property
     def chance(self) -> float:
         """The probes' score for a guess."""
-        return 1 / len(self.xrays.columns.label_names) if self.labels.ndim == 1 else 0.5
+        if self.labels.ndim > 1:
+            return 0.5
+        return 1 / max(1, len(probed_classes(self.labels[self.train], self.labels[self.val])))
 
     def _keep_best(self, numbers: Mapping[str, float]) -> None:
         earlier = [row["probe/linear"] for row in self.run.rows[1:] if "probe/linear" in row]

@@ -15,12 +15,8 @@ from self_sup_classes.barlow import BarlowTwins
 from selfsup_task.gauge import PROBES, Gauge
 from selfsup_task.pretrain_config import PretrainConfig, derived_name
 from utils import distributed
-from utils.config import UserError, check_choice, check_config
-from utils.hardware import (
-    choose_device,
-    describe_device,
-    make_deterministic,
-)
+from utils.config import UserError, check_at_least, check_choice, check_config
+from utils.hardware import choose_device, describe_device, make_deterministic
 from utils.logging_utils import Run
 from utils.memory import keep_freed_memory
 from utils.training_utils import check_fit_config, fit, mixed_seed
@@ -32,8 +28,7 @@ def pretrain(config: PretrainConfig) -> Run:
     Under torchrun, the loss and the BatchNorm statistics are those of the global batch.
     Raises UserError for a config, data or a run folder that cannot be used, before anything is written.
     """
-    check_config(config, PretrainConfig)
-    check_choice("pretrain_on", config["pretrain_on"], ["train", "all"])
+    check_pretrain_config(config)
     if config["threads"] > 0:
         torch.set_num_threads(config["threads"])
     keep_freed_memory()
@@ -44,6 +39,20 @@ def pretrain(config: PretrainConfig) -> Run:
         if run.summary is None:
             _pretrain(config, device, run)
         return run
+
+
+def check_pretrain_config(config: PretrainConfig) -> None:
+    """Raise UserError for whatever can be known to be wrong before the data are read."""
+    check_config(config, PretrainConfig)
+    check_choice("pretrain_on", config["pretrain_on"], ["train", "all"])
+    for key, least in {"batch_size": 2, "img_res": 1, "probe_every": 1, "barlow_lambda": 0, "split_seed": 0}.items():
+        check_at_least(key, config[key], least)
+    if config["store_res"] < config["img_res"]:
+        raise UserError(
+            f"store_res is {config['store_res']} and img_res {config['img_res']}: the views would be blown up; "
+            f"set store_res to img_res or a little more, such as {round(config['img_res'] * 8 / 7)}."
+        )
+    check_fit_config(config, num_images=config["batch_size"])
 
 
 def build_model(config: PretrainConfig) -> BarlowTwins:
@@ -66,7 +75,7 @@ def _pretrain(config: PretrainConfig, device: torch.device, run: Run) -> None:
     run.start(device=describe_device(device), data=xrays.facts(), pretrained_on=len(indices))
     if run.is_writer:
         write_split(run.folder / "split.csv", xrays.columns, xrays.parts)
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     twins = distributed.data_parallel(model)
 
     def step(batch: Tensor, epoch: int, step_in_epoch: int) -> Mapping[str, Tensor]:
@@ -76,10 +85,9 @@ def _pretrain(config: PretrainConfig, device: torch.device, run: Run) -> None:
         return twins(y1.expand(-1, channels, -1, -1), y2.expand(-1, channels, -1, -1))._asdict()
 
     gauge = Gauge(model, views, xrays, indices, config, run)
-    if run.is_writer:
+    if run.is_writer and run.checkpoint() is None:
         run.save_figure("views", gauge.views_figure(), step=0)
-        if run.checkpoint() is None:
-            run.add_row({"epoch": 0, "step": 0, **gauge.measure_random_network()})
+        run.add_row({"epoch": 0, "step": 0, **gauge.measure_random_network()})
     fit(model, step, gauge, indices, config, run)
     if run.is_writer:
         save_backbone(run.folder / f"{config['backbone']}_final_state_dict.pt", model.backbone)

@@ -10,8 +10,9 @@ interrupted run, and prints the summary of a finished one.
 
 The original project's final trainings (ResNet-18, 224 px, Adam, RTX 2070 Super):
     COVID-19 Radiography, 300 epochs, 15 h there:
-        --dataset covid --num-epochs 300 --store-res 256 --img-res 224 --batch-size 128 --optimizer adam
-        --lr 2e-3 --optimizer-weight-decay 1e-5 --barlow-lambda 5e-3 --projector-dims 512
+        --dataset covid --num-epochs 300 --store-res 256 --img-res 224 --batch-size 128 --recipe original
+        --optimizer adam --lr 2e-3 --optimizer-weight-decay 1e-5 --warmup-epochs 0
+        (lambda 5e-3, projector 512 and cosine are the defaults)
     CheXpert, 60 epochs, 32 h there:
         the same with --dataset chexpert --num-epochs 60
 On several GPUs: torchrun --nproc-per-node 4 selfsup_task/train_barlow_twins.py --batch-size 512
@@ -41,7 +42,7 @@ config: dict[str, Any] = {
     "img_res": 48,  # pixels a side of the views
     "recipe": "xray",  # a name in augmentations/recipes.py
     # optimisation
-    "num_epochs": 7,
+    "num_epochs": 5,
     "batch_size": 64,  # over all processes; pairs of views
     "optimizer": "adamw",  # "adam" | "adamw" | "sgd"
     "lr": 1e-3,

@@ -2,6 +2,7 @@
 
 import difflib
 import io
+import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,6 +33,12 @@ def check_choice(key: str, value: str, choices: list[str]) -> None:
     """Raise UserError unless `value` is one of `choices`, naming the nearest one."""
     if value not in choices:
         raise UserError(f"{key} is {value!r}, which does not exist; {nearest(value, choices)}")
+
+
+def check_at_least(key: str, value: float, least: float) -> None:
+    """Raise UserError unless `value` is a finite number of at least `least`."""
+    if not (math.isfinite(value) and value >= least):
+        raise UserError(f"{key} is {value}; it must be at least {least}.")
 
 
 def check_config(config: Mapping[str, Any], schema: type) -> None:

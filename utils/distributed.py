@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ def process_group(device: torch.device) -> Iterator[None]:
     if "RANK" not in os.environ or dist.is_initialized():
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # the others wait while the first decodes a data set or probes, which may take longer than torch's ten minutes
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
     try:
         yield
     finally:
@@ -42,9 +44,11 @@ def main_process_first() -> Iterator[None]:
     first = int(os.environ.get("LOCAL_RANK", "0")) == 0
     if dist.is_initialized() and not first:
         dist.barrier()
-    yield
-    if dist.is_initialized() and first:
-        dist.barrier()
+    try:
+        yield
+    finally:  # if the block failed, the others get to fail at it too instead of waiting
+        if dist.is_initialized() and first:
+            dist.barrier()
 
 
 def barrier() -> None:

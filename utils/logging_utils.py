@@ -23,6 +23,7 @@ from utils.config import REPO_ROOT, UserError
 from utils.files import write_atomically, write_json, write_text
 
 RUNS_ROOT = REPO_ROOT / "runs"
+_ABSENT = object()
 
 
 class Run:
@@ -36,6 +37,8 @@ class Run:
     def __init__(self, name: str, config: Mapping[str, Any], runs_root: Path = RUNS_ROOT):
         """Raises UserError if the folder holds a run with another config, or something that is no run."""
         self.folder = runs_root / name
+        if not self.folder.resolve().is_relative_to(runs_root.resolve()):
+            raise UserError(f"run_name is {name!r}, which lies outside {runs_root}; give a name such as 'covid/first'.")
         self.is_writer = distributed.rank() == 0
         self.rows: list[dict[str, float]] = []
         self._check(config)
@@ -57,7 +60,7 @@ class Run:
         different = [
             f"{key} ({_value(stored, key)} there, {_value(config, key)} now)"
             for key in keys
-            if stored is not None and _value(stored, key) != _value(config, key)
+            if stored is not None and stored.get(key, _ABSENT) != config.get(key, _ABSENT)
         ]
         if different:
             raise UserError(
@@ -68,11 +71,20 @@ class Run:
     def start(self, **facts: Any) -> None:
         """Create the folder, once all that can be wrong has been checked: config.json and environment.json.
 
-        The latter holds command, commit, versions, and the `facts` that the caller knows.
+        The latter holds command, commit, versions, and the `facts` that the caller knows (plain JSON values), by
+        which a run that is resumed must agree: UserError if the data or the number of processes are others.
         """
-        if self.is_writer:
+        now = {"processes": distributed.world_size(), **facts}
+        before = _read_json(self.folder / "environment.json")
+        different = [key for key in now if before is not None and before.get(key) != now[key]]
+        if different:
+            raise UserError(
+                f"{self} was begun with other {' and '.join(different)} (environment.json there says which), and "
+                "cannot be resumed to the same end; restore them, or choose another run_name."
+            )
+        if self.is_writer and before is None:
             write_json(self.folder / "config.json", self.config)
-            write_json(self.folder / "environment.json", {**_environment(), **facts})
+            write_json(self.folder / "environment.json", {**_environment(), **now})
 
     # --- what happens while training ---
 
@@ -165,7 +177,6 @@ def _environment() -> dict[str, Any]:
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processes": distributed.world_size(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
 

@@ -21,9 +21,9 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):  # musl has no mallopt
         return
-    largest = 2**31 - 1
-    mallopt(trim_threshold, largest)
-    mallopt(mmap_threshold, 2**30)
+    # older versions of glibc refuse more than 32 MB, and setting the other threshold alone would do harm
+    if mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25):
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def usable_cores() -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils import distributed
-from utils.config import UserError, check_choice
+from utils.config import UserError, check_at_least, check_choice
 from utils.hardware import PRECISIONS, choose_precision
 from utils.logging_utils import Run
 from utils.progress import progress_bar
@@ -77,8 +77,9 @@ def check_fit_config(config: FitConfig, num_images: int) -> None:
     check_choice("scheduler", config["scheduler"], SCHEDULERS)
     check_choice("precision", config["precision"], PRECISIONS)
     for key in ("num_epochs", "batch_size", "checkpoint_every"):
-        if config[key] < 1:
-            raise UserError(f"{key} is {config[key]}; it must be at least 1.")
+        check_at_least(key, config[key], 1)
+    for key in ("random_seed", "lr", "optimizer_weight_decay", "gradient_clip"):
+        check_at_least(key, config[key], 0)
     if num_images < config["batch_size"]:
         raise UserError(
             f"batch_size is {config['batch_size']} but there are {num_images} training images; "

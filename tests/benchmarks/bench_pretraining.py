@@ -33,7 +33,7 @@ from augmentations.transform_utils import TwinViews, step_generator
 from dataset_loader.image_store import open_store
 from self_sup_classes.backbones import Backbone
 from self_sup_classes.barlow import BarlowTwins, barlow_twins_loss
-from utils.config import run_script
+from utils.config import UserError, repo_path, run_script
 from utils.hardware import choose_device, choose_precision, describe_device
 from utils.memory import keep_freed_memory
 
@@ -156,7 +156,10 @@ def find_images(data_root: str, count: int, folder: Path) -> list[Path]:
     """`count` image files of a folder, or drawn ones."""
     if data_root:
         kinds = {".png", ".jpg", ".jpeg"}
-        found = sorted(p for p in Path(data_root).rglob("*") if p.suffix.lower() in kinds and p.parent.name != "masks")
+        root = repo_path(data_root)
+        found = sorted(p for p in root.rglob("*") if p.suffix.lower() in kinds and p.parent.name != "masks")
+        if len(found) < count:
+            raise UserError(f"{root} holds {len(found)} images, fewer than batch_size {count}; lower batch_size.")
         picked = np.random.default_rng(0).permutation(len(found))[:count]
         return [found[i] for i in picked]
     generator = np.random.default_rng(0)
@@ -173,7 +176,9 @@ def serve(kind: str, config: dict[str, Any], files: list[Path], folder: Path, re
     if kind != "classic" and "malloc" not in kind:
         keep_freed_memory()
     views, generator = TwinViews("original", config["img_res"]), step_generator(0, 0, 0)
-    store = open_store(Path("/"), [str(f) for f in files], STORE_RES, folder, show_progress=False).to(device)
+    root = Path(os.path.commonpath(files))
+    names = [file.relative_to(root).as_posix() for file in files]
+    store = open_store(root, names, STORE_RES, folder, show_progress=False).to(device)
     y1, y2 = views(store.gather(torch.arange(b)), generator)
     if kind == "classic":
         network = ClassicBarlowTwins(config["projector"]).to(device)
@@ -201,6 +206,7 @@ def start(kind: str, config: dict[str, Any], files: list[Path], folder: Path) ->
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     context.Process(target=serve, args=(kind, config, files, folder, there), daemon=True).start()
+    there.close()  # a worker that dies then ends this process too, instead of letting it wait
     here.recv()
 
     def measure(job: str) -> float:

@@ -20,7 +20,7 @@ from dataset_loader.phantom_dataset import CHEXPERT_ROOT, COVID_ROOT
 from utils.config import REPO_ROOT
 
 SCRIPT = REPO_ROOT / "selfsup_task" / "train_barlow_twins.py"
-SMALL = "--img-res 32 --store-res 32 --batch-size 16 --num-epochs 2 --probe-every 1 --projector-dims 32".split()
+SMALL = ["--img-res", "32", "--store-res", "32", "--batch-size", "48", "--num-epochs", "2", "--projector-dims", "32"]
 RUNS = REPO_ROOT / "runs" / "tests"
 
 
@@ -126,7 +126,7 @@ def test_two_processes_train_together(name: str, phantoms: Path) -> None:
     folder = REPO_ROOT / "runs" / name
     assert json.loads((folder / "environment.json").read_text())["processes"] == 2
     assert (folder / "summary.json").exists()
-    assert done.stdout.count("linear probe") <= 1
+    assert done.stdout.count("effective rank") == 1
 
 
 def test_the_module_runs_from_the_root_without_an_install() -> None:
@@ -141,27 +141,11 @@ def test_the_module_runs_from_the_root_without_an_install() -> None:
         assert flag in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--data-root", "/absent"], ["/absent", "Kaggle", "--dataset phantom"]),
-        (["--backbone", "resnet-18"], ["did you mean 'resnet18'"]),
-        (["--recipe", "xrays"], ["did you mean 'xray'"]),
-        (["--dataset", "covidd"], ["did you mean 'covid'"]),
-        (["--batch-size", "500"], ["batch_size is 500", "training images"]),
-        (["--store-res", "999"], ["999", "store_res"]),
-        (["--projector-dims", "0"], ["projector_dims"]),
-        (["--device", "tpu"], ["device is 'tpu'"]),
-    ],
-)
-def test_a_mistake_is_one_sentence_and_leaves_nothing(
-    name: str, phantoms: Path, flags: list[str], words: list[str]
-) -> None:
-    done = train(name, phantoms / COVID_ROOT, *flags)
+def test_a_mistake_is_one_sentence_on_stderr_and_leaves_nothing(name: str, phantoms: Path) -> None:
+    done = train(name, phantoms / "absent")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    error = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(error) == 1, done.stderr
-    for word in words:
-        assert word in error[0]
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    for word in ("absent", "Kaggle", "--dataset phantom"):
+        assert word in done.stderr
     assert not (REPO_ROOT / "runs" / name).exists()
