@@ -72,13 +72,13 @@ def probe(train: Tensor, train_labels: np.ndarray, test: Tensor, test_labels: np
             return {}
         known, test_known = np.isin(train_labels, classes), np.isin(test_labels, classes)
         y, test_y = (np.searchsorted(classes, a) for a in (train_labels[known], test_labels[test_known]))
-        return _probe_one(train[known], y, test[test_known], test_y, balanced_accuracy)
+        return _probe_one(_rows(train, known), y, _rows(test, test_known), test_y, balanced_accuracy)
     scores = []
     for c in range(train_labels.shape[1]):
         known, test_known = np.isfinite(train_labels[:, c]), np.isfinite(test_labels[:, c])
         y, test_y = train_labels[known, c].astype(int), test_labels[test_known, c].astype(int)
         if min(y.sum(), (1 - y).sum()) >= FEWEST and min(test_y.sum(), (1 - test_y).sum()) >= FEWEST_TESTED:
-            scores.append(_probe_one(train[known], y, test[test_known], test_y, auroc))
+            scores.append(_probe_one(_rows(train, known), y, _rows(test, test_known), test_y, auroc))
     return {name: float(np.mean([score[name] for score in scores])) for name in (scores[0] if scores else {})}
 
 
@@ -99,6 +99,10 @@ def probe_labels(labels: np.ndarray) -> np.ndarray:
     if labels.ndim == 1:
         return labels
     return np.where(labels == -1, np.nan, np.nan_to_num(labels, nan=0.0))
+
+
+def _rows(features: Tensor, chosen: np.ndarray) -> Tensor:
+    return features[torch.from_numpy(chosen)]
 
 
 def _probe_one(

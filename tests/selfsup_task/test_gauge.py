@@ -28,6 +28,10 @@ class Killed(Exception):
     pass
 
 
+def pretrain(config: Any) -> logging_utils.Run:
+    return hyper_utils.pretrain(config)
+
+
 @pytest.fixture
 def config(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A small config whose runs lie in this test's folder."""
@@ -36,8 +40,8 @@ def config(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
 
 
 def test_how_often_one_looks_does_not_change_what_is_learnt(config: Any) -> None:
-    often = hyper_utils.pretrain({**config, "run_name": "often", "probe_every": 1})
-    seldom = hyper_utils.pretrain({**config, "run_name": "seldom", "probe_every": 2})
+    often = pretrain({**config, "run_name": "often", "probe_every": 1})
+    seldom = pretrain({**config, "run_name": "seldom", "probe_every": 2})
     first, second = (
         torch.load(run.folder / "resnet18_final_state_dict.pt", weights_only=True) for run in (often, seldom)
     )
@@ -53,8 +57,8 @@ def test_a_resumed_run_keeps_its_events_and_ends_with_a_verdict(config: Any, mon
     named = {**config, "run_name": "resumed"}
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(hyper_utils, "save_backbone", killed)  # between the last epoch and the last files
-        hyper_utils.pretrain(named)
-    run = hyper_utils.pretrain(named)
+        pretrain(named)
+    run = pretrain(named)
     assert run.summary is not None
     assert run.summary["verdict"]
     events = EventAccumulator(str(run.folder)).Reload()
@@ -87,7 +91,7 @@ def test_a_config_that_cannot_work_is_refused_before_anything_is_written(
     config: Any, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
-        hyper_utils.pretrain({**config, **changes})
+        pretrain({**config, **changes})
     assert not (tmp_path / "runs").exists()
 
 
@@ -98,13 +102,13 @@ def test_a_run_is_not_resumed_on_other_data(config: Any, monkeypatch: pytest.Mon
     named = {**config, "run_name": "moved"}
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(hyper_utils, "fit", killed)
-        hyper_utils.pretrain(named)
+        pretrain(named)
     victim = next((Path(config["data_root"]) / "Normal" / "images").iterdir())
     pixels = victim.read_bytes()
     victim.unlink()
     try:
         with pytest.raises(UserError, match="was begun with other data"):
-            hyper_utils.pretrain(named)
+            pretrain(named)
     finally:
         victim.write_bytes(pixels)
-    assert hyper_utils.pretrain(named).summary is not None
+    assert pretrain(named).summary is not None

@@ -44,7 +44,7 @@ def train(name: str, data: Path, *flags: str) -> subprocess.CompletedProcess[str
 
 def timeless(folder: Path) -> pd.DataFrame:
     rows = pd.read_csv(folder / "metrics.csv")
-    return rows[[column for column in rows if column != "time/images_per_second"]]
+    return rows.drop(columns="time/images_per_second")
 
 
 def test_a_run_leaves_what_its_readme_says_and_is_not_repeated(name: str, phantoms: Path) -> None:
@@ -113,8 +113,8 @@ def test_chexperts_layout_trains_and_its_findings_are_probed(name: str, phantoms
     done = train(name, phantoms / CHEXPERT_ROOT)
     assert done.returncode == 0, done.stderr
     split = pd.read_csv(REPO_ROOT / "runs" / name / "split.csv")
-    assert split.groupby("group")["part"].nunique().max() == 1
-    assert split["file"].str.contains("frontal").all()
+    assert len(split[["group", "part"]].drop_duplicates()) == len(set(split["group"]))
+    assert all("frontal" in file for file in split["file"])
 
 
 def test_two_processes_train_together(name: str, phantoms: Path) -> None:
