@@ -11,6 +11,7 @@ from utils.metrics import dead_dimensions, effective_rank
 COLLAPSED_RANK = 3.0
 DEAD_SHARE = 0.5  # of the dimensions
 NOT_ALIGNED = 0.9  # on-diagonal against random embeddings'
+AT_CHANCE = 1.5  # off-diagonal against random embeddings'
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Health:
     on_ratio, off_ratio  the parts of the training loss divided by those of random embeddings of the same N and D:
                          on_ratio falls from 1 to 0 as the two views of an image agree; off_ratio is large while
                          dimensions repeat each other and falls towards 1, which is chance
+    off_share            the weighted off-diagonal's share of the loss
     rank, max_rank       effective rank of the embeddings, and the largest that their number and width allow
     dead, width          embedding dimensions that hardly vary, and all
     feature_rank, dead_features  the same of the backbone's features
@@ -27,6 +29,7 @@ class Health:
 
     on_ratio: float
     off_ratio: float
+    off_share: float
     rank: float
     max_rank: int
     dead: int
@@ -51,10 +54,10 @@ class Health:
             return f"collapsing: rank {self.rank:.1f} of {self.max_rank}; raise barlow_lambda or lower lr"
         if self.dead > DEAD_SHARE * self.width:
             return f"collapsing: {self.dead} of {self.width} dimensions are dead; lower lr"
-        if self.on_ratio > NOT_ALIGNED and self.off_ratio < 2:
+        if self.off_share > 0.5 and self.off_ratio < AT_CHANCE:
             return (
-                f"lambda too high: dimensions are decorrelated (off-diagonal {self.off_ratio:.2f} of random), but the "
-                f"views of an image do not agree (on-diagonal {self.on_ratio:.2f} of random); lower barlow_lambda"
+                f"lambda too high: the off-diagonal is as small as chance allows ({self.off_ratio:.2f} of random) and "
+                f"still {self.off_share:.0%} of the loss; lower barlow_lambda"
             )
         if self.on_ratio > NOT_ALIGNED:
             return f"not learning: on-diagonal {self.on_ratio:.2f} of random; train longer or change lr"
@@ -62,17 +65,18 @@ class Health:
 
 
 def measure_health(
-    features: Tensor, embeddings: Tensor, on_diagonal: float, off_diagonal: float, batch_size: int
+    features: Tensor, embeddings: Tensor, on_diagonal: float, off_diagonal: float, batch_size: int, lambd: float
 ) -> Health:
     """The health panel from features [n, F] and embeddings [n, D] of a fixed sample and an epoch's mean losses.
 
     batch_size is that of training, over which the loss correlates.
     """
     n, d = embeddings.shape
-    _, random_on, random_off = random_embedding_loss(batch_size, d, lambd=0.0)
+    _, random_on, random_off = random_embedding_loss(batch_size, d, lambd)
     return Health(
         on_ratio=on_diagonal / random_on,
         off_ratio=off_diagonal / random_off,
+        off_share=lambd * off_diagonal / (on_diagonal + lambd * off_diagonal),
         rank=effective_rank(embeddings),
         max_rank=min(n - 1, d),
         dead=dead_dimensions(embeddings),

@@ -71,7 +71,8 @@ class Gauge:
         with torch.no_grad():
             embeddings = self.model.projector(features.to(self.device)).cpu()
         on_diagonal, off_diagonal = means["train/on_diagonal"], means["train/off_diagonal"]
-        return measure_health(features, embeddings, on_diagonal, off_diagonal, self.config["batch_size"])
+        batch_size, lambd = self.config["batch_size"], self.config["barlow_lambda"]
+        return measure_health(features, embeddings, on_diagonal, off_diagonal, batch_size, lambd)
 
     def probe(self) -> dict[str, float]:
         """Linear and kNN probe on validation; empty where there are no labels to probe."""
@@ -117,7 +118,7 @@ class Gauge:
         n = min(self.config["batch_size"], len(self.sample))
         views = [y.expand(-1, self.config["in_channels"], -1, -1) for y in self._fixed_views(n)[1:]]
         z1, z2 = (self.model.embed(y)[1] for y in views)
-        title = f"Cross-correlation of two views of {n} X-rays, epoch {epoch}" + self._synthetic
+        title = f"Cross-correlation of two views of {n} X-rays, epoch {epoch}{self._synthetic}"
         return plots.correlation_matrix(cross_correlation(z1, z2).cpu().numpy(), title)
 
     def curves_figure(self) -> Figure:

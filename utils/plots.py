@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+DIMENSIONS_SHOWN = 64  # more are too fine for a picture: the diagonal vanishes
 BLUE, ORANGE, GREEN, PINK, BLACK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000"
 
 
@@ -24,11 +26,16 @@ def image_grid(columns: Mapping[str, np.ndarray], title: str) -> Figure:
 
 
 def correlation_matrix(c: np.ndarray, title: str) -> Figure:
-    """The cross-correlation matrix [D, D] of two views; the goal is the identity."""
-    figure = Figure(figsize=(5.4, 4.6), layout="constrained")
+    """The cross-correlation matrix [D, D] of two views, its first DIMENSIONS_SHOWN; the goal is the identity."""
+    figure = Figure(figsize=(5.8, 4.8), layout="constrained")
     ax = figure.subplots()
-    picture = ax.imshow(c, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
-    ax.set(title=title, xlabel="dimension of view 2", ylabel="dimension of view 1")
+    shown = c[:DIMENSIONS_SHOWN, :DIMENSIONS_SHOWN]
+    picture = ax.imshow(shown, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    ax.set_title(title, fontsize=9)
+    ax.set(
+        xlabel=f"dimension of view 2 (first {len(shown)} of {len(c)})",
+        ylabel=f"dimension of view 1 (first {len(shown)} of {len(c)})",
+    )
     figure.colorbar(picture, label="correlation over the batch")
     return figure
 
@@ -38,7 +45,7 @@ def training_curves(rows: Sequence[Mapping[str, float]], title: str, levels: Map
 
     levels  what random embeddings give for a tag, and "chance" for the probes: dashed lines
     """
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
     figure.suptitle(title, fontsize=10)
     loss, rank, score = figure.subplots(1, 3)
     _lines(loss, rows, {"train/loss": "loss", "train/on_diagonal": "on-diagonal"}, levels)
@@ -68,4 +75,5 @@ def _finish(ax: Axes, title: str, unit: str) -> None:
     ax.set(xlabel="epoch", ylabel=unit)
     ax.grid(alpha=0.3)
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
