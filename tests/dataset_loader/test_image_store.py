@@ -163,7 +163,7 @@ def test_a_full_disk_is_told_before_the_first_image(tmp_path: Path, monkeypatch:
 def test_a_cache_that_cannot_be_written_is_a_users_error(tmp_path: Path):
     names = make_images(tmp_path / "in", 20)
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.raises(UserError, match="cannot write the decoded images"):
+    with pytest.raises(UserError, match="cannot write to"):
         open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
 
 
