@@ -10,9 +10,9 @@ from dataset_loader.phantom_dataset import ensure_phantoms
 
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 240 synthetic X-rays in the COVID layout and those of 24 patients in CheXpert's."""
+    """A folder with 240 synthetic X-rays in the COVID layout and those of 48 patients in CheXpert's."""
     folder = tmp_path_factory.mktemp("data") / "phantom"
-    ensure_phantoms(folder, covid_images=240, chexpert_patients=24, size=64)
+    ensure_phantoms(folder, covid_images=240, chexpert_patients=48, size=64)
     return folder
 
 

@@ -32,7 +32,7 @@ def imported(path: Path) -> set[str]:
 
 
 def is_entry_script(path: Path) -> bool:
-    return '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+    return '\nif __name__ == "__main__":\n' in path.read_text(encoding="utf-8")
 
 
 def test_imports_point_down() -> None:
