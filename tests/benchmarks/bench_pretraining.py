@@ -12,6 +12,7 @@ and prints medians with spread and the ratios, for the step (views given), the v
 same without single levers, and the loss alone. No test: times depend on the machine and what else it does.
 """
 
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -197,8 +198,9 @@ def serve(kind: str, config: dict[str, Any], files: list[Path], folder: Path, re
             "views": lambda: views(store.gather(torch.arange(b)), generator),
         }
     requests.send("ready")
-    while (job := requests.recv()) is not None:
-        requests.send(timed(jobs[job], device))
+    with contextlib.suppress(EOFError):  # the other end is closed when there is nothing more to time
+        while True:
+            requests.send(timed(jobs[requests.recv()], device))
 
 
 def start(kind: str, config: dict[str, Any], files: list[Path], folder: Path) -> Callable[[str], float]:
