@@ -21,6 +21,15 @@ BRIGHTNESS_CONTRAST: Recipe = [
 PERSPECTIVE: Recipe = [("perspective", {"p": 0.5, "distortion": 0.15})]
 VFLIP: Recipe = [("vflip", {"p": 0.5})]
 
+XRAY: Recipe = [
+    ("hflip", {"p": 0.5}),
+    ("rotation", {"p": 0.5, "degrees": 10.0}),
+    ("equalize", {"p": 0.3}),
+    ("jitter", {"p": 0.8, "brightness": (0.6, 1.4), "contrast": (0.6, 1.4)}),
+    ("blur", {"p": 0.3, "sigma": (0.1, 1.0)}),
+    ("noise", {"p": 0.3, "snr": (6.0, 12.0)}),
+]
+
 # Barlow Twins (arXiv 2103.03230, section 2.2, and BYOL's appendix B), without what needs colour.
 IMAGENET_FIRST: Recipe = [
     ("crop", {"scale": (0.08, 1.0)}),
@@ -52,15 +61,9 @@ RECIPES: dict[str, Recipe | tuple[Recipe, Recipe]] = {
         ("noise", {"p": 0.5, "relative_sigma": (0.06, 0.1)}),
     ],
     "imagenet": (IMAGENET_FIRST, IMAGENET_SECOND),
-    "xray": [
-        ("crop", {"scale": (0.5, 1.0)}),
-        ("hflip", {"p": 0.5}),
-        ("rotation", {"p": 0.5, "degrees": 10.0}),
-        ("equalize", {"p": 0.3}),
-        ("jitter", {"p": 0.8, "brightness": (0.6, 1.4), "contrast": (0.6, 1.4)}),
-        ("blur", {"p": 0.3, "sigma": (0.1, 1.0)}),
-        ("noise", {"p": 0.3, "snr": (6.0, 12.0)}),
-    ],
+    # pretraining, milder than "original" in what they crop, stronger in photometry; guesses, not yet measured
+    "xray": [("crop", {"scale": (0.5, 1.0)}), *XRAY],
+    "xray+smallcrops": [("crop", {"scale": (0.2, 1.0)}), *XRAY],
     # scan of transformations, first table: base and one extra each
     "base+blur+noise": BASE + BLUR_NOISE,
     "base+equalize": BASE + EQUALIZE,

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from augmentations import geometry, intensity
 from augmentations.recipes import RECIPES, Recipe
 from utils.config import UserError, check_choice
+from utils.randomness import mixed_seed
 
 # ImageNet's channel means and standard deviations, averaged over the channels: every network sees the same
 # input, whether it starts from random, Barlow Twins or ImageNet weights (summed over their channels).
@@ -63,8 +63,7 @@ def step_generator(
     seed: int, epoch: int, step: int, rank: int = 0, device: str | torch.device = "cpu"
 ) -> torch.Generator:
     """A generator seeded by its arguments (>= 0), well mixed, alone: a resumed run draws the same."""
-    state = np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(state[0]))
+    return torch.Generator(device).manual_seed(mixed_seed(seed, epoch, step, rank))
 
 
 def move_at_once(tensors: list[Tensor], device: torch.device) -> list[Tensor]:

@@ -86,6 +86,29 @@ def strata_of(labels: np.ndarray) -> np.ndarray:
     return np.where(positive.any(axis=1), 1 + rarest, 0).astype(np.int64)
 
 
+def label_subset(paths: np.ndarray, strata: np.ndarray, fraction: float, draw: int, seed: int) -> np.ndarray:
+    """Positions [n], increasing, of `fraction` (0 to 1] of the images: stratified, and nested over fractions.
+
+    Each stratum has one order for a draw, by a hash of (seed, draw, path); a fraction takes its first images, at
+    least one. So 1% lies inside 5%, and draw k is a function of (seed, k) and the names alone.
+    Raises UserError for a fraction outside (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"the label fraction is {fraction}; expected a number above 0 and up to 1, such as 0.05.")
+    drawn = np.argsort([hashlib.sha256(f"{seed}:{draw}:{path}".encode()).hexdigest() for path in paths])
+    chosen = []
+    for stratum in np.unique(strata):
+        members = drawn[strata[drawn] == stratum]
+        chosen.append(members[: max(1, round(fraction * len(members)))])
+    return np.sort(np.concatenate(chosen))
+
+
+def image_ids(source: str, paths: np.ndarray) -> np.ndarray:
+    """[N] int64 that tell images apart by data set and relative name, wherever the data set lies."""
+    digests = [hashlib.sha256(f"{source}/{path}".encode()).digest()[:8] for path in paths]
+    return np.array([int.from_bytes(digest, "big", signed=True) for digest in digests], dtype=np.int64)
+
+
 def split_hash(paths: np.ndarray, parts: np.ndarray) -> str:
     """16 hex digits that name a split: equal for equal parts, in whatever order the images stand."""
     lines = sorted(f"{path}\t{part}\n" for path, part in zip(paths, parts, strict=True))

@@ -1,21 +1,24 @@
 """The one door to data: `open_xrays(config)` reads, decodes and splits a data set."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from dataset_loader.chexpert_dataset import read_chexpert
 from dataset_loader.columns import Columns
 from dataset_loader.covid_dataset import read_covid
+from dataset_loader.duplicates import THUMBNAIL, find_duplicates, joined_groups
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.phantom_dataset import ensure_phantoms
-from dataset_loader.splits import PARTS, split_by_group, split_hash, strata_of
+from dataset_loader.splits import PARTS, image_ids, split_by_group, split_hash, strata_of, write_split
 from utils.config import REPO_ROOT, check_choice, repo_path
+from utils.files import write_text
 
 DATASETS = ["phantom", "covid", "chexpert"]
 DATASETS_ROOT = REPO_ROOT / "datasets"
@@ -23,6 +26,7 @@ DEFAULT_ROOTS = {
     "covid": DATASETS_ROOT / "COVID-19_Radiography_Dataset",
     "chexpert": DATASETS_ROOT / "CheXpert-v1.0-small",
 }
+NO_DUPLICATES = pd.DataFrame({"file": [], "other": [], "distance": []})
 
 
 class DataConfig(TypedDict):
@@ -38,19 +42,26 @@ class DataConfig(TypedDict):
 class XRays:
     """A data set that is ready to train on: N usable X-rays, their pixels, and the part of each.
 
-    columns    what is known of each X-ray (those whose file is broken are left out)
-    store      their pixels, uint8 [N, 1, S, S]
-    parts      [N] "train", "val" or "test", by patient or other group
-    synthetic  whether they are phantoms
+    columns     what is known of each X-ray (those whose file is broken are left out)
+    store       their pixels, uint8 [N, 1, S, S]
+    parts       [N] "train", "val" or "test", by patient or duplicate group
+    duplicates  the near-duplicate pairs that were made one group: file, other, distance
+    source      "covid", "chexpert" or, wherever they lie, "phantom"
     """
 
     columns: Columns
     store: ImageStore
     parts: np.ndarray
-    synthetic: bool
+    duplicates: pd.DataFrame
+    source: str
 
     def __len__(self) -> int:
         return len(self.columns)
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether these are phantoms."""
+        return self.source == "phantom"
 
     def indices(self, part: str) -> np.ndarray:
         """Positions [n] of the X-rays of one part, or of all of them ("all")."""
@@ -60,6 +71,15 @@ class XRays:
         """Pixels, uint8 [B, 1, S, S] on the store's device, of the X-rays at `indices` [B]."""
         return self.store.gather(indices)
 
+    def image_ids(self, indices: np.ndarray) -> np.ndarray:
+        """[n] int64 by which an encoder remembers the images that it has seen."""
+        return image_ids(self.source, self.columns.paths[indices])
+
+    def write_split(self, folder: Path) -> None:
+        """Write split.csv, the part of each X-ray, and duplicates.csv, for a person to look at."""
+        write_split(folder / "split.csv", self.columns, self.parts)
+        write_text(folder / "duplicates.csv", self.duplicates.to_csv(index=False, lineterminator="\n"))
+
     def facts(self) -> dict[str, object]:
         """What a run should remember of its data."""
         counts = {part: int((self.parts == part).sum()) for part in PARTS}
@@ -68,6 +88,7 @@ class XRays:
             "synthetic": self.synthetic,
             "images": len(self),
             "groups": len(np.unique(self.columns.groups)),
+            "duplicate_pairs": len(self.duplicates),
             "images_by_part": counts,
             "split_hash": split_hash(self.columns.paths, self.parts),
         }
@@ -76,13 +97,17 @@ class XRays:
 def open_xrays(config: DataConfig, device: torch.device) -> XRays:
     """Read the tables, decode what was not decoded before, split by group; pixels move to a GPU if they fit.
 
+    A group is a patient in CheXpert, and a set of near-duplicate images where no patient is known.
     Raises UserError if the data are missing or unusable, saying where to get them and how to place them.
     """
     columns = read_columns(config)
     store = open_store(columns.root, list(columns.paths), config["store_res"], DATASETS_ROOT / ".cache")
     columns = columns.take(store.kept)
+    duplicates = _duplicates(columns) if config["dataset"] != "chexpert" else NO_DUPLICATES
+    columns = replace(columns, groups=joined_groups(columns.paths, columns.groups, duplicates))
     parts = split_by_group(columns.paths, columns.groups, strata_of(columns.labels), config["split_seed"])
-    xrays = XRays(columns, store.to(device), parts, synthetic=_is_phantom(columns.root))
+    source = "phantom" if _is_phantom(columns.root) else config["dataset"]
+    xrays = XRays(columns, store.to(device), parts, duplicates, source)
     described = ", ".join(f"{int((parts == part).sum()):,} {part}" for part in PARTS)
     kind = " (synthetic)" if xrays.synthetic else ""
     print(f"{config['dataset']}{kind}: {len(xrays):,} X-rays, {described}", file=sys.stderr)
@@ -97,6 +122,12 @@ def read_columns(config: DataConfig) -> Columns:
         return read_covid(ensure_phantoms(folder)[0])
     root = repo_path(config["data_root"]) if config["data_root"] else DEFAULT_ROOTS[config["dataset"]]
     return read_covid(root) if config["dataset"] == "covid" else read_chexpert(root)
+
+
+def _duplicates(columns: Columns) -> pd.DataFrame:
+    """Thumbnails have a size of their own: a split must not depend on store_res."""
+    store = open_store(columns.root, list(columns.paths), THUMBNAIL, DATASETS_ROOT / ".cache")
+    return find_duplicates(store, list(columns.paths[store.kept]))
 
 
 def _is_phantom(root: Path) -> bool:

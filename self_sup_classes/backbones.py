@@ -1,4 +1,4 @@
-"""torchvision's backbones for one- or three-channel X-rays: build without a head, export with one, load."""
+"""torchvision's backbones for one- or three-channel X-rays: build without a head, export with one, read files."""
 
 from collections import OrderedDict
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from self_sup_classes.provenance import Provenance
 from utils.config import UserError, check_choice
 from utils.files import write_atomically
 
@@ -23,9 +24,9 @@ class Backbone(nn.Module):
     def __init__(self, name: str, in_channels: int):
         super().__init__()
         self.net = torchvision_model(name, in_channels)
-        head_name, head = _head(self.net)
+        head_name, head = head_of(self.net)
         self.name, self.head_name, self.num_features = name, head_name, head.in_features
-        _set(self.net, head_name, nn.Identity())
+        set_module(self.net, head_name, nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:
         """Features [N, F] after global average pooling."""
@@ -42,52 +43,30 @@ def torchvision_model(name: str, in_channels: int) -> nn.Module:
         raise UserError(f"in_channels is {in_channels}; an X-ray has 1, a network for colour images 3.")
     net = models.get_model(name, weights=None)
     if in_channels == 1:
-        conv_name, conv = next((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
-        _set(net, conv_name, _with_one_channel(conv))
+        conv_name, conv = first_conv(net)
+        set_module(net, conv_name, _with_one_channel(conv))
     return net
 
 
-def export_state_dict(backbone: Backbone) -> OrderedDict[str, Tensor]:
+def export_state_dict(backbone: Backbone, provenance: Provenance) -> OrderedDict[str, Tensor]:
     """A copy of the weights that plain torchvision loads with strict=True; no projector.
 
     The 1000-class head that torchvision expects is there and all zeros: it was never trained.
     """
-    plain = torchvision_model(backbone.name, in_channels=_first_conv(backbone.net).in_channels)
+    plain = torchvision_model(backbone.name, in_channels=first_conv(backbone.net)[1].in_channels)
     trained = backbone.net.state_dict()
-    return OrderedDict(
+    state = OrderedDict(
         (key, trained[key].detach().cpu().contiguous().clone() if key in trained else torch.zeros_like(value))
         for key, value in plain.state_dict().items()
     )
+    provenance.attach(state)
+    return state
 
 
-def save_backbone(path: Path, backbone: Backbone) -> None:
-    """Write `export_state_dict(backbone)` atomically."""
-    write_atomically(path, lambda file: torch.save(export_state_dict(backbone), file))
-
-
-def load_backbone(path: Path, name: str, in_channels: int) -> Backbone:
-    """The backbone that `save_backbone` wrote.
-
-    Raises UserError if the file is missing or unreadable, or its weights belong to another architecture or
-    channel count.
-    """
-    backbone = Backbone(name, in_channels)
-    state = read_state_dict(path)
-    expected = {key: value.shape for key, value in backbone.net.state_dict().items()}
-    found = {k: v.shape for k, v in state.items() if not k.startswith(backbone.head_name.split(".")[0] + ".")}
-    wrong = [
-        f"{key}: found {_shape(found.get(key))}, expected {_shape(expected.get(key))}"
-        for key in [*expected, *(k for k in found if k not in expected)]
-        if found.get(key) != expected.get(key)
-    ]
-    if wrong:
-        raise UserError(
-            f"{path} does not fit a {name} with {in_channels} input channel(s): {len(wrong)} of "
-            f"{len(expected)} tensors differ, first {'; '.join(wrong[:3])}. "
-            "Name the backbone and channels that it was saved with."
-        )
-    backbone.net.load_state_dict({key: state[key] for key in expected}, strict=True)
-    return backbone
+def save_backbone(path: Path, backbone: Backbone, provenance: Provenance) -> None:
+    """Write `export_state_dict(backbone, provenance)` atomically."""
+    state = export_state_dict(backbone, provenance)
+    write_atomically(path, lambda file: torch.save(state, file))
 
 
 def read_state_dict(path: Path) -> dict[str, Any]:
@@ -103,13 +82,15 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     return state
 
 
-def _head(net: nn.Module) -> tuple[str, nn.Linear]:
+def head_of(net: nn.Module) -> tuple[str, nn.Linear]:
+    """Name and module of the classification head."""
     name, head = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Linear)][-1]
     return name, head
 
 
-def _first_conv(net: nn.Module) -> nn.Conv2d:
-    return next(module for module in net.modules() if isinstance(module, nn.Conv2d))
+def first_conv(net: nn.Module) -> tuple[str, nn.Conv2d]:
+    """Name and module of the convolution that sees the image."""
+    return next((name, module) for name, module in net.named_modules() if isinstance(module, nn.Conv2d))
 
 
 def _with_one_channel(conv: nn.Conv2d) -> nn.Conv2d:
@@ -117,19 +98,16 @@ def _with_one_channel(conv: nn.Conv2d) -> nn.Conv2d:
     one = nn.Conv2d(
         1,
         conv.out_channels,
-        conv.kernel_size,  # type: ignore[arg-type]
-        conv.stride,  # type: ignore[arg-type]
-        conv.padding,  # type: ignore[arg-type]
+        (conv.kernel_size[0], conv.kernel_size[1]),
+        (conv.stride[0], conv.stride[1]),
+        (int(conv.padding[0]), int(conv.padding[1])),
         bias=conv.bias is not None,
     )
     nn.init.kaiming_normal_(one.weight, mode="fan_out", nonlinearity="relu")
     return one
 
 
-def _set(net: nn.Module, name: str, module: nn.Module) -> None:
+def set_module(net: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace the submodule of that dotted name."""
     parent, _, child = name.rpartition(".")
     setattr(net.get_submodule(parent), child, module)
-
-
-def _shape(shape: torch.Size | None) -> str:
-    return "nothing" if shape is None else str(tuple(shape))

@@ -11,10 +11,11 @@ from tqdm import tqdm
 
 from augmentations.transform_utils import TwinViews, denormalise, step_generator
 from dataset_loader.xrays import XRays
-from downstream_task.finetuning import extract_features, probe, probe_labels, probed_classes
+from downstream_task.probes import extract_features, probe, probe_labels, probed_classes
 from self_sup_classes.backbones import save_backbone
 from self_sup_classes.barlow import BarlowTwins, cross_correlation, random_embedding_loss
 from self_sup_classes.health import Health, measure_health
+from self_sup_classes.provenance import Provenance
 from selfsup_task.pretrain_config import PretrainConfig
 from utils import plots
 from utils.hardware import choose_precision
@@ -45,6 +46,7 @@ class Gauge:
         self.sample = _sample(indices, HEALTH_IMAGES)
         self.train = _sample(xrays.indices("train"), PROBE_LABELS)
         self.val = _sample(xrays.indices("val"), PROBE_TESTS)
+        self.provenance = Provenance(str(xrays.facts()["split_hash"]), xrays.image_ids(indices))
         self.labels = probe_labels(xrays.columns.labels)
 
     def __call__(self, epoch: int, step: int, means: Mapping[str, float]) -> dict[str, float]:
@@ -90,7 +92,7 @@ class Gauge:
         earlier = [row["probe/linear"] for row in self.run.rows[1:] if "probe/linear" in row]
         if "probe/linear" in numbers and numbers["probe/linear"] > max(earlier, default=-1.0):
             path = self.run.folder / f"{self.config['backbone']}_best_state_dict.pt"
-            save_backbone(path, self.model.backbone)
+            save_backbone(path, self.model.backbone, self.provenance)
 
     def _features(self, indices: np.ndarray) -> Tensor:
         resolution, channels = self.config["img_res"], self.config["in_channels"]

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from augmentations.transform_utils import TwinViews, step_generator
-from dataset_loader.splits import write_split
 from dataset_loader.xrays import open_xrays
-from self_sup_classes.backbones import Backbone, save_backbone
+from self_sup_classes.backbones import save_backbone
 from self_sup_classes.barlow import BarlowTwins
+from self_sup_classes.initialisation import random_backbone
 from selfsup_task.gauge import PROBES, Gauge
 from selfsup_task.pretrain_config import PretrainConfig, derived_name
 from utils import distributed
@@ -19,7 +19,8 @@ from utils.config import UserError, check_at_least, check_choice, check_config
 from utils.hardware import choose_device, describe_device, make_deterministic
 from utils.logging_utils import Run
 from utils.memory import keep_freed_memory
-from utils.training_utils import check_fit_config, fit, mixed_seed
+from utils.randomness import mixed_seed
+from utils.training_utils import check_fit_config, fit
 
 
 def pretrain(config: PretrainConfig) -> Run:
@@ -59,9 +60,9 @@ def build_model(config: PretrainConfig) -> BarlowTwins:
     """The network, initialised from config["random_seed"] alone."""
     if not config["projector_dims"] or min(config["projector_dims"]) < 1:
         raise UserError(f"projector_dims is {config['projector_dims']}; expected widths such as [512] or [512, 512].")
+    backbone = random_backbone(config["backbone"], config["in_channels"], config["random_seed"])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(mixed_seed(config["random_seed"]))
-        backbone = Backbone(config["backbone"], config["in_channels"])
+        torch.manual_seed(mixed_seed(config["random_seed"], 1))  # 0 is the backbone's
         return BarlowTwins(backbone, config["projector_dims"], config["barlow_lambda"])
 
 
@@ -74,8 +75,8 @@ def _pretrain(config: PretrainConfig, device: torch.device, run: Run) -> None:
     check_fit_config(config, len(indices))
     run.start(device=describe_device(device), data=xrays.facts(), pretrained_on=len(indices))
     if run.is_writer:
-        write_split(run.folder / "split.csv", xrays.columns, xrays.parts)
-    model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        xrays.write_split(run.folder)
+    model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # torch's stubs lack it
     twins = distributed.data_parallel(model)
 
     def step(batch: Tensor, epoch: int, step_in_epoch: int) -> Mapping[str, Tensor]:
@@ -90,7 +91,7 @@ def _pretrain(config: PretrainConfig, device: torch.device, run: Run) -> None:
         run.add_row({"epoch": 0, "step": 0, **gauge.measure_random_network()})
     fit(model, step, gauge, indices, config, run)
     if run.is_writer:
-        save_backbone(run.folder / f"{config['backbone']}_final_state_dict.pt", model.backbone)
+        save_backbone(run.folder / f"{config['backbone']}_final_state_dict.pt", model.backbone, gauge.provenance)
         run.save_figure("curves", gauge.curves_figure())
         run.finish(_summary(config, gauge, run, len(indices)))
     distributed.barrier()
@@ -116,5 +117,6 @@ def _summary(config: PretrainConfig, gauge: Gauge, run: Run, images: int) -> dic
         "probe/linear_best": best.get("probe/linear"),
         "epoch_best": best.get("epoch"),
         "images_per_second": float(np.median(rates)),
-        "split_hash": gauge.xrays.facts()["split_hash"],
+        "split_hash": gauge.provenance.split_hash,
+        "list_hash_seen": gauge.provenance.list_hash,
     }

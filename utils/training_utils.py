@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.config import UserError, check_at_least, check_choice
+from utils.freezing import assert_unchanged, frozen_tensors, train_mode
 from utils.hardware import PRECISIONS, choose_precision
 from utils.logging_utils import Run
+from utils.optimisation import OPTIMIZERS, SCHEDULERS, OptimiserConfig, build_optimizer, lr_multiplier
 from utils.progress import progress_bar
+from utils.randomness import epoch_order, mixed_seed
 
-OPTIMIZERS = ["adam", "adamw", "sgd"]
-SCHEDULERS = ["cosine", "constant", "multiplicative"]
 LOG_EVERY = 10  # steps between TensorBoard points, and between looks for a loss that is not finite
 
 # (indices of the local batch, epoch, step in the epoch) -> {"loss": ..., other scalars to log}
@@ -28,17 +29,11 @@ StepFunction = Callable[[Tensor, int, int], Mapping[str, Tensor]]
 EpochFunction = Callable[[int, int, Mapping[str, float]], Mapping[str, float]]
 
 
-class FitConfig(TypedDict):
+class FitConfig(OptimiserConfig):
     """What `fit` reads of a script's config; see there for what the values mean."""
 
     random_seed: int
-    num_epochs: int
     batch_size: int
-    optimizer: str
-    lr: float
-    optimizer_weight_decay: float
-    scheduler: str
-    warmup_epochs: int
     gradient_clip: float
     precision: str
     checkpoint_every: int
@@ -51,24 +46,28 @@ def fit(
     indices: np.ndarray,
     config: FitConfig,
     run: Run,
+    lr_factors: Mapping[str, float] | None = None,
 ) -> None:
     """Train `module`, which is on its device, on the images `indices` for config["num_epochs"] epochs.
 
     The order of an epoch and every random number inside a step are functions of (seed, epoch, step), so a run
     resumed from `run.checkpoint()`, in the middle of an epoch too, equals an undisturbed one to the bit.
     The last incomplete batch of an epoch is left out, since a small batch has an outsized loss.
-    `end_of_epoch` runs in eval mode, on every process.
+    `end_of_epoch` runs in eval mode, on every process. `lr_factors`: see `build_optimizer`. Frozen parts stay
+    in eval mode, and are asserted to be bit-identical afterwards.
 
     Raises UserError for a batch larger than the data, a setting that does not exist, a checkpoint that does not
     fit, or a loss that is not finite (the last good checkpoint stays).
     """
     check_fit_config(config, len(indices))
-    loop = _Loop(module, step, indices, config, run)
+    loop = _Loop(module, step, indices, config, run, lr_factors)
+    frozen = frozen_tensors(module)
     loop.resume()
     while loop.progress.epoch < config["num_epochs"]:
         images_per_second = loop.run_epoch()
         loop.finish_epoch(end_of_epoch, images_per_second)
     loop.bar.close()
+    assert_unchanged(module, frozen)
 
 
 def check_fit_config(config: FitConfig, num_images: int) -> None:
@@ -112,13 +111,21 @@ class _Progress:
 
 
 class _Loop:
-    def __init__(self, module: nn.Module, step: StepFunction, indices: np.ndarray, config: FitConfig, run: Run):
+    def __init__(
+        self,
+        module: nn.Module,
+        step: StepFunction,
+        indices: np.ndarray,
+        config: FitConfig,
+        run: Run,
+        lr_factors: Mapping[str, float] | None,
+    ):
         self.module, self.step, self.indices, self.config, self.run = module, step, indices, config, run
         self.device = next(module.parameters()).device
         self.dtype = choose_precision(config["precision"], self.device)
         self.local_batch_size = distributed.local_batch_size(config["batch_size"])
         self.steps_per_epoch = len(indices) // config["batch_size"]
-        self.optimizer = build_optimizer(module, config)
+        self.optimizer = build_optimizer(module, config, lr_factors)
         self.progress = _Progress()
 
     @property
@@ -152,7 +159,7 @@ class _Loop:
         """The steps that are left of this epoch; images per second."""
         progress, config = self.progress, self.config
         order = epoch_order(self.indices, config["random_seed"], progress.epoch)
-        self.module.train()
+        train_mode(self.module)
         start, first_step = time.perf_counter(), progress.step
         while progress.step < self.steps_per_epoch:
             self.take_step(order)
@@ -166,7 +173,7 @@ class _Loop:
         progress, config = self.progress, self.config
         lr = config["lr"] * lr_multiplier(self.global_step, self.steps_per_epoch, config)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_factor"]
         # dropout and stochastic depth draw from torch's global generator
         torch.manual_seed(mixed_seed(config["random_seed"], progress.epoch, progress.step, distributed.rank()))
         first = progress.step * config["batch_size"] + distributed.rank() * self.local_batch_size
@@ -221,50 +228,6 @@ class _Loop:
     def say(self, line: str) -> None:
         if self.run.is_writer:
             tqdm.write(line, file=sys.stderr)
-
-
-def mixed_seed(*keys: int) -> int:
-    """One well-mixed seed from several numbers (seed, epoch, step, ...): a function of them alone."""
-    return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def epoch_order(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """The images of one epoch in their order, a permutation of `indices` that depends on (seed, epoch)."""
-    return np.random.default_rng([seed, epoch]).permutation(indices)
-
-
-def build_optimizer(module: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
-    """The optimizer over the parameters that require gradients, fused where torch can.
-
-    Biases and BatchNorm parameters are not decayed (Barlow Twins, section 2.2).
-    """
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config["optimizer_weight_decay"]},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    fused = parameters[0].device.type in ("cuda", "cpu")
-    if config["optimizer"] == "sgd":
-        return torch.optim.SGD(groups, lr=config["lr"], momentum=0.9, fused=fused)
-    kind = torch.optim.AdamW if config["optimizer"] == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config["lr"], fused=fused)
-
-
-def lr_multiplier(global_step: int, steps_per_epoch: int, config: FitConfig) -> float:
-    """What `lr` is multiplied with at an optimiser step.
-
-    After a linear warmup over warmup_epochs: "constant" 1; "cosine" half a cosine from 1 to 0; "multiplicative"
-    the same factor each epoch, from 1 to 0.01 over the run (0.63 an epoch for 10 epochs).
-    """
-    warmup = config["warmup_epochs"] * steps_per_epoch
-    if global_step < warmup:
-        return (global_step + 1) / warmup
-    if config["scheduler"] == "constant":
-        return 1.0
-    if config["scheduler"] == "multiplicative":
-        return 0.01 ** (global_step // steps_per_epoch / config["num_epochs"])
-    total = config["num_epochs"] * steps_per_epoch
-    return 0.5 * (1 + math.cos(math.pi * (global_step - warmup) / (total - warmup)))
 
 
 def _line(row: Mapping[str, float], num_epochs: int) -> str:

@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -120,36 +120,56 @@ def our_step(d: int, device: torch.device, dtype: torch.dtype) -> Callable[..., 
     return make_step(loss_of, model, fused=device.type in ("cpu", "cuda"))
 
 
-def timed(function: Callable[[], object], device: torch.device) -> float:
-    """Seconds that one call takes, the device's work included."""
-    start = time.perf_counter()
+class Timing(NamedTuple):
+    """One call: its seconds, and how many CPU cores other processes kept busy meanwhile (NaN if not known)."""
+
+    seconds: float
+    others: float
+
+
+def timed(function: Callable[[], object], device: torch.device) -> Timing:
+    """One call, the device's work included."""
+    busy, own, start = busy_cpu_seconds(), time.process_time(), time.perf_counter()
     function()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    others = (busy_cpu_seconds() - busy - (time.process_time() - own)) / seconds
+    return Timing(seconds, max(0.0, others))
 
 
-def interleave(variants: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each variant in each round, in turn, so that a slow moment of the machine hits all alike."""
+def busy_cpu_seconds() -> float:
+    """CPU seconds that all processes of the machine have used since it started; NaN where Linux does not say."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return float("nan")
+    user, nice, system, _idle, _iowait, irq, softirq = map(int, stat.read_text().split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def interleave(variants: dict[str, Callable[[], Timing]], rounds: int) -> dict[str, list[Timing]]:
+    """Each variant in each round, in turn, so that a slow moment of the machine hits all alike."""
     for measure in variants.values():
         measure()
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    timings: dict[str, list[Timing]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, measure in variants.items():
-            seconds[name].append(measure())
-    return seconds
+            timings[name].append(measure())
+    return timings
 
 
-def show(seconds: dict[str, list[float]], pairs: int) -> None:
-    """Median, spread and pairs a second of each variant."""
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        print(f"  {name:28s} {median:8.3f} s [{min(values):.3f} .. {max(values):.3f}]  {pairs / median:7.1f} pairs/s")
+def show(timings: dict[str, list[Timing]], pairs: int) -> None:
+    """Median, spread and pairs a second of each variant, and the CPU cores that others kept busy at worst."""
+    for name, values in timings.items():
+        seconds = [value.seconds for value in values]
+        median, others = statistics.median(seconds), max(value.others for value in values)
+        spread = f"[{min(seconds):.3f} .. {max(seconds):.3f}]"
+        print(f"  {name:28s} {median:8.3f} s {spread}  {pairs / median:7.1f} pairs/s, others {others:.2f} cores")
 
 
-def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> str:
+def ratio(timings: dict[str, list[Timing]], slow: str, fast: str) -> str:
     """How many times faster, round by round: median and spread."""
-    ratios = [a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)]
+    ratios = [a.seconds / b.seconds for a, b in zip(timings[slow], timings[fast], strict=True)]
     return f"x{statistics.median(ratios):.2f} [{min(ratios):.2f} .. {max(ratios):.2f}]"
 
 
@@ -203,15 +223,15 @@ def serve(kind: str, config: dict[str, Any], files: list[Path], folder: Path, re
             requests.send(timed(jobs[requests.recv()], device))
 
 
-def start(kind: str, config: dict[str, Any], files: list[Path], folder: Path) -> Callable[[str], float]:
-    """Start a variant's process; returns what asks it for the seconds of a job."""
+def start(kind: str, config: dict[str, Any], files: list[Path], folder: Path) -> Callable[[str], Timing]:
+    """Start a variant's process; returns what asks it to time a job."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     context.Process(target=serve, args=(kind, config, files, folder, there), daemon=True).start()
     there.close()  # a worker that dies then ends this process too, instead of letting it wait
     here.recv()
 
-    def measure(job: str) -> float:
+    def measure(job: str) -> Timing:
         here.send(job)
         return here.recv()
 
@@ -232,7 +252,7 @@ def compare_loops(config: dict[str, Any], files: list[Path], folder: Path) -> No
         show(results[job], config["batch_size"])
         for kind in kinds[1:]:
             print(f"  {kind} against classic: {ratio(results[job], 'classic', kind)}")
-    shares = [v / t for v, t in zip(results["views"]["ours"], results["loop"]["ours"], strict=True)]
+    shares = [v.seconds / t.seconds for v, t in zip(results["views"]["ours"], results["loop"]["ours"], strict=True)]
     print(f"our views take {statistics.median(shares):.1%} of our loop")
 
 
@@ -253,15 +273,14 @@ def compare_losses(d: int, rounds: int, device: torch.device) -> None:
 
         jobs = {"classic": classic, "ours": ours}
         variants = {name: functools.partial(timed, job, device) for name, job in jobs.items()}
-        seconds = interleave(variants, rounds)
-        print(f"  N {n}, D {width}: {ratio(seconds, 'classic', 'ours')}")
+        timings = interleave(variants, rounds)
+        print(f"  N {n}, D {width}: {ratio(timings, 'classic', 'ours')}")
 
 
 def main(config: dict[str, Any]) -> None:
     """Print the tables."""
     device = choose_device(config["device"])
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    print(f"{describe_device(device)}, torch {torch.__version__}; load of others before the start: {load:.1f}")
+    print(f"{describe_device(device)}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as folder:
         files = find_images(config["data_root"], config["batch_size"], Path(folder))
         compare_loops(config, files, Path(folder))

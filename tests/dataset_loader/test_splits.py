@@ -1,5 +1,6 @@
 """Splits by patient: whole groups, each stratum's share, nothing but names and the seed."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset_loader.columns import Columns
-from dataset_loader.splits import PARTS, read_split, split_by_group, split_hash, strata_of, write_split
+from dataset_loader.splits import (
+    PARTS,
+    image_ids,
+    label_subset,
+    read_split,
+    split_by_group,
+    split_hash,
+    strata_of,
+    write_split,
+)
 from utils.config import UserError
 
 SHARES = (0.8, 0.1, 0.1)
@@ -151,3 +161,36 @@ def test_a_file_that_is_no_split_is_a_users_error(tmp_path: Path, text: str):
         read_split(path)
     with pytest.raises(UserError, match=r"missing\.csv"):
         read_split(tmp_path / "missing.csv")
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(0, 50), st.integers(0, 10**6))
+def test_label_subsets_are_nested_stratified_and_reproducible(counts: list[int], draw: int, seed: int):
+    strata = np.repeat(np.arange(len(counts)), counts)
+    paths = np.array([f"{row}.png" for row in range(len(strata))])
+    fractions = (0.01, 0.05, 0.1, 0.5, 1.0)
+    subsets = [label_subset(paths, strata, fraction, draw, seed) for fraction in fractions]
+    for smaller, larger in itertools.pairwise(subsets):
+        assert set(smaller) <= set(larger)
+    for fraction, subset in zip(fractions, subsets, strict=True):
+        expected = [max(1, round(fraction * count)) for count in counts]
+        assert np.bincount(strata[subset], minlength=len(counts)).tolist() == expected
+    order = np.random.default_rng(seed).permutation(len(paths))
+    again = label_subset(paths[order], strata[order], 0.5, draw, seed)
+    assert set(paths[order][again]) == set(paths[subsets[3]])
+
+
+def test_draws_differ_and_impossible_fractions_are_refused():
+    paths, strata = np.array([f"{row}.png" for row in range(100)]), np.zeros(100, dtype=int)
+    draws = [tuple(label_subset(paths, strata, 0.1, draw, seed=0)) for draw in range(3)]
+    assert len(set(draws)) == 3
+    for fraction in (0.0, -1.0, 1.5):
+        with pytest.raises(UserError, match="label fraction"):
+            label_subset(paths, strata, fraction, 0, 0)
+
+
+def test_image_ids_tell_data_sets_and_names_apart():
+    paths = np.array(["COVID/images/COVID-1.png", "COVID/images/COVID-2.png"])
+    covid, phantom = image_ids("covid", paths), image_ids("phantom", paths)
+    assert len({*covid, *phantom}) == 4
+    assert np.array_equal(covid[::-1], image_ids("covid", paths[::-1]))

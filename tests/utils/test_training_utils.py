@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from utils.config import UserError
 from utils.logging_utils import Run
-from utils.training_utils import FitConfig, build_optimizer, epoch_order, fit, lr_multiplier
+from utils.optimisation import build_optimizer, lr_multiplier
+from utils.randomness import epoch_order
+from utils.training_utils import FitConfig, fit
 
 CONFIG: FitConfig = {
     "random_seed": 3,

@@ -9,7 +9,7 @@ import torch
 
 from dataset_loader.phantom_dataset import COVID_ROOT
 from dataset_loader.xrays import open_xrays
-from downstream_task.finetuning import extract_features, linear_probe, probe, probe_labels
+from downstream_task.probes import extract_features, linear_probe, probe, probe_labels
 from self_sup_classes.backbones import Backbone
 from utils.metrics import balanced_accuracy
 

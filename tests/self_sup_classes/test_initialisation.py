@@ -1,0 +1,87 @@
+"""Where a network starts from: files of this repo, of ImageNet and of the original project; all others refused."""
+
+from collections import OrderedDict
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+from torchvision import models
+
+from self_sup_classes.backbones import Backbone, save_backbone
+from self_sup_classes.initialisation import random_backbone, start_from
+from self_sup_classes.provenance import NOTHING_SEEN, Provenance
+from utils.config import UserError
+
+
+def assert_equal_weights(first: Backbone, second: Backbone) -> None:
+    for mine, other in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_random_weights_are_a_function_of_the_seed() -> None:
+    torch.manual_seed(5)
+    first = start_from("random", "resnet18", 1, seed=3).backbone
+    after = torch.rand(())
+    torch.manual_seed(5)
+    assert torch.rand(()) == after  # the global generator was left alone
+    assert_equal_weights(first, random_backbone("resnet18", 1, seed=3))
+    assert not torch.equal(first.net.conv1.weight, random_backbone("resnet18", 1, seed=4).net.conv1.weight)
+
+
+def test_a_saved_encoder_comes_back_with_what_it_has_seen(tmp_path: Path) -> None:
+    backbone = Backbone("efficientnet_b0", 1)
+    seen = Provenance("abc", torch.tensor([7, -3, 5]).numpy())
+    save_backbone(tmp_path / "weights.pt", backbone, seen)
+    start = start_from(str(tmp_path / "weights.pt"), "efficientnet_b0", 1, seed=0)
+    assert_equal_weights(start.backbone, backbone)
+    assert start.provenance is not None
+    assert start.provenance.split_hash == "abc"
+    assert start.provenance.seen.tolist() == [-3, 5, 7]
+    assert start.provenance.list_hash == seen.list_hash
+
+
+def test_imagenets_first_convolution_sees_a_gray_image_as_it_would_see_it_in_three_channels(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    colour = models.resnet18().eval()
+    torch.save(colour.state_dict(), tmp_path / "resnet18-imagenet.pth")
+    gray = start_from(f"imagenet:{tmp_path / 'resnet18-imagenet.pth'}", "resnet18", 1, seed=0).backbone.eval()
+    x = torch.randn(4, 1, 64, 64)
+    colour.fc = torch.nn.Identity()  # type: ignore[assignment]  # the stubs know a Linear only
+    torch.testing.assert_close(gray(x), colour(x.expand(-1, 3, -1, -1)), rtol=1e-5, atol=1e-5)
+    start = start_from(f"imagenet:{tmp_path / 'resnet18-imagenet.pth'}", "resnet18", 3, seed=0)
+    torch.testing.assert_close(start.backbone.eval()(x.expand(-1, 3, -1, -1)), colour(x.expand(-1, 3, -1, -1)))
+    assert start.provenance is NOTHING_SEEN
+
+
+def test_without_a_network_both_ways_to_imagenet_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*arguments: object, **keywords: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setenv("TORCH_HOME", "/nonexistent")
+    monkeypatch.setattr(models._api, "load_state_dict_from_url", offline)
+    with pytest.raises(UserError, match=r"Download https://.*resnet18.*imagenet:FILE"):
+        start_from("imagenet", "resnet18", 1, seed=0)
+
+
+def test_the_original_projects_checkpoints_load(tmp_path: Path) -> None:
+    backbone = random_backbone("resnet18", 1, seed=1)
+    state = OrderedDict((f"backbone.net.{key}", value) for key, value in backbone.net.state_dict().items())
+    state["projector.layers.0.weight"] = torch.zeros(512, 512)
+    state["backbone.net.fc.weight"] = torch.zeros(10, 512)
+    torch.save(state, tmp_path / "resnet18_best_state_dict.pt")
+    start = start_from(str(tmp_path / "resnet18_best_state_dict.pt"), "resnet18", 1, seed=0)
+    assert_equal_weights(start.backbone, backbone)
+    assert start.provenance is None
+
+
+def test_weights_of_another_network_are_refused_with_key_and_shapes(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    save_backbone(path, Backbone("resnet18", 1), NOTHING_SEEN)
+    with pytest.raises(UserError, match=r"conv1.weight: found \(64, 1, 7, 7\), expected \(64, 3, 7, 7\)"):
+        start_from(str(path), "resnet18", 3, seed=0)
+    with pytest.raises(UserError, match="resnet50"):
+        start_from(str(path), "resnet50", 1, seed=0)
+    with pytest.raises(UserError, match="no file"):
+        start_from(str(tmp_path / "absent.pt"), "resnet18", 1, seed=0)

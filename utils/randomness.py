@@ -1,0 +1,13 @@
+"""Randomness without hidden state: seeds and orders as functions of (seed, epoch, step)."""
+
+import numpy as np
+
+
+def mixed_seed(*keys: int) -> int:
+    """One well-mixed seed from several numbers (seed, epoch, step, ...): a function of them alone."""
+    return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def epoch_order(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """The images of one epoch in their order, a permutation of `indices` that depends on (seed, epoch)."""
+    return np.random.default_rng([seed, epoch]).permutation(indices)
