@@ -22,21 +22,30 @@ FEWEST_TESTED = 2  # images to be tested on
 
 
 @torch.no_grad()
-def extract_features(
-    network: nn.Module, xrays: XRays, indices: np.ndarray, out_size: int, in_channels: int, dtype: torch.dtype
+def forward_all(
+    network: nn.Module,
+    xrays: XRays,
+    indices: np.ndarray,
+    out_size: int,
+    in_channels: int,
+    dtype: torch.dtype,
+    part: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Features float32 [n, F] on the CPU, of the X-rays at `indices` without augmentation, in eval mode."""
+    """What a network, or a `part` of it, gives for the X-rays at `indices` without augmentation, in eval mode.
+
+    float32 [n, ...] on the CPU: features [n, F] of a backbone, logits [n, C] of a classifier.
+    """
     views = TwinViews("none", out_size)
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
-    features = []
+    outputs = []
     for batch in torch.from_numpy(indices).split(128):
         y = views.single(xrays.batch(batch), step_generator(0, 0, 0)).expand(-1, in_channels, -1, -1)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            features.append(network(y).float().cpu())
+            outputs.append((part or network)(y).float().cpu())
     network.train(was_training)
-    return torch.cat(features)
+    return torch.cat(outputs)
 
 
 def linear_probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from augmentations.transform_utils import TwinViews, denormalise, step_generator
 from dataset_loader.xrays import XRays
-from downstream_task.probes import extract_features, probe, probe_labels, probed_classes
+from downstream_task.probes import forward_all, probe, probe_labels, probed_classes
 from self_sup_classes.backbones import save_backbone
 from self_sup_classes.barlow import BarlowTwins, cross_correlation, random_embedding_loss
 from self_sup_classes.health import Health, measure_health
@@ -96,7 +96,7 @@ class Gauge:
 
     def _features(self, indices: np.ndarray) -> Tensor:
         resolution, channels = self.config["img_res"], self.config["in_channels"]
-        return extract_features(self.model.backbone, self.xrays, indices, resolution, channels, self.dtype)
+        return forward_all(self.model.backbone, self.xrays, indices, resolution, channels, self.dtype)
 
     def _fixed_views(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels uint8 [n, 1, S, S] of the first n images of the sample, and two views [n, 1, R, R] of them."""

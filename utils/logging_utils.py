@@ -23,7 +23,6 @@ from utils.config import REPO_ROOT, UserError
 from utils.files import write_atomically, write_json, write_text
 
 RUNS_ROOT = REPO_ROOT / "runs"
-_ABSENT = object()
 
 
 class Run:
@@ -60,7 +59,7 @@ class Run:
         different = [
             f"{key} ({_value(stored, key)} there, {_value(config, key)} now)"
             for key in keys
-            if stored is not None and stored.get(key, _ABSENT) != config.get(key, _ABSENT)
+            if stored is not None and _value(stored, key) != _value(config, key)
         ]
         if different:
             raise UserError(
@@ -97,9 +96,12 @@ class Run:
     def add_row(self, row: Mapping[str, float]) -> None:
         """One more row of metrics.csv (the file is rewritten whole); every process keeps `rows`."""
         self.rows.append(dict(row))
+        self.save_table("metrics", pd.DataFrame(self.rows))
+
+    def save_table(self, name: str, table: pd.DataFrame) -> None:
+        """<name>.csv, rewritten whole."""
         if self.is_writer:
-            table = pd.DataFrame(self.rows).to_csv(index=False, lineterminator="\n")
-            write_text(self.folder / "metrics.csv", table)
+            write_text(self.folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
 
     def save_figure(self, name: str, figure: Figure, step: int | None = None) -> None:
         """figures/<name>.png, and the same picture in TensorBoard when a step is given."""
@@ -155,8 +157,8 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is not JSON ({error}); mend it or delete the run's folder.") from error
 
 
-def _value(config: Mapping[str, Any] | None, key: str) -> str:
-    return json.dumps((config or {})[key]) if key in (config or {}) else "absent"
+def _value(config: Mapping[str, Any], key: str) -> str:
+    return json.dumps(config[key]) if key in config else "absent"
 
 
 def _plain(value: Any) -> Any:

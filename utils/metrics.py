@@ -1,10 +1,17 @@
 """Numbers about predictions and embeddings, exact over all samples."""
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
+import pandas as pd
 import torch
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from scipy.optimize import root_scalar
+from scipy.special import expit, softmax
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, recall_score, roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
+
+TEMPERATURES = (0.01, 100.0)  # between which fit_temperature looks
 
 
 def effective_rank(z: Tensor) -> float:
@@ -47,3 +54,129 @@ def balanced_accuracy(labels: np.ndarray, scores: np.ndarray) -> float:
 def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
     """Area under the ROC curve of labels [M] in 0, 1 by the last column of scores [M, 2]; chance is 0.5."""
     return float(roc_auc_score(labels, scores[:, -1]))
+
+
+def classification_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Scores in 0..1 of probabilities [M, C] for the classes labels [M] in 0..C-1; ece is the only one to be small.
+
+    auroc and auprc (average precision) are each class's against the rest; they, balanced_accuracy (mean recall) and
+    macro_f1 average over the classes that occur in `labels`. What no class allows is NaN. ece is of the likeliest
+    class. Raises ValueError where the two do not fit together or a probability is outside 0..1.
+    """
+    _check(labels, probabilities, np.arange(probabilities.shape[1]))
+    if len(labels) == 0:
+        return dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "auroc", "auprc", "ece"), float("nan"))
+    predicted, classes = probabilities.argmax(1), np.unique(labels)
+    ranking = [_ranking_scores(labels == c, probabilities[:, c]) for c in classes.astype(int)]
+    return {
+        "accuracy": float((predicted == labels).mean()),
+        "balanced_accuracy": float(recall_score(labels, predicted, labels=classes, average="macro")),
+        "macro_f1": float(f1_score(labels, predicted, labels=classes, average="macro")),
+        "auroc": _mean(area for area, _ in ranking),
+        "auprc": _mean(precision for _, precision in ranking),
+        "ece": calibration_error(labels, probabilities),
+    }
+
+
+def per_class_scores(labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:
+    """A row a class (the index) of labels [M] by probabilities [M, C], against the rest; NaN where undefined.
+
+    Columns: sensitivity, specificity (of the likeliest class), auroc, auprc in 0..1, and images, how many are of it.
+    """
+    _check(labels, probabilities, np.arange(len(class_names)))
+    if probabilities.shape[1] != len(class_names):
+        raise ValueError(f"{len(class_names)} class names for probabilities {probabilities.shape}")
+    predicted, rows = probabilities.argmax(1), {}
+    for c, name in enumerate(class_names):
+        positive, called = labels == c, predicted == c
+        sensitivity, specificity = _mean(called[positive]), _mean(~called[~positive])
+        rows[name] = (sensitivity, specificity, *_ranking_scores(positive, probabilities[:, c]), positive.sum())
+    columns = ["sensitivity", "specificity", "auroc", "auprc", "images"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("class").astype({"images": int})
+
+
+def finding_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Scores of probabilities [M, C] for findings labels [M, C], 1, 0 or NaN where unknown.
+
+    auroc and auprc are means over the findings with known images of both kinds, NaN if there are none. ece is over all
+    known cells, of the probability that the finding is there (not of the likelier answer, where a finding called too
+    often and one called too rarely would cancel). Raises ValueError as classification_scores does.
+    """
+    known = ~np.isnan(labels)
+    _check(np.where(known, labels, 0), probabilities, np.arange(2))
+    columns = [(labels[rows, c] == 1, probabilities[rows, c]) for c, rows in enumerate(known.T)]
+    ranking = [_ranking_scores(positive, probability) for positive, probability in columns]
+    return {
+        "auroc": _mean(area for area, _ in ranking),
+        "auprc": _mean(precision for _, precision in ranking),
+        "ece": calibration_error(labels, probabilities),
+    }
+
+
+def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """ECE of the likeliest class for classes labels [M], of all known cells for findings labels [M, C]."""
+    if labels.ndim == 1:
+        return expected_calibration_error(probabilities.max(1), probabilities.argmax(1) == labels)
+    known = ~np.isnan(labels)
+    return expected_calibration_error(probabilities[known], labels[known])
+
+
+def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
+    """Mean distance, 0..1, of accuracy from confidence over equal bins of confidence [M], weighted by their images.
+
+    Guo et al. 2017 (arXiv 1706.04599, section 2): bin m holds ((m - 1) / bins, m / bins]. correct [M] is 0 or 1.
+    Few images a bin make it larger than it is.
+    """
+    if len(confidence) == 0:
+        return float("nan")
+    confidence = np.asarray(confidence, dtype=np.float64)
+    bin_of = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
+    gaps = np.bincount(bin_of, np.asarray(correct, dtype=np.float64) - confidence)  # of sums: images x mean gap
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The T that makes softmax(logits [M, C] / T) likeliest for labels [M] (Guo et al. 2017, section 4.2).
+
+    Labels [M, C] of 0, 1 or NaN (unknown) are findings, by sigmoid(logits / T). The likelihood is concave in 1 / T, so
+    T is the root of its slope, or the end of TEMPERATURES that it climbs towards (labels told apart without an error
+    push T to the lower one). T is 1 where the labels say nothing about it.
+    """
+    known = ~np.isnan(labels)
+    z, y = logits[known].astype(np.float64), labels[known]
+    if labels.ndim == 1:
+        z = z - z[np.arange(len(z)), y.astype(int), None]  # [M, C], 0 for the label
+
+    def slope(log_temperature: float) -> float:
+        """Of the negative log-likelihood, by 1 / T."""
+        beta = np.exp(-log_temperature)
+        return float(((softmax(beta * z, axis=1) if labels.ndim == 1 else expit(beta * z) - y) * z).sum())
+
+    coldest, hottest = np.log(TEMPERATURES)
+    if slope(coldest) <= 0:
+        return TEMPERATURES[0] if slope(hottest) < 0 else 1.0
+    if slope(hottest) >= 0:
+        return TEMPERATURES[1]
+    return float(np.exp(root_scalar(slope, bracket=(coldest, hottest)).root))
+
+
+def _ranking_scores(positive: np.ndarray, score: np.ndarray) -> tuple[float, float]:
+    """AUROC and average precision of score [M] for positive [M]; NaN unless both values occur."""
+    if positive.all() or not positive.any():
+        return float("nan"), float("nan")
+    return float(roc_auc_score(positive, score)), float(average_precision_score(positive, score))
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Mean of those that are not NaN; NaN if none is."""
+    numbers = [value for value in values if not np.isnan(value)]
+    return float(np.mean(numbers)) if numbers else float("nan")
+
+
+def _check(labels: np.ndarray, probabilities: np.ndarray, allowed: np.ndarray) -> None:
+    if labels.shape != probabilities.shape[: labels.ndim]:
+        raise ValueError(f"labels {labels.shape} do not fit probabilities {probabilities.shape}")
+    if not np.isin(labels, allowed).all():
+        raise ValueError(f"labels must be among {allowed}, not {np.setdiff1d(labels, allowed)[:5]}")
+    if not ((probabilities >= 0) & (probabilities <= 1 + 1e-4)).all():  # also refuses NaN; softmax may round up
+        raise ValueError("probabilities must lie in 0..1")

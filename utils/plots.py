@@ -1,14 +1,18 @@
 """Figures: legible, with units, in Okabe and Ito's colour-blind-safe palette."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 DIMENSIONS_SHOWN = 64  # more are too fine for a picture: the diagonal vanishes
 BLUE, ORANGE, GREEN, PINK, BLACK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000"
+COLOURS = (BLACK, ORANGE, BLUE, GREEN, PINK, "#D55E00", "#56B4E9")
+METHOD_NAMES = {"linear": "linear probe", "finetune": "fine-tuning"}
 
 
 def image_grid(columns: Mapping[str, np.ndarray], title: str) -> Figure:
@@ -56,6 +60,69 @@ def training_curves(rows: Sequence[Mapping[str, float]], title: str, levels: Map
     _lines(score, rows, {"probe/linear": "linear probe", "probe/knn": "kNN probe"}, levels)
     score.axhline(levels["chance"], color=BLACK, linestyle=":", linewidth=1, label="chance")
     _finish(score, "Probes on validation (epoch 0: random network)", "balanced accuracy or AUROC")
+    return figure
+
+
+def label_efficiency(curves: pd.DataFrame, metric: str, title: str, chance: float) -> Figure:
+    """Score over labels (log scale), a panel a method, a line with its 95% interval an arm.
+
+    curves  columns arm, method, labels, mean, low, high, as compare_networks.analyse gives them
+    """
+    methods, arms = list(dict.fromkeys(curves["method"])), list(dict.fromkeys(curves["arm"]))
+    figure = Figure(figsize=(5.2 * len(methods) + 0.6, 4.4), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    axes = figure.subplots(1, len(methods), squeeze=False, sharey=True)[0]
+    for ax, method in zip(axes, methods, strict=True):
+        for arm, colour, marker in zip(arms, itertools.cycle(COLOURS), itertools.cycle("osD^v"), strict=False):
+            rows = curves[(curves["arm"] == arm) & (curves["method"] == method)].sort_values("labels")
+            ax.plot(rows["labels"], rows["mean"], color=colour, marker=marker, markersize=5, label=arm)
+            ax.fill_between(rows["labels"], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
+        ticks = sorted(set(curves["labels"]))
+        ax.axhline(chance, color=BLACK, linestyle=":", linewidth=1, label="chance")
+        ax.set_xscale("log")
+        ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=8, rotation=45)
+        ax.minorticks_off()
+        ax.set(xlabel="labelled training images (log scale)", title=METHOD_NAMES[method])
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel(f"{metric}, mean and 95% interval")
+    axes[0].legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def frozen_parts(table: pd.DataFrame, metric: str, title: str) -> Figure:
+    """Score by what is trained, a marker an arm; table has the columns arm, trainable, mean, low, high."""
+    parts, arms = list(dict.fromkeys(table["trainable"])), list(dict.fromkeys(table["arm"]))
+    figure = Figure(figsize=(7.4, 4.2), layout="constrained")
+    ax = figure.subplots()
+    for n, (arm, colour, marker) in enumerate(
+        zip(arms, itertools.cycle(COLOURS), itertools.cycle("osD^v"), strict=False)
+    ):
+        rows = table[table["arm"] == arm].set_index("trainable").loc[parts]
+        x = np.arange(len(parts)) + 0.12 * (n - (len(arms) - 1) / 2)
+        reach = np.nan_to_num([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])
+        ax.errorbar(x, rows["mean"], reach, color=colour, marker=marker, capsize=3, linestyle="none", label=arm)
+    ax.set_xticks(range(len(parts)), parts)
+    ax.set(xlabel="trained layers (all others frozen)", ylabel=f"{metric}, mean and 95% interval", title=title)
+    ax.grid(alpha=0.3, axis="y")
+    ax.legend(fontsize=8)
+    return figure
+
+
+def confusion_matrices(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
+    """Counts [C, C] (row: label, column: prediction) and the same as shares of the row."""
+    figure = Figure(figsize=(5.4 + 1.1 * len(names), 2.4 + 0.6 * len(names)), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    for ax, values, form, what in zip(
+        figure.subplots(1, 2), (counts, shares), ("{:,.0f}", "{:.2f}"), ("images", "share of the label"), strict=True
+    ):
+        ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (row, column), value in np.ndenumerate(values):
+            colour = "white" if shares[row, column] > 0.55 else "black"
+            ax.text(column, row, form.format(value), ha="center", va="center", fontsize=9, color=colour)
+        ax.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
+        ax.set_yticks(range(len(names)), names, fontsize=8)
+        ax.set(xlabel="predicted", ylabel="label", title=what)
     return figure
 
 

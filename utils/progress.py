@@ -19,8 +19,8 @@ class _Lines:
         sys.stderr.flush()
 
 
-def progress_bar(total: int, description: str, done: int = 0, show: bool = True) -> "tqdm[Any]":
-    """A bar over `total` images of which `done` are done, to be closed by the caller or a with statement."""
+def progress_bar(total: int, description: str, done: int = 0, show: bool = True, unit: str = "img") -> "tqdm[Any]":
+    """A bar over `total` images, or another unit, of which `done` are done, for the caller or `with` to close."""
     style: dict[str, Any] = {"dynamic_ncols": True}
     if not sys.stderr.isatty():
         interval = SECONDS_BETWEEN_LINES
@@ -31,4 +31,4 @@ def progress_bar(total: int, description: str, done: int = 0, show: bool = True)
             "mininterval": interval,
             "maxinterval": interval,
         }
-    return tqdm(total=total, initial=done, desc=description, unit="img", disable=not show, **style)
+    return tqdm(total=total, initial=done, desc=description, unit=unit, disable=not show, **style)

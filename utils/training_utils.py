@@ -47,6 +47,7 @@ def fit(
     config: FitConfig,
     run: Run,
     lr_factors: Mapping[str, float] | None = None,
+    show_progress: bool = True,
 ) -> None:
     """Train `module`, which is on its device, on the images `indices` for config["num_epochs"] epochs.
 
@@ -60,7 +61,7 @@ def fit(
     fit, or a loss that is not finite (the last good checkpoint stays).
     """
     check_fit_config(config, len(indices))
-    loop = _Loop(module, step, indices, config, run, lr_factors)
+    loop = _Loop(module, step, indices, config, run, lr_factors, show_progress and run.is_writer)
     frozen = frozen_tensors(module)
     loop.resume()
     while loop.progress.epoch < config["num_epochs"]:
@@ -119,6 +120,7 @@ class _Loop:
         config: FitConfig,
         run: Run,
         lr_factors: Mapping[str, float] | None,
+        show_progress: bool,
     ):
         self.module, self.step, self.indices, self.config, self.run = module, step, indices, config, run
         self.device = next(module.parameters()).device
@@ -127,6 +129,7 @@ class _Loop:
         self.steps_per_epoch = len(indices) // config["batch_size"]
         self.optimizer = build_optimizer(module, config, lr_factors)
         self.progress = _Progress()
+        self.show = show_progress
 
     @property
     def global_step(self) -> int:
@@ -140,7 +143,7 @@ class _Loop:
             self.say(f"resuming {self.run} at epoch {self.progress.epoch + 1}, step {self.progress.step + 1}")
         batch_size, steps = self.config["batch_size"], self.config["num_epochs"] * self.steps_per_epoch
         done = self.global_step * batch_size
-        self.bar = progress_bar(steps * batch_size, "training", done, show=self.run.is_writer)
+        self.bar = progress_bar(steps * batch_size, "training", done, show=self.show)
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take over a checkpoint; UserError if it belongs to another model."""
@@ -226,7 +229,7 @@ class _Loop:
         self.run.save_checkpoint({**state, **progress})
 
     def say(self, line: str) -> None:
-        if self.run.is_writer:
+        if self.show:
             tqdm.write(line, file=sys.stderr)
 
 

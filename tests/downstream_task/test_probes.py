@@ -9,7 +9,7 @@ import torch
 
 from dataset_loader.phantom_dataset import COVID_ROOT
 from dataset_loader.xrays import open_xrays
-from downstream_task.probes import extract_features, linear_probe, probe, probe_labels
+from downstream_task.probes import forward_all, linear_probe, probe, probe_labels
 from self_sup_classes.backbones import Backbone
 from utils.metrics import balanced_accuracy
 
@@ -73,9 +73,9 @@ def test_features_are_those_of_eval_mode_and_leave_the_network_as_it_was(phantom
     network = Backbone("resnet18", in_channels).train()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     indices = xrays.indices("val")
-    features = extract_features(network, xrays, indices, 32, in_channels, torch.float32)
+    features = forward_all(network, xrays, indices, 32, in_channels, torch.float32)
     assert features.shape == (len(indices), 512)
     assert network.training
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
-    alone = extract_features(network, xrays, indices[3:4], 32, in_channels, torch.float32)
+    alone = forward_all(network, xrays, indices[3:4], 32, in_channels, torch.float32)
     torch.testing.assert_close(alone, features[3:4], rtol=1e-4, atol=1e-5)

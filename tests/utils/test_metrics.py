@@ -5,9 +5,41 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit, softmax
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    roc_auc_score,
+)
 from sklearn.neighbors import KNeighborsClassifier
 
-from utils.metrics import auroc, balanced_accuracy, dead_dimensions, effective_rank, knn_scores
+from utils.metrics import (
+    TEMPERATURES,
+    auroc,
+    balanced_accuracy,
+    classification_scores,
+    dead_dimensions,
+    effective_rank,
+    expected_calibration_error,
+    finding_scores,
+    fit_temperature,
+    knn_scores,
+    per_class_scores,
+)
+
+no_warnings = pytest.mark.filterwarnings("error")
+
+
+def guesses(images: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Labels [images], class 0 the commonest, and probabilities [images, classes] that know something."""
+    generator = np.random.default_rng(seed)
+    shares = np.arange(classes, 0, -1) / np.arange(classes + 1).sum()
+    labels = generator.choice(classes, images, p=shares)
+    logits = generator.normal(size=(images, classes)) + 1.2 * np.eye(classes)[labels]
+    return labels, softmax(logits, axis=1)
 
 
 def test_effective_rank_counts_equal_directions_and_forgets_the_mean() -> None:
@@ -50,3 +82,143 @@ def test_scores_of_a_guess_are_chance() -> None:
     assert balanced_accuracy(labels, always_zero) == 0.5
     assert auroc(labels, always_zero) == 0.5
     assert auroc(labels, np.stack([1 - labels, labels], 1) * 0.6) == 1.0
+
+
+@no_warnings
+def test_classification_scores_agree_with_scikit_learn() -> None:
+    labels, probabilities = guesses(500, 4)
+    predicted = probabilities.argmax(1)
+    scores = classification_scores(labels, probabilities.astype(np.float32))
+    one_hot = np.eye(4)[labels]
+    assert scores.pop("ece") == pytest.approx(expected_calibration_error(probabilities.max(1), predicted == labels))
+    assert scores == pytest.approx(
+        {
+            "accuracy": (predicted == labels).mean(),
+            "balanced_accuracy": balanced_accuracy_score(labels, predicted),
+            "macro_f1": f1_score(labels, predicted, average="macro"),
+            "auroc": roc_auc_score(labels, probabilities, multi_class="ovr", average="macro"),
+            "auprc": average_precision_score(one_hot, probabilities, average="macro"),
+        }
+    )
+
+
+@no_warnings
+def test_absent_classes_are_left_out_of_the_averages() -> None:
+    labels, probabilities = guesses(300, 4)
+    kept = labels != 2
+    labels, probabilities = labels[kept], probabilities[kept]
+    predicted = probabilities.argmax(1)
+    assert (predicted == 2).any()
+    scores = classification_scores(labels, probabilities)
+    counts = confusion_matrix(labels, predicted)
+    right, called, images = counts.diagonal(), counts.sum(0), counts.sum(1)
+    present = images > 0
+    assert scores["balanced_accuracy"] == pytest.approx((right / np.maximum(images, 1))[present].mean())
+    assert scores["macro_f1"] == pytest.approx((2 * right / (called + images))[present].mean())
+    areas = [roc_auc_score(labels == c, probabilities[:, c]) for c in (0, 1, 3)]
+    assert scores["auroc"] == pytest.approx(np.mean(areas))
+    only = classification_scores(np.zeros(3, int), np.tile([0.6, 0.4], (3, 1)))
+    assert (only["accuracy"], only["balanced_accuracy"], only["macro_f1"]) == (1, 1, 1)
+    assert only["ece"] == pytest.approx(0.4)
+    assert np.isnan([only["auroc"], only["auprc"]]).all()
+    assert np.isnan(list(classification_scores(np.zeros(0, int), np.zeros((0, 4))).values())).all()
+
+
+@no_warnings
+def test_per_class_scores_by_hand() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 0])
+    probabilities = np.array(
+        [[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.2, 0.6, 0.2], [0.1, 0.8, 0.1], [0.5, 0.4, 0.1], [0.1, 0.2, 0.7]]
+    )
+    table = per_class_scores(labels, probabilities, ["normal", "covid", "other"])
+    assert list(table.index) == ["normal", "covid", "other"]
+    assert table["images"].tolist() == [4, 2, 0]
+    np.testing.assert_allclose(table["sensitivity"], [2 / 4, 1 / 2, np.nan])
+    np.testing.assert_allclose(table["specificity"], [1 / 2, 3 / 4, 5 / 6])
+    np.testing.assert_allclose(table["auroc"], [5.5 / 8, 7 / 8, np.nan])  # pairs in the right order; ties count half
+    np.testing.assert_allclose(table["auprc"][["covid", "other"]], [(1 / 1 + 2 / 3) / 2, np.nan])
+    assert np.isnan(per_class_scores(labels[:0], probabilities[:0], ["a", "b", "c"])["specificity"]).all()
+
+
+@no_warnings
+def test_finding_scores_leave_out_the_unknown_and_the_one_sided() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, (200, 4)).astype(float)
+    probabilities = expit(generator.normal(size=(200, 4)) + labels - 0.5)
+    labels[generator.random((200, 4)) < 0.4] = np.nan
+    labels[:, 2] = np.where(np.isnan(labels[:, 2]), np.nan, 0)
+    labels[:, 3] = np.nan
+    known = np.isfinite(labels)
+    both = [(labels[known[:, c], c], probabilities[known[:, c], c]) for c in (0, 1)]
+    scores = finding_scores(labels, probabilities)
+    assert scores["auroc"] == pytest.approx(np.mean([roc_auc_score(y, p) for y, p in both]))
+    assert scores["auprc"] == pytest.approx(np.mean([average_precision_score(y, p) for y, p in both]))
+    assert scores["ece"] == pytest.approx(expected_calibration_error(probabilities[known], labels[known]))
+    assert np.isnan(list(finding_scores(np.full((5, 3), np.nan), np.full((5, 3), 0.5)).values())).all()
+
+
+@no_warnings
+def test_calibration_error_by_hand() -> None:
+    confidence = np.array([0.1, 0.2, 0.5, 0.6, 0.9, 1.0])
+    correct = np.array([0, 1, 1, 0, 1, 1])
+    # Bins of a half: (0, .5] has mean confidence 0.8 / 3 and accuracy 2 / 3; (.5, 1] 2.5 / 3 and 2 / 3.
+    assert expected_calibration_error(confidence, correct, bins=2) == pytest.approx((1.2 / 3 + 0.5 / 3) / 2)
+    assert expected_calibration_error(confidence, correct, bins=1) == pytest.approx(abs(4 - 3.3) / 6)
+    assert expected_calibration_error(confidence, correct == 1, bins=1000) == pytest.approx(
+        (0.1 + 0.8 + 0.5 + 0.6 + 0.1) / 6
+    )
+    assert expected_calibration_error(np.array([0.0, 1.0]), np.array([0, 1])) == 0
+    generator = np.random.default_rng(0)
+    sure = generator.random(100_000)
+    assert expected_calibration_error(sure, generator.random(100_000) < sure) < 0.015
+    assert expected_calibration_error(sure, generator.random(100_000) < sure**2) == pytest.approx(1 / 6, abs=0.01)
+
+
+def test_temperature_by_hand() -> None:
+    """Three of four right at a margin m: the likeliest confidence is 3 / 4, where m / T = ln 3."""
+    logits, labels = np.tile([5.0, 0.0], (4, 1)), np.array([0, 0, 0, 1])
+    assert fit_temperature(logits, labels) == pytest.approx(5 / np.log(3), rel=1e-6)
+    assert fit_temperature(logits + 100, labels) == pytest.approx(5 / np.log(3), rel=1e-6)
+    findings = np.array([[1, np.nan], [1, 1], [np.nan, 0], [0, 1]])
+    signed = np.where(np.isnan(findings), 99.0, 3.0)
+    assert fit_temperature(signed, findings) == pytest.approx(3 / np.log(2), rel=1e-6)  # four of six there
+
+
+def test_temperature_undoes_a_scale_and_is_the_best() -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(20_000, 4)) * 2
+    labels = (softmax(logits, axis=1).cumsum(1) < generator.random((20_000, 1))).sum(1)
+    t = fit_temperature(logits * 6, labels)
+    assert t == pytest.approx(6, rel=0.05)
+    losses = [log_loss(labels, softmax(logits * 6 / s, axis=1)) for s in (t, t * 1.02, t / 1.02)]
+    assert losses[0] == min(losses)
+    findings = (generator.random((20_000, 4)) < expit(logits)).astype(float)
+    findings[generator.random((20_000, 4)) < 0.5] = np.nan
+    assert fit_temperature((logits * 6).astype(np.float32), findings) == pytest.approx(6, rel=0.05)
+
+
+@no_warnings
+def test_temperature_at_its_ends() -> None:
+    logits = np.array([[1e4, 0.0], [0.0, 1e4]])
+    assert fit_temperature(logits, np.array([0, 1])) == TEMPERATURES[0]
+    assert fit_temperature(logits, np.array([1, 0])) == TEMPERATURES[1]
+    assert fit_temperature(np.full((5, 3), 0.3), np.array([0, 1, 2, 0, 0])) == 1
+    assert fit_temperature(np.zeros((0, 3)), np.zeros(0, int)) == 1
+    assert fit_temperature(np.ones((2, 2)), np.full((2, 2), np.nan)) == 1
+
+
+def test_what_is_no_label_or_no_probability_is_refused() -> None:
+    labels, probabilities = guesses(20, 3)
+    for wrong in (probabilities * 3, probabilities - 0.5, np.full((20, 3), np.nan)):
+        with pytest.raises(ValueError, match=r"0\.\.1"):
+            classification_scores(labels, wrong)
+    with pytest.raises(ValueError, match="among"):
+        classification_scores(labels + 1, probabilities)
+    with pytest.raises(ValueError, match="among"):
+        finding_scores(np.full((20, 3), -1.0), probabilities)
+    with pytest.raises(ValueError, match="fit"):
+        classification_scores(labels[1:], probabilities)
+    with pytest.raises(ValueError, match="fit"):
+        finding_scores(np.zeros((20, 2)), probabilities)
+    with pytest.raises(ValueError, match="class names"):
+        per_class_scores(labels, probabilities, ["one", "two", "three", "four"])

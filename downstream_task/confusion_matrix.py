@@ -1,0 +1,42 @@
+"""How good are finished classifiers on the test part? The one script that reads it; run it when the choices are made.
+
+    python downstream_task/confusion_matrix.py
+    python downstream_task/confusion_matrix.py --runs runs/compare/covid
+    python downstream_task/confusion_matrix.py --runs runs/compare/covid/random_linear_f0.05_d0 --threads 1
+
+`runs` names fine-tuning runs, or folders of a comparison, of which all runs are taken. Each gets runs/test/<its name>/
+with predictions.csv, scores.csv (with 95% intervals over patients or duplicate groups), classes.csv, summary.json and
+figures/confusion_matrix.png. A comparison also gets curves.csv and differences.csv, as on validation.
+Calibration error stands before and after temperature scaling, whose temperature is fitted on validation.
+"""
+
+from typing import Any
+
+import pandas as pd
+
+from downstream_task.held_out import score_on_test
+from utils.config import run_script
+
+config: dict[str, Any] = {
+    "runs": ["runs/compare/phantom"],  # folders under runs/
+    "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
+    "threads": 0,  # CPU threads; 0 leaves it to torch
+}
+
+
+def main(config: dict[str, Any]) -> None:
+    """Test, then print every score."""
+    tested = score_on_test(config)  # type: ignore[arg-type]  # checked there against HeldOutConfig
+    for run in tested:
+        scores = pd.read_csv(run.folder / "scores.csv")
+        assert run.summary is not None
+        kind = "synthetic X-rays" if run.summary["synthetic"] else "X-rays"
+        print(
+            f"\n{run}: {run.summary['images']:,} test {kind} of {run.summary['groups']:,} groups {run.summary['note']}"
+        )
+        for row in scores.itertuples():
+            print(f"  {row.score:28s} {row.value:.3f} [{row.low:.3f}, {row.high:.3f}]")
+
+
+if __name__ == "__main__":
+    run_script(main, config, __doc__)

@@ -1,0 +1,251 @@
+"""`finetune(config)`: a classifier from an encoder and few labels, by gradient descent or as a linear probe."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from augmentations.recipes import RECIPES
+from augmentations.transform_utils import TwinViews, step_generator
+from dataset_loader.splits import label_subset
+from dataset_loader.xrays import DataConfig, XRays, open_xrays
+from downstream_task.linear_head import fit_linear_head, knn_probabilities
+from downstream_task.probes import forward_all
+from downstream_task.targets import TargetConfig, Targets, check_learnable, loss_function, read_targets
+from self_sup_classes.classifier import FROZEN_STAGES, Classifier, save_classifier
+from self_sup_classes.initialisation import Start, start_from
+from self_sup_classes.provenance import NOTHING_SEEN, check_unseen
+from utils.config import check_at_least, check_choice, check_config
+from utils.hardware import choose_device, choose_precision, describe_device, make_deterministic
+from utils.logging_utils import Run
+from utils.memory import keep_freed_memory
+from utils.training_utils import FitConfig, check_fit_config, fit
+
+METHODS = ["finetune", "linear"]
+HEADS = ["probe", "zeros"]
+
+
+class TrainingConfig(DataConfig, TargetConfig):
+    """The keys that all runs of a comparison share; trained_vs_no_trained_compare.py says what each means."""
+
+    run_name: str
+    random_seed: int
+    backbone: str
+    in_channels: int
+    img_res: int
+    recipe: str
+    head: str
+    num_steps: int
+    evaluations: int
+    batch_size: int
+    optimizer: str
+    backbone_lr_factor: float
+    optimizer_weight_decay: float
+    allow_seen: bool
+    precision: str
+    device: str
+    threads: int
+
+
+class FinetuneConfig(TrainingConfig):
+    """Every key of one fine-tuning run."""
+
+    encoder: str
+    method: str
+    trainable: str
+    label_fraction: float
+    label_draw: int
+    lr: float
+
+
+def finetune(config: FinetuneConfig, xrays: XRays | None = None, show_progress: bool = True) -> Run:
+    """Train a classifier as `config` says; the finished run, or the stored one if it was finished.
+
+    `xrays` spares opening the data again, which must be those that the config names.
+
+    Method "linear" is a logistic regression on features that are computed once. "finetune" starts from that head
+    (head "probe", Kumar et al. 2022, arXiv 2202.10054) or from zeros, and trains what `trainable` names. The choices
+    (regularisation, best weights) are made on validation; the test part is not read.
+    Raises UserError for a config, data, an encoder or a run folder that cannot be used, before anything is written.
+    """
+    check_finetune_config(config)
+    if config["threads"] > 0:
+        torch.set_num_threads(config["threads"])
+    keep_freed_memory()
+    make_deterministic()
+    run = Run(config["run_name"], config)
+    if run.summary is None:
+        _Finetuning(config, run, xrays, show_progress).run_it()
+    return run
+
+
+def check_finetune_config(config: FinetuneConfig) -> None:
+    """Raise UserError for whatever can be known to be wrong before the data are read."""
+    check_config(config, FinetuneConfig)
+    check_choice("method", config["method"], METHODS)
+    check_choice("trainable", config["trainable"], list(FROZEN_STAGES))
+    check_choice("head", config["head"], HEADS)
+    check_choice("recipe", config["recipe"], list(RECIPES))
+    for key, least in {"num_steps": 1, "evaluations": 1, "backbone_lr_factor": 0, "label_draw": 0}.items():
+        check_at_least(key, config[key], least)
+    check_fit_config(_fit_config(config, 1), num_images=config["batch_size"])
+
+
+class _Finetuning:
+    """One run of `finetune`, its parts built once in reading order."""
+
+    def __init__(self, config: FinetuneConfig, run: Run, xrays: XRays | None, show_progress: bool):
+        self.config, self.run, self.show_progress = config, run, show_progress
+        self.device = choose_device(config["device"])
+        self.dtype = choose_precision(config["precision"], self.device)
+        start = start_from(config["encoder"], config["backbone"], config["in_channels"], config["random_seed"])
+        self.xrays = xrays or open_xrays(config, self.device)
+        self.note = check_unseen(start.provenance, self.xrays, config["allow_seen"], config["encoder"])
+        self.targets = read_targets(self.xrays, config)
+        self.train, self.val = labelled_subset(self.xrays, self.targets, config), self.xrays.indices("val")
+        check_learnable(self.targets, {"the labelled subset": self.train, "the validation part": self.val})
+        before = start.provenance or NOTHING_SEEN
+        self.provenance = before.joined(str(self.xrays.facts()["split_hash"]), self.xrays.image_ids(self.train))
+        self.classifier = _classifier(start, self.targets, config).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+
+    def run_it(self) -> None:
+        """Head first, then the rest; keep what is best on validation."""
+        facts = {"data": self.xrays.facts(), "labels": len(self.train), "note": self.note}
+        self.run.start(device=describe_device(self.device), **facts)
+        self.xrays.write_split(self.run.folder)
+        summary: dict[str, Any] = {}
+        if self.config["method"] == "linear" or self.config["head"] == "probe":
+            summary = self.start_head()
+        if self.run.checkpoint() is None:
+            self.run.add_row({"epoch": 0, "step": 0, **self.keep_best(self.predict(self.val))})
+        if self.config["method"] == "finetune":
+            self.train_rest()
+        self.save("final")
+        self.finish(summary)
+
+    def start_head(self) -> dict[str, Any]:
+        """Set the head to the logistic regression on the features as they are now; its scores on validation."""
+        train, val = (self.predict(indices, features=True).numpy() for indices in (self.train, self.val))
+        values = self.targets.values
+        head = fit_linear_head(train, values[self.train], val, values[self.val], len(self.targets.names))
+        with torch.no_grad():
+            self.classifier.head.weight.copy_(torch.from_numpy(head.weight))
+            self.classifier.head.bias.copy_(torch.from_numpy(head.bias))
+        neighbours = self.targets.scores(self.val, knn_probabilities(train, values[self.train], val, self.targets))
+        return {"regularisation": head.regularisation, "val/knn": neighbours[self.targets.metric]}
+
+    def train_rest(self) -> None:
+        """Gradient descent on all that is not frozen."""
+        config, num_frozen = self.config, self.classifier.num_frozen
+        views = TwinViews(config["recipe"], config["img_res"])
+        loss_of = loss_function(self.targets, self.train, config["class_weights"])
+        fixed = num_frozen > 0 and RECIPES[config["recipe"]] == []  # what the frozen stages see never changes
+        frozen = self.predict(self.train, prefix=True) if fixed else None
+        position = {index: row for row, index in enumerate(self.train.tolist())}
+
+        def step(batch: Tensor, epoch: int, step_in_epoch: int) -> Mapping[str, Tensor]:
+            if frozen is not None:
+                rows = torch.tensor([position[index] for index in batch.tolist()])
+                return {"loss": loss_of(self.classifier.suffix(frozen[rows].to(self.device)), batch)}
+            generator = step_generator(config["random_seed"], epoch, step_in_epoch)
+            y = views.single(self.xrays.batch(batch), generator).expand(-1, config["in_channels"], -1, -1)
+            return {"loss": loss_of(self.classifier(y), batch)}
+
+        images = np.tile(self.train, _passes(len(self.train), config))
+        factors = {f"net.{self.classifier.head_name}": 1.0, "net": config["backbone_lr_factor"]}
+        settings = _fit_config(config, len(self.train))
+        fit(self.classifier, step, self.end_of_epoch, images, settings, self.run, factors, self.show_progress)
+
+    def end_of_epoch(self, epoch: int, step: int, means: Mapping[str, float]) -> dict[str, float]:
+        return self.keep_best(self.predict(self.val))
+
+    def keep_best(self, logits: Tensor) -> dict[str, float]:
+        """Validation scores of logits [n, C]; weights and predictions are kept if none were better."""
+        probabilities = self.targets.probabilities(logits)
+        scores = {f"val/{name}": value for name, value in self.targets.scores(self.val, probabilities).items()}
+        metric = f"val/{self.targets.metric}"
+        if scores[metric] > max((row[metric] for row in self.run.rows), default=-1.0):
+            self.save("best")
+            self.run.save_table("predictions_val", predictions_table(self.xrays, self.targets, self.val, probabilities))
+        return scores
+
+    def save(self, which: str) -> None:
+        path = self.run.folder / f"{self.config['backbone']}_{which}_state_dict.pt"
+        save_classifier(path, self.classifier, self.provenance)
+
+    def predict(self, indices: np.ndarray, features: bool = False, prefix: bool = False) -> Tensor:
+        """Logits [n, C] of X-rays without augmentation; or their features, or what the frozen stages give."""
+        part = self.classifier.features if features else self.classifier.prefix if prefix else None
+        resolution, channels = self.config["img_res"], self.config["in_channels"]
+        return forward_all(self.classifier, self.xrays, indices, resolution, channels, self.dtype, part)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        metric = f"val/{self.targets.metric}"
+        best = max(self.run.rows, key=lambda row: row[metric])
+        self.run.finish(
+            {
+                "synthetic": self.xrays.synthetic,
+                "note": self.note,
+                "encoder": self.config["encoder"],
+                "classes": list(self.targets.names),
+                "labels": len(self.train),
+                "metric": self.targets.metric,
+                "score": best[metric],
+                **{name: value for name, value in best.items() if name.startswith("val/")},
+                **summary,
+                "step_best": best["step"],
+                "split_hash": self.provenance.split_hash,
+            }
+        )
+
+
+def labelled_subset(xrays: XRays, targets: Targets, config: FinetuneConfig) -> np.ndarray:
+    """Indices of the training images whose labels are used: a nested, stratified fraction of the train part."""
+    train = xrays.indices("train")
+    strata = targets.strata()[train]
+    fraction, draw = config["label_fraction"], config["label_draw"]
+    return train[label_subset(xrays.columns.paths[train], strata, fraction, draw, config["split_seed"])]
+
+
+def predictions_table(xrays: XRays, targets: Targets, indices: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    """file, group, label (one column a finding if there are several), and a probability for each class or finding."""
+    table = pd.DataFrame({"file": xrays.columns.paths[indices], "group": xrays.columns.groups[indices]})
+    values = targets.values[indices]
+    if values.ndim == 1:
+        table["label"] = [targets.names[value] for value in values]
+    else:
+        table[[f"label {name}" for name in targets.names]] = values
+    table[[f"p {name}" for name in targets.names]] = probabilities
+    return table
+
+
+def _classifier(start: Start, targets: Targets, config: FinetuneConfig) -> Classifier:
+    trainable = "fc" if config["method"] == "linear" else config["trainable"]
+    return Classifier(start.backbone, len(targets.names), trainable)
+
+
+def _passes(images: int, config: FinetuneConfig) -> int:
+    """How often the labelled images are gone through between two evaluations: whole passes, at least a batch."""
+    wanted = config["num_steps"] / config["evaluations"] * config["batch_size"] / images
+    return max(1, round(wanted), -(-config["batch_size"] // images))
+
+
+def _fit_config(config: FinetuneConfig, images: int) -> FitConfig:
+    """What the engine reads: as many epochs (of `_passes` passes) as come nearest to num_steps."""
+    steps = images * _passes(images, config) // config["batch_size"]
+    return {
+        "random_seed": config["random_seed"],
+        "num_epochs": max(1, round(config["num_steps"] / steps)),
+        "batch_size": config["batch_size"],
+        "optimizer": config["optimizer"],
+        "lr": config["lr"],
+        "optimizer_weight_decay": config["optimizer_weight_decay"],
+        "scheduler": "cosine",
+        "warmup_epochs": 0,
+        "gradient_clip": 0.0,
+        "precision": config["precision"],
+        "checkpoint_every": 500,
+    }

@@ -1,0 +1,160 @@
+"""The test part, read once: predictions of finished classifiers on it, scored with intervals."""
+
+import json
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import expit, softmax
+from tqdm import tqdm
+
+from dataset_loader.xrays import XRays, open_xrays
+from downstream_task.compare_networks import analyse
+from downstream_task.finetuning import predictions_table
+from downstream_task.probes import forward_all
+from downstream_task.targets import Targets, read_targets
+from self_sup_classes.backbones import read_state_dict
+from self_sup_classes.classifier import load_classifier
+from self_sup_classes.provenance import check_unseen, provenance_of
+from utils import plots
+from utils.config import UserError, check_config, repo_path
+from utils.hardware import choose_device, choose_precision, describe_device
+from utils.intervals import bootstrap_intervals
+from utils.logging_utils import RUNS_ROOT, Run
+from utils.metrics import calibration_error, classification_scores, finding_scores, fit_temperature, per_class_scores
+
+REPEATS = 300  # resamples behind an interval
+SCORE_COLUMNS = ["score", "value", "low", "high"]
+
+
+class HeldOutConfig(TypedDict):
+    """Every key of downstream_task/confusion_matrix.py."""
+
+    runs: list[str]
+    device: str
+    threads: int
+
+
+def score_on_test(config: HeldOutConfig) -> list[Run]:
+    """Test every run that `runs` names; those tested before are looked up.
+
+    Raises UserError, before any testing, for a folder that holds no finished fine-tuning.
+    """
+    check_config(config, HeldOutConfig)
+    if config["threads"] > 0:
+        torch.set_num_threads(config["threads"])
+    folders = [folder for name in config["runs"] for folder in finished_runs(repo_path(name))]
+    if not folders:
+        raise UserError("runs is empty; name at least one folder under runs/.")
+    tested = [_test_run(folder, config) for folder in tqdm(folders, desc="testing", unit="run")]
+    for name in config["runs"]:
+        folder = repo_path(name)
+        if (folder / "differences.csv").exists():
+            _analyse_comparison(folder, pd.read_csv(folder / "summary.csv"))
+    return tested
+
+
+def finished_runs(folder: Path) -> list[Path]:
+    """The finished fine-tuning runs in a folder: itself, or those below it."""
+    found = [path.parent for path in sorted(folder.glob("**/predictions_val.csv"))]
+    found = [path for path in found if (path / "summary.json").exists()]
+    if not found:
+        raise UserError(
+            f"{folder} holds no finished fine-tuning run; run downstream_task/trained_vs_no_trained_compare.py first, "
+            "or name one of the folders that it leaves under runs/."
+        )
+    return found
+
+
+def _test_run(folder: Path, config: HeldOutConfig) -> Run:
+    trained: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    path = folder / f"{trained['backbone']}_best_state_dict.pt"
+    provenance = provenance_of(read_state_dict(path))
+    run = Run(f"test/{_name(folder)}", {"tested": _name(folder), "list_hash_seen": provenance and provenance.list_hash})
+    if run.summary is not None:
+        return run
+    device = choose_device(config["device"])
+    xrays = open_xrays(trained, device)
+    note = check_unseen(provenance, xrays, trained["allow_seen"], str(path))
+    targets = read_targets(xrays, trained)
+    classifier = load_classifier(path, trained["backbone"], trained["in_channels"], targets.names).to(device)
+    dtype = choose_precision(trained["precision"], device)
+    val, test = (
+        forward_all(classifier, xrays, xrays.indices(part), trained["img_res"], trained["in_channels"], dtype)
+        .double()
+        .numpy()
+        for part in ("val", "test")
+    )
+    run.start(device=describe_device(device), data=xrays.facts())
+    _score(run, xrays, targets, val, test, note)
+    return run
+
+
+def _score(run: Run, xrays: XRays, targets: Targets, val: np.ndarray, test: np.ndarray, note: str) -> None:
+    """Write everything about logits [M, C] of the test part, given those of the validation part."""
+    rows = xrays.indices("test")
+    labels, groups = targets.values[rows], xrays.columns.groups[rows]
+    temperature = fit_temperature(val, targets.values[xrays.indices("val")])
+    to_probabilities, score = (softmax, classification_scores) if labels.ndim == 1 else (_sigmoid, finding_scores)
+    probabilities, scaled = to_probabilities(test, axis=1), to_probabilities(test / temperature, axis=1)
+    run.save_table("predictions", predictions_table(xrays, targets, rows, probabilities))
+
+    def scores(chosen: np.ndarray) -> dict[str, float]:
+        after = calibration_error(labels[chosen], scaled[chosen])
+        return {**score(labels[chosen], probabilities[chosen]), "ece_after_temperature_scaling": after}
+
+    table = bootstrap_intervals(scores, groups, REPEATS)
+    run.save_table("scores", pd.DataFrame([(name, *values) for name, values in table.items()], columns=SCORE_COLUMNS))
+    if labels.ndim == 1:
+        run.save_table("classes", _class_table(labels, probabilities, groups, targets.names))
+        counts = np.zeros((len(targets.names), len(targets.names)), dtype=int)
+        np.add.at(counts, (labels, probabilities.argmax(1)), 1)
+        kind = " synthetic" if xrays.synthetic else ""
+        title = f"{len(rows):,}{kind} X-rays of the test part"
+        run.save_figure("confusion_matrix", plots.confusion_matrices(counts, targets.names, title))
+    run.finish(
+        {
+            "synthetic": xrays.synthetic,
+            "note": note,
+            "images": len(rows),
+            "groups": len(np.unique(groups)),
+            "temperature": temperature,
+            "split_hash": xrays.facts()["split_hash"],
+            **{name: list(values) for name, values in table.items()},
+        }
+    )
+
+
+def _sigmoid(logits: np.ndarray, axis: int) -> np.ndarray:
+    return expit(logits)
+
+
+def _class_table(
+    labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, names: tuple[str, ...]
+) -> pd.DataFrame:
+    """class, score, value, low, high: sensitivity, specificity, AUROC and AUPRC of each class against the rest."""
+
+    def scores(chosen: np.ndarray) -> dict[str, float]:
+        table = per_class_scores(labels[chosen], probabilities[chosen], names).drop(columns="images")
+        return {f"{name}\t{column}": value for (name, column), value in table.stack().items()}  # type: ignore[misc]  # the index has two levels
+
+    table = bootstrap_intervals(scores, groups, REPEATS)
+    return pd.DataFrame(
+        [(*name.split("\t"), *values) for name, values in table.items()], columns=["class", *SCORE_COLUMNS]
+    )
+
+
+def _analyse_comparison(folder: Path, summary: pd.DataFrame) -> None:
+    """curves.csv and differences.csv of a comparison, on its runs' test predictions."""
+    run = Run(f"test/{_name(folder)}/all", {"tested": _name(folder)})
+    curves, differences = analyse(summary, RUNS_ROOT / "test" / _name(folder), "predictions.csv")
+    run.start()
+    run.save_table("curves", curves)
+    run.save_table("differences", differences)
+    run.finish({"runs": len(summary)})
+
+
+def _name(folder: Path) -> str:
+    return folder.relative_to(RUNS_ROOT).as_posix() if folder.is_relative_to(RUNS_ROOT) else folder.name

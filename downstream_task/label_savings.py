@@ -1,0 +1,56 @@
+"""How many labels one arm needs for what another reaches with few."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+# One point of a curve: labels, scores [K] over draws, and scores [R, K] on resampled images.
+Point = tuple[int, np.ndarray, np.ndarray]
+
+
+def labels_needed(resampled: np.ndarray, scores: np.ndarray, curve: Sequence[Point], seed: int = 0) -> dict[str, float]:
+    """The labels at which `curve` reaches an arm's mean score: reference_needs, with a 95% interval (_low, _high).
+
+    scores [K] are the arm's over its draws, resampled [R, K] on the images that the curve's resamples have too. The
+    interval is the percentile one over images and draws together. Beyond the curve's last point: inf (more labels than
+    were tried); before its first: its first, an upper bound.
+    """
+    curve = sorted(curve, key=lambda point: point[0])
+    labels = np.array([point[0] for point in curve])
+    now = _crossing(labels, np.array([point[1].mean() for point in curve]), scores.mean())
+    generator = np.random.default_rng(seed)
+    crossings = []
+    for r in range(len(resampled)):
+        draws = generator.integers(0, len(scores), len(scores))
+        levels = np.array([point[2][r, draws].mean() for point in curve])
+        crossings.append(_crossing(labels, levels, resampled[r, draws].mean()))
+    low, high = np.quantile(crossings, (0.025, 0.975), method="nearest") if len(scores) > 1 else (np.nan, np.nan)
+    return {"reference_needs": now, "reference_needs_low": low, "reference_needs_high": high}
+
+
+def savings_sentence(row: dict[str, float], arm: str, reference: str, most: int) -> str:
+    """With 94 labels ARM reaches what REFERENCE needs 310 for (95% interval 180 to more than 1,869)."""
+
+    def text(labels: float) -> str:
+        return f"more than {most:,}" if np.isinf(labels) else f"{labels:,.0f}"
+
+    interval = ""
+    if not np.isnan(row["reference_needs_low"]):
+        bounds = [text(row[f"reference_needs_{side}"]) for side in ("low", "high")]
+        interval = f" (95% interval {bounds[0]} to {bounds[1]})"
+    return (
+        f"With {row['labels']:,.0f} labels {arm} reaches what {reference} needs {text(row['reference_needs'])} "
+        f"for{interval}."
+    )
+
+
+def _crossing(labels: np.ndarray, levels: np.ndarray, target: float) -> float:
+    """Where the curve, made to rise by its running maximum, reaches the target, interpolated over log labels."""
+    levels = np.maximum.accumulate(levels)
+    if target > levels[-1]:
+        return float("inf")
+    after = int(np.searchsorted(levels, target))
+    if after == 0:
+        return float(labels[0])
+    share = (target - levels[after - 1]) / (levels[after] - levels[after - 1])
+    return float(np.exp((1 - share) * np.log(labels[after - 1]) + share * np.log(labels[after])))

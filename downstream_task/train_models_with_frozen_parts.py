@@ -1,0 +1,78 @@
+"""Which layers may be frozen? Fine-tuning with the head alone, with layer4 as well, ... with everything trained.
+
+    python downstream_task/train_models_with_frozen_parts.py
+    python downstream_task/train_models_with_frozen_parts.py --dataset covid --run-name frozen/covid \\
+        --encoders random runs/pretrain/covid/resnet18_final_state_dict.pt --label-fraction 0.1
+
+A frozen part is frozen: its weights and BatchNorm statistics are compared bit by bit after every run. It runs without
+gradients, and with recipe "none" what it computes is computed once. Scores are of the validation part.
+runs/<run_name>/ holds summary.csv (a row a run), table.csv (with intervals) and figures/frozen_parts.png.
+"""
+
+from typing import Any
+
+import pandas as pd
+
+from downstream_task.frozen_parts import train_with_frozen_parts
+from utils import plots
+from utils.config import run_script
+
+config: dict[str, Any] = {
+    # data; trained_vs_no_trained_compare.py explains the keys that are not explained here
+    "dataset": "phantom",
+    "data_root": "",
+    "store_res": 52,
+    "split_seed": 0,
+    "findings": ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"],
+    "uncertain": "ignore",
+    "blank": "zero",
+    "class_weights": True,
+    # run
+    "run_name": "frozen/phantom",
+    "random_seed": 0,
+    # arms
+    "encoders": [
+        "random",
+        "runs/pretrain/phantom_resnet18_48px_xray_b64_lr0.001_lambda0.005_p512_e5_s0/resnet18_final_state_dict.pt",
+    ],
+    "parts": ["fc", "layer4+fc", "layer3-4+fc", "layer2-4+fc", "layer1-4+fc", "all"],  # what is trained
+    "backbone": "resnet18",
+    "in_channels": 1,
+    "allow_seen": False,
+    # labels
+    "label_fraction": 1.0,
+    "draws": 3,
+    # training
+    "head": "probe",
+    "img_res": 48,
+    "recipe": "none",
+    "num_steps": 40,
+    "evaluations": 4,
+    "batch_size": 32,
+    "optimizer": "adam",
+    "lr": 1e-3,
+    "backbone_lr_factor": 0.3,
+    "optimizer_weight_decay": 1e-5,
+    "precision": "auto",
+    "device": "auto",
+    "threads": 0,
+}
+
+
+def main(config: dict[str, Any]) -> None:
+    """Train, draw the figure, print the table."""
+    run = train_with_frozen_parts(config)  # type: ignore[arg-type]  # checked there against FrozenPartsConfig
+    assert run.summary is not None
+    table = pd.read_csv(run.folder / "table.csv")
+    metric = run.summary["metric"].replace("_", " ")
+    kind = " synthetic" if run.summary["synthetic"] else ""
+    title = f"Frozen parts, {run.summary['labels']:,} labelled{kind} X-rays, validation"
+    run.save_figure("frozen_parts", plots.frozen_parts(table, metric, title))
+    cells = table.assign(cell=[f"{r.mean:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in table.itertuples()])
+    print(f"\n{title}: {metric}, mean [95% interval]")
+    print(cells.pivot_table("cell", "trainable", "arm", aggfunc="first", sort=False).to_string())
+    print(f"\ntables and figure   {run}/")
+
+
+if __name__ == "__main__":
+    run_script(main, config, __doc__)

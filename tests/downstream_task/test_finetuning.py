@@ -1,0 +1,157 @@
+"""finetune(config): what is frozen, what is refused, what is left on disk, and that it learns."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from dataset_loader.phantom_dataset import CHEXPERT_ROOT, COVID_ROOT
+from dataset_loader.xrays import open_xrays
+from downstream_task import finetuning
+from downstream_task.linear_head import fit_linear_head
+from downstream_task.trained_vs_no_trained_compare import config as DEFAULTS
+from self_sup_classes.backbones import Backbone, save_backbone
+from self_sup_classes.initialisation import random_backbone
+from self_sup_classes.provenance import Provenance
+from utils import logging_utils
+from utils.config import UserError
+
+COMPARISON_ONLY = ("encoders", "methods", "fractions", "draws", "lrs")
+SMALL: dict[str, Any] = {
+    **{key: value for key, value in DEFAULTS.items() if key not in COMPARISON_ONLY},
+    "dataset": "covid",
+    "img_res": 32,
+    "store_res": 32,
+    "batch_size": 16,
+    "num_steps": 4,
+    "evaluations": 2,
+    "encoder": "random",
+    "method": "finetune",
+    "trainable": "all",
+    "label_fraction": 0.2,
+    "label_draw": 0,
+    "lr": 1e-3,
+    "run_name": "run",
+}
+
+
+@pytest.fixture
+def finetune(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., logging_utils.Run]:
+    """finetune() of the small config with changes; its runs lie in this test's folder."""
+    runs = tmp_path / "runs"
+    monkeypatch.setattr(finetuning, "Run", lambda name, config: logging_utils.Run(name, config, runs))
+    small: Any = {**SMALL, "data_root": str(phantoms / COVID_ROOT)}
+    return lambda **changes: finetuning.finetune({**small, **changes})
+
+
+def weights(run: logging_utils.Run, which: str = "final") -> dict[str, torch.Tensor]:
+    return torch.load(run.folder / f"resnet18_{which}_state_dict.pt", weights_only=True)
+
+
+def test_a_linear_probe_is_the_optimum_of_logistic_regression() -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(120, 8)) * np.arange(1, 9), generator.integers(0, 3, 120)
+    val, val_y = generator.normal(size=(60, 8)) * np.arange(1, 9), generator.integers(0, 3, 60)
+    head = fit_linear_head(x, y, val, val_y, classes=3)
+    scaler = StandardScaler().fit(x)
+    strength = head.regularisation[0]
+    reference = LogisticRegression(C=strength, max_iter=5000, class_weight="balanced").fit(scaler.transform(x), y)
+    expected = reference.predict_proba(scaler.transform(val))
+    logits = torch.from_numpy(val @ head.weight.T.astype(float) + head.bias)
+    np.testing.assert_allclose(torch.softmax(logits, 1).numpy(), expected, atol=1e-3)
+
+
+def test_a_linear_probe_of_findings_leaves_out_what_is_not_known() -> None:
+    generator = np.random.default_rng(0)
+    x, val = generator.normal(size=(100, 4)), generator.normal(size=(50, 4))
+    targets, val_targets = (x[:, :2] > 0).astype(float), (val[:, :2] > 0).astype(float)
+    spoilt = np.vstack([targets, np.full((20, 2), np.nan)])
+    with_unknown = fit_linear_head(np.vstack([x, x[:20]]), spoilt, val, val_targets, classes=2)
+    probabilities = 1 / (1 + np.exp(-(val @ with_unknown.weight.T + with_unknown.bias)))
+    assert ((probabilities > 0.5) == (val_targets == 1)).mean() > 0.9
+
+
+def test_training_leaves_what_the_house_promises(finetune: Callable[..., logging_utils.Run]) -> None:
+    run = finetune()
+    assert run.summary is not None
+    assert run.summary["labels"] == len(pd.read_csv(run.folder / "split.csv").query("part == 'train'")) // 5 + 1
+    predictions = pd.read_csv(run.folder / "predictions_val.csv")
+    np.testing.assert_allclose(predictions.filter(like="p ").sum(axis=1), 1, atol=1e-6)
+    assert run.summary["score"] == max(row["val/balanced_accuracy"] for row in run.rows)
+    assert weights(run)["fc.weight"].shape == (4, 512)
+    before = (run.folder / "summary.json").read_bytes()
+    again = finetune()
+    assert again.summary == run.summary
+    assert (run.folder / "summary.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("recipe", ["none", "supervised"])
+def test_frozen_parts_do_not_move_whether_computed_once_or_each_time(
+    finetune: Callable[..., logging_utils.Run], recipe: str
+) -> None:
+    run = finetune(trainable="layer4+fc", recipe=recipe, head="zeros")
+    start = random_backbone("resnet18", 1, SMALL["random_seed"]).net.state_dict()
+    for key, value in weights(run).items():
+        frozen = key.split(".")[0] in ("conv1", "bn1", "layer1", "layer2", "layer3")
+        if not key.startswith("fc"):
+            assert torch.equal(value, start[key]) == frozen, key
+
+
+def test_activations_computed_once_train_the_same_as_those_computed_each_time(
+    finetune: Callable[..., logging_utils.Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = finetune(trainable="layer4+fc", recipe="none", run_name="once")
+    monkeypatch.setitem(finetuning.RECIPES, "nothing", [("hflip", {"p": 0.0})])
+    each_time = finetune(trainable="layer4+fc", recipe="nothing", run_name="each_time")
+    for key, value in weights(once).items():
+        torch.testing.assert_close(value, weights(each_time)[key], rtol=1e-3, atol=1e-4)
+
+
+def test_a_contaminated_encoder_is_refused_before_anything_is_written(
+    finetune: Callable[..., logging_utils.Run], phantoms: Path, tmp_path: Path
+) -> None:
+    config: Any = {**SMALL, "data_root": str(phantoms / COVID_ROOT)}
+    xrays = open_xrays(config, torch.device("cpu"))
+    seen = Provenance("abc", xrays.image_ids(xrays.indices("all")))
+    save_backbone(tmp_path / "encoder.pt", Backbone("resnet18", 1), seen)
+    encoder = str(tmp_path / "encoder.pt")
+    with pytest.raises(UserError, match="was trained on 48 of the 48 images"):
+        finetune(encoder=encoder, method="linear")
+    assert not (tmp_path / "runs").exists()
+    run = finetune(encoder=encoder, method="linear", allow_seen=True)
+    assert run.summary is not None
+    assert run.summary["note"].startswith("transductive")
+
+
+def test_findings_are_learnt_too(finetune: Callable[..., logging_utils.Run], phantoms: Path) -> None:
+    root = str(phantoms / CHEXPERT_ROOT)
+    findings = ["Lung Opacity", "Cardiomegaly"]
+    run = finetune(dataset="chexpert", data_root=root, findings=findings, label_fraction=1.0, method="linear")
+    assert run.summary is not None
+    assert run.summary["metric"] == "auroc"
+    assert 0 <= run.summary["score"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"label_fraction": 0.0}, "label fraction is 0.0"),
+        ({"method": "finetun"}, "did you mean 'finetune'"),
+        ({"encoder": "no/such.pt"}, "there is no file"),
+        ({"trainable": "layer5"}, "trainable is 'layer5'"),
+        ({"num_steps": 0}, "num_steps"),
+        ({"recipe": "supervise"}, "did you mean 'supervised'"),
+    ],
+)
+def test_mistakes_are_said_and_nothing_is_written(
+    finetune: Callable[..., logging_utils.Run], tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        finetune(**changes)
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,78 @@
+"""What is taught: CheXpert's policies on hand-made rows, losses against torch's own, and what cannot be learnt."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from downstream_task.targets import Targets, apply_policy, check_learnable, loss_function, read_targets
+from utils.config import UserError
+
+NAN = float("nan")
+ROWS = np.array([[1, 0], [-1, NAN], [NAN, -1]], dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("uncertain", "blank", "expected"),
+    [
+        ("ignore", "zero", [[1, 0], [NAN, 0], [0, NAN]]),
+        ("zeros", "zero", [[1, 0], [0, 0], [0, 0]]),
+        ("ones", "zero", [[1, 0], [1, 0], [0, 1]]),
+        ("ignore", "ignore", [[1, 0], [NAN, NAN], [NAN, NAN]]),
+        ("ones", "ignore", [[1, 0], [1, NAN], [NAN, 1]]),
+    ],
+)
+def test_policies_on_hand_made_rows(uncertain: str, blank: str, expected: list[list[float]]) -> None:
+    np.testing.assert_array_equal(apply_policy(ROWS, uncertain, blank), np.array(expected, dtype=np.float32))
+
+
+def config(**changes: Any) -> Any:
+    return {"findings": ["Edema"], "uncertain": "ignore", "blank": "zero", "class_weights": False, **changes}
+
+
+def test_findings_are_chosen_by_name_and_mistakes_are_said() -> None:
+    columns = SimpleNamespace(labels=ROWS, label_names=("Cardiomegaly", "Edema"))
+    xrays: Any = SimpleNamespace(columns=columns)
+    targets = read_targets(xrays, config())
+    assert targets.names == ("Edema",)
+    np.testing.assert_array_equal(targets.values, [[0], [0], [NAN]])
+    with pytest.raises(UserError, match="did you mean 'Edema'"):
+        read_targets(xrays, config(findings=["Oedema"]))
+    with pytest.raises(UserError, match="findings is empty"):
+        read_targets(xrays, config(findings=[]))
+    with pytest.raises(UserError, match="did you mean 'zeros'"):
+        read_targets(xrays, config(uncertain="zero"))
+
+
+def test_class_weights_are_torchs_with_inverse_shares() -> None:
+    targets = Targets(np.array([0, 0, 0, 1, 2, 2]), ("a", "b", "c"))
+    logits, batch = torch.randn(4, 3), torch.tensor([0, 3, 4, 5])
+    weighted = loss_function(targets, np.arange(6), class_weights=True)(logits, batch)
+    labels = torch.tensor([0, 1, 2, 2])
+    torch.testing.assert_close(weighted, F.cross_entropy(logits, labels, torch.tensor([6 / 9, 6 / 3, 6 / 6])))
+    plain = loss_function(targets, np.arange(6), class_weights=False)(logits, batch)
+    torch.testing.assert_close(plain, F.cross_entropy(logits, labels))
+
+
+def test_unknown_findings_do_not_count() -> None:
+    targets = Targets(np.array([[1, NAN], [0, 1], [NAN, 0]], dtype=np.float32), ("a", "b"))
+    logits = torch.randn(3, 2, requires_grad=True)
+    loss = loss_function(targets, np.arange(3), class_weights=False)(logits, torch.arange(3))
+    known = torch.tensor([[0, 0], [1, 0], [1, 1], [2, 1]])
+    expected = F.binary_cross_entropy_with_logits(logits[known[:, 0], known[:, 1]], torch.tensor([1.0, 0, 1, 0]))
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 1] == logits.grad[2, 0] == 0
+
+
+def test_what_cannot_be_learnt_is_refused() -> None:
+    classes = Targets(np.array([0, 0, 1]), ("COVID", "Normal"))
+    with pytest.raises(UserError, match="no image of class 'Normal' among the 2 of the train part"):
+        check_learnable(classes, {"the train part": np.array([0, 1])})
+    findings = Targets(np.zeros((3, 1), dtype=np.float32), ("Edema",))
+    with pytest.raises(UserError, match="'Edema' has 0 positive and 3 negative"):
+        check_learnable(findings, {"the train part": np.arange(3)})
