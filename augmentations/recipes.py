@@ -64,6 +64,14 @@ RECIPES: dict[str, Recipe | tuple[Recipe, Recipe]] = {
     # pretraining, milder than "original" in what they crop, stronger in photometry; guesses, not yet measured
     "xray": [("crop", {"scale": (0.5, 1.0)}), *XRAY],
     "xray+smallcrops": [("crop", {"scale": (0.2, 1.0)}), *XRAY],
+    # pretraining for minutes: crops that keep most of both lungs, exposures that say nothing
+    "short": [
+        ("crop", {"scale": (0.7, 1.0)}),
+        ("hflip", {"p": 0.5}),
+        ("rotation", {"degrees": 15.0}),
+        ("equalize", {"p": 0.5}),
+        ("jitter", {"brightness": (0.5, 1.5), "contrast": (0.5, 1.5)}),
+    ],
     # scan of transformations, first table: base and one extra each
     "base+blur+noise": BASE + BLUR_NOISE,
     "base+equalize": BASE + EQUALIZE,

@@ -31,7 +31,7 @@ from utils.locks import exclusive_lock
 from utils.memory import keep_freed_memory, usable_cores
 from utils.progress import progress_bar
 
-VERSION = 1  # of the drawing: a tree of another version is not the one asked for
+VERSION = 2  # of the drawing: a tree of another version is not the one asked for
 COVID_ROOT = "COVID-19_Radiography_Dataset"
 CHEXPERT_ROOT = "CheXpert-v1.0-small"
 # Images of each class in the real database, and the sign that its phantoms show.
@@ -58,7 +58,8 @@ class CovidImage:
     def save(self, root: Path) -> None:
         """Draw the image and its mask and write both below `root`."""
         rng = np.random.default_rng([self.seed, 1, list(CLASS_SIZES).index(self.name), self.number])
-        findings = {CLASS_SIGNS[self.name]: float(rng.beta(1.6, 1.2))} if self.name in CLASS_SIGNS else {}
+        severity = 0.2 + 0.8 * float(rng.beta(2.0, 1.2))  # graded; the mildest of a class are hard to tell
+        findings = {CLASS_SIGNS[self.name]: severity} if self.name in CLASS_SIGNS else {}
         if rng.random() < 0.2:
             findings["Support Devices"] = 1.0
         picture, mask = frontal(Anatomy.draw(rng), Pose.draw(rng), findings, (self.size, self.size), rng)

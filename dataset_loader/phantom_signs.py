@@ -49,8 +49,8 @@ def ground_glass(findings: Findings, severity: float) -> None:
     for side in (-1, 1):
         for _ in range(rng.integers(2, 4) + round(2 * severity)):
             x, y = findings.spot(side, -0.45, findings.chest.anatomy.dome + 0.05, rng.uniform(0.02, 0.35))
-            size = (rng.uniform(0.10, 0.20), rng.uniform(0.14, 0.30))
-            haze = (0.08 + 0.32 * severity) * rng.uniform(0.6, 1.2)
+            size = (rng.uniform(0.13, 0.26), rng.uniform(0.18, 0.39))
+            haze = (0.12 + 0.48 * severity) * rng.uniform(0.6, 1.2)
             findings.fill(findings.patch(x, y, size, 0.45) * haze * (1 + 0.5 * findings.grain))
 
 
@@ -59,9 +59,9 @@ def consolidation(findings: Findings, severity: float) -> None:
     rng = findings.rng
     side = int(rng.choice((-1, 1)))
     x, y = findings.spot(side, -0.5, findings.chest.anatomy.dome - 0.05, rng.uniform(0.15, 0.75))
-    radius = rng.uniform(0.13, 0.20) + 0.08 * severity
+    radius = rng.uniform(0.20, 0.30) + 0.12 * severity
     focus = findings.patch(x, y, (radius * rng.uniform(0.8, 1.3), radius), 0.35)
-    findings.fill(focus * (0.22 + 0.55 * severity))
+    findings.fill(focus * (0.28 + 0.7 * severity))
     findings.vessels *= 1 - 0.8 * focus
     angle = np.arctan2(y + 0.05, x - side * 0.15) + rng.normal(0, 0.4, 4)[:, None]
     t = np.linspace(-radius, radius, 60)[None]
@@ -78,11 +78,11 @@ def interstitial(findings: Findings, severity: float, reach: float = 1.0) -> Non
     length = rng.uniform(0.07, 0.2, (n, 1))
     t = np.linspace(-0.5, 0.5, 14)[None]
     angle = angle + bend * t
-    net = chest.grid.stroke(x + length * t * np.cos(angle), y + length * t * np.sin(angle), 1.0, 0.011)
+    net = chest.grid.stroke(x + length * t * np.cos(angle), y + length * t * np.sin(angle), 1.0, 0.014)
     where = np.clip(0.75 + 0.35 * findings.texture(4), 0, 1.3)
     if reach < 1:
         where *= bump(norm(chest.lateral - 0.15, chest.y + 0.02), 0.4 + 0.4 * reach)
-    findings.lines += (0.05 + 0.5 * severity) * np.minimum(net, 1.4) * where
+    findings.lines += (0.07 + 0.7 * severity) * np.minimum(net, 1.4) * where
     findings.fill(0.08 * severity * where)
 
 

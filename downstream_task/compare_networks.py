@@ -197,7 +197,13 @@ def analyse(table: pd.DataFrame, folder: Path, file: str) -> tuple[pd.DataFrame,
     differences to the first, paired by draw and image, with the labels that the first needs for the same score.
     Intervals are for new images (by group) and new draws of labels; a single draw has none.
     """
-    cells = {key: _Cell(rows, folder, file) for key, rows in table.groupby(["arm", "method", "fraction"])}
+    keys = table[["arm", "method", "fraction"]].drop_duplicates().itertuples(index=False, name=None)
+    cells = {
+        (arm, method, fraction): _Cell(
+            table.query("arm == @arm and method == @method and fraction == @fraction"), folder, file
+        )
+        for arm, method, fraction in sorted(keys, key=lambda key: list(table["arm"]).index(key[0]))
+    }
     curves = [{"arm": a, "method": m, "fraction": f, **cell.row()} for (a, m, f), cell in cells.items()]
     reference = table["arm"].iloc[0]
     differences = []
@@ -233,6 +239,11 @@ class _Cell:
         return {"labels": self.labels, "draws": len(self.scores), "mean": over.mean, "low": over.low, "high": over.high}
 
 
+def interval_cells(table: pd.DataFrame) -> list[str]:
+    """`.712 [.680, .744]` for each row's mean, low and high."""
+    return [f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in table[["mean", "low", "high"]].to_numpy()]
+
+
 def _mean_auroc(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return finding_scores(labels, probabilities)["auroc"]
 
@@ -242,7 +253,7 @@ def _labels_and_probabilities(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarr
     columns = [column for column in table if str(column).startswith("p ")]
     names = [str(column)[2:] for column in columns]
     if "label" in table:
-        labels = table["label"].map({name: c for c, name in enumerate(names)}).to_numpy()
+        labels = np.array([names.index(label) for label in table["label"]])
     else:
         labels = table[[f"label {name}" for name in names]].to_numpy()
     return labels, table[columns].to_numpy()

@@ -34,8 +34,8 @@ def main(config: dict[str, Any]) -> None:
         print(
             f"\n{run}: {run.summary['images']:,} test {kind} of {run.summary['groups']:,} groups {run.summary['note']}"
         )
-        for row in scores.itertuples():
-            print(f"  {row.score:28s} {row.value:.3f} [{row.low:.3f}, {row.high:.3f}]")
+        for row in scores.to_dict("records"):
+            print(f"  {row['score']:30s} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from downstream_task.compare_networks import interval_cells
 from downstream_task.frozen_parts import train_with_frozen_parts
 from utils import plots
 from utils.config import run_script
@@ -21,7 +22,7 @@ config: dict[str, Any] = {
     # data; trained_vs_no_trained_compare.py explains the keys that are not explained here
     "dataset": "phantom",
     "data_root": "",
-    "store_res": 52,
+    "store_res": 36,
     "split_seed": 0,
     "findings": ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"],
     "uncertain": "ignore",
@@ -33,7 +34,7 @@ config: dict[str, Any] = {
     # arms
     "encoders": [
         "random",
-        "runs/pretrain/phantom_resnet18_48px_xray_b64_lr0.001_lambda0.005_p512_e5_s0/resnet18_final_state_dict.pt",
+        "runs/pretrain/phantom_resnet18_32px_short_b64_lr0.001_lambda0.005_p512_e9_s0/resnet18_final_state_dict.pt",
     ],
     "parts": ["fc", "layer4+fc", "layer3-4+fc", "layer2-4+fc", "layer1-4+fc", "all"],  # what is trained
     "backbone": "resnet18",
@@ -44,7 +45,7 @@ config: dict[str, Any] = {
     "draws": 3,
     # training
     "head": "probe",
-    "img_res": 48,
+    "img_res": 32,
     "recipe": "none",
     "num_steps": 40,
     "evaluations": 4,
@@ -68,7 +69,7 @@ def main(config: dict[str, Any]) -> None:
     kind = " synthetic" if run.summary["synthetic"] else ""
     title = f"Frozen parts, {run.summary['labels']:,} labelled{kind} X-rays, validation"
     run.save_figure("frozen_parts", plots.frozen_parts(table, metric, title))
-    cells = table.assign(cell=[f"{r.mean:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in table.itertuples()])
+    cells = table.assign(cell=interval_cells(table))
     print(f"\n{title}: {metric}, mean [95% interval]")
     print(cells.pivot_table("cell", "trainable", "arm", aggfunc="first", sort=False).to_string())
     print(f"\ntables and figure   {run}/")

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from downstream_task.compare_networks import compare
+from downstream_task.compare_networks import compare, interval_cells
 from downstream_task.label_savings import savings_sentence
 from utils import plots
 from utils.config import run_script
@@ -27,7 +27,7 @@ config: dict[str, Any] = {
     # data
     "dataset": "phantom",  # "phantom" (built in, synthetic) | "covid" | "chexpert"
     "data_root": "",  # the data set's folder, from the repo root; "" is where datasets/README.md says
-    "store_res": 52,  # pixels a side at which images are decoded, once
+    "store_res": 36,  # pixels a side at which images are decoded, once
     "split_seed": 0,  # that of the pretraining: an encoder that has seen today's validation or test part is refused
     "findings": ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"],  # CheXpert alone
     "uncertain": "ignore",  # CheXpert's -1: "ignore" | "zeros" | "ones"
@@ -40,7 +40,7 @@ config: dict[str, Any] = {
     "encoders": [  # "random" | "imagenet" | "imagenet:FILE" | *_state_dict.pt; differences are to the first
         "random",
         "imagenet",
-        "runs/pretrain/phantom_resnet18_48px_xray_b64_lr0.001_lambda0.005_p512_e5_s0/resnet18_final_state_dict.pt",
+        "runs/pretrain/phantom_resnet18_32px_short_b64_lr0.001_lambda0.005_p512_e9_s0/resnet18_final_state_dict.pt",
     ],
     "backbone": "resnet18",
     "in_channels": 1,
@@ -51,7 +51,7 @@ config: dict[str, Any] = {
     # training
     "methods": ["linear", "finetune"],
     "head": "probe",  # fine-tuning starts from the linear "probe" (LP-FT) | "zeros"
-    "img_res": 48,
+    "img_res": 32,
     "recipe": "supervised",  # a name in augmentations/recipes.py
     "num_steps": 40,  # optimiser steps of a fine-tuning, the same for every arm and fraction
     "evaluations": 4,  # on validation, evenly spread; the best one's weights are kept
@@ -80,10 +80,10 @@ def main(config: dict[str, Any]) -> None:
 
 def report(curves: pd.DataFrame, differences: pd.DataFrame, metric: str, run: Run) -> str:
     """The table of all arms, and a sentence for each pretrained arm, method and fraction."""
-    cells = curves.assign(cell=[f"{r.mean:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in curves.itertuples()])
+    cells = curves.assign(cell=interval_cells(curves))
     table = cells.pivot_table("cell", ["method", "labels"], "arm", aggfunc="first", sort=False)
     lines = ["", f"{metric} on validation, mean [95% interval]", table.to_string(), ""]
-    most = int(curves["labels"].max())
+    most = max(curves["labels"].tolist())
     for row in differences.to_dict("records"):
         gap = f"{100 * row['difference']:+.1f} points [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
         sentence = savings_sentence(row, row["arm"], row["reference"], most)

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from augmentations.transform_utils import TwinViews, denormalise, step_generator
+from dataset_loader.splits import label_subset, strata_of
 from dataset_loader.xrays import XRays
 from downstream_task.probes import forward_all, probe, probe_labels, probed_classes
 from self_sup_classes.backbones import save_backbone
@@ -22,7 +23,9 @@ from utils.hardware import choose_precision
 from utils.logging_utils import Run
 
 PROBES = ("probe/linear", "probe/knn")
-PROBE_LABELS = 500  # labelled training images that the probes learn from: what a small group has
+PROBE_LABELS = 100  # labelled training images that a probe learns from: few, since that is what pretraining is for
+FINDING_LABELS = 500  # the same for findings, most of which are rare
+PROBE_DRAWS = 5  # draws of them, stratified, over which a probe's score is averaged
 PROBE_TESTS = 2000  # validation images, at most, that they are scored on
 HEALTH_IMAGES = 1024
 VIEWS_SHOWN = 6
@@ -44,10 +47,10 @@ class Gauge:
         self.device = next(model.parameters()).device
         self.dtype = choose_precision(config["precision"], self.device)
         self.sample = _sample(indices, HEALTH_IMAGES)
-        self.train = _sample(xrays.indices("train"), PROBE_LABELS)
+        self.labels = probe_labels(xrays.columns.labels)
+        self.draws = _label_draws(xrays, config["split_seed"])
         self.val = _sample(xrays.indices("val"), PROBE_TESTS)
         self.provenance = Provenance(str(xrays.facts()["split_hash"]), xrays.image_ids(indices))
-        self.labels = probe_labels(xrays.columns.labels)
 
     def __call__(self, epoch: int, step: int, means: Mapping[str, float]) -> dict[str, float]:
         """The numbers of one epoch; the first process alone measures them."""
@@ -77,16 +80,21 @@ class Gauge:
         return measure_health(features, embeddings, on_diagonal, off_diagonal, batch_size, lambd)
 
     def probe(self) -> dict[str, float]:
-        """Linear and kNN probe on validation; empty where there are no labels to probe."""
-        train, val = self._features(self.train), self._features(self.val)
-        return probe(train, self.labels[self.train], val, self.labels[self.val])
+        """Linear and kNN probe on validation, the mean over the draws; empty where there are no labels to probe."""
+        pool = np.unique(np.concatenate(self.draws))
+        pooled, val = self._features(pool), self._features(self.val)
+        scores = []
+        for draw in self.draws:
+            train = pooled[torch.from_numpy(np.searchsorted(pool, draw))]
+            scores.append(probe(train, self.labels[draw], val, self.labels[self.val]))
+        return {tag: float(np.mean([s[tag] for s in scores])) for tag in PROBES if all(tag in s for s in scores)}
 
     @property
     def chance(self) -> float:
         """The probes' score for a guess."""
         if self.labels.ndim > 1:
             return 0.5
-        return 1 / max(1, len(probed_classes(self.labels[self.train], self.labels[self.val])))
+        return 1 / max(1, len(probed_classes(self.labels[self.draws[0]], self.labels[self.val])))
 
     def _keep_best(self, numbers: Mapping[str, float]) -> None:
         earlier = [row["probe/linear"] for row in self.run.rows[1:] if "probe/linear" in row]
@@ -135,6 +143,14 @@ class Gauge:
     @property
     def _synthetic(self) -> str:
         return " (synthetic)" if self.xrays.synthetic else ""
+
+
+def _label_draws(xrays: XRays, seed: int) -> list[np.ndarray]:
+    """Indices of the labelled training images of each draw, each stratum with its share."""
+    train, labels = xrays.indices("train"), xrays.columns.labels
+    paths, strata = xrays.columns.paths[train], strata_of(labels)[train]
+    fraction = min(1.0, (PROBE_LABELS if labels.ndim == 1 else FINDING_LABELS) / len(train))
+    return [train[label_subset(paths, strata, fraction, draw, seed)] for draw in range(PROBE_DRAWS)]
 
 
 def _sample(indices: np.ndarray, most: int) -> np.ndarray:

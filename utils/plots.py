@@ -74,7 +74,7 @@ def label_efficiency(curves: pd.DataFrame, metric: str, title: str, chance: floa
     axes = figure.subplots(1, len(methods), squeeze=False, sharey=True)[0]
     for ax, method in zip(axes, methods, strict=True):
         for arm, colour, marker in zip(arms, itertools.cycle(COLOURS), itertools.cycle("osD^v"), strict=False):
-            rows = curves[(curves["arm"] == arm) & (curves["method"] == method)].sort_values("labels")
+            rows = curves.query("arm == @arm and method == @method").sort_values("labels")
             ax.plot(rows["labels"], rows["mean"], color=colour, marker=marker, markersize=5, label=arm)
             ax.fill_between(rows["labels"], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
         ticks = sorted(set(curves["labels"]))

@@ -29,7 +29,7 @@ def planted(phantoms: Path, root: Path) -> dict[str, str]:
         if n % 4 == 1:
             image = ImageEnhance.Contrast(ImageEnhance.Brightness(image).enhance(0.9)).enhance(0.8)
         if n % 4 == 2:
-            image = image.point(lambda value: round(255 * (value / 255) ** 1.3))  # gamma
+            image = image.point([round(255 * (value / 255) ** 1.3) for value in range(256)])  # gamma
         if n % 4 == 3:
             image = image.resize((80, 80), Image.Resampling.BICUBIC)
         name = f"Normal/images/copy-{n}.{'jpg' if n % 4 == 2 else 'png'}"

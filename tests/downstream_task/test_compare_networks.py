@@ -46,16 +46,16 @@ def test_scripts_from_labels_to_the_test_part(phantoms: Path, request: pytest.Fi
     assert len(summary) == 2 * 2 * 2
     assert (folder / "figures" / "label_efficiency.png").exists()
     curves = pd.read_csv(folder / "curves.csv")
-    assert (curves["low"] <= curves["mean"]).all() and (curves["mean"] <= curves["high"]).all()
-    subsets = [set(pd.read_csv(folder / run / "split.csv")["part"]) for run in summary["run"]]
+    assert (np.diff(curves[["low", "mean", "high"]].to_numpy(), axis=1) >= 0).all()
+    subsets = [set(pd.read_csv(folder / run / "split.csv")["part"]) for run in map(str, summary["run"])]
     assert all(parts == {"train", "val", "test"} for parts in subsets)
-    one = summary["run"][0]
+    one = str(summary["run"].iloc[0])
     tested = script("confusion_matrix", "--runs", f"runs/{name}/compare/{one}", "--threads", "1")
     assert tested.returncode == 0, tested.stderr
     result = REPO_ROOT / "runs" / "test" / name / "compare" / one
-    split = pd.read_csv(folder / one / "split.csv").set_index("file")["part"]
+    split = pd.read_csv(folder / one / "split.csv")
     predictions = pd.read_csv(result / "predictions.csv")
-    assert set(predictions["file"]) == set(split[split == "test"].index)
+    assert set(predictions["file"]) == set(split["file"][split["part"] == "test"])
     scores = pd.read_csv(result / "scores.csv").set_index("score")
     accuracy = (predictions.filter(like="p ").to_numpy().argmax(1) == pd.Categorical(predictions["label"]).codes).mean()
     assert scores.loc["accuracy", "value"] == pytest.approx(accuracy)

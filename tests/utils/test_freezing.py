@@ -24,7 +24,7 @@ def test_training_leaves_frozen_bits_as_they_are() -> None:
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], weight_decay=0.1)
     for _ in range(3):
         train_mode(net)
-        assert not net[0][1].training and net[2].training
+        assert not net.get_submodule("0.1").training and net[2].training
         net(torch.randn(5, 1, 6, 6)).square().sum().backward()
         optimizer.step()
     assert_unchanged(net, before)
@@ -40,6 +40,6 @@ def test_statistics_that_move_and_weights_that_are_set_are_noticed() -> None:
     net = network()
     before = frozen_tensors(net)
     with torch.no_grad():
-        net[0][0].weight.add_(1)
+        net.get_parameter("0.0.weight").add_(1)
     with pytest.raises(AssertionError, match=r"0\.0\.weight"):
         assert_unchanged(net, before)

@@ -133,7 +133,7 @@ def test_schedules() -> None:
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_weight_decay_leaves_biases_and_batchnorm_alone(name: str) -> None:
     module = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
-    decayed, rest = build_optimizer(module, {**CONFIG, "optimizer": name}).param_groups
+    decayed, rest = build_optimizer(module, FitConfig(**{**CONFIG, "optimizer": name})).param_groups
     assert decayed["weight_decay"] == 1e-2
     assert rest["weight_decay"] == 0
     assert [p.ndim for p in decayed["params"]] == [2]
