@@ -1,0 +1,97 @@
+"""How much faster is a linear probe on features computed once than a frozen network that is run again every epoch?
+
+    python tests/benchmarks/bench_linear_probe.py
+    python tests/benchmarks/bench_linear_probe.py --dataset covid --img-res 96 --store-res 108
+
+Times, in turn and with spread, on one random ResNet-18 and all labels of the train part:
+  re-run  the usual loop: the frozen network in eval mode and a linear layer, 15 epochs of Adam over the images, the
+          best of its epochs on validation
+  cached  downstream_task/finetuning.py's: features once, logistic regression at its optimum, regularisation chosen on
+          validation
+and prints both validation accuracies. No test: times depend on the machine and what else it does.
+"""
+
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from augmentations.transform_utils import TwinViews, step_generator
+from dataset_loader.xrays import XRays, open_xrays
+from downstream_task.linear_head import fit_linear_head
+from downstream_task.probes import forward_all
+from self_sup_classes.backbones import Backbone
+from self_sup_classes.initialisation import random_backbone
+from utils.config import run_script
+from utils.metrics import balanced_accuracy
+from utils.randomness import epoch_order
+
+EPOCHS = 15
+BATCH = 96
+LR = 1.53e-3  # the original project's supervised recipe
+
+config: dict[str, Any] = {
+    "dataset": "phantom",
+    "data_root": "",
+    "store_res": 36,
+    "split_seed": 0,
+    "img_res": 32,
+    "rounds": 3,
+}
+
+
+def rerun(backbone: Backbone, xrays: XRays, size: int) -> float:
+    """Best validation accuracy of 15 epochs that run the frozen network each time."""
+    views, labels = TwinViews("none", size), torch.from_numpy(xrays.columns.labels)
+    train, val = xrays.indices("train"), xrays.indices("val")
+    backbone.eval()
+    head = nn.Linear(backbone.num_features, len(xrays.columns.label_names))
+    optimizer = torch.optim.Adam(head.parameters(), lr=LR)
+    best = 0.0
+    for epoch in range(EPOCHS):
+        for batch in torch.from_numpy(epoch_order(train, 0, epoch)).split(BATCH):
+            with torch.no_grad():
+                features = backbone(views.single(xrays.batch(batch), step_generator(0, 0, 0)))
+            loss = F.cross_entropy(head(features), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        logits = head(forward_all(backbone, xrays, val, size, 1, torch.float32)).detach().numpy()
+        best = max(best, balanced_accuracy(xrays.columns.labels[val], logits))
+    return best
+
+
+def cached(backbone: Backbone, xrays: XRays, size: int) -> float:
+    """Validation accuracy of logistic regression on features that are computed once."""
+    labels = xrays.columns.labels
+    train, val = xrays.indices("train"), xrays.indices("val")
+    x, val_x = (forward_all(backbone, xrays, part, size, 1, torch.float32).numpy() for part in (train, val))
+    head = fit_linear_head(x, labels[train], val_x, labels[val], len(xrays.columns.label_names))
+    return balanced_accuracy(labels[val], val_x @ head.weight.T + head.bias)
+
+
+def main(config: dict[str, Any]) -> None:
+    """Print seconds, ratio and accuracies."""
+    xrays = open_xrays(config, torch.device("cpu"))  # type: ignore[arg-type]  # the keys that it reads are there
+    backbone = random_backbone("resnet18", 1, seed=0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    seconds: dict[str, list[float]] = {"re-run": [], "cached": []}
+    scores = {}
+    cached(backbone, xrays, config["img_res"])  # warm up
+    for _ in range(config["rounds"]):
+        for name, probe in (("re-run", rerun), ("cached", cached)):
+            start = time.perf_counter()
+            scores[name] = probe(backbone, xrays, config["img_res"])
+            seconds[name].append(time.perf_counter() - start)
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        print(f"{name}: {median:.1f} s [{min(values):.1f} .. {max(values):.1f}], balanced accuracy {scores[name]:.3f}")
+    ratios = np.array(seconds["re-run"]) / np.array(seconds["cached"])
+    print(f"x{np.median(ratios):.1f} [{ratios.min():.1f} .. {ratios.max():.1f}]")
+
+
+if __name__ == "__main__":
+    run_script(main, config, __doc__)
