@@ -28,7 +28,7 @@ def find_duplicates(store: ImageStore, files: Sequence[str]) -> pd.DataFrame:
     kind, pairs that a person takes for one film lie below 0.46 and the nearest others at 0.52. A copy that is
     mirrored, turned or cropped by some percent is not found. The result is kept beside the store.
     """
-    path = store.folder / "duplicates.csv"
+    path = store.folder / f"duplicates_{_WINDOW}_{_FLAT:g}_{MAX_DISTANCE:g}.csv"
     if not path.exists():
         pairs = pd.DataFrame(_near_pairs(_signatures(store)), columns=["row", "other_row", "distance"])
         write_text(path, pairs.to_csv(index=False, lineterminator="\n"))

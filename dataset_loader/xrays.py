@@ -17,7 +17,7 @@ from dataset_loader.duplicates import THUMBNAIL, find_duplicates, joined_groups
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.phantom_dataset import ensure_phantoms
 from dataset_loader.splits import PARTS, image_ids, split_by_group, split_hash, strata_of, write_split
-from utils.config import REPO_ROOT, check_choice, repo_path
+from utils.config import REPO_ROOT, UserError, check_at_least, check_choice, repo_path
 from utils.files import write_text
 
 DATASETS = ["phantom", "covid", "chexpert"]
@@ -112,6 +112,16 @@ def open_xrays(config: DataConfig, device: torch.device) -> XRays:
     kind = " (synthetic)" if xrays.synthetic else ""
     print(f"{config['dataset']}{kind}: {len(xrays):,} X-rays, {described}", file=sys.stderr)
     return xrays
+
+
+def check_sizes(store_res: int, img_res: int) -> None:
+    """Raise UserError unless images of img_res pixels can be made from stored ones of store_res."""
+    check_at_least("img_res", img_res, 1)
+    if store_res < img_res:
+        raise UserError(
+            f"store_res is {store_res} and img_res {img_res}: the images would be blown up; "
+            f"set store_res to img_res or a little more, such as {round(img_res * 8 / 7)}."
+        )
 
 
 def read_columns(config: DataConfig) -> Columns:

@@ -11,14 +11,14 @@ from torch import Tensor
 from augmentations.recipes import RECIPES
 from augmentations.transform_utils import TwinViews, step_generator
 from dataset_loader.splits import label_subset
-from dataset_loader.xrays import DataConfig, XRays, open_xrays
+from dataset_loader.xrays import DataConfig, XRays, check_sizes, open_xrays
 from downstream_task.linear_head import fit_linear_head, knn_probabilities
 from downstream_task.probes import forward_all
 from downstream_task.targets import TargetConfig, Targets, check_learnable, loss_function, read_targets
 from self_sup_classes.classifier import FROZEN_STAGES, Classifier, save_classifier
 from self_sup_classes.initialisation import Start, start_from
-from self_sup_classes.provenance import NOTHING_SEEN, check_unseen
-from utils.config import check_at_least, check_choice, check_config
+from self_sup_classes.provenance import check_unseen
+from utils.config import UserError, check_at_least, check_choice, check_config
 from utils.hardware import choose_device, choose_precision, describe_device, make_deterministic
 from utils.logging_utils import Run
 from utils.memory import keep_freed_memory
@@ -26,6 +26,7 @@ from utils.training_utils import FitConfig, check_fit_config, fit
 
 METHODS = ["finetune", "linear"]
 HEADS = ["probe", "zeros"]
+MOST_ACTIVATIONS = 2**30  # bytes of frozen stages' outputs that are kept instead of computed in each step
 
 
 class TrainingConfig(DataConfig, TargetConfig):
@@ -89,9 +90,23 @@ def check_finetune_config(config: FinetuneConfig) -> None:
     check_choice("trainable", config["trainable"], list(FROZEN_STAGES))
     check_choice("head", config["head"], HEADS)
     check_choice("recipe", config["recipe"], list(RECIPES))
-    for key, least in {"num_steps": 1, "evaluations": 1, "backbone_lr_factor": 0, "label_draw": 0}.items():
-        check_at_least(key, config[key], least)
-    check_fit_config(_fit_config(config, 1), num_images=config["batch_size"])
+    least = {
+        "num_steps": 1,
+        "evaluations": 1,
+        "backbone_lr_factor": 0,
+        "label_draw": 0,
+        "batch_size": 2,
+        "split_seed": 0,
+    }
+    for key, value in least.items():
+        check_at_least(key, config[key], value)
+    if config["num_steps"] % config["evaluations"]:
+        raise UserError(
+            f"num_steps is {config['num_steps']} and evaluations {config['evaluations']}; make it a multiple, so that "
+            "the evaluations are evenly spread."
+        )
+    check_sizes(config["store_res"], config["img_res"])
+    check_fit_config(_fit_config(config), num_images=config["batch_size"])
 
 
 class _Finetuning:
@@ -107,8 +122,9 @@ class _Finetuning:
         self.targets = read_targets(self.xrays, config)
         self.train, self.val = labelled_subset(self.xrays, self.targets, config), self.xrays.indices("val")
         check_learnable(self.targets, {"the labelled subset": self.train, "the validation part": self.val})
-        before = start.provenance or NOTHING_SEEN
-        self.provenance = before.joined(str(self.xrays.facts()["split_hash"]), self.xrays.image_ids(self.train))
+        self.split_hash, seen = str(self.xrays.facts()["split_hash"]), self.xrays.image_ids(self.train)
+        # what does not say what it has seen cannot say it after further training either
+        self.provenance = start.provenance and start.provenance.joined(self.split_hash, seen)
         self.classifier = _classifier(start, self.targets, config).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
     def run_it(self) -> None:
@@ -118,7 +134,7 @@ class _Finetuning:
         self.xrays.write_split(self.run.folder)
         summary: dict[str, Any] = {}
         if self.config["method"] == "linear" or self.config["head"] == "probe":
-            summary = self.start_head()
+            summary = self.start_head()  # kNN and regularisation are the encoder's, as it starts
         if self.run.checkpoint() is None:
             self.run.add_row({"epoch": 0, "step": 0, **self.keep_best(self.predict(self.val))})
         if self.config["method"] == "finetune":
@@ -130,12 +146,12 @@ class _Finetuning:
         """Set the head to the logistic regression on the features as they are now; its scores on validation."""
         train, val = (self.predict(indices, features=True).numpy() for indices in (self.train, self.val))
         values = self.targets.values
-        head = fit_linear_head(train, values[self.train], val, values[self.val], len(self.targets.names))
+        head = fit_linear_head(train, values[self.train], val, values[self.val], self.config["class_weights"])
         with torch.no_grad():
             self.classifier.head.weight.copy_(torch.from_numpy(head.weight))
             self.classifier.head.bias.copy_(torch.from_numpy(head.bias))
         neighbours = self.targets.scores(self.val, knn_probabilities(train, values[self.train], val, self.targets))
-        return {"regularisation": head.regularisation, "val/knn": neighbours[self.targets.metric]}
+        return {"regularisation": head.regularisation, "encoder_knn": neighbours[self.targets.metric]}
 
     def train_rest(self) -> None:
         """Gradient descent on all that is not frozen."""
@@ -143,6 +159,8 @@ class _Finetuning:
         views = TwinViews(config["recipe"], config["img_res"])
         loss_of = loss_function(self.targets, self.train, config["class_weights"])
         fixed = num_frozen > 0 and RECIPES[config["recipe"]] == []  # what the frozen stages see never changes
+        if fixed and self.predict(self.train[:1], prefix=True).nbytes * len(self.train) > MOST_ACTIVATIONS:
+            fixed = False
         frozen = self.predict(self.train, prefix=True) if fixed else None
         position = {index: row for row, index in enumerate(self.train.tolist())}
 
@@ -154,16 +172,27 @@ class _Finetuning:
             y = views.single(self.xrays.batch(batch), generator).expand(-1, config["in_channels"], -1, -1)
             return {"loss": loss_of(self.classifier(y), batch)}
 
-        images = np.tile(self.train, _passes(len(self.train), config))
-        factors = {f"net.{self.classifier.head_name}": 1.0, "net": config["backbone_lr_factor"]}
-        settings = _fit_config(config, len(self.train))
-        fit(self.classifier, step, self.end_of_epoch, images, settings, self.run, factors, self.show_progress)
+        fit(
+            self.classifier,
+            step,
+            self.end_of_epoch,
+            self.train,
+            _fit_config(config),
+            self.run,
+            lr_factors={f"net.{self.classifier.head_name}": 1.0, "net": config["backbone_lr_factor"]},
+            steps_per_epoch=config["num_steps"] // config["evaluations"],
+            show_progress=self.show_progress,
+        )
 
     def end_of_epoch(self, epoch: int, step: int, means: Mapping[str, float]) -> dict[str, float]:
         return self.keep_best(self.predict(self.val))
 
     def keep_best(self, logits: Tensor) -> dict[str, float]:
         """Validation scores of logits [n, C]; weights and predictions are kept if none were better."""
+        if not logits.isfinite().all():
+            raise UserError(
+                f"{self.run} gives numbers that are not finite; lower lr or use precision float32, under another name."
+            )
         probabilities = self.targets.probabilities(logits)
         scores = {f"val/{name}": value for name, value in self.targets.scores(self.val, probabilities).items()}
         metric = f"val/{self.targets.metric}"
@@ -197,7 +226,7 @@ class _Finetuning:
                 **{name: value for name, value in best.items() if name.startswith("val/")},
                 **summary,
                 "step_best": best["step"],
-                "split_hash": self.provenance.split_hash,
+                "split_hash": self.split_hash,
             }
         )
 
@@ -227,18 +256,11 @@ def _classifier(start: Start, targets: Targets, config: FinetuneConfig) -> Class
     return Classifier(start.backbone, len(targets.names), trainable)
 
 
-def _passes(images: int, config: FinetuneConfig) -> int:
-    """How often the labelled images are gone through between two evaluations: whole passes, at least a batch."""
-    wanted = config["num_steps"] / config["evaluations"] * config["batch_size"] / images
-    return max(1, round(wanted), -(-config["batch_size"] // images))
-
-
-def _fit_config(config: FinetuneConfig, images: int) -> FitConfig:
-    """What the engine reads: as many epochs (of `_passes` passes) as come nearest to num_steps."""
-    steps = images * _passes(images, config) // config["batch_size"]
+def _fit_config(config: FinetuneConfig) -> FitConfig:
+    """What the engine reads; its epoch is what lies between two evaluations."""
     return {
         "random_seed": config["random_seed"],
-        "num_epochs": max(1, round(config["num_steps"] / steps)),
+        "num_epochs": config["evaluations"],
         "batch_size": config["batch_size"],
         "optimizer": config["optimizer"],
         "lr": config["lr"],

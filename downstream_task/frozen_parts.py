@@ -6,10 +6,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from dataset_loader.xrays import open_xrays
-from downstream_task.compare_networks import Trial, analyse, metric_of, run_trial, usable_arms
+from downstream_task.curves import analyse
 from downstream_task.finetuning import TrainingConfig
+from downstream_task.trials import Trial, check_lists, check_trials, metric_of, run_trial, usable_arms
 from self_sup_classes.classifier import FROZEN_STAGES
-from utils.config import UserError, check_at_least, check_choice, check_config
+from utils.config import check_at_least, check_choice, check_config
 from utils.hardware import choose_device
 from utils.logging_utils import Run
 from utils.progress import progress_bar
@@ -29,16 +30,14 @@ def train_with_frozen_parts(config: FrozenPartsConfig) -> Run:
     """All arms x parts x draws; table.csv has a row an arm and part with its interval."""
     check_config(config, FrozenPartsConfig)
     check_at_least("draws", config["draws"], 1)
-    if not config["parts"]:
-        raise UserError(f"parts is empty; give at least one of {', '.join(FROZEN_STAGES)}.")
+    check_lists(config, "encoders", "parts")
     for part in config["parts"]:
         check_choice("parts", part, list(FROZEN_STAGES))
     run = Run(config["run_name"], config)
     if run.summary is not None:
         return run
-    arms = usable_arms(config, config["encoders"])
     xrays = open_xrays(config, choose_device(config["device"]))
-    run.start(data=xrays.facts(), arms=arms)
+    arms = usable_arms(config, config["encoders"], xrays)
     rows = []
     trials = [
         Trial(arm, encoder, "finetune", config["label_fraction"], draw, config["lr"], part)
@@ -46,6 +45,8 @@ def train_with_frozen_parts(config: FrozenPartsConfig) -> Run:
         for part in config["parts"]
         for arm, encoder in arms.items()
     ]
+    check_trials(trials, config, xrays)
+    run.start(data=xrays.facts(), arms=arms)
     with progress_bar(len(trials), "training", unit="run") as bar:
         for trial in trials:
             rows.append(run_trial(trial, config, xrays))
@@ -58,6 +59,12 @@ def train_with_frozen_parts(config: FrozenPartsConfig) -> Run:
     ]
     run.save_table("table", pd.concat(parts))
     run.finish(
-        {"synthetic": xrays.synthetic, "metric": metric_of(xrays), "labels": int(rows[0]["labels"]), "arms": arms}
+        {
+            "synthetic": xrays.synthetic,
+            "metric": metric_of(xrays),
+            "labels": int(rows[0]["labels"]),
+            "arms": arms,
+            "notes": sorted({row["note"] for row in rows} - {""}),
+        }
     )
     return run

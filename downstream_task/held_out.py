@@ -1,5 +1,6 @@
 """The test part, read once: predictions of finished classifiers on it, scored with intervals."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, TypedDict
@@ -10,8 +11,9 @@ import torch
 from scipy.special import expit, softmax
 from tqdm import tqdm
 
-from dataset_loader.xrays import XRays, open_xrays
-from downstream_task.compare_networks import analyse
+from dataset_loader.xrays import DataConfig, XRays, open_xrays
+from downstream_task.comparison_report import report
+from downstream_task.curves import analyse
 from downstream_task.finetuning import predictions_table
 from downstream_task.probes import forward_all
 from downstream_task.targets import Targets, read_targets
@@ -48,19 +50,22 @@ def score_on_test(config: HeldOutConfig) -> list[Run]:
     folders = [folder for name in config["runs"] for folder in finished_runs(repo_path(name))]
     if not folders:
         raise UserError("runs is empty; name at least one folder under runs/.")
-    tested = [_test_run(folder, config) for folder in tqdm(folders, desc="testing", unit="run")]
+    opened: dict[str, XRays] = {}  # a comparison's runs share their data
+    tested = [_test_run(folder, config, opened) for folder in tqdm(folders, desc="testing", unit="run")]
     for name in config["runs"]:
         folder = repo_path(name)
         if (folder / "differences.csv").exists():
-            _analyse_comparison(folder, pd.read_csv(folder / "summary.csv"))
+            _analyse_comparison(folder)
     return tested
 
 
 def finished_runs(folder: Path) -> list[Path]:
-    """The finished fine-tuning runs in a folder: itself, or those below it."""
-    found = [path.parent for path in sorted(folder.glob("**/predictions_val.csv"))]
-    found = [path for path in found if (path / "summary.json").exists()]
-    if not found:
+    """The finished fine-tuning runs that a folder stands for: itself, or those that a finished comparison lists."""
+    listed = [folder]
+    if (folder / "summary.csv").exists():
+        listed = [folder / str(run) for run in pd.read_csv(folder / "summary.csv")["run"]]
+    found = [path for path in listed if (path / "predictions_val.csv").exists() and (path / "summary.json").exists()]
+    if not found or not (folder / "summary.json").exists():
         raise UserError(
             f"{folder} holds no finished fine-tuning run; run downstream_task/trained_vs_no_trained_compare.py first, "
             "or name one of the folders that it leaves under runs/."
@@ -68,15 +73,25 @@ def finished_runs(folder: Path) -> list[Path]:
     return found
 
 
-def _test_run(folder: Path, config: HeldOutConfig) -> Run:
+def _test_run(folder: Path, config: HeldOutConfig, opened: dict[str, XRays]) -> Run:
     trained: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     path = folder / f"{trained['backbone']}_best_state_dict.pt"
     provenance = provenance_of(read_state_dict(path))
-    run = Run(f"test/{_name(folder)}", {"tested": _name(folder), "list_hash_seen": provenance and provenance.list_hash})
+    weights = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    run = Run(f"test/{_name(folder)}", {"tested": _name(folder), "weights": weights, "trained": trained})
     if run.summary is not None:
         return run
     device = choose_device(config["device"])
-    xrays = open_xrays(trained, device)
+    key = json.dumps([trained[name] for name in DataConfig.__annotations__])
+    if key not in opened:
+        opened[key] = open_xrays(trained, device)
+    xrays = opened[key]
+    summary: Any = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    if summary["split_hash"] != xrays.facts()["split_hash"]:
+        raise UserError(
+            f"{folder} was trained under split {summary['split_hash']}, but the images at {xrays.columns.root} make "
+            f"split {xrays.facts()['split_hash']} now: files came or went. Restore them, or train again."
+        )
     note = check_unseen(provenance, xrays, trained["allow_seen"], str(path))
     targets = read_targets(xrays, trained)
     classifier = load_classifier(path, trained["backbone"], trained["in_channels"], targets.names).to(device)
@@ -105,14 +120,15 @@ def _score(run: Run, xrays: XRays, targets: Targets, val: np.ndarray, test: np.n
         after = calibration_error(labels[chosen], scaled[chosen])
         return {**score(labels[chosen], probabilities[chosen]), "ece_after_temperature_scaling": after}
 
-    table = bootstrap_intervals(scores, groups, REPEATS)
+    fewest = _fewest_groups(labels, groups)
+    table = bootstrap_intervals(scores, groups, REPEATS, fewest=fewest)
     run.save_table("scores", pd.DataFrame([(name, *values) for name, values in table.items()], columns=SCORE_COLUMNS))
     if labels.ndim == 1:
-        run.save_table("classes", _class_table(labels, probabilities, groups, targets.names))
+        run.save_table("classes", _class_table(labels, probabilities, groups, targets.names, fewest))
         counts = np.zeros((len(targets.names), len(targets.names)), dtype=int)
         np.add.at(counts, (labels, probabilities.argmax(1)), 1)
         kind = " synthetic" if xrays.synthetic else ""
-        title = f"{len(rows):,}{kind} X-rays of the test part"
+        title = f"{len(rows):,}{kind} X-rays of the test part{' (transductive)' if note else ''}"
         run.save_figure("confusion_matrix", plots.confusion_matrices(counts, targets.names, title))
     run.finish(
         {
@@ -132,29 +148,43 @@ def _sigmoid(logits: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _class_table(
-    labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, names: tuple[str, ...]
+    labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, names: tuple[str, ...], fewest: int
 ) -> pd.DataFrame:
     """class, score, value, low, high: sensitivity, specificity, AUROC and AUPRC of each class against the rest."""
 
     def scores(chosen: np.ndarray) -> dict[str, float]:
         table = per_class_scores(labels[chosen], probabilities[chosen], names).drop(columns="images")
-        return {f"{name}\t{column}": value for (name, column), value in table.stack().items()}  # type: ignore[misc]  # the index has two levels
+        values = table.to_numpy()
+        return {f"{name}\t{column}": values[n, c] for n, name in enumerate(names) for c, column in enumerate(table)}
 
-    table = bootstrap_intervals(scores, groups, REPEATS)
+    table = bootstrap_intervals(scores, groups, REPEATS, fewest=fewest)
     return pd.DataFrame(
         [(*name.split("\t"), *values) for name, values in table.items()], columns=["class", *SCORE_COLUMNS]
     )
 
 
-def _analyse_comparison(folder: Path, summary: pd.DataFrame) -> None:
-    """curves.csv and differences.csv of a comparison, on its runs' test predictions."""
-    run = Run(f"test/{_name(folder)}/all", {"tested": _name(folder)})
-    curves, differences = analyse(summary, RUNS_ROOT / "test" / _name(folder), "predictions.csv")
-    run.start()
-    run.save_table("curves", curves)
-    run.save_table("differences", differences)
-    run.finish({"runs": len(summary)})
+def _analyse_comparison(folder: Path) -> None:
+    """What trained_vs_no_trained_compare.py says of a comparison on validation, on its runs' test predictions."""
+    compared: Any = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    run = Run(f"test/{_name(folder)}/all", {"tested": _name(folder), "compared": compared})
+    if run.summary is None:
+        table = pd.read_csv(folder / "summary.csv")
+        run.start()
+        curves, differences = analyse(table, RUNS_ROOT / "test" / _name(folder), "predictions.csv")
+        run.save_table("curves", curves)
+        run.save_table("differences", differences)
+        run.finish({**compared, "part": "test"})
+    print(report(run))
+
+
+def _fewest_groups(labels: np.ndarray, groups: np.ndarray) -> int:
+    """Groups of the rarest class, or of a finding's rarer value."""
+    of_kind = [labels == c for c in np.unique(labels)]
+    if labels.ndim > 1:
+        of_kind = [column == value for column in labels.T for value in (0, 1)]
+    return max(1, min(len(np.unique(groups[rows])) for rows in of_kind))
 
 
 def _name(folder: Path) -> str:
-    return folder.relative_to(RUNS_ROOT).as_posix() if folder.is_relative_to(RUNS_ROOT) else folder.name
+    root = RUNS_ROOT.resolve()
+    return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else folder.name

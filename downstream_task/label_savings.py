@@ -12,8 +12,8 @@ def labels_needed(resampled: np.ndarray, scores: np.ndarray, curve: Sequence[Poi
     """The labels at which `curve` reaches an arm's mean score: reference_needs, with a 95% interval (_low, _high).
 
     scores [K] are the arm's over its draws, resampled [R, K] on the images that the curve's resamples have too. The
-    interval is the percentile one over images and draws together. Beyond the curve's last point: inf (more labels than
-    were tried); before its first: its first, an upper bound.
+    interval is the percentile one over images and draws together; of three draws it is rather too narrow. Beyond the
+    curve's last point: inf (more labels than were tried); below its first: 0 (fewer than were tried).
     """
     curve = sorted(curve, key=lambda point: point[0])
     labels = np.array([point[0] for point in curve])
@@ -28,16 +28,18 @@ def labels_needed(resampled: np.ndarray, scores: np.ndarray, curve: Sequence[Poi
     return {"reference_needs": now, "reference_needs_low": low, "reference_needs_high": high}
 
 
-def savings_sentence(row: dict[str, float], arm: str, reference: str, most: int) -> str:
-    """With 94 labels ARM reaches what REFERENCE needs 310 for (95% interval 180 to more than 1,869)."""
+def savings_sentence(row: dict[str, float], arm: str, reference: str, fewest: int, most: int) -> str:
+    """With 94 labels ARM reaches what REFERENCE needs 310 for (95% of resamples 180 to more than 1,869)."""
 
     def text(labels: float) -> str:
+        if labels == 0:
+            return f"fewer than {fewest:,}"
         return f"more than {most:,}" if np.isinf(labels) else f"{labels:,.0f}"
 
     interval = ""
     if not np.isnan(row["reference_needs_low"]):
         bounds = [text(row[f"reference_needs_{side}"]) for side in ("low", "high")]
-        interval = f" (95% interval {bounds[0]} to {bounds[1]})"
+        interval = f" (95% of resamples {bounds[0]} to {bounds[1]})"
     return (
         f"With {row['labels']:,.0f} labels {arm} reaches what {reference} needs {text(row['reference_needs'])} "
         f"for{interval}."
@@ -49,8 +51,10 @@ def _crossing(labels: np.ndarray, levels: np.ndarray, target: float) -> float:
     levels = np.maximum.accumulate(levels)
     if target > levels[-1]:
         return float("inf")
-    after = int(np.searchsorted(levels, target))
-    if after == 0:
-        return float(labels[0])
+    if target < levels[0]:
+        return 0.0
+    after = max(1, int(np.searchsorted(levels, target)))
+    if len(levels) == 1 or levels[after] == levels[after - 1]:
+        return float(labels[after - 1])
     share = (target - levels[after - 1]) / (levels[after] - levels[after - 1])
     return float(np.exp((1 - share) * np.log(labels[after - 1]) + share * np.log(labels[after])))

@@ -24,9 +24,9 @@ class LinearHead:
 
 
 def fit_linear_head(
-    train: np.ndarray, targets: np.ndarray, val: np.ndarray, val_targets: np.ndarray, classes: int
+    train: np.ndarray, targets: np.ndarray, val: np.ndarray, val_targets: np.ndarray, class_weights: bool = True
 ) -> LinearHead:
-    """Logistic regression on features [N, F], standardised and with equal weight for the classes, at its optimum.
+    """Logistic regression on standardised features [N, F], at its optimum; classes may weigh the same.
 
     targets are classes [N], each present, or findings [N, C] of 1, 0 and NaN (not counted), one regression each. Of
     REGULARISATION that with the best balanced accuracy (classes) or AUROC (findings) on [M, F] is taken, the strongest
@@ -35,12 +35,11 @@ def fit_linear_head(
     scaler = StandardScaler().fit(train)
     x, val_x = np.asarray(scaler.transform(train)), np.asarray(scaler.transform(val))
     if targets.ndim == 1:
-        fits = [_fitted(c, x, targets) for c in REGULARISATION]
+        fits = [_fitted(c, x, targets, class_weights) for c in REGULARISATION]
         best = int(np.argmax([balanced_accuracy(val_targets, fit.decision_scores(val_x)) for fit in fits]))
         weight, bias, chosen = fits[best].weight, fits[best].bias, [REGULARISATION[best]]
-        assert weight.shape[0] == classes, "a class without a training image"
     else:
-        weight, bias, chosen = _fit_findings(x, targets, val_x, val_targets)
+        weight, bias, chosen = _fit_findings(x, targets, val_x, val_targets, class_weights)
     scale, mean = np.asarray(scaler.scale_), np.asarray(scaler.mean_)
     weight = weight / scale
     return LinearHead(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), chosen)
@@ -66,9 +65,9 @@ class _Fit:
         return x @ self.weight.T + self.bias
 
 
-def _fitted(c: float, x: np.ndarray, y: np.ndarray) -> _Fit:
+def _fitted(c: float, x: np.ndarray, y: np.ndarray, class_weights: bool) -> _Fit:
     """One row of weights a class; scikit-learn gives a single one for two classes."""
-    model = LogisticRegression(C=c, max_iter=2000, class_weight="balanced").fit(x, y)
+    model = LogisticRegression(C=c, max_iter=2000, class_weight="balanced" if class_weights else None).fit(x, y)
     if len(model.classes_) == 2:
         return _Fit(
             np.vstack([-model.coef_, model.coef_]) / 2, np.concatenate([-model.intercept_, model.intercept_]) / 2
@@ -77,13 +76,13 @@ def _fitted(c: float, x: np.ndarray, y: np.ndarray) -> _Fit:
 
 
 def _fit_findings(
-    x: np.ndarray, targets: np.ndarray, val_x: np.ndarray, val_targets: np.ndarray
+    x: np.ndarray, targets: np.ndarray, val_x: np.ndarray, val_targets: np.ndarray, class_weights: bool
 ) -> tuple[np.ndarray, np.ndarray, list[float]]:
     weights, biases, chosen = [], [], []
     for column in range(targets.shape[1]):
         known, val_known = np.isfinite(targets[:, column]), np.isfinite(val_targets[:, column])
         y, val_y = targets[known, column].astype(int), val_targets[val_known, column].astype(int)
-        fits = [_fitted(c, x[known], y) for c in REGULARISATION]
+        fits = [_fitted(c, x[known], y, class_weights) for c in REGULARISATION]
         best = int(np.argmax([auroc(val_y, fit.decision_scores(val_x[val_known])) for fit in fits]))
         weights.append(2 * fits[best].weight[1])  # the logit of a sigmoid is the difference of the two rows
         biases.append(2 * fits[best].bias[1])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from downstream_task.compare_networks import interval_cells
+from downstream_task.curves import interval_cells
 from downstream_task.frozen_parts import train_with_frozen_parts
 from utils import plots
 from utils.config import run_script
@@ -34,7 +34,7 @@ config: dict[str, Any] = {
     # arms
     "encoders": [
         "random",
-        "runs/pretrain/phantom_resnet18_32px_short_b64_lr0.001_lambda0.005_p512_e9_s0/resnet18_final_state_dict.pt",
+        "runs/pretrain/phantom_resnet18_32px_short_b64_lr0.001_lambda0.005_p512_e7_s0/resnet18_final_state_dict.pt",
     ],
     "parts": ["fc", "layer4+fc", "layer3-4+fc", "layer2-4+fc", "layer1-4+fc", "all"],  # what is trained
     "backbone": "resnet18",
@@ -65,14 +65,15 @@ def main(config: dict[str, Any]) -> None:
     run = train_with_frozen_parts(config)  # type: ignore[arg-type]  # checked there against FrozenPartsConfig
     assert run.summary is not None
     table = pd.read_csv(run.folder / "table.csv")
-    metric = run.summary["metric"].replace("_", " ")
-    kind = " synthetic" if run.summary["synthetic"] else ""
-    title = f"Frozen parts, {run.summary['labels']:,} labelled{kind} X-rays, validation"
+    notes, metric = run.summary["notes"], run.summary["metric"].replace("_", " ")
+    marks = [mark for mark, holds in {"synthetic": run.summary["synthetic"], "transductive": notes}.items() if holds]
+    title = f"Frozen parts, {run.summary['labels']:,} labelled X-rays, validation"
+    title += f" ({', '.join(marks)})" if marks else ""
     run.save_figure("frozen_parts", plots.frozen_parts(table, metric, title))
     cells = table.assign(cell=interval_cells(table))
     print(f"\n{title}: {metric}, mean [95% interval]")
     print(cells.pivot_table("cell", "trainable", "arm", aggfunc="first", sort=False).to_string())
-    print(f"\ntables and figure   {run}/")
+    print("\n".join([*notes, "", f"tables and figure   {run}/"]))
 
 
 if __name__ == "__main__":

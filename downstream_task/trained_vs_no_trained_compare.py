@@ -15,13 +15,9 @@ The same command again goes on where it stopped.
 
 from typing import Any
 
-import pandas as pd
-
-from downstream_task.compare_networks import compare, interval_cells
-from downstream_task.label_savings import savings_sentence
-from utils import plots
+from downstream_task.compare_networks import compare
+from downstream_task.comparison_report import report
 from utils.config import run_script
-from utils.logging_utils import Run
 
 config: dict[str, Any] = {
     # data
@@ -40,7 +36,7 @@ config: dict[str, Any] = {
     "encoders": [  # "random" | "imagenet" | "imagenet:FILE" | *_state_dict.pt; differences are to the first
         "random",
         "imagenet",
-        "runs/pretrain/phantom_resnet18_32px_short_b64_lr0.001_lambda0.005_p512_e9_s0/resnet18_final_state_dict.pt",
+        "runs/pretrain/phantom_resnet18_32px_short_b64_lr0.001_lambda0.005_p512_e7_s0/resnet18_final_state_dict.pt",
     ],
     "backbone": "resnet18",
     "in_channels": 1,
@@ -54,10 +50,10 @@ config: dict[str, Any] = {
     "img_res": 32,
     "recipe": "supervised",  # a name in augmentations/recipes.py
     "num_steps": 40,  # optimiser steps of a fine-tuning, the same for every arm and fraction
-    "evaluations": 4,  # on validation, evenly spread; the best one's weights are kept
+    "evaluations": 4,  # on validation, every num_steps / evaluations steps; the best one's weights are kept
     "batch_size": 32,
     "optimizer": "adam",
-    "lrs": [1e-3],  # to choose from on validation, for each arm; one is no choice
+    "lrs": [1e-3, 3e-3],  # to choose from on validation, for each arm
     "backbone_lr_factor": 0.3,  # the backbone learns at this share of the head's rate
     "optimizer_weight_decay": 1e-5,
     "precision": "auto",  # "auto" | "float32" | "bfloat16"
@@ -68,32 +64,7 @@ config: dict[str, Any] = {
 
 def main(config: dict[str, Any]) -> None:
     """Compare, draw the figure, say what pretraining saves."""
-    run = compare(config)  # type: ignore[arg-type]  # checked there against CompareConfig
-    curves, differences = (_table(run, name) for name in ("curves", "differences"))
-    assert run.summary is not None
-    metric = run.summary["metric"].replace("_", " ")
-    title = "Label efficiency on validation" + (" (synthetic X-rays)" if run.summary["synthetic"] else "")
-    chance = 1 / len(run.summary["classes"]) if metric == "balanced accuracy" else 0.5
-    run.save_figure("label_efficiency", plots.label_efficiency(curves, metric, title, chance))
-    print(report(curves, differences, metric, run))
-
-
-def report(curves: pd.DataFrame, differences: pd.DataFrame, metric: str, run: Run) -> str:
-    """The table of all arms, and a sentence for each pretrained arm, method and fraction."""
-    cells = curves.assign(cell=interval_cells(curves))
-    table = cells.pivot_table("cell", ["method", "labels"], "arm", aggfunc="first", sort=False)
-    lines = ["", f"{metric} on validation, mean [95% interval]", table.to_string(), ""]
-    most = max(curves["labels"].tolist())
-    for row in differences.to_dict("records"):
-        gap = f"{100 * row['difference']:+.1f} points [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-        sentence = savings_sentence(row, row["arm"], row["reference"], most)
-        lines.append(f"{plots.METHOD_NAMES[row['method']]}, {row['labels']} labels: {gap}. {sentence}")
-    notes = run.summary["notes"] if run.summary else []
-    return "\n".join([*lines, *notes, "", f"tables and figure   {run}/"])
-
-
-def _table(run: Run, name: str) -> pd.DataFrame:
-    return pd.read_csv(run.folder / f"{name}.csv")
+    print(report(compare(config)))  # type: ignore[arg-type]  # checked there against CompareConfig
 
 
 if __name__ == "__main__":

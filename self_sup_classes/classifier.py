@@ -60,12 +60,13 @@ class Classifier(nn.Module):
         return nn.Sequential(*stages, *list(head)[:-1])(x)
 
 
-def save_classifier(path: Path, classifier: Classifier, provenance: Provenance) -> None:
+def save_classifier(path: Path, classifier: Classifier, provenance: Provenance | None) -> None:
     """Write a plain torchvision state_dict, atomically; it loads with strict=True once the head is replaced."""
     state = OrderedDict(
         (key, value.detach().cpu().contiguous().clone()) for key, value in classifier.net.state_dict().items()
     )
-    provenance.attach(state)
+    if provenance is not None:
+        provenance.attach(state)
     write_atomically(path, lambda file: torch.save(state, file))
 
 

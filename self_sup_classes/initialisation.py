@@ -41,8 +41,11 @@ def start_from(encoder: str, name: str, in_channels: int, seed: int) -> Start:
     is_imagenet = encoder.startswith("imagenet:")
     path = repo_path(encoder.removeprefix("imagenet:"))
     state = read_state_dict(path)
+    provenance = provenance_of(state)
+    if is_imagenet and (provenance is not None or not _is_torchvisions(state, backbone)):
+        raise UserError(f"{path} is no file of torchvision's ImageNet weights; name an encoder without imagenet:.")
     _load(backbone, state, str(path), is_imagenet)
-    return Start(backbone, NOTHING_SEEN if is_imagenet else provenance_of(state))
+    return Start(backbone, NOTHING_SEEN if is_imagenet else provenance)
 
 
 def random_backbone(name: str, in_channels: int, seed: int) -> Backbone:
@@ -62,6 +65,12 @@ def _download_imagenet(name: str) -> Mapping[str, Tensor]:
             "elsewhere and name the file as imagenet:FILE, or run where there is a network; the other "
             "initialisations need neither."
         ) from error
+
+
+def _is_torchvisions(state: Mapping[str, Tensor], backbone: Backbone) -> bool:
+    """Whether these can be weights for colour images, which X-rays of one channel never trained."""
+    key = f"{first_conv(backbone.net)[0]}.weight"
+    return key not in state or state[key].shape[1] == 3
 
 
 def _load(backbone: Backbone, state: Mapping[str, Tensor], source: str, imagenet: bool) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from augmentations.transform_utils import TwinViews, step_generator
-from dataset_loader.xrays import open_xrays
+from dataset_loader.xrays import check_sizes, open_xrays
 from self_sup_classes.backbones import save_backbone
 from self_sup_classes.barlow import BarlowTwins
 from self_sup_classes.initialisation import random_backbone
@@ -46,13 +46,9 @@ def check_pretrain_config(config: PretrainConfig) -> None:
     """Raise UserError for whatever can be known to be wrong before the data are read."""
     check_config(config, PretrainConfig)
     check_choice("pretrain_on", config["pretrain_on"], ["train", "all"])
-    for key, least in {"batch_size": 2, "img_res": 1, "probe_every": 1, "barlow_lambda": 0, "split_seed": 0}.items():
+    for key, least in {"batch_size": 2, "probe_every": 1, "barlow_lambda": 0, "split_seed": 0}.items():
         check_at_least(key, config[key], least)
-    if config["store_res"] < config["img_res"]:
-        raise UserError(
-            f"store_res is {config['store_res']} and img_res {config['img_res']}: the views would be blown up; "
-            f"set store_res to img_res or a little more, such as {round(config['img_res'] * 8 / 7)}."
-        )
+    check_sizes(config["store_res"], config["img_res"])
     check_fit_config(config, num_images=config["batch_size"])
 
 

@@ -43,7 +43,7 @@ config: dict[str, Any] = {
     "img_res": 32,  # pixels a side of the views
     "recipe": "short",  # a name in augmentations/recipes.py
     # optimisation
-    "num_epochs": 9,
+    "num_epochs": 7,
     "batch_size": 64,  # over all processes; pairs of views
     "optimizer": "adamw",  # "adam" | "adamw" | "sgd"
     "lr": 1e-3,

@@ -64,14 +64,16 @@ def bootstrap_intervals(
     repeats: int = 2000,
     level: float = 0.95,
     seed: int = 0,
+    fewest: int | None = None,
 ) -> dict[str, tuple[float, float, float]]:
     """Each of scores(rows), numbers in 0..1, with its bounds over new groups like groups [M]; rows may repeat.
 
     The standard error over resampled groups, as a Student-t interval on the logit scale (delta method). Percentile
     intervals are too narrow for scores near 1 that hang on few groups (89-94 % of 95 where this one holds 94-96).
-    A score of 0 or 1 has no spread to resample; its bound is the one for that many groups without an exception
-    (Clopper and Pearson 1934). NaN scores of resamples are left out. NaN bounds: no score, or a single group.
-    It is too narrow for a class of under about 20 groups (about 90 % for 7). Raises ValueError outside 0..1.
+    A score of 0 or 1 has no spread to resample; its bound is the one for `fewest` groups without an exception (Clopper
+    and Pearson 1934): those of the rarest class, where classes matter; by default all groups. NaN scores of resamples
+    are left out. NaN bounds: no score, or a single group. It is too narrow for a class of under about 20 groups (about
+    90 % for 7). Raises ValueError outside 0..1.
     """
     now, units = scores(np.arange(len(groups))), len(np.unique(groups))
     outside = {name: value for name, value in now.items() if not (np.isnan(value) or 0 <= value <= 1)}
@@ -79,16 +81,16 @@ def bootstrap_intervals(
         raise ValueError(f"scores must lie in 0..1, not {outside}")
     resampled = [scores(rows) for rows in resamples(groups, repeats, seed)] if units > 1 else []
     return {
-        name: (value, *_bounds(value, np.array([s[name] for s in resampled]), units, level))
+        name: (value, *_bounds(value, np.array([s[name] for s in resampled]), units, level, fewest or units))
         for name, value in now.items()
     }
 
 
-def _bounds(now: float, resampled: np.ndarray, units: int, level: float) -> tuple[float, float]:
+def _bounds(now: float, resampled: np.ndarray, units: int, level: float, fewest: int) -> tuple[float, float]:
     if units < 2 or np.isnan(now):
         return float("nan"), float("nan")
     if now in (0, 1):
-        bound = ((1 - level) / 2) ** (1 / units)
+        bound = ((1 - level) / 2) ** (1 / fewest)
         return (0.0, 1 - bound) if now == 0 else (bound, 1.0)
     if np.isnan(resampled).all():
         return float("nan"), float("nan")

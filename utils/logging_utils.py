@@ -165,6 +165,8 @@ def _plain(value: Any) -> Any:
     """JSON has no NaN: null says that a number is not known."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

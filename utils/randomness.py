@@ -11,3 +11,11 @@ def mixed_seed(*keys: int) -> int:
 def epoch_order(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """The images of one epoch in their order, a permutation of `indices` that depends on (seed, epoch)."""
     return np.random.default_rng([seed, epoch]).permutation(indices)
+
+
+def endless_order(indices: np.ndarray, seed: int, first: int, count: int) -> np.ndarray:
+    """Places `first` to `first + count` of the orders of epoch 0, 1, 2, ... in a row."""
+    passes = range(first // len(indices), -(-(first + count) // len(indices)))
+    row = np.concatenate([epoch_order(indices, seed, number) for number in passes])
+    start = first - passes.start * len(indices)
+    return row[start : start + count]

@@ -19,7 +19,7 @@ from utils.hardware import PRECISIONS, choose_precision
 from utils.logging_utils import Run
 from utils.optimisation import OPTIMIZERS, SCHEDULERS, OptimiserConfig, build_optimizer, lr_multiplier
 from utils.progress import progress_bar
-from utils.randomness import epoch_order, mixed_seed
+from utils.randomness import endless_order, epoch_order, mixed_seed
 
 LOG_EVERY = 10  # steps between TensorBoard points, and between looks for a loss that is not finite
 
@@ -47,6 +47,7 @@ def fit(
     config: FitConfig,
     run: Run,
     lr_factors: Mapping[str, float] | None = None,
+    steps_per_epoch: int | None = None,
     show_progress: bool = True,
 ) -> None:
     """Train `module`, which is on its device, on the images `indices` for config["num_epochs"] epochs.
@@ -56,12 +57,15 @@ def fit(
     The last incomplete batch of an epoch is left out, since a small batch has an outsized loss.
     `end_of_epoch` runs in eval mode, on every process. `lr_factors`: see `build_optimizer`. Frozen parts stay
     in eval mode, and are asserted to be bit-identical afterwards.
+    With `steps_per_epoch`, an epoch is that many steps of an endless row of shuffled passes, however few images
+    there are; otherwise it is one pass.
 
     Raises UserError for a batch larger than the data, a setting that does not exist, a checkpoint that does not
     fit, or a loss that is not finite (the last good checkpoint stays).
     """
-    check_fit_config(config, len(indices))
-    loop = _Loop(module, step, indices, config, run, lr_factors, show_progress and run.is_writer)
+    check_fit_config(config, len(indices) if steps_per_epoch is None else config["batch_size"])
+    show = show_progress and run.is_writer
+    loop = _Loop(module, step, indices, config, run, lr_factors, steps_per_epoch, show)
     frozen = frozen_tensors(module)
     loop.resume()
     while loop.progress.epoch < config["num_epochs"]:
@@ -120,13 +124,15 @@ class _Loop:
         config: FitConfig,
         run: Run,
         lr_factors: Mapping[str, float] | None,
+        steps_per_epoch: int | None,
         show_progress: bool,
     ):
         self.module, self.step, self.indices, self.config, self.run = module, step, indices, config, run
         self.device = next(module.parameters()).device
         self.dtype = choose_precision(config["precision"], self.device)
         self.local_batch_size = distributed.local_batch_size(config["batch_size"])
-        self.steps_per_epoch = len(indices) // config["batch_size"]
+        self.endless = steps_per_epoch is not None
+        self.steps_per_epoch = steps_per_epoch or len(indices) // config["batch_size"]
         self.optimizer = build_optimizer(module, config, lr_factors)
         self.progress = _Progress()
         self.show = show_progress
@@ -161,7 +167,7 @@ class _Loop:
     def run_epoch(self) -> float:
         """The steps that are left of this epoch; images per second."""
         progress, config = self.progress, self.config
-        order = epoch_order(self.indices, config["random_seed"], progress.epoch)
+        order = self.order()
         train_mode(self.module)
         start, first_step = time.perf_counter(), progress.step
         while progress.step < self.steps_per_epoch:
@@ -170,6 +176,14 @@ class _Loop:
                 self.save()
         images = (progress.step - first_step) * config["batch_size"]
         return images / (time.perf_counter() - start)
+
+    def order(self) -> np.ndarray:
+        """The images of the epoch under way, in their order."""
+        seed, epoch = self.config["random_seed"], self.progress.epoch
+        if not self.endless:
+            return epoch_order(self.indices, seed, epoch)
+        images = self.steps_per_epoch * self.config["batch_size"]
+        return endless_order(self.indices, seed, epoch * images, images)
 
     def take_step(self, order: np.ndarray) -> None:
         """One optimiser step, with this process's share of the batch."""

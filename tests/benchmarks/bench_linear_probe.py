@@ -70,7 +70,7 @@ def cached(backbone: Backbone, xrays: XRays, size: int) -> float:
     labels = xrays.columns.labels
     train, val = xrays.indices("train"), xrays.indices("val")
     x, val_x = (forward_all(backbone, xrays, part, size, 1, torch.float32).numpy() for part in (train, val))
-    head = fit_linear_head(x, labels[train], val_x, labels[val], len(xrays.columns.label_names))
+    head = fit_linear_head(x, labels[train], val_x, labels[val])
     return balanced_accuracy(labels[val], val_x @ head.weight.T + head.bias)
 
 

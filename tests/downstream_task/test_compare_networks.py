@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from dataset_loader.phantom_dataset import COVID_ROOT
-from downstream_task.compare_networks import arm_names
 from downstream_task.label_savings import labels_needed, savings_sentence
 from downstream_task.train_models_with_frozen_parts import config as FROZEN_DEFAULTS
 from downstream_task.trained_vs_no_trained_compare import config as DEFAULTS
+from downstream_task.trials import arm_names
 from selfsup_task.pretrain_config import derived_name
 from selfsup_task.train_barlow_twins import config as PRETRAIN_DEFAULTS
 from utils.config import REPO_ROOT, UserError
@@ -60,6 +60,15 @@ def test_scripts_from_labels_to_the_test_part(phantoms: Path, request: pytest.Fi
     accuracy = (predictions.filter(like="p ").to_numpy().argmax(1) == pd.Categorical(predictions["label"]).codes).mean()
     assert scores.loc["accuracy", "value"] == pytest.approx(accuracy)
     assert (result / "figures" / "confusion_matrix.png").exists()
+    whole = script("confusion_matrix", "--runs", f"runs/{name}/compare", "--threads", "1")
+    assert whole.returncode == 0, whole.stderr
+    assert "Label efficiency on the test part (synthetic)" in whole.stdout
+    summary_file = folder / one / "summary.json"
+    summary_file.write_text(summary_file.read_text().replace('"split_hash": "', '"split_hash": "0'))
+    shutil.rmtree(result)
+    changed = script("confusion_matrix", "--runs", f"runs/{name}/compare/{one}", "--threads", "1")
+    assert changed.returncode == 1
+    assert "files came or went" in changed.stderr
 
 
 def test_frozen_parts_script(phantoms: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
@@ -77,6 +86,8 @@ def test_mistakes_are_one_sentence() -> None:
     absent = script("trained_vs_no_trained_compare", "--encoders", "random", "runs/none/x_state_dict.pt")
     assert absent.returncode == 1
     assert absent.stderr.strip().splitlines()[-1].startswith("error: there is no file")
+    twice = script("trained_vs_no_trained_compare", "--encoders", "random", "--fractions", "0.1", "0.1")
+    assert "with a value more than once" in twice.stderr
     nothing = script("confusion_matrix", "--runs", "runs/ci/nothing")
     assert nothing.returncode == 1
     assert "holds no finished fine-tuning run" in nothing.stderr
@@ -96,9 +107,10 @@ def test_label_savings_on_a_known_curve() -> None:
     assert needed["reference_needs"] == pytest.approx(10**1.5)  # half-way between 10 and 100 on the log scale
     assert needed["reference_needs_low"] == needed["reference_needs_high"] == pytest.approx(10**1.5)
     assert labels_needed(0.9 * steady, np.full(3, 0.9), curve)["reference_needs"] == np.inf
-    assert labels_needed(0.4 * steady, np.full(3, 0.4), curve)["reference_needs"] == 10
+    assert labels_needed(0.4 * steady, np.full(3, 0.4), curve)["reference_needs"] == 0
+    assert labels_needed(0.5 * steady, np.full(3, 0.5), curve)["reference_needs"] == 10
     row = {"labels": 10, **labels_needed(0.9 * steady, np.full(3, 0.9), curve)}
-    assert savings_sentence(row, "covid", "random", 1000) == (
-        "With 10 labels covid reaches what random needs more than 1,000 for (95% interval more than 1,000 to more than "
-        "1,000)."
+    assert savings_sentence(row, "covid", "random", 10, 1000) == (
+        "With 10 labels covid reaches what random needs more than 1,000 for (95% of resamples more than 1,000 to more "
+        "than 1,000)."
     )

@@ -16,9 +16,9 @@ from dataset_loader.xrays import open_xrays
 from downstream_task import finetuning
 from downstream_task.linear_head import fit_linear_head
 from downstream_task.trained_vs_no_trained_compare import config as DEFAULTS
-from self_sup_classes.backbones import Backbone, save_backbone
+from self_sup_classes.backbones import Backbone, read_state_dict, save_backbone
 from self_sup_classes.initialisation import random_backbone
-from self_sup_classes.provenance import Provenance
+from self_sup_classes.provenance import Provenance, provenance_of
 from utils import logging_utils
 from utils.config import UserError
 
@@ -62,7 +62,7 @@ def test_a_linear_probe_is_the_optimum_of_logistic_regression() -> None:
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(120, 8)) * np.arange(1, 9), generator.integers(0, 3, 120)
     val, val_y = generator.normal(size=(60, 8)) * np.arange(1, 9), generator.integers(0, 3, 60)
-    head = fit_linear_head(x, y, val, val_y, classes=3)
+    head = fit_linear_head(x, y, val, val_y)
     scaler = StandardScaler().fit(x)
     strength = head.regularisation[0]
     reference = LogisticRegression(C=strength, max_iter=5000, class_weight="balanced").fit(scaler.transform(x), y)
@@ -76,7 +76,7 @@ def test_a_linear_probe_of_findings_leaves_out_what_is_not_known() -> None:
     x, val = generator.normal(size=(100, 4)), generator.normal(size=(50, 4))
     targets, val_targets = (x[:, :2] > 0).astype(float), (val[:, :2] > 0).astype(float)
     spoilt = np.vstack([targets, np.full((20, 2), np.nan)])
-    with_unknown = fit_linear_head(np.vstack([x, x[:20]]), spoilt, val, val_targets, classes=2)
+    with_unknown = fit_linear_head(np.vstack([x, x[:20]]), spoilt, val, val_targets)
     probabilities = 1 / (1 + np.exp(-(val @ with_unknown.weight.T + with_unknown.bias)))
     assert ((probabilities > 0.5) == (val_targets == 1)).mean() > 0.9
 
@@ -134,6 +134,21 @@ def test_a_contaminated_encoder_is_refused_before_anything_is_written(
     assert run.summary["note"].startswith("transductive")
 
 
+def test_a_network_of_unknown_origin_stays_one_after_fine_tuning(
+    finetune: Callable[..., logging_utils.Run], tmp_path: Path
+) -> None:
+    torch.save(Backbone("resnet18", 1).net.state_dict(), tmp_path / "unknown.pt")
+    with pytest.raises(UserError, match="does not say which images"):
+        finetune(encoder=str(tmp_path / "unknown.pt"), method="linear")
+    run = finetune(encoder=str(tmp_path / "unknown.pt"), method="linear", allow_seen=True)
+    assert provenance_of(read_state_dict(run.folder / "resnet18_final_state_dict.pt")) is None
+    known = finetune(method="linear", run_name="known")
+    provenance = provenance_of(read_state_dict(known.folder / "resnet18_final_state_dict.pt"))
+    assert provenance is not None
+    assert known.summary is not None
+    assert len(provenance.seen) == known.summary["labels"]
+
+
 def test_findings_are_learnt_too(finetune: Callable[..., logging_utils.Run], phantoms: Path) -> None:
     root = str(phantoms / CHEXPERT_ROOT)
     findings = ["Lung Opacity", "Cardiomegaly"]
@@ -151,6 +166,9 @@ def test_findings_are_learnt_too(finetune: Callable[..., logging_utils.Run], pha
         ({"encoder": "no/such.pt"}, "there is no file"),
         ({"trainable": "layer5"}, "trainable is 'layer5'"),
         ({"num_steps": 0}, "num_steps"),
+        ({"num_steps": 5}, "evenly spread"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"img_res": 64}, "store_res"),
         ({"recipe": "supervise"}, "did you mean 'supervised'"),
     ],
 )

@@ -55,6 +55,14 @@ def test_imagenets_first_convolution_sees_a_gray_image_as_it_would_see_it_in_thr
     assert start.provenance is NOTHING_SEEN
 
 
+def test_a_chest_x_ray_encoder_does_not_pass_for_imagenet(tmp_path: Path) -> None:
+    save_backbone(tmp_path / "gray.pt", Backbone("resnet18", 1), NOTHING_SEEN)
+    save_backbone(tmp_path / "colour.pt", Backbone("resnet18", 3), NOTHING_SEEN)
+    for name, channels in (("gray.pt", 1), ("colour.pt", 3)):
+        with pytest.raises(UserError, match="no file of torchvision's ImageNet weights"):
+            start_from(f"imagenet:{tmp_path / name}", "resnet18", channels, seed=0)
+
+
 def test_without_a_network_both_ways_to_imagenet_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*arguments: object, **keywords: object) -> None:
         raise URLError("no network")

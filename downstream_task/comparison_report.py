@@ -1,0 +1,31 @@
+"""What a comparison says, on validation or on the test part: a figure, a table, and what pretraining saves."""
+
+import pandas as pd
+
+from downstream_task.curves import interval_cells
+from downstream_task.label_savings import savings_sentence
+from utils import plots
+from utils.logging_utils import Run
+
+
+def report(run: Run) -> str:
+    """Draw figures/label_efficiency.png from curves.csv; the tables and sentences as text."""
+    assert run.summary is not None
+    curves, differences = (pd.read_csv(run.folder / f"{name}.csv") for name in ("curves", "differences"))
+    metric, notes = run.summary["metric"].replace("_", " "), run.summary["notes"]
+    part = "the test part" if run.summary["part"] == "test" else "validation, by which choices were made too"
+    marks = [mark for mark, holds in {"synthetic": run.summary["synthetic"], "transductive": notes}.items() if holds]
+    title = f"Label efficiency on {part}" + (f" ({', '.join(marks)})" if marks else "")
+    chance = 1 / len(run.summary["classes"]) if metric == "balanced accuracy" else 0.5
+    run.save_figure("label_efficiency", plots.label_efficiency(curves, metric, title, chance))
+    cells = curves.assign(cell=interval_cells(curves))
+    table = cells.pivot_table("cell", ["method", "labels"], "arm", aggfunc="first", sort=False)
+    lines = ["", f"{title}: {metric}, mean [95% interval]", table.to_string(), ""]
+    labels = curves["labels"].tolist()
+    for row in differences.to_dict("records"):
+        gap = f"{100 * row['difference']:+.1f} points [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+        sentence = savings_sentence(row, row["arm"], row["reference"], min(labels), max(labels))
+        lines.append(f"{plots.METHOD_NAMES[row['method']]}, {row['labels']} labels: {gap}. {sentence}")
+    lines.append("Intervals are for new images and new draws of labels, not for a new pretraining run.")
+    left_out = [f"left out: {name}" for name in run.summary["left_out"]]
+    return "\n".join([*lines, *left_out, *notes, "", f"tables and figure   {run}/"])

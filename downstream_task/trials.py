@@ -1,0 +1,124 @@
+"""The runs that comparisons are made of: which arm, method and label subset; checked together, run one by one."""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dataset_loader.xrays import XRays
+from downstream_task.finetuning import FinetuneConfig, TrainingConfig, check_finetune_config, finetune, labelled_subset
+from downstream_task.targets import check_learnable, read_targets
+from self_sup_classes.initialisation import start_from
+from self_sup_classes.provenance import check_unseen
+from utils.config import UserError
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a comparison."""
+
+    arm: str
+    encoder: str
+    method: str
+    fraction: float
+    draw: int
+    lr: float
+    trainable: str = "all"
+
+    @property
+    def name(self) -> str:
+        """Its folder inside the comparison's."""
+        what = f"{self.method}_lr{self.lr:g}" if self.method == "finetune" else self.method
+        part = "" if self.trainable == "all" else f"_{self.trainable}"
+        return f"{self.arm}_{what}{part}_f{self.fraction:g}_d{self.draw}"
+
+
+def arm_names(encoders: Iterable[str]) -> dict[str, str]:
+    """A short name for each encoder: what it is, or the run that it comes from. Raises UserError for equal ones."""
+    names: dict[str, str] = {}
+    for encoder in encoders:
+        path = Path(encoder)
+        stem = path.parent.name if path.name.endswith("_state_dict.pt") and path.parent.name else path.stem
+        name = "imagenet" if encoder.startswith("imagenet") else stem
+        if name in names:
+            raise UserError(f"encoders holds {encoder!r} and {names.get(name)!r}, both named {name!r}; keep one.")
+        names[name] = encoder
+    return names
+
+
+def usable_arms(config: TrainingConfig, encoders: list[str], xrays: XRays) -> dict[str, str]:
+    """Arms whose weights can be had. ImageNet's may be out of reach: said on stderr, and the others go on.
+
+    Raises UserError for any other that cannot be loaded or has seen held-out images, and if none is left.
+    """
+    arms = arm_names(encoders)
+    for name, encoder in list(arms.items()):
+        try:
+            start = start_from(encoder, config["backbone"], config["in_channels"], config["random_seed"])
+            check_unseen(start.provenance, xrays, config["allow_seen"], encoder)
+        except UserError as error:
+            if encoder != "imagenet":
+                raise
+            print(f"warning: left out: {error}", file=sys.stderr)
+            del arms[name]
+    if not arms:
+        raise UserError("encoders names nothing that can be run; give 'random' and a *_state_dict.pt under runs/.")
+    return arms
+
+
+def check_trials(trials: Sequence[Trial], config: TrainingConfig, xrays: XRays) -> None:
+    """Raise UserError, before anything is written, for settings or label subsets that no run could be trained with."""
+    targets = read_targets(xrays, config)
+    check_learnable(targets, {"the validation part": xrays.indices("val")})
+    for trial in trials:
+        whole = trial_config(trial, config)
+        check_finetune_config(whole)
+        train = labelled_subset(xrays, targets, whole)
+        check_learnable(targets, {f"the {trial.fraction:.0%} of the labels in draw {trial.draw}": train})
+
+
+def trial_config(trial: Trial, config: TrainingConfig) -> FinetuneConfig:
+    """The config of one fine-tuning."""
+    shared = {key: config[key] for key in TrainingConfig.__annotations__}
+    whole: Any = {
+        **shared,
+        "run_name": f"{config['run_name']}/{trial.name}",
+        "encoder": trial.encoder,
+        "method": trial.method,
+        "trainable": trial.trainable,
+        "label_fraction": trial.fraction,
+        "label_draw": trial.draw,
+        "lr": trial.lr,
+        "random_seed": config["random_seed"] + trial.draw,
+    }
+    return whole
+
+
+def run_trial(trial: Trial, config: TrainingConfig, xrays: XRays) -> dict[str, Any]:
+    """Fine-tune, or look up what was fine-tuned before; a row of summary.csv."""
+    run = finetune(trial_config(trial, config), xrays, show_progress=False)
+    assert run.summary is not None
+    scores = {key.removeprefix("val/"): value for key, value in run.summary.items() if key.startswith("val/")}
+    return {
+        **vars(trial),
+        "labels": run.summary["labels"],
+        "score": run.summary["score"],
+        **scores,
+        "note": run.summary["note"],
+        "run": trial.name,
+    }
+
+
+def check_lists(config: Mapping[str, Any], *keys: str) -> None:
+    """Raise UserError for a list that is empty or holds a value twice, which would count as another draw."""
+    for key in keys:
+        if not config[key]:
+            raise UserError(f"{key} is empty; give at least one.")
+        if len(set(config[key])) < len(config[key]):
+            raise UserError(f"{key} is {config[key]}, with a value more than once; give each once.")
+
+
+def metric_of(xrays: XRays) -> str:
+    """The score that arms are compared by."""
+    return "balanced_accuracy" if xrays.columns.labels.ndim == 1 else "auroc"
