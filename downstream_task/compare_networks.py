@@ -69,6 +69,8 @@ def check_compare_config(config: CompareConfig) -> None:
     check_config(config, CompareConfig)
     check_at_least("draws", config["draws"], 1)
     check_lists(config, "encoders", "methods", "fractions", "lrs")
+    for lr in config["lrs"]:
+        check_at_least("lrs", lr, 0)
     for method in config["methods"]:
         check_choice("methods", method, METHODS)
     for fraction in config["fractions"]:

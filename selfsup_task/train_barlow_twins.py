@@ -1,7 +1,8 @@
 """Pretrain a backbone on chest X-rays without labels, with Barlow Twins. The main job.
 
     python selfsup_task/train_barlow_twins.py
-    python selfsup_task/train_barlow_twins.py --dataset covid --num-epochs 300 --img-res 224 --store-res 256
+    python selfsup_task/train_barlow_twins.py --dataset covid --recipe base --num-epochs 300 --img-res 224 \\
+        --store-res 256
 
 As it stands, the config trains on built-in synthetic X-rays and takes a few minutes on two cores, which shows that
 everything works; so short a training gains little (README, "What to expect"). Afterwards runs/<run_name>/ holds the
@@ -41,7 +42,7 @@ config: dict[str, Any] = {
     "barlow_lambda": 5e-3,  # weight of the off-diagonal (redundancy) term
     # views
     "img_res": 32,  # pixels a side of the views
-    "recipe": "short",  # a name in augmentations/recipes.py
+    "recipe": "short",  # a name in augmentations/recipes.py; for real X-rays start with "base"
     # optimisation
     "num_epochs": 7,
     "batch_size": 64,  # over all processes; pairs of views
