@@ -1,19 +1,12 @@
 """Arms side by side: the same label subsets for every initialisation, and what their scores say with intervals."""
 
-import sys
-from typing import Any
-
-import pandas as pd
-from tqdm import tqdm
-
 from dataset_loader.xrays import XRays, open_xrays
 from downstream_task.curves import analyse
 from downstream_task.finetuning import METHODS, TrainingConfig
-from downstream_task.trials import Trial, check_lists, check_trials, metric_of, run_trial, usable_arms
-from utils.config import UserError, check_at_least, check_choice, check_config
+from downstream_task.trials import Trial, check_lists, check_trials, run_trial, run_trials, shared_summary, usable_arms
+from utils.config import check_at_least, check_choice, check_config
 from utils.hardware import choose_device
 from utils.logging_utils import Run
-from utils.progress import progress_bar
 
 
 class CompareConfig(TrainingConfig):
@@ -36,29 +29,18 @@ def compare(config: CompareConfig) -> Run:
     arms = usable_arms(config, config["encoders"], xrays)
     check_trials(_trials(config, arms, dict.fromkeys(arms, config["lrs"][0])), config, xrays)
     run.start(data=xrays.facts(), arms=arms)
-    rows: list[dict[str, Any]] = []
     lrs = chosen_lrs(config, arms, xrays)
-    trials = _trials(config, arms, lrs)
-    with progress_bar(len(trials), "comparing", unit="run") as bar:
-        for trial in trials:
-            rows.append(run_trial(trial, config, xrays))
-            run.save_table("summary", pd.DataFrame(rows))
-            tqdm.write(f"{trial.name}: {rows[-1]['labels']} labels, {rows[-1]['score']:.3f}", file=sys.stderr)
-            bar.update()
-    table = pd.DataFrame(rows)
+    table = run_trials(_trials(config, arms, lrs), config, xrays, run)
     curves, differences = analyse(table, run.folder, "predictions_val.csv")
     run.save_table("curves", curves)
     run.save_table("differences", differences)
     run.finish(
         {
-            "synthetic": xrays.synthetic,
-            "metric": metric_of(xrays),
+            **shared_summary(table, config, arms, xrays),
             "classes": list(xrays.columns.label_names),
-            "arms": arms,
             "lrs": lrs,
             "left_out": [encoder for encoder in config["encoders"] if encoder not in arms.values()],
             "part": "validation",
-            "notes": sorted({row["note"] for row in rows} - {""}),
         }
     )
     return run
@@ -73,9 +55,6 @@ def check_compare_config(config: CompareConfig) -> None:
         check_at_least("lrs", lr, 0)
     for method in config["methods"]:
         check_choice("methods", method, METHODS)
-    for fraction in config["fractions"]:
-        if not 0 < fraction <= 1:
-            raise UserError(f"fractions holds {fraction}; expected numbers above 0 and up to 1, such as 0.05.")
 
 
 def _trials(config: CompareConfig, arms: dict[str, str], lrs: dict[str, float]) -> list[Trial]:

@@ -14,8 +14,7 @@ def report(run: Run) -> str:
     curves, differences = (pd.read_csv(run.folder / f"{name}.csv") for name in ("curves", "differences"))
     metric, notes = run.summary["metric"].replace("_", " "), run.summary["notes"]
     part = "the test part" if run.summary["part"] == "test" else "validation, by which choices were made too"
-    marks = [mark for mark, holds in {"synthetic": run.summary["synthetic"], "transductive": notes}.items() if holds]
-    title = f"Label efficiency on {part}" + (f" ({', '.join(marks)})" if marks else "")
+    title = plots.marked(f"Label efficiency on {part}", run.summary["synthetic"], bool(notes))
     chance = 1 / len(run.summary["classes"]) if metric == "balanced accuracy" else 0.5
     run.save_figure("label_efficiency", plots.label_efficiency(curves, metric, title, chance))
     cells = curves.assign(cell=interval_cells(curves))

@@ -1,12 +1,12 @@
 """Scores over labels with intervals, and the arms' differences, from the predictions that runs left."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from downstream_task.label_savings import labels_needed
+from downstream_task.predictions import labels_and_probabilities, read_predictions
 from utils.intervals import paired_difference, resampled_scores
 from utils.metrics import balanced_accuracy, finding_scores
 
@@ -52,8 +52,8 @@ class _Cell:
 
     def __init__(self, rows: pd.DataFrame, folder: Path, file: str):
         rows = rows.sort_values("draw")
-        tables = [_read_predictions(folder / run / file) for run in rows["run"]]
-        labels, predictions = zip(*map(_labels_and_probabilities, tables), strict=True)
+        tables = [read_predictions(folder / run / file) for run in rows["run"]]
+        labels, predictions = zip(*map(labels_and_probabilities, tables), strict=True)
         score = balanced_accuracy if labels[0].ndim == 1 else _mean_auroc
         groups = tables[0]["group"].to_numpy()
         self.labels, self.units = int(rows["labels"].iloc[0]), len(np.unique(groups))
@@ -73,22 +73,3 @@ def interval_cells(table: pd.DataFrame) -> list[str]:
 
 def _mean_auroc(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return finding_scores(labels, probabilities)["auroc"]
-
-
-def _read_predictions(path: Path) -> pd.DataFrame:
-    """A predictions table as it was written: a class may be called 0 or NA."""
-    text: Any = {"file": str, "group": str, "label": str}
-    names = pd.read_csv(path, nrows=0).columns
-    blank = {name: [""] for name in names if name.startswith("label ")}
-    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=blank)
-
-
-def _labels_and_probabilities(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Of a predictions table: classes [M] or findings [M, C], and probabilities [M, C]."""
-    columns = [column for column in table if str(column).startswith("p ")]
-    names = [str(column)[2:] for column in columns]
-    if "label" in table:
-        labels = np.array([names.index(label) for label in table["label"]])
-    else:
-        labels = table[[f"label {name}" for name in names]].to_numpy()
-    return labels, table[columns].to_numpy()

@@ -1,10 +1,9 @@
 """`finetune(config)`: a classifier from an encoder and few labels, by gradient descent or as a linear probe."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from augmentations.transform_utils import TwinViews, step_generator
 from dataset_loader.splits import label_subset
 from dataset_loader.xrays import DataConfig, XRays, check_sizes, open_xrays
 from downstream_task.linear_head import fit_linear_head, knn_probabilities
+from downstream_task.predictions import predictions_table
 from downstream_task.probes import forward_all
 from downstream_task.targets import TargetConfig, Targets, check_learnable, loss_function, read_targets
 from self_sup_classes.classifier import FROZEN_STAGES, Classifier, save_classifier
@@ -22,7 +22,7 @@ from utils.config import UserError, check_at_least, check_choice, check_config
 from utils.hardware import choose_device, choose_precision, describe_device, make_deterministic
 from utils.logging_utils import Run
 from utils.memory import keep_freed_memory
-from utils.training_utils import FitConfig, check_fit_config, fit
+from utils.training_utils import FitConfig, StepFunction, check_fit_config, fit
 
 METHODS = ["finetune", "linear"]
 HEADS = ["probe", "zeros"]
@@ -156,25 +156,22 @@ class _Finetuning:
     def train_rest(self) -> None:
         """Gradient descent on all that is not frozen."""
         config, num_frozen = self.config, self.classifier.num_frozen
-        views = TwinViews(config["recipe"], config["img_res"])
         loss_of = loss_function(self.targets, self.train, config["class_weights"])
         fixed = num_frozen > 0 and RECIPES[config["recipe"]] == []  # what the frozen stages see never changes
         if fixed and self.predict(self.train[:1], prefix=True).nbytes * len(self.train) > MOST_ACTIVATIONS:
             fixed = False
-        frozen = self.predict(self.train, prefix=True) if fixed else None
+        activations = self.predict(self.train, prefix=True) if fixed else None
         position = {index: row for row, index in enumerate(self.train.tolist())}
 
-        def step(batch: Tensor, epoch: int, step_in_epoch: int) -> Mapping[str, Tensor]:
-            if frozen is not None:
-                rows = torch.tensor([position[index] for index in batch.tolist()])
-                return {"loss": loss_of(self.classifier.suffix(frozen[rows].to(self.device)), batch)}
-            generator = step_generator(config["random_seed"], epoch, step_in_epoch)
-            y = views.single(self.xrays.batch(batch), generator).expand(-1, config["in_channels"], -1, -1)
-            return {"loss": loss_of(self.classifier(y), batch)}
+        def step_on(frozen: Tensor, batch: Tensor) -> Mapping[str, Tensor]:
+            rows = torch.tensor([position[index] for index in batch.tolist()])
+            return {"loss": loss_of(self.classifier.suffix(frozen[rows].to(self.device)), batch)}
 
         fit(
             self.classifier,
-            step,
+            classify_step(self.classifier, self.xrays, loss_of, config)
+            if activations is None
+            else lambda batch, epoch, step: step_on(activations, batch),
             self.end_of_epoch,
             self.train,
             _fit_config(config),
@@ -231,24 +228,26 @@ class _Finetuning:
         )
 
 
+def classify_step(
+    classifier: Classifier, xrays: XRays, loss_of: Callable[[Tensor, Tensor], Tensor], config: TrainingConfig
+) -> StepFunction:
+    """The engine's step for a classifier: one view of each X-ray by config["recipe"], logits, loss."""
+    views = TwinViews(config["recipe"], config["img_res"])
+
+    def step(batch: Tensor, epoch: int, step_in_epoch: int) -> Mapping[str, Tensor]:
+        generator = step_generator(config["random_seed"], epoch, step_in_epoch)
+        y = views.single(xrays.batch(batch), generator).expand(-1, config["in_channels"], -1, -1)
+        return {"loss": loss_of(classifier(y), batch)}
+
+    return step
+
+
 def labelled_subset(xrays: XRays, targets: Targets, config: FinetuneConfig) -> np.ndarray:
     """Indices of the training images whose labels are used: a nested, stratified fraction of the train part."""
     train = xrays.indices("train")
     strata = targets.strata()[train]
     fraction, draw = config["label_fraction"], config["label_draw"]
     return train[label_subset(xrays.columns.paths[train], strata, fraction, draw, config["split_seed"])]
-
-
-def predictions_table(xrays: XRays, targets: Targets, indices: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
-    """file, group, label (one column a finding if there are several), and a probability for each class or finding."""
-    table = pd.DataFrame({"file": xrays.columns.paths[indices], "group": xrays.columns.groups[indices]})
-    values = targets.values[indices]
-    if values.ndim == 1:
-        table["label"] = [targets.names[value] for value in values]
-    else:
-        table[[f"label {name}" for name in targets.names]] = values
-    table[[f"p {name}" for name in targets.names]] = probabilities
-    return table
 
 
 def _classifier(start: Start, targets: Targets, config: FinetuneConfig) -> Classifier:

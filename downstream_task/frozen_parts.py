@@ -1,19 +1,15 @@
 """Which layers may be frozen? The same fine-tuning with more and more of the network trained."""
 
-import sys
-
 import pandas as pd
-from tqdm import tqdm
 
 from dataset_loader.xrays import open_xrays
 from downstream_task.curves import analyse
 from downstream_task.finetuning import TrainingConfig
-from downstream_task.trials import Trial, check_lists, check_trials, metric_of, run_trial, usable_arms
+from downstream_task.trials import Trial, check_lists, check_trials, run_trials, shared_summary, usable_arms
 from self_sup_classes.classifier import FROZEN_STAGES
 from utils.config import check_at_least, check_choice, check_config
 from utils.hardware import choose_device
 from utils.logging_utils import Run
-from utils.progress import progress_bar
 
 
 class FrozenPartsConfig(TrainingConfig):
@@ -38,7 +34,6 @@ def train_with_frozen_parts(config: FrozenPartsConfig) -> Run:
         return run
     xrays = open_xrays(config, choose_device(config["device"]))
     arms = usable_arms(config, config["encoders"], xrays)
-    rows = []
     trials = [
         Trial(arm, encoder, "finetune", config["label_fraction"], draw, config["lr"], part)
         for draw in range(config["draws"])
@@ -47,24 +42,11 @@ def train_with_frozen_parts(config: FrozenPartsConfig) -> Run:
     ]
     check_trials(trials, config, xrays)
     run.start(data=xrays.facts(), arms=arms)
-    with progress_bar(len(trials), "training", unit="run") as bar:
-        for trial in trials:
-            rows.append(run_trial(trial, config, xrays))
-            run.save_table("summary", pd.DataFrame(rows))
-            tqdm.write(f"{trial.name}: {rows[-1]['score']:.3f}", file=sys.stderr)
-            bar.update()
+    table = run_trials(trials, config, xrays, run)
     parts = [
         analyse(group, run.folder, "predictions_val.csv")[0].assign(trainable=part)
-        for part, group in pd.DataFrame(rows).groupby("trainable", sort=False)
+        for part, group in table.groupby("trainable", sort=False)
     ]
     run.save_table("table", pd.concat(parts))
-    run.finish(
-        {
-            "synthetic": xrays.synthetic,
-            "metric": metric_of(xrays),
-            "labels": int(rows[0]["labels"]),
-            "arms": arms,
-            "notes": sorted({row["note"] for row in rows} - {""}),
-        }
-    )
+    run.finish({**shared_summary(table, config, arms, xrays), "labels": int(table["labels"].iloc[0])})
     return run

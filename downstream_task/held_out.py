@@ -8,13 +8,12 @@ from typing import Any, TypedDict
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import expit, softmax
 from tqdm import tqdm
 
 from dataset_loader.xrays import DataConfig, XRays, open_xrays
 from downstream_task.comparison_report import report
 from downstream_task.curves import analyse
-from downstream_task.finetuning import predictions_table
+from downstream_task.predictions import predictions_table
 from downstream_task.probes import forward_all
 from downstream_task.targets import Targets, read_targets
 from self_sup_classes.backbones import read_state_dict
@@ -25,7 +24,7 @@ from utils.config import UserError, check_config, repo_path
 from utils.hardware import choose_device, choose_precision, describe_device
 from utils.intervals import bootstrap_intervals
 from utils.logging_utils import RUNS_ROOT, Run
-from utils.metrics import calibration_error, classification_scores, finding_scores, fit_temperature, per_class_scores
+from utils.metrics import calibration_error, confusion_counts, fit_temperature, per_class_scores
 
 REPEATS = 300  # resamples behind an interval
 SCORE_COLUMNS = ["score", "value", "low", "high"]
@@ -112,23 +111,20 @@ def _score(run: Run, xrays: XRays, targets: Targets, val: np.ndarray, test: np.n
     rows = xrays.indices("test")
     labels, groups = targets.values[rows], xrays.columns.groups[rows]
     temperature = fit_temperature(val, targets.values[xrays.indices("val")])
-    to_probabilities, score = (softmax, classification_scores) if labels.ndim == 1 else (_sigmoid, finding_scores)
-    probabilities, scaled = to_probabilities(test, axis=1), to_probabilities(test / temperature, axis=1)
+    probabilities, scaled = (targets.probabilities(torch.from_numpy(logits)) for logits in (test, test / temperature))
     run.save_table("predictions", predictions_table(xrays, targets, rows, probabilities))
 
     def scores(chosen: np.ndarray) -> dict[str, float]:
         after = calibration_error(labels[chosen], scaled[chosen])
-        return {**score(labels[chosen], probabilities[chosen]), "ece_after_temperature_scaling": after}
+        return {**targets.scores(rows[chosen], probabilities[chosen]), "ece_after_temperature_scaling": after}
 
     fewest = _fewest_groups(labels, groups)
     table = bootstrap_intervals(scores, groups, REPEATS, fewest=fewest)
     run.save_table("scores", pd.DataFrame([(name, *values) for name, values in table.items()], columns=SCORE_COLUMNS))
     if labels.ndim == 1:
         run.save_table("classes", _class_table(labels, probabilities, groups, targets.names, fewest))
-        counts = np.zeros((len(targets.names), len(targets.names)), dtype=int)
-        np.add.at(counts, (labels, probabilities.argmax(1)), 1)
-        kind = " synthetic" if xrays.synthetic else ""
-        title = f"{len(rows):,}{kind} X-rays of the test part{' (transductive)' if note else ''}"
+        counts = confusion_counts(labels, probabilities)
+        title = plots.marked(f"{len(rows):,} X-rays of the test part", xrays.synthetic, bool(note))
         run.save_figure("confusion_matrix", plots.confusion_matrices(counts, targets.names, title))
     run.finish(
         {
@@ -141,10 +137,6 @@ def _score(run: Run, xrays: XRays, targets: Targets, val: np.ndarray, test: np.n
             **{name: list(values) for name, values in table.items()},
         }
     )
-
-
-def _sigmoid(logits: np.ndarray, axis: int) -> np.ndarray:
-    return expit(logits)
 
 
 def _class_table(

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from torch.nn import functional as F
 
+from downstream_task.probes import class_votes
 from downstream_task.targets import Targets
 from utils.metrics import auroc, balanced_accuracy, knn_scores
 
@@ -50,8 +50,7 @@ def knn_probabilities(train: np.ndarray, targets: np.ndarray, val: np.ndarray, w
     if targets.ndim > 1:
         votes = torch.from_numpy(np.nan_to_num(targets, nan=0.5))
     else:
-        votes = F.one_hot(torch.from_numpy(targets), len(what.names)).float()
-        votes = votes / votes.sum(0)
+        votes = class_votes(targets, len(what.names))
     scores = knn_scores(torch.from_numpy(train), votes, torch.from_numpy(val)).double().numpy()
     return scores if targets.ndim > 1 else scores / scores.sum(1, keepdims=True)
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from augmentations.transform_utils import TwinViews, step_generator
 from dataset_loader.xrays import XRays
+from downstream_task.targets import apply_policy
 from utils.metrics import auroc, balanced_accuracy, knn_scores
 
 REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse strengths C that the linear probe chooses from
@@ -101,13 +102,16 @@ def probed_classes(train_labels: np.ndarray, test_labels: np.ndarray) -> np.ndar
 
 
 def probe_labels(labels: np.ndarray) -> np.ndarray:
-    """Labels as probes take them: classes as they are; findings 0, 1 or NaN where the label is uncertain.
-
-    A blank is a finding that the report does not mention, which CheXpert's authors count as negative.
-    """
+    """Labels as probes take them: classes as they are; findings 0, 1 or NaN where the label is uncertain."""
     if labels.ndim == 1:
         return labels
-    return np.where(labels == -1, np.nan, np.nan_to_num(labels, nan=0.0))
+    return apply_policy(labels, uncertain="ignore", blank="zero")
+
+
+def class_votes(labels: np.ndarray, num_classes: int = -1) -> Tensor:
+    """Soft targets [N, C] of classes [N] for kNN: a frequent class has more neighbours, so each of its has less say."""
+    votes = F.one_hot(torch.from_numpy(labels), num_classes).float()
+    return votes / votes.sum(0)
 
 
 def _rows(features: Tensor, chosen: np.ndarray) -> Tensor:
@@ -121,9 +125,7 @@ def _probe_one(
     test_labels: np.ndarray,
     score: Callable[[np.ndarray, np.ndarray], float],
 ) -> dict[str, float]:
-    one_hot = F.one_hot(torch.from_numpy(labels)).float()
-    one_hot /= one_hot.sum(0)  # a frequent class has more neighbours everywhere: the classes weigh the same
     return {
         "probe/linear": score(test_labels, linear_probe(train.numpy(), labels, test.numpy())),
-        "probe/knn": score(test_labels, knn_scores(train, one_hot, test).numpy()),
+        "probe/knn": score(test_labels, knn_scores(train, class_votes(labels), test).numpy()),
     }

@@ -1,5 +1,6 @@
 """What a classifier is taught: classes, or findings under a policy for uncertain and blank labels."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -95,7 +96,7 @@ def check_learnable(targets: Targets, parts: dict[str, np.ndarray]) -> None:
                 )
 
 
-def loss_function(targets: Targets, train: np.ndarray, class_weights: bool):
+def loss_function(targets: Targets, train: np.ndarray, class_weights: bool) -> Callable[[Tensor, Tensor], Tensor]:
     """(logits [B, C], indices [B]) -> mean loss: cross-entropy, or binary cross-entropy over the known findings.
 
     With class weights, a class (or a finding's positives) weighs by the inverse of its share of the images `train`.

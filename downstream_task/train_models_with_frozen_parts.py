@@ -66,9 +66,8 @@ def main(config: dict[str, Any]) -> None:
     assert run.summary is not None
     table = pd.read_csv(run.folder / "table.csv")
     notes, metric = run.summary["notes"], run.summary["metric"].replace("_", " ")
-    marks = [mark for mark, holds in {"synthetic": run.summary["synthetic"], "transductive": notes}.items() if holds]
     title = f"Frozen parts, {run.summary['labels']:,} labelled X-rays, validation"
-    title += f" ({', '.join(marks)})" if marks else ""
+    title = plots.marked(title, run.summary["synthetic"], bool(notes))
     run.save_figure("frozen_parts", plots.frozen_parts(table, metric, title))
     cells = table.assign(cell=interval_cells(table))
     print(f"\n{title}: {metric}, mean [95% interval]")

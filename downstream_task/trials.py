@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from tqdm import tqdm
+
 from dataset_loader.xrays import XRays
 from downstream_task.finetuning import FinetuneConfig, TrainingConfig, check_finetune_config, finetune, labelled_subset
 from downstream_task.targets import check_learnable, read_targets
 from self_sup_classes.initialisation import start_from
 from self_sup_classes.provenance import check_unseen
 from utils.config import UserError
+from utils.logging_utils import Run
+from utils.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,28 @@ def run_trial(trial: Trial, config: TrainingConfig, xrays: XRays) -> dict[str, A
     }
 
 
+def run_trials(trials: Sequence[Trial], config: TrainingConfig, xrays: XRays, run: Run) -> pd.DataFrame:
+    """Run them all with a progress bar; a row each, in `run`'s summary.csv after every one."""
+    rows: list[dict[str, Any]] = []
+    with progress_bar(len(trials), str(run), unit="run") as bar:
+        for trial in trials:
+            rows.append(run_trial(trial, config, xrays))
+            run.save_table("summary", pd.DataFrame(rows))
+            tqdm.write(f"{trial.name}: {rows[-1]['labels']} labels, {rows[-1]['score']:.3f}", file=sys.stderr)
+            bar.update()
+    return pd.DataFrame(rows)
+
+
+def shared_summary(table: pd.DataFrame, config: TrainingConfig, arms: dict[str, str], xrays: XRays) -> dict[str, Any]:
+    """What every comparison's summary.json says, given the rows of its runs."""
+    return {
+        "synthetic": xrays.synthetic,
+        "metric": read_targets(xrays, config).metric,
+        "arms": arms,
+        "notes": sorted(set(table["note"]) - {""}),
+    }
+
+
 def check_lists(config: Mapping[str, Any], *keys: str) -> None:
     """Raise UserError for a list that is empty or holds a value twice, which would count as another draw."""
     for key in keys:
@@ -117,8 +144,3 @@ def check_lists(config: Mapping[str, Any], *keys: str) -> None:
             raise UserError(f"{key} is empty; give at least one.")
         if len(set(config[key])) < len(config[key]):
             raise UserError(f"{key} is {config[key]}, with a value more than once; give each once.")
-
-
-def metric_of(xrays: XRays) -> str:
-    """The score that arms are compared by."""
-    return "balanced_accuracy" if xrays.columns.labels.ndim == 1 else "auroc"

@@ -119,7 +119,7 @@ class Gauge:
             "view 1": denormalise(y1),
             "view 2": denormalise(y2),
         }
-        title = f"Two views of each X-ray, recipe {self.config['recipe']!r}" + self._synthetic
+        title = plots.marked(f"Two views of each X-ray, recipe {self.config['recipe']!r}", self.xrays.synthetic)
         return plots.image_grid({name: p[:, 0].cpu().numpy() for name, p in pictures.items()}, title)
 
     @torch.no_grad()
@@ -128,8 +128,9 @@ class Gauge:
         n = min(self.config["batch_size"], len(self.sample))
         views = [y.expand(-1, self.config["in_channels"], -1, -1) for y in self._fixed_views(n)[1:]]
         z1, z2 = (self.model.embed(y)[1] for y in views)
-        title = f"Cross-correlation of two views of {n} X-rays, epoch {epoch}{self._synthetic}"
-        return plots.correlation_matrix(cross_correlation(z1, z2).cpu().numpy(), title)
+        title = f"Cross-correlation of two views of {n} X-rays, epoch {epoch}"
+        matrix = cross_correlation(z1, z2).cpu().numpy()
+        return plots.correlation_matrix(matrix, plots.marked(title, self.xrays.synthetic))
 
     def curves_figure(self) -> Figure:
         """The run's curves, with the loss that random embeddings would have."""
@@ -138,11 +139,7 @@ class Gauge:
             config["batch_size"], config["projector_dims"][-1], config["barlow_lambda"]
         )
         levels = {"train/loss": loss, "train/on_diagonal": on_diagonal, "chance": self.chance}
-        return plots.training_curves(self.run.rows, f"{self.run}{self._synthetic}", levels)
-
-    @property
-    def _synthetic(self) -> str:
-        return " (synthetic)" if self.xrays.synthetic else ""
+        return plots.training_curves(self.run.rows, plots.marked(str(self.run), self.xrays.synthetic), levels)
 
 
 def _label_draws(xrays: XRays, seed: int) -> list[np.ndarray]:

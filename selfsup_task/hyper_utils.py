@@ -1,6 +1,6 @@
 """What the self-supervised scripts share: `pretrain(config)`, one Barlow Twins run from images to encoder."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 from augmentations.transform_utils import TwinViews, step_generator
 from dataset_loader.xrays import check_sizes, open_xrays
 from self_sup_classes.backbones import save_backbone
-from self_sup_classes.barlow import BarlowTwins
+from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
 from self_sup_classes.initialisation import random_backbone
 from selfsup_task.gauge import PROBES, Gauge
 from selfsup_task.pretrain_config import PretrainConfig, derived_name
@@ -20,7 +20,7 @@ from utils.hardware import choose_device, describe_device, make_deterministic
 from utils.logging_utils import Run
 from utils.memory import keep_freed_memory
 from utils.randomness import mixed_seed
-from utils.training_utils import check_fit_config, fit
+from utils.training_utils import StepFunction, check_fit_config, fit
 
 
 def pretrain(config: PretrainConfig) -> Run:
@@ -62,8 +62,22 @@ def build_model(config: PretrainConfig) -> BarlowTwins:
         return BarlowTwins(backbone, config["projector_dims"], config["barlow_lambda"])
 
 
-def _pretrain(config: PretrainConfig, device: torch.device, run: Run) -> None:
+def twin_step(
+    twins: Callable[[Tensor, Tensor], BarlowTwinsLoss], images_of: Callable[[Tensor], Tensor], config: PretrainConfig
+) -> StepFunction:
+    """The engine's step for Barlow Twins; `images_of` gives the pixels uint8 [B, 1, S, S] of a batch of indices."""
     views = TwinViews(config["recipe"], config["img_res"])
+
+    def step(batch: Tensor, epoch: int, step_in_epoch: int) -> Mapping[str, Tensor]:
+        generator = step_generator(config["random_seed"], epoch, step_in_epoch, distributed.rank())
+        y1, y2 = views(images_of(batch), generator)  # float32 [B, 1, R, R] each
+        channels = config["in_channels"]
+        return twins(y1.expand(-1, channels, -1, -1), y2.expand(-1, channels, -1, -1))._asdict()
+
+    return step
+
+
+def _pretrain(config: PretrainConfig, device: torch.device, run: Run) -> None:
     model = build_model(config)
     with distributed.main_process_first():
         xrays = open_xrays(config, device)
@@ -73,15 +87,8 @@ def _pretrain(config: PretrainConfig, device: torch.device, run: Run) -> None:
     if run.is_writer:
         xrays.write_split(run.folder)
     model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # torch's stubs lack it
-    twins = distributed.data_parallel(model)
-
-    def step(batch: Tensor, epoch: int, step_in_epoch: int) -> Mapping[str, Tensor]:
-        generator = step_generator(config["random_seed"], epoch, step_in_epoch, distributed.rank())
-        y1, y2 = views(xrays.batch(batch), generator)  # float32 [B, 1, R, R] each
-        channels = config["in_channels"]
-        return twins(y1.expand(-1, channels, -1, -1), y2.expand(-1, channels, -1, -1))._asdict()
-
-    gauge = Gauge(model, views, xrays, indices, config, run)
+    step = twin_step(distributed.data_parallel(model), xrays.batch, config)
+    gauge = Gauge(model, TwinViews(config["recipe"], config["img_res"]), xrays, indices, config, run)
     if run.is_writer and run.checkpoint() is None:
         run.save_figure("views", gauge.views_figure(), step=0)
         run.add_row({"epoch": 0, "step": 0, **gauge.measure_random_network()})

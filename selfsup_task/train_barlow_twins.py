@@ -63,7 +63,7 @@ config: dict[str, Any] = {
 
 def main(config: dict[str, Any]) -> None:
     """Pretrain, then say how it went, where things are, and what to do next."""
-    run = pretrain(config)  # type: ignore[arg-type]
+    run = pretrain(config)  # type: ignore[arg-type]  # checked there against PretrainConfig
     if run.is_writer and run.summary is not None:
         print(report(run.summary, str(run), config))
 

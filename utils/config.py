@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 
 import tyro
 
@@ -51,7 +51,9 @@ def check_config(config: Mapping[str, Any], schema: type) -> None:
     if missing:
         raise UserError(f"config lacks {', '.join(missing)}; add it to the dict at the top of the script.")
     for key, expected in types.items():
-        if not _has_type(config[key], expected):
+        if is_typeddict(expected) and isinstance(config[key], dict):
+            check_config(config[key], expected)
+        elif not _has_type(config[key], expected):
             name = getattr(expected, "__name__", None) if get_origin(expected) is None else str(expected)
             raise UserError(f"config key {key!r} is {config[key]!r} ({type(config[key]).__name__}), expected {name}.")
 
@@ -63,7 +65,7 @@ def _has_type(value: Any, expected: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if expected is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, expected)
+    return isinstance(value, dict if is_typeddict(expected) else expected)
 
 
 def run_script(main: Callable[[dict[str, Any]], object], config: dict[str, Any], description: str | None) -> None:
@@ -72,7 +74,7 @@ def run_script(main: Callable[[dict[str, Any]], object], config: dict[str, Any],
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace", line_buffering=True)  # a Windows console may lack a sign
     try:
-        main(tyro.cli(dict, default=config, description=description))  # type: ignore[arg-type]
+        main(tyro.cli(dict, default=config, description=description))  # type: ignore[arg-type]  # tyro takes a dict as a type, its stubs do not
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

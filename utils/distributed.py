@@ -73,7 +73,7 @@ def gather_with_gradient(z: Tensor) -> Tensor:
     The gradient of a row comes back summed over the processes, each of which computes the same loss. It is
     therefore world_size times too large here, and DistributedDataParallel's mean over processes sets it right.
     """
-    return _Gather.apply(z) if world_size() > 1 else z  # type: ignore[return-value]
+    return _Gather.apply(z) if world_size() > 1 else z  # type: ignore[return-value]  # apply is untyped
 
 
 class _Gather(torch.autograd.Function):

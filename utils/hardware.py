@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 
 import torch
 
@@ -51,6 +52,18 @@ def describe_device(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     kind = platform.processor() or platform.machine()
     return f"{kind} {device.type}, {torch.get_num_threads()} threads"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that were allocated at most: on a CUDA GPU, or else by this process so far; 0 where that is not known."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource  # Windows has none
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes
 
 
 def make_deterministic() -> None:

@@ -15,23 +15,35 @@ else:
     import fcntl
 
 
-@contextmanager
-def exclusive_lock(path: Path, waiting_for: str) -> Iterator[None]:
-    """Hold the lock file `path`, waiting while another process does and saying so once.
+def try_lock(path: Path) -> IO[bytes] | None:
+    """The lock file `path`, open and held until it is closed; None while another process holds it.
 
     Raises UserError if the folder cannot be written to, or its file system has no locks.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
-    except OSError as error:
-        raise UserError(f"cannot write to {path.parent}: {error.strerror}.") from error
-    with file:
+    file = _opened(path)
+    if _lock(file):
+        return file
+    file.close()
+    return None
+
+
+@contextmanager
+def exclusive_lock(path: Path, waiting_for: str) -> Iterator[None]:
+    """Hold the lock file `path`, waiting while another process does and saying so once; raises as try_lock does."""
+    with _opened(path) as file:
         if not _lock(file):
             print(f"another process is {waiting_for}; waiting for it", file=sys.stderr)
             while not _lock(file):
                 time.sleep(0.2)
         yield
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("ab")
+    except OSError as error:
+        raise UserError(f"cannot write to {path.parent}: {error.strerror}.") from error
 
 
 def _lock(file: IO[bytes]) -> bool:

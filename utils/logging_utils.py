@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from utils import distributed
 from utils.config import REPO_ROOT, UserError
 from utils.files import write_atomically, write_json, write_text
+from utils.locks import try_lock
 
 RUNS_ROOT = REPO_ROOT / "runs"
 
@@ -35,7 +36,7 @@ class Run:
 
     def __init__(self, name: str, config: Mapping[str, Any], runs_root: Path = RUNS_ROOT):
         """Raises UserError if the folder holds a run with another config, or something that is no run."""
-        self.folder = runs_root / name
+        self.name, self.folder = name, runs_root / name
         if not self.folder.resolve().is_relative_to(runs_root.resolve()):
             raise UserError(f"run_name is {name!r}, which lies outside {runs_root}; give a name such as 'covid/first'.")
         self.is_writer = distributed.rank() == 0
@@ -141,6 +142,27 @@ class Run:
             if self._writer is not None:
                 self._writer.close()
             write_json(self.folder / "summary.json", _plain(self.summary))
+
+    # --- a trial of a sweep, which others may be at work on, and which may fail ---
+
+    def lock(self) -> IO[bytes] | None:
+        """Held until it is closed or this process ends, however it ends; None while another process holds it."""
+        return try_lock(self.folder / ".lock")
+
+    def reread(self) -> None:
+        """Look again for the summary, which another process may have written."""
+        self.summary = _read_json(self.folder / "summary.json")
+
+    @property
+    def error(self) -> str:
+        """What `fail` recorded; "" if it was never called, or the run was finished since."""
+        path = self.folder / "error.txt"
+        return path.read_text(encoding="utf-8") if path.exists() and self.summary is None else ""
+
+    def fail(self, error: str) -> None:
+        """error.txt: why the run could not be finished."""
+        if self.is_writer:
+            write_text(self.folder / "error.txt", error)
 
     def _tensorboard(self, step: int) -> SummaryWriter:
         if self._writer is None:  # events after the checkpoint that we resume from are struck out

@@ -1,4 +1,8 @@
-"""Numbers about predictions and embeddings, exact over all samples."""
+"""Numbers about predictions and embeddings, exact over all samples.
+
+scikit-learn has many of them, at 1 to 3 ms a call; intervals need thousands of calls a network. What they resample is
+computed here, 20 times as fast, and tested against scikit-learn.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,7 +11,7 @@ import pandas as pd
 import torch
 from scipy.optimize import root_scalar
 from scipy.special import expit, softmax
-from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, recall_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -66,16 +70,24 @@ def classification_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict
     _check(labels, probabilities, np.arange(probabilities.shape[1]))
     if len(labels) == 0:
         return dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "auroc", "auprc", "ece"), float("nan"))
-    predicted, classes = probabilities.argmax(1), np.unique(labels)
-    ranking = [_ranking_scores(labels == c, probabilities[:, c]) for c in classes.astype(int)]
+    counts = confusion_counts(labels, probabilities)
+    occurring = np.flatnonzero(counts.sum(1))
+    right, labelled, called = (a[occurring] for a in (counts.diagonal(), counts.sum(1), counts.sum(0)))
+    ranking = [_ranking_scores(labels == c, probabilities[:, c]) for c in occurring]
     return {
-        "accuracy": float((predicted == labels).mean()),
-        "balanced_accuracy": float(recall_score(labels, predicted, labels=classes, average="macro")),
-        "macro_f1": float(f1_score(labels, predicted, labels=classes, average="macro")),
+        "accuracy": float(counts.trace() / len(labels)),
+        "balanced_accuracy": float((right / labelled).mean()),
+        "macro_f1": float((2 * right / (labelled + called)).mean()),
         "auroc": _mean(area for area, _ in ranking),
         "auprc": _mean(precision for _, precision in ranking),
         "ece": calibration_error(labels, probabilities),
     }
+
+
+def confusion_counts(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """[C, C] images by label (row) and likeliest class (column) of labels [M] and probabilities [M, C]."""
+    c = probabilities.shape[1]
+    return np.bincount(labels.astype(int) * c + probabilities.argmax(1), minlength=c * c).reshape(c, c)
 
 
 def per_class_scores(labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:
@@ -161,10 +173,16 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _ranking_scores(positive: np.ndarray, score: np.ndarray) -> tuple[float, float]:
-    """AUROC and average precision of score [M] for positive [M]; NaN unless both values occur."""
-    if positive.all() or not positive.any():
+    """AUROC and average precision of score [M] for positive [M] (bool); NaN unless both values occur."""
+    total = int(positive.sum())
+    if total in (0, len(positive)):
         return float("nan"), float("nan")
-    return float(roc_auc_score(positive, score)), float(average_precision_score(positive, score))
+    order = np.argsort(-score, kind="stable")
+    thresholds = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)  # the last of each run of equals
+    hits, called = np.cumsum(positive[order])[thresholds], thresholds + 1
+    gained, false = np.diff(hits, prepend=0), np.diff(called - hits, prepend=0)
+    area = (false * (hits - gained / 2)).sum() / (total * (len(positive) - total))
+    return float(area), float((gained * hits / called).sum() / total)
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -1,11 +1,11 @@
 """Optimizers and learning-rate schedules, by the names that configs use."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 OPTIMIZERS = ["adam", "adamw", "sgd"]
 SCHEDULERS = ["cosine", "constant", "multiplicative"]
@@ -45,6 +45,30 @@ def build_optimizer(
         return torch.optim.SGD(settings, momentum=0.9, fused=fused)
     kind = torch.optim.AdamW if config["optimizer"] == "adamw" else torch.optim.Adam
     return kind(settings, fused=fused)
+
+
+def gradient_step(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    forward: Callable[[], Mapping[str, Tensor]],
+    lr: float,
+    gradient_clip: float,
+    dtype: torch.dtype,
+) -> Mapping[str, Tensor]:
+    """One step at learning rate `lr` down the "loss" of what `forward` gives under autocast to `dtype`; all it gives.
+
+    The gradient's norm is clipped to gradient_clip, 0 for never.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+    with torch.autocast(next(module.parameters()).device.type, dtype, enabled=dtype != torch.float32):
+        metrics = forward()
+    optimizer.zero_grad(set_to_none=True)
+    metrics["loss"].backward()
+    if gradient_clip > 0:
+        nn.utils.clip_grad_norm_(module.parameters(), gradient_clip)
+    optimizer.step()
+    return metrics
 
 
 def lr_multiplier(global_step: int, steps_per_epoch: int, config: OptimiserConfig) -> float:

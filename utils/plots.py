@@ -13,6 +13,13 @@ DIMENSIONS_SHOWN = 64  # more are too fine for a picture: the diagonal vanishes
 BLUE, ORANGE, GREEN, PINK, BLACK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000"
 COLOURS = (BLACK, ORANGE, BLUE, GREEN, PINK, "#D55E00", "#56B4E9")
 METHOD_NAMES = {"linear": "linear probe", "finetune": "fine-tuning"}
+SCAN_SCORES = {"linear": "linear probe", "full": "full fine-tuning"}  # columns of a scan's table
+
+
+def marked(title: str, synthetic: bool, transductive: bool = False) -> str:
+    """The title with what its numbers must not be read without."""
+    marks = [mark for mark, holds in {"synthetic": synthetic, "transductive": transductive}.items() if holds]
+    return f"{title} ({', '.join(marks)})" if marks else title
 
 
 def image_grid(columns: Mapping[str, np.ndarray], title: str) -> Figure:
@@ -66,7 +73,7 @@ def training_curves(rows: Sequence[Mapping[str, float]], title: str, levels: Map
 def label_efficiency(curves: pd.DataFrame, metric: str, title: str, chance: float) -> Figure:
     """Score over labels (log scale), a panel a method, a line with its 95% interval an arm.
 
-    curves  columns arm, method, labels, mean, low, high, as compare_networks.analyse gives them
+    curves  columns arm, method, labels, mean, low, high, as downstream_task.curves gives them
     """
     methods, arms = list(dict.fromkeys(curves["method"])), list(dict.fromkeys(curves["arm"]))
     figure = Figure(figsize=(5.2 * len(methods) + 0.6, 4.4), layout="constrained")
@@ -123,6 +130,57 @@ def confusion_matrices(counts: np.ndarray, names: Sequence[str], title: str) -> 
         ax.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
         ax.set_yticks(range(len(names)), names, fontsize=8)
         ax.set(xlabel="predicted", ylabel="label", title=what)
+    return figure
+
+
+def heat_maps(grids: Mapping[str, pd.DataFrame], title: str, unit: str, form: str = "{:.3f}") -> Figure:
+    """A titled heat map for each grid, with its numbers; rows and columns have the names of index and columns."""
+    rows, columns = next(iter(grids.values())).shape
+    size = (len(grids) * (1.6 + 0.75 * columns) + 1, 1.8 + 0.42 * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    everything = np.concatenate([grid.to_numpy(float).ravel() for grid in grids.values()])
+    low, high = (np.nanmin(everything), np.nanmax(everything)) if np.isfinite(everything).any() else (0, 1)
+    axes = figure.subplots(1, len(grids), squeeze=False)[0]
+    for ax, (name, grid) in zip(axes, grids.items(), strict=True):
+        ax.imshow(grid.to_numpy(float), cmap="cividis", vmin=low, vmax=high, aspect="auto")
+        for (row, column), value in np.ndenumerate(grid.to_numpy(float)):
+            colour = "black" if value > (low + high) / 2 else "white"
+            text = form.format(value) if np.isfinite(value) else "not run"
+            ax.text(
+                column, row, text, ha="center", va="center", fontsize=8, color=colour if np.isfinite(value) else "gray"
+            )
+        ax.set_xticks(range(columns), map(str, grid.columns), rotation=30, ha="right", fontsize=8)
+        ax.set_yticks(range(rows), map(str, grid.index), fontsize=8)
+        ax.set(xlabel=grid.columns.name, ylabel=grid.index.name)
+        ax.set_title(name, fontsize=10)
+    figure.colorbar(axes[0].images[0], ax=axes, label=unit)
+    return figure
+
+
+def scores_beside_pictures(table: pd.DataFrame, pictures: Mapping[str, np.ndarray], title: str) -> Figure:
+    """A scan's two scores as bars, a trial a row, and beside them the trial's pictures [k, H, W] in 0..1."""
+    n, k = len(table), len(next(iter(pictures.values())))
+    figure = Figure(figsize=(6.5 + 0.95 * k, 0.95 * n + 1.4))
+    figure.suptitle(title, fontsize=11)
+    grid = figure.add_gridspec(
+        n, k + 1, width_ratios=[3.4] + [0.95] * k, wspace=0.06, hspace=0.08,
+        left=0.28, right=0.99, bottom=0.75 / (0.95 * n + 1.4), top=1 - 0.55 / (0.95 * n + 1.4),
+    )  # fmt: skip
+    bars = figure.add_subplot(grid[:, 0])
+    for shift, (column, name), colour in zip((-0.19, 0.19), SCAN_SCORES.items(), (BLUE, ORANGE), strict=True):
+        drawn = bars.barh(np.arange(n) + shift, table[column], 0.36, color=colour, label=name)
+        bars.bar_label(drawn, fmt="%.3f", fontsize=7, padding=2)
+    largest = float(table[list(SCAN_SCORES)].to_numpy().max())
+    bars.set(ylim=(n - 0.5, -0.5), xlim=(0, 1.22 * largest))
+    bars.set_yticks(range(n), [name.replace("+", " + ") for name in table["trial"]], fontsize=8, wrap=True)
+    bars.set_xlabel(f"{str(table['metric'].iloc[0]).replace('_', ' ')} on validation (one run each)", fontsize=9)
+    bars.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    for row, name in enumerate(table["trial"]):
+        for column, picture in enumerate(pictures[name]):
+            ax = figure.add_subplot(grid[row, column + 1])
+            ax.imshow(picture, cmap="gray", vmin=0, vmax=1)
+            ax.set_axis_off()
     return figure
 
 

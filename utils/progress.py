@@ -6,14 +6,16 @@ from typing import Any
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 30
+CURSOR_UP = "\x1b[A"  # how tqdm goes back from a bar inside another
 
 
 class _Lines:
     """stderr for a bar that is not drawn over itself."""
 
     def write(self, text: str) -> None:
-        if text.strip():
-            sys.stderr.write(text.strip() + "\n")
+        line = text.replace(CURSOR_UP, "").strip()
+        if line:
+            sys.stderr.write(line + "\n")
 
     def flush(self) -> None:
         sys.stderr.flush()

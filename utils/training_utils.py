@@ -1,5 +1,6 @@
 """The one engine: `fit` trains any module with any step function, and goes on after a crash to the bit."""
 
+import functools
 import math
 import sys
 import time
@@ -17,7 +18,7 @@ from utils.config import UserError, check_at_least, check_choice
 from utils.freezing import assert_unchanged, frozen_tensors, train_mode
 from utils.hardware import PRECISIONS, choose_precision
 from utils.logging_utils import Run
-from utils.optimisation import OPTIMIZERS, SCHEDULERS, OptimiserConfig, build_optimizer, lr_multiplier
+from utils.optimisation import OPTIMIZERS, SCHEDULERS, OptimiserConfig, build_optimizer, gradient_step, lr_multiplier
 from utils.progress import progress_bar
 from utils.randomness import endless_order, epoch_order, mixed_seed
 
@@ -189,19 +190,12 @@ class _Loop:
         """One optimiser step, with this process's share of the batch."""
         progress, config = self.progress, self.config
         lr = config["lr"] * lr_multiplier(self.global_step, self.steps_per_epoch, config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["lr_factor"]
         # dropout and stochastic depth draw from torch's global generator
         torch.manual_seed(mixed_seed(config["random_seed"], progress.epoch, progress.step, distributed.rank()))
         first = progress.step * config["batch_size"] + distributed.rank() * self.local_batch_size
         batch = torch.from_numpy(order[first : first + self.local_batch_size])
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            metrics = self.step(batch, progress.epoch, progress.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        metrics["loss"].backward()
-        if config["gradient_clip"] > 0:
-            nn.utils.clip_grad_norm_(self.module.parameters(), config["gradient_clip"])
-        self.optimizer.step()
+        forward = functools.partial(self.step, batch, progress.epoch, progress.step)
+        metrics = gradient_step(self.module, self.optimizer, forward, lr, config["gradient_clip"], self.dtype)
         progress.add(metrics)
         self.bar.update(config["batch_size"])
         if progress.step % LOG_EVERY == 0 or progress.step == self.steps_per_epoch:

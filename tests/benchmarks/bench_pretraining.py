@@ -111,7 +111,7 @@ def make_step(loss_of: Callable[[Tensor, Tensor], Tensor], module: nn.Module, fu
 
 def our_step(d: int, device: torch.device, dtype: torch.dtype) -> Callable[..., None]:
     """The step of this repo, as utils.training_utils.fit takes it."""
-    model = BarlowTwins(Backbone("resnet18", 1), [d], LAMBDA).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = BarlowTwins(Backbone("resnet18", 1), [d], LAMBDA).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
     def loss_of(y1: Tensor, y2: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):

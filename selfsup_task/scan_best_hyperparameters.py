@@ -1,0 +1,70 @@
+"""Which lambda and which projector? A pretraining for each pair, judged by what it gives downstream.
+
+    python selfsup_task/scan_best_hyperparameters.py
+    python selfsup_task/scan_best_hyperparameters.py --lambdas 5e-3 1e-3 --projectors 512 512-1024
+    python selfsup_task/scan_best_hyperparameters.py --dataset covid --img-res 224 --store-res 256 --num-epochs 20 \\
+        --recipe base --batch-size 128 --run-name scans/covid_hyperparameters \\
+        --lambdas 1e-1 5e-2 1e-2 5e-3 1e-3 5e-4 1e-4 \\
+        --projectors 512 1024 2048 512-512 512-1024 512-2048 2048-2048-2048 8192-8192-8192
+
+A projector is its widths with dashes between them; the last is the embedding's. The third command is the whole grid,
+for a GPU. The loss ranks nothing here, since its scale depends on lambda and on the width: a linear probe and a full
+fine-tuning on validation do. runs/<run_name>/ holds summary.csv, a figure of two heat maps and a
+folder a trial. As it stands, minutes on two cores on synthetic X-rays, too short to choose by. The same command again
+goes on where it stopped, another part of the grid adds to it, and several may work on one scan at once.
+"""
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from selfsup_task.scan_base import SCAN_BASE
+from selfsup_task.scanning import conclude, scan
+from utils import plots
+from utils.config import UserError, run_script
+
+config: dict[str, Any] = {
+    **SCAN_BASE,  # selfsup_task/scan_base.py: the pretraining and fine-tuning that only these two vary in
+    "run_name": "scans/phantom_hyperparameters",
+    "lambdas": [5e-2, 5e-3, 5e-4],
+    "projectors": ["512", "2048", "512-512"],
+}
+
+
+def main(config: dict[str, Any]) -> None:
+    """Scan the grid, draw it, name the winner."""
+    trials = {
+        f"lambda{lambd:g}_p{projector}": {"barlow_lambda": lambd, "projector_dims": widths(projector)}
+        for lambd in config["lambdas"]
+        for projector in config["projectors"]
+    }
+    run, table = scan(config, trials, varied=["lambdas", "projectors"])  # type: ignore[arg-type]  # checked there against ScanConfig
+
+    def draw(finished: pd.DataFrame) -> Figure:
+        cells = finished.set_index("trial")
+        names = [[f"lambda{lambd:g}_p{projector}" for projector in config["projectors"]] for lambd in config["lambdas"]]
+        grids = {
+            title: pd.DataFrame(
+                [[cells[column].get(name, float("nan")) for name in row] for row in names],
+                index=pd.Index([f"{lambd:g}" for lambd in config["lambdas"]], name="lambda"),
+                columns=pd.Index(config["projectors"], name="projector"),
+            )
+            for column, title in plots.SCAN_SCORES.items()
+        }
+        title = plots.marked("Which lambda and which projector?", bool(finished["synthetic"].any()))
+        return plots.heat_maps(grids, title, str(finished["metric"].iloc[0]).replace("_", " ") + " on validation")
+
+    conclude(run, table, draw)
+
+
+def widths(projector: str) -> list[int]:
+    """[512, 1024] of "512-1024"."""
+    try:
+        return [int(width) for width in projector.split("-")]
+    except ValueError:
+        raise UserError(f"projectors holds {projector!r}; expected widths with dashes, such as 512-1024.") from None
+
+
+if __name__ == "__main__":
+    run_script(main, config, __doc__)

@@ -1,0 +1,62 @@
+"""Which augmentations make the best views? One extra each on top of the base recipe, then combinations.
+
+    python selfsup_task/scan_best_transformations.py
+    python selfsup_task/scan_best_transformations.py --dataset covid --img-res 64 --store-res 72 --num-epochs 20 \\
+        --projector-dims 512 1024 1024 --batch-size 128 --run-name scans/covid_transformations
+    python selfsup_task/scan_best_transformations.py --only base+vflip base+equalize
+
+Each recipe of augmentations/recipes.py that is named below gets a pretraining; a linear probe and a full fine-tuning on
+validation judge it. runs/<run_name>/ holds summary.csv, a figure (both scores as bars, beside what
+each recipe does to one X-ray) and a folder a trial. As it stands, minutes on two cores on synthetic X-rays, too short
+to choose by. The same command again goes on where it stopped, and several may work on one scan at once.
+"""
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from dataset_loader.xrays import open_xrays
+from selfsup_task.scan_base import SCAN_BASE
+from selfsup_task.scanning import conclude, contact_sheet, scan
+from utils import plots
+from utils.config import run_script
+from utils.hardware import choose_device
+
+config: dict[str, Any] = {
+    **SCAN_BASE,  # selfsup_task/scan_base.py: the pretraining and fine-tuning that only the recipe varies in
+    "run_name": "scans/phantom_transformations",
+    "recipes": [
+        # one extra each
+        "base",
+        "base+blur+noise",
+        "base+equalize",
+        "base+rotation",
+        "base+brightness+contrast",
+        "base+perspective",
+        "base+vflip",
+        # combinations
+        "base+vflip+equalize",
+        "base+vflip+equalize+perspective",
+        "base+vflip+equalize+perspective+blur+noise",
+        "base+vflip+equalize+perspective+blur+noise+rotation",
+    ],
+}
+
+
+def main(config: dict[str, Any]) -> None:
+    """Scan the recipes, draw the table, name the winner."""
+    trials = {recipe: {"recipe": recipe} for recipe in config["recipes"]}
+    run, table = scan(config, trials, varied=["recipes"])  # type: ignore[arg-type]  # checked there against ScanConfig
+
+    def draw(finished: pd.DataFrame) -> Figure:
+        xrays = open_xrays(config, choose_device("cpu"))  # type: ignore[arg-type]  # a part of ScanConfig
+        sheet = contact_sheet(xrays, list(finished["trial"]), config["img_res"])
+        title = plots.marked("What each recipe's views look like, and what they are worth", xrays.synthetic)
+        return plots.scores_beside_pictures(finished, sheet, title)
+
+    conclude(run, table, draw)
+
+
+if __name__ == "__main__":
+    run_script(main, config, __doc__)

@@ -1,0 +1,159 @@
+"""What the scans share: a trial is a pretraining, judged by a linear probe and a full fine-tuning on validation."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from augmentations.transform_utils import TwinViews, denormalise, step_generator
+from dataset_loader.xrays import DataConfig, XRays, read_columns
+from downstream_task.finetuning import FinetuneConfig, check_finetune_config, finetune
+from downstream_task.targets import TargetConfig
+from selfsup_task.hyper_utils import check_pretrain_config, pretrain
+from selfsup_task.pretrain_config import PretrainConfig
+from selfsup_task.timing import seconds_a_pair
+from utils.config import UserError, check_config
+from utils.logging_utils import Run
+from utils.sweeps import check_all_finished, open_sweep, ranked, run_sweep
+
+TRAIN_SHARE = 0.8  # of the images, for a forecast
+
+
+class FinetunePart(TargetConfig):
+    """How a scan fine-tunes: what FinetuneConfig has and the pretraining does not say."""
+
+    label_fraction: float
+    head: str
+    recipe: str
+    num_steps: int
+    evaluations: int
+    batch_size: int
+    optimizer: str
+    lr: float
+    backbone_lr_factor: float
+    optimizer_weight_decay: float
+
+
+class ScanConfig(PretrainConfig):
+    """The keys that all scans have; scan_base.py holds their values."""
+
+    finetune: FinetunePart
+    only: list[str]
+
+
+def scan(
+    config: ScanConfig, trials: Mapping[str, Mapping[str, Any]], varied: Sequence[str] = ()
+) -> tuple[Run, pd.DataFrame]:
+    """Run the trials {name: overrides of config}: the sweep's run, and a row a trial (utils.sweeps.run_sweep).
+
+    `varied` are keys of the script that make the table of trials: with other lists the same folder goes on.
+    Prints the plan first. Raises UserError for a config that cannot be used, before anything is written.
+    """
+    own: Any = {key: value for key, value in config.items() if key not in varied}
+    check_config(own, ScanConfig)
+    shared = {key: value for key, value in own.items() if key not in ("only", "run_name")}
+    run, runs = open_sweep(config["run_name"], shared, trials, config["only"])
+    for trial in runs.values():
+        check_trial(trial.config)
+    print_plan(runs, config["only"])
+    return run, run_sweep(run, runs, pretrain_and_probe, config["only"])
+
+
+def check_trial(config: Mapping[str, Any]) -> None:
+    """Raise UserError for whatever can be known to be wrong with a trial before the data are read."""
+    check_pretrain_config(_pretraining(config))
+    check_finetune_config(finetuning(config, "linear", "random"))
+    if config["pretrain_on"] != "train":
+        raise UserError(
+            f"pretrain_on is {config['pretrain_on']!r}, but trials are ranked by validation images, which must be "
+            'unseen; set it to "train".'
+        )
+
+
+def pretrain_and_probe(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Pretrain on the train part, then a linear probe and a full fine-tuning, both scored on validation.
+
+    Returns linear and full (balanced accuracy, or mean AUROC of findings), by which trials may be ranked, and the
+    pretraining's loss, which may not rank them (its scale depends on lambda, batch and projector), rank and speed.
+    """
+    run = pretrain(_pretraining(config))
+    assert run.summary is not None
+    encoder = f"{run}/{config['backbone']}_final_state_dict.pt"
+    linear, full = (finetune(finetuning(config, method, encoder)).summary for method in ("linear", "finetune"))
+    assert linear is not None
+    assert full is not None
+    return {
+        "linear": linear["score"],
+        "full": full["score"],
+        "metric": linear["metric"],
+        "loss": run.summary["loss_last_epoch"],
+        "rank": run.summary["rank"],
+        "images_per_second": run.summary["images_per_second"],
+        "synthetic": run.summary["synthetic"],
+    }
+
+
+def finetuning(config: Mapping[str, Any], method: str, encoder: str) -> FinetuneConfig:
+    """The fine-tuning of a trial."""
+    shared = {key: config[key] for key in (*DataConfig.__annotations__, *_SHARED)}
+    whole: Any = {
+        **shared,
+        **config["finetune"],
+        "run_name": f"{config['run_name']}/{method}",
+        "encoder": encoder,
+        "method": method,
+        "trainable": "all",
+        "label_draw": 0,
+        "allow_seen": False,
+    }
+    return whole
+
+
+def conclude(run: Run, table: pd.DataFrame, draw: Callable[[pd.DataFrame], Figure], by: str = "linear") -> None:
+    """Save the figure of the finished trials and print their ranking; UserError with the failed trials, if any."""
+    best = ranked(table, by)
+    if len(best):
+        run.save_figure(run.name.rpartition("/")[2], draw(best.sort_index()))
+        print(f"\n{best.to_string(index=False, float_format='{:.3f}'.format)}")
+        note = ", synthetic" if best["synthetic"].tolist()[0] else ""
+        print(f"\nbest by {by} on validation, one run each{note}: {best['trial'].iloc[0]}")
+    print(f"table and figure   {run}/")
+    check_all_finished(table)
+
+
+def contact_sheet(xrays: XRays, recipes: Sequence[str], size: int, views: int = 4) -> dict[str, np.ndarray]:
+    """What each recipe makes of one training X-ray: [views, size, size] in 0..1 by recipe."""
+    image = xrays.batch(torch.from_numpy(xrays.indices("train")[:1]).expand(views))
+    return {
+        recipe: denormalise(TwinViews(recipe, size)(image, step_generator(0, 0, 0))[0])[:, 0].cpu().numpy()
+        for recipe in recipes
+    }
+
+
+def print_plan(runs: Mapping[str, Run], only: Sequence[str]) -> None:
+    """Say on stderr what will be run and how long it may take, by a short probe of each kind of network."""
+    todo = [run.config for name, run in runs.items() if run.summary is None and (not only or name in only)]
+    print(f"{len(todo)} of {len(runs)} trials to run: {', '.join(str(c['run_name']) for c in todo)}", file=sys.stderr)
+    if todo:
+        images = round(TRAIN_SHARE * len(read_columns(_pretraining(todo[0]))))
+        seconds = sum(seconds_a_pair(_pretraining(config)) * _pairs(config, images) for config in todo)
+        print(f"about {max(1, round(seconds / 60))} minutes by a probe of a few steps", file=sys.stderr)
+
+
+def _pairs(config: Mapping[str, Any], images: int) -> float:
+    """Pairs of views that a trial costs: a fine-tuning step costs half, a forward pass a sixth."""
+    part = config["finetune"]
+    return config["num_epochs"] * images + part["num_steps"] * part["batch_size"] / 2 + 3 * images / 6
+
+
+def _pretraining(config: Mapping[str, Any]) -> PretrainConfig:
+    whole: Any = {key: config[key] for key in PretrainConfig.__annotations__}
+    whole["run_name"] = f"{config['run_name']}/pretrain"
+    return whole
+
+
+_SHARED = ["random_seed", "backbone", "in_channels", "img_res", "precision", "device", "threads"]

@@ -1,0 +1,85 @@
+"""The learning-rate range test: the loss while the learning rate rises from far too small to far too large."""
+
+import copy
+import functools
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from utils.hardware import choose_precision
+from utils.optimisation import build_optimizer, gradient_step
+from utils.progress import progress_bar
+from utils.randomness import endless_order
+from utils.training_utils import FitConfig, StepFunction
+
+SMOOTHING = 0.8  # of the exponential mean over steps
+DIVERGED = 2.0  # times its lowest, the smoothed loss ends the test
+
+
+class Suggestion(NamedTuple):
+    """Learning rates that a range test points to; `diverged` is infinite if the loss never did."""
+
+    steepest: float
+    lowest: float
+    diverged: float
+
+
+def lr_range_test(
+    module: nn.Module,
+    step: StepFunction,
+    indices: np.ndarray,
+    config: FitConfig,
+    lr_from: float,
+    lr_to: float,
+    num_steps: int,
+) -> pd.DataFrame:
+    """Train with a learning rate that grows by the same factor each step (Smith 2017, arXiv 1506.01186, section 3.3).
+
+    Returns a row a step with lr, loss and smoothed, up to where the smoothed loss is DIVERGED times its lowest or the
+    loss is not finite. What it trained is thrown away: the module is as it was, without gradients.
+    """
+    before, was_training = copy.deepcopy(module.state_dict()), module.training
+    optimizer = build_optimizer(module, config)
+    dtype = choose_precision(config["precision"], next(module.parameters()).device)
+    order = torch.from_numpy(endless_order(indices, config["random_seed"], 0, num_steps * config["batch_size"]))
+    rows: list[dict[str, float]] = []
+    module.train()
+    with progress_bar(num_steps, "learning rates", unit="step") as bar:
+        for n, (lr, batch) in enumerate(
+            zip(np.geomspace(lr_from, lr_to, num_steps), order.chunk(num_steps), strict=True)
+        ):
+            torch.manual_seed(n)  # dropout
+            forward = functools.partial(step, batch, 0, n)
+            metrics = gradient_step(module, optimizer, forward, float(lr), config["gradient_clip"], dtype)
+            loss = metrics["loss"].item()
+            rows.append({"lr": float(lr), "loss": loss, "smoothed": _smoothed([*(r["loss"] for r in rows), loss])})
+            bar.update()
+            if not math.isfinite(loss) or rows[-1]["smoothed"] > DIVERGED * min(row["smoothed"] for row in rows):
+                break
+    module.load_state_dict(before)
+    module.train(was_training)
+    module.zero_grad(set_to_none=True)
+    return pd.DataFrame(rows)
+
+
+def suggest(table: pd.DataFrame) -> Suggestion:
+    """What a range test's table says; the steepest fall is that of the smoothed loss over log(lr)."""
+    lrs, smoothed = table[["lr", "smoothed"]].to_numpy().T
+    lrs, smoothed = lrs[np.isfinite(smoothed)], smoothed[np.isfinite(smoothed)]
+    bottom = int(smoothed.argmin())
+    falling = slice(0, max(2, bottom + 1))
+    slope = np.gradient(smoothed[falling], np.log(lrs[falling])) if len(smoothed) > 1 else np.zeros(1)
+    ended = smoothed[-1] > DIVERGED * smoothed.min() or len(smoothed) < len(table)
+    return Suggestion(
+        float(lrs[slope.argmin()]), float(lrs[bottom]), float(table["lr"].iloc[-1]) if ended else math.inf
+    )
+
+
+def _smoothed(losses: list[float]) -> float:
+    """The exponential mean of the last of the losses, without the bias of its start."""
+    weights = SMOOTHING ** np.arange(len(losses))[::-1]
+    return float((weights * losses).sum() / weights.sum())
