@@ -158,6 +158,52 @@ def heat_maps(grids: Mapping[str, pd.DataFrame], title: str, unit: str, form: st
     return figure
 
 
+def lr_range(table: pd.DataFrame, found: Mapping[str, float | None], title: str) -> Figure:
+    """A range test (columns lr, loss, smoothed) with the learning rates that were found in it marked."""
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    ax = figure.subplots()
+    ax.plot(table["lr"], table["loss"], color=BLUE, alpha=0.3, linewidth=1, label="loss of each step")
+    ax.plot(table["lr"], table["smoothed"], color=BLUE, label="smoothed")
+    for key, colour, style in (("steepest", GREEN, "--"), ("lowest", BLACK, ":"), ("diverged", ORANGE, "-.")):
+        lr = found[key]
+        if lr is not None:
+            ax.axvline(lr, color=colour, linestyle=style, label=f"{key}, {lr:.2g}")
+    ax.set(xscale="log", yscale="log", xlabel="learning rate (log scale)", ylabel="training loss (log scale)")
+    ax.set_title(title, fontsize=10)
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
+    return figure
+
+
+def schedules(table: pd.DataFrame, losses: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """The loss over steps of each trial (columns step, train/loss), and the scan's two scores of each as bars."""
+    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    curves, bars = figure.subplots(1, 2)
+    for (name, rows), colour, marker in zip(
+        losses.items(), itertools.cycle(COLOURS), itertools.cycle("osD^v"), strict=False
+    ):
+        curves.plot(rows["step"], rows["train/loss"], color=colour, marker=marker, markersize=4, label=name)
+    curves.set(xlabel="optimiser steps", ylabel="Barlow Twins loss, mean of an epoch")
+    curves.grid(alpha=0.3)
+    curves.legend(fontsize=8)
+    _score_bars(bars, table)
+    return figure
+
+
+def _score_bars(ax: Axes, table: pd.DataFrame) -> None:
+    """The two scores of a scan's trials, a trial a row from the top."""
+    n = len(table)
+    for shift, (column, name), colour in zip((-0.19, 0.19), SCAN_SCORES.items(), (BLUE, ORANGE), strict=True):
+        drawn = ax.barh(np.arange(n) + shift, table[column], 0.36, color=colour, label=name)
+        ax.bar_label(drawn, fmt="%.3f", fontsize=7, padding=2)
+    largest = float(table[list(SCAN_SCORES)].to_numpy().max())
+    ax.set(ylim=(n - 0.5, -0.5), xlim=(0, 1.22 * largest))
+    ax.set_yticks(range(n), [name.replace("+", " + ") for name in table["trial"]], fontsize=8, wrap=True)
+    ax.set_xlabel(f"{str(table['metric'].iloc[0]).replace('_', ' ')} on validation (one run each)", fontsize=9)
+    ax.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+
+
 def scores_beside_pictures(table: pd.DataFrame, pictures: Mapping[str, np.ndarray], title: str) -> Figure:
     """A scan's two scores as bars, a trial a row, and beside them the trial's pictures [k, H, W] in 0..1."""
     n, k = len(table), len(next(iter(pictures.values())))
@@ -167,15 +213,7 @@ def scores_beside_pictures(table: pd.DataFrame, pictures: Mapping[str, np.ndarra
         n, k + 1, width_ratios=[3.4] + [0.95] * k, wspace=0.06, hspace=0.08,
         left=0.28, right=0.99, bottom=0.75 / (0.95 * n + 1.4), top=1 - 0.55 / (0.95 * n + 1.4),
     )  # fmt: skip
-    bars = figure.add_subplot(grid[:, 0])
-    for shift, (column, name), colour in zip((-0.19, 0.19), SCAN_SCORES.items(), (BLUE, ORANGE), strict=True):
-        drawn = bars.barh(np.arange(n) + shift, table[column], 0.36, color=colour, label=name)
-        bars.bar_label(drawn, fmt="%.3f", fontsize=7, padding=2)
-    largest = float(table[list(SCAN_SCORES)].to_numpy().max())
-    bars.set(ylim=(n - 0.5, -0.5), xlim=(0, 1.22 * largest))
-    bars.set_yticks(range(n), [name.replace("+", " + ") for name in table["trial"]], fontsize=8, wrap=True)
-    bars.set_xlabel(f"{str(table['metric'].iloc[0]).replace('_', ' ')} on validation (one run each)", fontsize=9)
-    bars.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    _score_bars(figure.add_subplot(grid[:, 0]), table)
     for row, name in enumerate(table["trial"]):
         for column, picture in enumerate(pictures[name]):
             ax = figure.add_subplot(grid[row, column + 1])

@@ -1,0 +1,70 @@
+"""Learning-rate range tests of the two trainings: Barlow Twins, and a classifier from random weights."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pandas as pd
+import torch
+
+from dataset_loader.xrays import open_xrays
+from downstream_task.finetuning import classify_step, labelled_subset
+from downstream_task.targets import loss_function, read_targets
+from self_sup_classes.classifier import Classifier
+from self_sup_classes.initialisation import random_backbone
+from selfsup_task.hyper_utils import build_model, twin_step
+from selfsup_task.scanning import ScanConfig, finetuning
+from utils.hardware import choose_device, make_deterministic
+from utils.logging_utils import Run
+from utils.lr_range import lr_range_test, suggest
+from utils.memory import keep_freed_memory
+from utils.training_utils import check_fit_config
+
+
+class RangeConfig(ScanConfig):
+    """The keys of selfsup_task/scan_optimal_lr.py."""
+
+    tasks: list[str]
+    schedulers: list[str]
+    lr_from: float
+    lr_to: float
+    range_steps: int
+
+
+def range_run(task: str, config: RangeConfig) -> Run:
+    """The range test of one of TASKS as a run of its own, with lr_range.csv and what it suggests; never run twice."""
+    run = Run(f"{config['run_name']}/range_{task}", config)
+    if run.summary is None:
+        keep_freed_memory()
+        make_deterministic()
+        if config["threads"] > 0:
+            torch.set_num_threads(config["threads"])
+        table = TASKS[task](config)
+        run.start()
+        run.save_table("lr_range", table)
+        run.finish(suggest(table)._asdict())
+    return run
+
+
+def _of_pretraining(config: RangeConfig) -> pd.DataFrame:
+    device = choose_device(config["device"])
+    xrays = open_xrays(config, device)
+    model = build_model(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    indices = xrays.indices("train")
+    check_fit_config(config, len(indices))
+    step = twin_step(model, xrays.batch, config)
+    return lr_range_test(model, step, indices, config, config["lr_from"], config["lr_to"], config["range_steps"])
+
+
+def _of_finetuning(config: RangeConfig) -> pd.DataFrame:
+    device = choose_device(config["device"])
+    xrays, whole = open_xrays(config, device), finetuning(config, "finetune", "random")
+    targets = read_targets(xrays, whole)
+    train = labelled_subset(xrays, targets, whole)
+    backbone = random_backbone(config["backbone"], config["in_channels"], config["random_seed"])
+    classifier = Classifier(backbone, len(targets.names), "all").to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    step = classify_step(classifier, xrays, loss_function(targets, train, whole["class_weights"]), whole)
+    engine: Any = {**config, **{key: whole[key] for key in ("batch_size", "optimizer", "optimizer_weight_decay")}}
+    return lr_range_test(classifier, step, train, engine, config["lr_from"], config["lr_to"], config["range_steps"])
+
+
+TASKS: Mapping[str, Callable[[Any], pd.DataFrame]] = {"pretraining": _of_pretraining, "finetuning": _of_finetuning}
