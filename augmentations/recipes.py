@@ -48,6 +48,8 @@ RECIPES: dict[str, Recipe | tuple[Recipe, Recipe]] = {
     "none": [],
     # supervised training
     "supervised": [("hflip", {"p": 0.5})],
+    "crop": [("crop", {"scale": (0.7, 1.0)})],
+    "supervised+crop": [("crop", {"scale": (0.7, 1.0)}), ("hflip", {"p": 0.5})],
     # pretraining: the ground that the scans add to
     "base": BASE,
     # pretraining: the original project's final set, with its strong crop and its weak noise

@@ -62,10 +62,16 @@ class FinetuneConfig(TrainingConfig):
     lr: float
 
 
-def finetune(config: FinetuneConfig, xrays: XRays | None = None, show_progress: bool = True) -> Run:
+def finetune(
+    config: FinetuneConfig,
+    xrays: XRays | None = None,
+    show_progress: bool = True,
+    after_evaluation: Callable[[Run], None] = lambda run: None,
+) -> Run:
     """Train a classifier as `config` says; the finished run, or the stored one if it was finished.
 
-    `xrays` spares opening the data again, which must be those that the config names.
+    `xrays` spares opening the data again, which must be those that the config names. `after_evaluation` sees the run
+    with the rows so far before each epoch's is added, and may end the training by an exception.
 
     Method "linear" is a logistic regression on features that are computed once. "finetune" starts from that head
     (head "probe", Kumar et al. 2022, arXiv 2202.10054) or from zeros, and trains what `trainable` names. The choices
@@ -79,7 +85,7 @@ def finetune(config: FinetuneConfig, xrays: XRays | None = None, show_progress: 
     make_deterministic()
     run = Run(config["run_name"], config)
     if run.summary is None:
-        _Finetuning(config, run, xrays, show_progress).run_it()
+        _Finetuning(config, run, xrays, show_progress, after_evaluation).run_it()
     return run
 
 
@@ -112,8 +118,15 @@ def check_finetune_config(config: FinetuneConfig) -> None:
 class _Finetuning:
     """One run of `finetune`, its parts built once in reading order."""
 
-    def __init__(self, config: FinetuneConfig, run: Run, xrays: XRays | None, show_progress: bool):
-        self.config, self.run, self.show_progress = config, run, show_progress
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        run: Run,
+        xrays: XRays | None,
+        show_progress: bool,
+        after_evaluation: Callable[[Run], None],
+    ):
+        self.config, self.run, self.show_progress, self.after_evaluation = config, run, show_progress, after_evaluation
         self.device = choose_device(config["device"])
         self.dtype = choose_precision(config["precision"], self.device)
         start = start_from(config["encoder"], config["backbone"], config["in_channels"], config["random_seed"])
@@ -182,6 +195,7 @@ class _Finetuning:
         )
 
     def end_of_epoch(self, epoch: int, step: int, means: Mapping[str, float]) -> dict[str, float]:
+        self.after_evaluation(self.run)
         return self.keep_best(self.predict(self.val))
 
     def keep_best(self, logits: Tensor) -> dict[str, float]:

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from dataset_loader.xrays import open_xrays
+from dataset_loader.xrays import XRays, open_xrays
 from downstream_task.finetuning import classify_step, labelled_subset
 from downstream_task.targets import loss_function, read_targets
 from self_sup_classes.classifier import Classifier
@@ -38,16 +38,16 @@ def range_run(task: str, config: RangeConfig) -> Run:
         make_deterministic()
         if config["threads"] > 0:
             torch.set_num_threads(config["threads"])
-        table = TASKS[task](config)
-        run.start()
+        xrays = open_xrays(config, choose_device(config["device"]))
+        table = TASKS[task](config, xrays)
+        run.start(data=xrays.facts())
         run.save_table("lr_range", table)
-        run.finish(suggest(table)._asdict())
+        run.finish({**suggest(table)._asdict(), "synthetic": xrays.synthetic})
     return run
 
 
-def _of_pretraining(config: RangeConfig) -> pd.DataFrame:
+def _of_pretraining(config: RangeConfig, xrays: XRays) -> pd.DataFrame:
     device = choose_device(config["device"])
-    xrays = open_xrays(config, device)
     model = build_model(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     indices = xrays.indices("train")
     check_fit_config(config, len(indices))
@@ -55,9 +55,8 @@ def _of_pretraining(config: RangeConfig) -> pd.DataFrame:
     return lr_range_test(model, step, indices, config, config["lr_from"], config["lr_to"], config["range_steps"])
 
 
-def _of_finetuning(config: RangeConfig) -> pd.DataFrame:
-    device = choose_device(config["device"])
-    xrays, whole = open_xrays(config, device), finetuning(config, "finetune", "random")
+def _of_finetuning(config: RangeConfig, xrays: XRays) -> pd.DataFrame:
+    device, whole = choose_device(config["device"]), finetuning(config, "finetune", "random")
     targets = read_targets(xrays, whole)
     train = labelled_subset(xrays, targets, whole)
     backbone = random_backbone(config["backbone"], config["in_channels"], config["random_seed"])
@@ -67,4 +66,7 @@ def _of_finetuning(config: RangeConfig) -> pd.DataFrame:
     return lr_range_test(classifier, step, train, engine, config["lr_from"], config["lr_to"], config["range_steps"])
 
 
-TASKS: Mapping[str, Callable[[Any], pd.DataFrame]] = {"pretraining": _of_pretraining, "finetuning": _of_finetuning}
+TASKS: Mapping[str, Callable[[Any, XRays], pd.DataFrame]] = {
+    "pretraining": _of_pretraining,
+    "finetuning": _of_finetuning,
+}

@@ -6,8 +6,8 @@ short to choose a recipe by. For real X-rays give --dataset, --data-root, --img-
 
 from typing import Any
 
-SCAN_BASE: dict[str, Any] = {
-    # pretraining; train_barlow_twins.py explains the keys
+PRETRAINING: dict[str, Any] = {
+    # train_barlow_twins.py explains the keys
     "dataset": "phantom",
     "data_root": "",
     "store_res": 36,
@@ -33,8 +33,12 @@ SCAN_BASE: dict[str, Any] = {
     "threads": 0,
     "probe_every": 1000,
     "checkpoint_every": 500,
-    # what judges an encoder; trained_vs_no_trained_compare.py explains the keys
-    "finetune": {
+    "only": [],  # names of trials, to run a part
+}
+
+SCAN_BASE: dict[str, Any] = {
+    **PRETRAINING,
+    "finetune": {  # what judges an encoder; trained_vs_no_trained_compare.py explains the keys
         "findings": ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"],
         "uncertain": "ignore",
         "blank": "zero",
@@ -50,5 +54,4 @@ SCAN_BASE: dict[str, Any] = {
         "backbone_lr_factor": 0.3,
         "optimizer_weight_decay": 1e-5,
     },
-    "only": [],  # names of trials, to run a part
 }

@@ -6,9 +6,9 @@
 
 The range test raises the learning rate step by step and throws the network away. Take a rate between the steepest fall
 of the smoothed loss and its lowest point, below where it diverges. Then each schedule gets a pretraining at the
-config's `lr`, judged by a linear probe and a full fine-tuning on validation. runs/<run_name>/ holds range_<task>/lr_range.csv,
-schedulers/summary.csv and the figures. As it stands, minutes on two cores on synthetic X-rays, too short to choose by.
-The same command again goes on where it stopped.
+config's `lr`, judged by a linear probe and a full fine-tuning on validation. runs/<run_name>/ holds
+range_<task>/lr_range.csv, schedulers/summary.csv and the figures. As it stands, minutes on two cores on synthetic
+X-rays, too short to choose by. The same command again goes on where it stopped.
 """
 
 from typing import Any
@@ -68,7 +68,8 @@ def report(task: str, run: Run) -> str:
     """Draw a range test; what it suggests, as text."""
     assert run.summary is not None
     found = run.summary
-    run.save_figure("lr_range", plots.lr_range(pd.read_csv(run.folder / "lr_range.csv"), found, f"{task}: {run}"))
+    title = plots.marked(f"Learning-rate range test, {task}", found["synthetic"])
+    run.save_figure("lr_range", plots.lr_range(pd.read_csv(run.folder / "lr_range.csv"), found, title))
     ended = "never diverged" if found["diverged"] is None else f"diverged at {found['diverged']:.2g}"
     return (
         f"{task}: the smoothed loss falls steepest at lr {found['steepest']:.2g}, is lowest at {found['lowest']:.2g}, "

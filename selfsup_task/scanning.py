@@ -78,7 +78,7 @@ def pretrain_and_probe(config: Mapping[str, Any]) -> dict[str, Any]:
     """Pretrain on the train part, then a linear probe and a full fine-tuning, both scored on validation.
 
     Returns linear and full (balanced accuracy, or mean AUROC of findings), by which trials may be ranked, and the
-    pretraining's loss, which may not rank them (its scale depends on lambda, batch and projector), rank and speed.
+    pretraining's loss, which may not rank them (its scale depends on lambda, batch and projector), and rank.
     """
     run = pretrain(_pretraining(config))
     assert run.summary is not None
@@ -92,7 +92,6 @@ def pretrain_and_probe(config: Mapping[str, Any]) -> dict[str, Any]:
         "metric": linear["metric"],
         "loss": run.summary["loss_last_epoch"],
         "rank": run.summary["rank"],
-        "images_per_second": run.summary["images_per_second"],
         "synthetic": run.summary["synthetic"],
     }
 

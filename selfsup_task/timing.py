@@ -1,4 +1,4 @@
-"""What a pretraining step takes on this machine: a short probe on made-up pixels."""
+"""What a pretraining step takes on this machine: a short probe."""
 
 import functools
 import statistics
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from augmentations.transform_utils import TwinViews, step_generator
 from selfsup_task.hyper_utils import build_model, twin_step
@@ -19,15 +20,20 @@ WARM_UP = 1  # steps that are not timed: the first ones allocate
 
 
 class StepTimes(NamedTuple):
-    """Seconds of a step: the views of its batch, and all of it, views included. Peak memory in bytes."""
+    """Seconds that a batch takes: reading its pixels, making its views, the whole step. Peak memory in bytes."""
 
+    reading: float
     views: float
     step: float
     memory: int
 
 
-def time_steps(config: PretrainConfig, steps: int = 3) -> StepTimes:
+def time_steps(
+    config: PretrainConfig, images_of: Callable[[Tensor], Tensor] | None = None, steps: int = 3
+) -> StepTimes:
     """Medians over `steps` optimiser steps of a network like config's, which is thrown away.
+
+    `images_of` gives the pixels uint8 [B, 1, S, S] of a batch of indices 0 to B - 1; by default made-up ones.
 
     The memory is the GPU's, or else that of the process so far.
     """
@@ -37,20 +43,25 @@ def time_steps(config: PretrainConfig, steps: int = 3) -> StepTimes:
     device = choose_device(config["device"])
     dtype = choose_precision(config["precision"], device)
     shape = (config["batch_size"], 1, config["store_res"], config["store_res"])
-    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    made_up = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    images_of = images_of or (lambda _: made_up)
     model = build_model(config).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # torch's stubs lack it
     optimizer = build_optimizer(model, config)
     views = TwinViews(config["recipe"], config["img_res"])
-    step = twin_step(model, lambda _: pixels, config)
+    step = twin_step(model, images_of, config)
     batch = torch.arange(config["batch_size"])
+    pixels = images_of(batch)
 
     def one(n: int) -> None:
         gradient_step(model, optimizer, functools.partial(step, batch, 0, n), config["lr"], 0.0, dtype)
 
-    def only_views(n: int) -> None:
-        views(pixels, step_generator(config["random_seed"], 0, n))
+    def only_views(n: int) -> object:
+        return views(pixels, step_generator(config["random_seed"], 0, n))
 
-    return StepTimes(_median(only_views, steps, device), _median(one, steps, device), peak_memory(device))
+    reading, views_alone, whole = (
+        _median(work, steps, device) for work in (lambda _: images_of(batch), only_views, one)
+    )
+    return StepTimes(reading, views_alone, whole, peak_memory(device))
 
 
 @functools.cache
@@ -65,7 +76,7 @@ def seconds_a_pair(config: PretrainConfig) -> float:
     return _seconds_a_pair(tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in alike.items()))
 
 
-def _median(work: Callable[[int], None], repeats: int, device: torch.device) -> float:
+def _median(work: Callable[[int], object], repeats: int, device: torch.device) -> float:
     seconds = []
     for n in range(WARM_UP + repeats):
         start = time.perf_counter()

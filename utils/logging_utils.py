@@ -104,6 +104,11 @@ class Run:
         if self.is_writer:
             write_text(self.folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
 
+    def save_json(self, name: str, value: Any) -> None:
+        """<name>.json, rewritten whole."""
+        if self.is_writer:
+            write_json(self.folder / f"{name}.json", _plain(value))
+
     def save_figure(self, name: str, figure: Figure, step: int | None = None) -> None:
         """figures/<name>.png, and the same picture in TensorBoard when a step is given."""
         if self.is_writer:
@@ -137,11 +142,11 @@ class Run:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """summary.json, the last file: its presence means done."""
-        self.summary = dict(summary)
+        self.summary = _plain(dict(summary))
         if self.is_writer:
             if self._writer is not None:
                 self._writer.close()
-            write_json(self.folder / "summary.json", _plain(self.summary))
+            write_json(self.folder / "summary.json", self.summary)
 
     # --- a trial of a sweep, which others may be at work on, and which may fail ---
 

@@ -71,12 +71,12 @@ def suggest(table: pd.DataFrame) -> Suggestion:
     lrs, smoothed = table[["lr", "smoothed"]].to_numpy().T
     lrs, smoothed = lrs[np.isfinite(smoothed)], smoothed[np.isfinite(smoothed)]
     bottom = int(smoothed.argmin())
-    falling = slice(0, max(2, bottom + 1))
-    slope = np.gradient(smoothed[falling], np.log(lrs[falling])) if len(smoothed) > 1 else np.zeros(1)
+    window = max(2, len(table) // 15)  # steps each side: the slope between neighbours is noise
+    middles = np.arange(window, max(window + 1, bottom - window + 1)).clip(max=len(smoothed) - 1)
+    ahead, behind = (middles + window).clip(max=len(smoothed) - 1), (middles - window).clip(min=0)
+    steepest = middles[(smoothed[ahead] - smoothed[behind]).argmin()]
     ended = smoothed[-1] > DIVERGED * smoothed.min() or len(smoothed) < len(table)
-    return Suggestion(
-        float(lrs[slope.argmin()]), float(lrs[bottom]), float(table["lr"].iloc[-1]) if ended else math.inf
-    )
+    return Suggestion(float(lrs[steepest]), float(lrs[bottom]), float(table["lr"].iloc[-1]) if ended else math.inf)
 
 
 def _smoothed(losses: list[float]) -> float:

@@ -5,7 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -134,27 +137,31 @@ def confusion_matrices(counts: np.ndarray, names: Sequence[str], title: str) -> 
 
 
 def heat_maps(grids: Mapping[str, pd.DataFrame], title: str, unit: str, form: str = "{:.3f}") -> Figure:
-    """A titled heat map for each grid, with its numbers; rows and columns have the names of index and columns."""
+    """A titled heat map for each grid, named by its index and columns; NaN is not run, infinite is out of memory."""
     rows, columns = next(iter(grids.values())).shape
-    size = (len(grids) * (1.6 + 0.75 * columns) + 1, 1.8 + 0.42 * rows)
+    across = min(3, len(grids))
+    down = -(-len(grids) // across)
+    size = (across * (1.6 + 0.75 * columns) + 1, down * (1.5 + 0.42 * rows) + 0.4)
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title, fontsize=11)
-    everything = np.concatenate([grid.to_numpy(float).ravel() for grid in grids.values()])
-    low, high = (np.nanmin(everything), np.nanmax(everything)) if np.isfinite(everything).any() else (0, 1)
-    axes = figure.subplots(1, len(grids), squeeze=False)[0]
-    for ax, (name, grid) in zip(axes, grids.items(), strict=True):
-        ax.imshow(grid.to_numpy(float), cmap="cividis", vmin=low, vmax=high, aspect="auto")
-        for (row, column), value in np.ndenumerate(grid.to_numpy(float)):
-            colour = "black" if value > (low + high) / 2 else "white"
-            text = form.format(value) if np.isfinite(value) else "not run"
-            ax.text(
-                column, row, text, ha="center", va="center", fontsize=8, color=colour if np.isfinite(value) else "gray"
-            )
+    values = np.stack([grid.to_numpy(float) for grid in grids.values()])
+    known = values[np.isfinite(values)]
+    low, high = (known.min(), known.max()) if len(known) else (0, 1)
+    axes = figure.subplots(down, across, squeeze=False)
+    for ax, (name, grid), numbers in zip(axes.ravel(), grids.items(), values, strict=False):
+        ax.imshow(np.where(np.isfinite(numbers), numbers, np.nan), cmap="cividis", vmin=low, vmax=high, aspect="auto")
+        for (row, column), value in np.ndenumerate(numbers):
+            text, colour = form.format(value), "black" if value > (low + high) / 2 else "white"
+            if not np.isfinite(value):
+                text, colour = "not run" if np.isnan(value) else "out of\nmemory", "gray"
+            ax.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
         ax.set_xticks(range(columns), map(str, grid.columns), rotation=30, ha="right", fontsize=8)
         ax.set_yticks(range(rows), map(str, grid.index), fontsize=8)
         ax.set(xlabel=grid.columns.name, ylabel=grid.index.name)
         ax.set_title(name, fontsize=10)
-    figure.colorbar(axes[0].images[0], ax=axes, label=unit)
+    for ax in axes.ravel()[len(grids) :]:
+        ax.remove()
+    figure.colorbar(axes[0, 0].images[0], ax=axes, label=unit)
     return figure
 
 
@@ -189,6 +196,60 @@ def schedules(table: pd.DataFrame, losses: Mapping[str, pd.DataFrame], title: st
     curves.legend(fontsize=8)
     _score_bars(bars, table)
     return figure
+
+
+def search(table: pd.DataFrame, importances: Mapping[str, float], metric: str, title: str) -> Figure:
+    """A hyperparameter search: its history, the importances, and the trials as lines through their parameters.
+
+    table  columns trial, the parameters, score, state ("complete" or "pruned")
+    """
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    (history, bars), (parallel, none) = figure.subplots(2, 2, width_ratios=[1.5, 1])
+    none.remove()
+    parallel.set_subplotspec(history.get_gridspec()[1, :])
+    for state, colour, marker in (("complete", BLUE, "o"), ("pruned", ORANGE, "x")):
+        rows = table[table["state"] == state]
+        history.scatter(rows["trial"], rows["score"], color=colour, marker=marker, s=18, label=state)
+    complete = table.loc[table["state"] == "complete"]
+    history.step(
+        complete["trial"], complete["score"].cummax(), where="post", color=BLACK, linewidth=1, label="best so far"
+    )
+    history.set(xlabel="trial", ylabel=metric, title="history")
+    history.grid(alpha=0.3)
+    history.legend(fontsize=8)
+    names = sorted(importances, key=importances.__getitem__)
+    bars.barh(names, [importances[name] for name in names], color=BLUE)
+    bars.set(
+        xlabel="share of the score's variance (fANOVA)", title="importance" if names else "importance: too few trials"
+    )
+    _parallel_coordinates(parallel, complete, metric)
+    return figure
+
+
+LOG_PARAMETERS = ("lr", "weight_decay")
+
+
+def _parallel_coordinates(ax: Axes, table: pd.DataFrame, metric: str) -> None:
+    """A line a trial through its parameters, each scaled from its least to its largest value."""
+    names = [name for name in table if name not in ("trial", "score", "state")]
+    scaled, labels = {}, []
+    for name in names:
+        values = table[name].to_numpy(float)
+        low, high = values.min(), values.max()
+        labels.append(f"{name}\n{low:.3g} to {high:.3g}" + (" (log)" if name in LOG_PARAMETERS else ""))
+        if name in LOG_PARAMETERS:
+            values, low, high = np.log(values), np.log(low), np.log(high)
+        scaled[name] = (values - low) / max(high - low, 1e-12)
+    scores = table["score"].to_numpy(float)
+    order = scores.argsort().argsort() / max(1, len(scores) - 1)  # 0 for the worst, 1 for the best
+    for row in order.argsort():
+        heights = [scaled[name][row] for name in names]
+        ax.plot(range(len(names)), heights, color=colormaps["cividis"](order[row]), linewidth=0.6 + 1.4 * order[row])
+    ax.set_xticks(range(len(names)), labels, fontsize=8)
+    ax.set(ylabel="least to largest value tried", title="complete trials; bright and thick: higher score")
+    scale = ScalarMappable(Normalize(scores.min(), scores.max()), "cividis")
+    ax.figure.colorbar(scale, ax=ax, label=metric)
 
 
 def _score_bars(ax: Axes, table: pd.DataFrame) -> None:
