@@ -34,7 +34,7 @@ config: dict[str, Any] = {
     # arms
     "encoders": [
         "random",
-        "runs/pretrain/phantom_resnet18_32px_short_b64_lr0.001_lambda0.005_p512_e7_s0/resnet18_final_state_dict.pt",
+        "runs/pretrain/phantom_resnet18_32px_short_b64_lr0.0005_lambda0.005_p512_e10_s0/resnet18_final_state_dict.pt",
     ],
     "parts": ["fc", "layer4+fc", "layer3-4+fc", "layer2-4+fc", "layer1-4+fc", "all"],  # what is trained
     "backbone": "resnet18",

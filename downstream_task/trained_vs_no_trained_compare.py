@@ -36,7 +36,7 @@ config: dict[str, Any] = {
     "encoders": [  # "random" | "imagenet" | "imagenet:FILE" | *_state_dict.pt; differences are to the first
         "random",
         "imagenet",
-        "runs/pretrain/phantom_resnet18_32px_short_b64_lr0.001_lambda0.005_p512_e7_s0/resnet18_final_state_dict.pt",
+        "runs/pretrain/phantom_resnet18_32px_short_b64_lr0.0005_lambda0.005_p512_e10_s0/resnet18_final_state_dict.pt",
     ],
     "backbone": "resnet18",
     "in_channels": 1,

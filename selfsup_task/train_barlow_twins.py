@@ -5,7 +5,7 @@
         --store-res 256
 
 As it stands, the config trains on built-in synthetic X-rays and takes a few minutes on two cores, which shows that
-everything works; so short a training gains little (README, "What to expect"). Afterwards runs/<run_name>/ holds the
+everything works and that the probes rise (README, "What to expect"). Afterwards runs/<run_name>/ holds the
 backbone (plain torchvision weights), metrics.csv, TensorBoard events and figures. Look at figures/views.png first: it
 shows what the network has to see as the same. The same command again resumes an interrupted run, and prints the
 summary of a finished one.
@@ -44,10 +44,10 @@ config: dict[str, Any] = {
     "img_res": 32,  # pixels a side of the views
     "recipe": "short",  # a name in augmentations/recipes.py; for real X-rays start with "base"
     # optimisation
-    "num_epochs": 7,
+    "num_epochs": 10,
     "batch_size": 64,  # over all processes; pairs of views
     "optimizer": "adamw",  # "adam" | "adamw" | "sgd"
-    "lr": 1e-3,
+    "lr": 5e-4,
     "optimizer_weight_decay": 1e-4,
     "scheduler": "cosine",  # "cosine" | "constant" | "multiplicative"
     "warmup_epochs": 1,
@@ -56,7 +56,7 @@ config: dict[str, Any] = {
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves it to torch
     # what to watch
-    "probe_every": 1,  # epochs between linear and kNN probes on validation
+    "probe_every": 2,  # epochs between linear and kNN probes on validation
     "checkpoint_every": 500,  # steps between checkpoints inside an epoch; each epoch ends with one
 }
 

@@ -17,7 +17,8 @@ from utils.randomness import endless_order
 from utils.training_utils import FitConfig, StepFunction
 
 SMOOTHING = 0.8  # of the exponential mean over steps
-DIVERGED = 2.0  # times its lowest, the smoothed loss ends the test
+DIVERGED = 3.0  # times its lowest, the smoothed loss ends the test
+SETTLING = 0.1  # of the steps, in which too few losses have been seen for that
 
 
 class Suggestion(NamedTuple):
@@ -58,7 +59,8 @@ def lr_range_test(
             loss = metrics["loss"].item()
             rows.append({"lr": float(lr), "loss": loss, "smoothed": _smoothed([*(r["loss"] for r in rows), loss])})
             bar.update()
-            if not math.isfinite(loss) or rows[-1]["smoothed"] > DIVERGED * min(row["smoothed"] for row in rows):
+            too_large = rows[-1]["smoothed"] > DIVERGED * min(row["smoothed"] for row in rows)
+            if not math.isfinite(loss) or (too_large and n >= SETTLING * num_steps):
                 break
     module.load_state_dict(before)
     module.train(was_training)

@@ -1,0 +1,99 @@
+"""The search over supervised training: the same seed, a killed worker, a broken study."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from dataset_loader.phantom_dataset import COVID_ROOT
+from downstream_task.scan_best_supervised_hyperparameters import config as DEFAULTS
+from downstream_task.supervised_search import search
+from utils.config import REPO_ROOT, UserError
+from utils.logging_utils import Run
+
+SCRIPT = REPO_ROOT / "downstream_task" / "scan_best_supervised_hyperparameters.py"
+RUNS = REPO_ROOT / "runs" / "tests"
+
+
+@pytest.fixture
+def names(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    folders = [RUNS / f"{os.getpid()}-search-{n}" for n in range(2)]
+    yield [folder.relative_to(REPO_ROOT / "runs").as_posix() for folder in folders]
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def small(name: str, phantoms: Path, **changes: Any) -> dict[str, Any]:
+    data = {"dataset": "covid", "data_root": str(phantoms / COVID_ROOT), "run_name": name}
+    sizes = {"img_res": 32, "store_res": 32, "threads": 1, "epochs_range": [1, 2], "batch_sizes": [8, 16]}
+    return {**data, **sizes, "num_trials": 3, **changes}
+
+
+def searched(changes: dict[str, Any]) -> Run:
+    whole: Any = {**DEFAULTS, **changes}
+    return search(whole)
+
+
+def table(name: str) -> pd.DataFrame:
+    return pd.read_csv(REPO_ROOT / "runs" / name / "summary.csv")
+
+
+def typed(changes: dict[str, Any]) -> list[str]:
+    values = {key: value if isinstance(value, list) else [value] for key, value in changes.items()}
+    return [word for key, words in values.items() for word in (f"--{key.replace('_', '-')}", *map(str, words))]
+
+
+def test_a_killed_search_ends_with_the_same_trials_as_an_undisturbed_one(names: list[str], phantoms: Path) -> None:
+    found = searched(small(names[0], phantoms)).summary
+    assert found is not None
+    assert found["score"] == table(names[0])["score"].max()
+    command = [sys.executable, str(SCRIPT), *typed(small(names[1], phantoms))]
+    killed = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    second = REPO_ROOT / "runs" / names[1] / "trial_001" / "checkpoint.pt"
+    while not second.exists() and killed.poll() is None:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert len(table(names[1])) < 3
+    searched(small(names[1], phantoms))
+    pd.testing.assert_frame_equal(table(names[0]), table(names[1]), check_exact=True)
+    assert table(names[1])["trial"].tolist() == [0, 1, 2]
+
+
+def test_a_larger_number_of_trials_adds_to_the_study(names: list[str], phantoms: Path) -> None:
+    searched(small(names[0], phantoms, num_trials=1))
+    before = table(names[0])
+    searched(small(names[0], phantoms, num_trials=2))
+    pd.testing.assert_frame_equal(table(names[0]).iloc[:1], before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr_range": [1e-2, 1e-3]}, "lr_range is"),
+        ({"batch_sizes": []}, "batch_sizes is empty"),
+        ({"num_trials": 0}, "num_trials is 0"),
+        ({"encoder": "randon"}, "randon"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(
+    names: list[str], phantoms: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        searched(small(names[0], phantoms, **changes))
+    assert not (REPO_ROOT / "runs" / names[0]).exists()
+
+
+def test_a_study_that_cannot_be_read_is_one_sentence(names: list[str], phantoms: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.db"
+    broken.write_bytes(b"no database, but long enough to be taken for one" * 100)
+    with pytest.raises(UserError, match="cannot be opened"):
+        searched(small(names[0], phantoms, storage=f"sqlite:///{broken}"))
