@@ -64,7 +64,7 @@ def search(config: SearchConfig) -> Run:
     shared = {key: value for key, value in config.items() if key not in ("num_trials", "storage", "threads")}
     run, xrays = Run(config["run_name"], shared), open_xrays(config, choose_device(config["device"]))
     labels = _check_data(config, xrays)
-    run.start(data=xrays.facts())
+    run.start(alone=False, data=xrays.facts())
     study = _open_study(config, run)
     with progress_bar(config["num_trials"], str(run), len(_counted(study)), unit="trial") as bar:
         while len(_counted(study)) < config["num_trials"]:

@@ -45,6 +45,7 @@ class Run:
         self.config = dict(config)
         self.summary = _read_json(self.folder / "summary.json")
         self._writer: SummaryWriter | None = None
+        self._lock: IO[bytes] | None = None
 
     def __str__(self) -> str:
         inside = self.folder.is_relative_to(REPO_ROOT)
@@ -68,9 +69,10 @@ class Run:
                 "Nothing was changed; choose another run_name or delete that folder."
             )
 
-    def start(self, **facts: Any) -> None:
+    def start(self, alone: bool = True, **facts: Any) -> None:
         """Create the folder, once all that can be wrong has been checked: config.json and environment.json.
 
+        `alone` keeps other processes out until the run is finished or this process ends: UserError for the second.
         The latter holds command, commit, versions, and the `facts` that the caller knows (plain JSON values), by
         which a run that is resumed must agree: UserError if the data or the number of processes are others.
         """
@@ -82,6 +84,8 @@ class Run:
                 f"{self} was begun with other {' and '.join(different)} (environment.json there says which), and "
                 "cannot be resumed to the same end; restore them, or choose another run_name."
             )
+        if alone and self.is_writer and not self.try_lock():
+            raise UserError(f"another process is at work on {self}; wait for it, or choose another run_name.")
         if self.is_writer and before is None:
             write_json(self.folder / "config.json", self.config)
             write_json(self.folder / "environment.json", {**_environment(), **now})
@@ -147,12 +151,20 @@ class Run:
             if self._writer is not None:
                 self._writer.close()
             write_json(self.folder / "summary.json", self.summary)
+        self.unlock()
 
     # --- a trial of a sweep, which others may be at work on, and which may fail ---
 
-    def lock(self) -> IO[bytes] | None:
-        """Held until it is closed or this process ends, however it ends; None while another process holds it."""
-        return try_lock(self.folder / ".lock")
+    def try_lock(self) -> bool:
+        """Whether this process alone may work on the run, until `unlock` or its end, however it ends."""
+        self._lock = self._lock or try_lock(self.folder / ".lock")
+        return self._lock is not None
+
+    def unlock(self) -> None:
+        """Let other processes have it."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def reread(self) -> None:
         """Look again for the summary, which another process may have written."""

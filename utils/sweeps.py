@@ -53,7 +53,7 @@ def run_sweep(run: Run, trials: Mapping[str, Run], trial: TrialFunction, only: S
     A finished trial is looked up, a broken one resumed if `trial` can. One that fails is recorded with its error and
     the others go on; the next call tries it again. summary.csv holds the rows, whichever process and call made them.
     """
-    run.start()
+    run.start(alone=False)
     waiting = {name: trials[name] for name in only or trials}
     failed_before = {name for name, one in waiting.items() if one.error}
     with progress_bar(len(waiting), str(run), unit="trial") as bar:
@@ -89,13 +89,10 @@ def check_all_finished(table: pd.DataFrame) -> None:
 
 def _settle(one: Run, trial: TrialFunction, retry: bool) -> bool:
     """Whether the trial is finished or has failed, now or before; False while another process is at work on it."""
-    lock = one.lock()
-    if lock is None:
+    if not one.try_lock():
         return False
-    with lock:
-        one.reread()
-        if one.summary is not None or (one.error and not retry):
-            return True
+    one.reread()
+    if one.summary is None and (retry or not one.error):
         one.start()
         try:
             one.finish(trial(dict(one.config)))
@@ -104,6 +101,7 @@ def _settle(one: Run, trial: TrialFunction, retry: bool) -> bool:
         except Exception as error:
             traceback.print_exc()
             one.fail(f"{type(error).__name__}: {error}")
+    one.unlock()
     return True
 
 

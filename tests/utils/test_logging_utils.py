@@ -100,3 +100,12 @@ def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> Non
         write_atomically(path, fail)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
+    first = Run("a", CONFIG, tmp_path)
+    first.start()
+    with pytest.raises(UserError, match="another process is at work on"):
+        Run("a", CONFIG, tmp_path).start()  # a second descriptor is as good as a second process
+    first.finish({})
+    Run("a", CONFIG, tmp_path).start()
