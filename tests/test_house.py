@@ -74,3 +74,23 @@ def test_packages_are_listed_and_nobody_touches_the_import_path() -> None:
     assert set(listed["tool"]["setuptools"]["packages"]) == PACKAGES
     for path in sources():
         assert "sys.path" not in path.read_text(encoding="utf-8"), path
+
+
+def code_lines(path: Path) -> list[str]:
+    """The lines of an entry script's functions, without their docstrings."""
+    source = path.read_text(encoding="utf-8")
+    lines = []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef):
+            first = node.body[1 if ast.get_docstring(node) else 0].lineno
+            lines += source.splitlines()[first - 1 : node.end_lineno]
+    return [line.strip() for line in lines]
+
+
+def test_no_two_entry_scripts_share_six_lines() -> None:
+    seen: dict[tuple[str, ...], Path] = {}
+    for path in filter(is_entry_script, sources()):
+        lines = code_lines(path)
+        for first in range(len(lines) - 5):
+            six = tuple(lines[first : first + 6])
+            assert seen.setdefault(six, path) == path, f"{path} and {seen[six]} share {six}: move them down"
