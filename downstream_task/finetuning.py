@@ -66,12 +66,12 @@ def finetune(
     config: FinetuneConfig,
     xrays: XRays | None = None,
     show_progress: bool = True,
-    after_evaluation: Callable[[Run], None] = lambda run: None,
+    after_evaluation: Callable[[int, float], None] = lambda epoch, score: None,
 ) -> Run:
     """Train a classifier as `config` says; the finished run, or the stored one if it was finished.
 
-    `xrays` spares opening the data again, which must be those that the config names. `after_evaluation` sees the run
-    with the rows so far before each epoch's is added, and may end the training by an exception.
+    `xrays` spares opening the data again, which must be those that the config names. `after_evaluation` is
+    told each epoch's number and validation score, and may end the training by an exception.
 
     Method "linear" is a logistic regression on features that are computed once. "finetune" starts from that head
     (head "probe", Kumar et al. 2022, arXiv 2202.10054) or from zeros, and trains what `trainable` names. The choices
@@ -112,7 +112,7 @@ def check_finetune_config(config: FinetuneConfig) -> None:
             "the evaluations are evenly spread."
         )
     check_sizes(config["store_res"], config["img_res"])
-    check_fit_config(_fit_config(config), num_images=config["batch_size"])
+    check_fit_config(engine_config(config), num_images=config["batch_size"])
 
 
 class _Finetuning:
@@ -124,7 +124,7 @@ class _Finetuning:
         run: Run,
         xrays: XRays | None,
         show_progress: bool,
-        after_evaluation: Callable[[Run], None],
+        after_evaluation: Callable[[int, float], None],
     ):
         self.config, self.run, self.show_progress, self.after_evaluation = config, run, show_progress, after_evaluation
         self.device = choose_device(config["device"])
@@ -187,16 +187,17 @@ class _Finetuning:
             else lambda batch, epoch, step: step_on(activations, batch),
             self.end_of_epoch,
             self.train,
-            _fit_config(config),
+            engine_config(config),
             self.run,
-            lr_factors={f"net.{self.classifier.head_name}": 1.0, "net": config["backbone_lr_factor"]},
+            lr_factors=lr_factors(self.classifier, config),
             steps_per_epoch=config["num_steps"] // config["evaluations"],
             show_progress=self.show_progress,
         )
 
     def end_of_epoch(self, epoch: int, step: int, means: Mapping[str, float]) -> dict[str, float]:
-        self.after_evaluation(self.run)
-        return self.keep_best(self.predict(self.val))
+        scores = self.keep_best(self.predict(self.val))
+        self.after_evaluation(epoch, scores[f"val/{self.targets.metric}"])
+        return scores
 
     def keep_best(self, logits: Tensor) -> dict[str, float]:
         """Validation scores of logits [n, C]; weights and predictions are kept if none were better."""
@@ -269,7 +270,12 @@ def _classifier(start: Start, targets: Targets, config: FinetuneConfig) -> Class
     return Classifier(start.backbone, len(targets.names), trainable)
 
 
-def _fit_config(config: FinetuneConfig) -> FitConfig:
+def lr_factors(classifier: Classifier, config: TrainingConfig) -> dict[str, float]:
+    """What the learning rate of each part is multiplied with, by the beginnings of parameters' names."""
+    return {f"net.{classifier.head_name}": 1.0, "net": config["backbone_lr_factor"]}
+
+
+def engine_config(config: FinetuneConfig) -> FitConfig:
     """What the engine reads; its epoch is what lies between two evaluations."""
     return {
         "random_seed": config["random_seed"],

@@ -18,7 +18,7 @@ import pandas as pd
 
 from downstream_task.supervised_search import search
 from utils import plots
-from utils.config import run_script
+from utils.config import UserError, run_script
 
 config: dict[str, Any] = {
     # data; trained_vs_no_trained_compare.py explains the keys that are not explained here
@@ -69,6 +69,8 @@ def main(config: dict[str, Any]) -> None:
     print(f"\n{len(table)} trials, {found['pruned']} pruned; best {metric}, chosen among them: {found['score']:.3f}")
     print("\n".join(f'    "{key}": {value!r},' for key, value in found["best"].items()))
     print(f"\ntable, best.json and figure   {run}/")
+    if found["failed"]:
+        raise UserError(f"{found['failed']} of {len(table)} trials failed; {run}/summary.csv has their errors.")
 
 
 if __name__ == "__main__":

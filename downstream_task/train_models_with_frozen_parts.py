@@ -41,7 +41,7 @@ config: dict[str, Any] = {
     "in_channels": 1,
     "allow_seen": False,
     # labels
-    "label_fraction": 1.0,
+    "label_fraction": 0.25,
     "draws": 3,
     # training
     "head": "probe",

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from augmentations.recipes import RECIPES
 from augmentations.transform_utils import TwinViews, step_generator
 from dataset_loader.xrays import check_sizes, open_xrays
-from self_sup_classes.backbones import save_backbone
+from self_sup_classes.backbones import BACKBONES, save_backbone
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
 from self_sup_classes.initialisation import random_backbone
 from selfsup_task.gauge import PROBES, Gauge
@@ -46,6 +47,8 @@ def check_pretrain_config(config: PretrainConfig) -> None:
     """Raise UserError for whatever can be known to be wrong before the data are read."""
     check_config(config, PretrainConfig)
     check_choice("pretrain_on", config["pretrain_on"], ["train", "all"])
+    check_choice("backbone", config["backbone"], BACKBONES)
+    check_choice("recipe", config["recipe"], list(RECIPES))
     for key, least in {"batch_size": 2, "probe_every": 1, "barlow_lambda": 0, "split_seed": 0}.items():
         check_at_least(key, config[key], least)
     check_sizes(config["store_res"], config["img_res"])

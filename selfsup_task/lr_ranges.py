@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
 from dataset_loader.xrays import XRays, open_xrays
-from downstream_task.finetuning import classify_step, labelled_subset
+from downstream_task.finetuning import classify_step, engine_config, labelled_subset, lr_factors
 from downstream_task.targets import loss_function, read_targets
 from self_sup_classes.classifier import Classifier
 from self_sup_classes.initialisation import random_backbone
@@ -17,7 +18,6 @@ from utils.hardware import choose_device, make_deterministic
 from utils.logging_utils import Run
 from utils.lr_range import lr_range_test, suggest
 from utils.memory import keep_freed_memory
-from utils.training_utils import check_fit_config
 
 
 class RangeConfig(ScanConfig):
@@ -32,38 +32,40 @@ class RangeConfig(ScanConfig):
 
 def range_run(task: str, config: RangeConfig) -> Run:
     """The range test of one of TASKS as a run of its own, with lr_range.csv and what it suggests; never run twice."""
-    run = Run(f"{config['run_name']}/range_{task}", config)
+    needed = {key: value for key, value in config.items() if key not in ("tasks", "schedulers", "only")}
+    run = Run(f"{config['run_name']}/range_{task}", needed)
     if run.summary is None:
         keep_freed_memory()
         make_deterministic()
         if config["threads"] > 0:
             torch.set_num_threads(config["threads"])
         xrays = open_xrays(config, choose_device(config["device"]))
-        table = TASKS[task](config, xrays)
         run.start(data=xrays.facts())
+        table = TASKS[task](config, xrays)
         run.save_table("lr_range", table)
         run.finish({**suggest(table)._asdict(), "synthetic": xrays.synthetic})
     return run
 
 
 def _of_pretraining(config: RangeConfig, xrays: XRays) -> pd.DataFrame:
-    device = choose_device(config["device"])
+    device, indices = choose_device(config["device"]), xrays.indices("train")
     model = build_model(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-    indices = xrays.indices("train")
-    check_fit_config(config, len(indices))
-    step = twin_step(model, xrays.batch, config)
-    return lr_range_test(model, step, indices, config, config["lr_from"], config["lr_to"], config["range_steps"])
+    return lr_range_test(model, twin_step(model, xrays.batch, config), indices, config, _rates(config))
 
 
 def _of_finetuning(config: RangeConfig, xrays: XRays) -> pd.DataFrame:
+    """All layers from random weights, with the scan's batches, optimizer and smaller rate for the backbone."""
     device, whole = choose_device(config["device"]), finetuning(config, "finetune", "random")
     targets = read_targets(xrays, whole)
     train = labelled_subset(xrays, targets, whole)
     backbone = random_backbone(config["backbone"], config["in_channels"], config["random_seed"])
     classifier = Classifier(backbone, len(targets.names), "all").to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     step = classify_step(classifier, xrays, loss_function(targets, train, whole["class_weights"]), whole)
-    engine: Any = {**config, **{key: whole[key] for key in ("batch_size", "optimizer", "optimizer_weight_decay")}}
-    return lr_range_test(classifier, step, train, engine, config["lr_from"], config["lr_to"], config["range_steps"])
+    return lr_range_test(classifier, step, train, engine_config(whole), _rates(config), lr_factors(classifier, whole))
+
+
+def _rates(config: RangeConfig) -> np.ndarray:
+    return np.geomspace(config["lr_from"], config["lr_to"], config["range_steps"])
 
 
 TASKS: Mapping[str, Callable[[Any, XRays], pd.DataFrame]] = {

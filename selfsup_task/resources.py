@@ -1,7 +1,6 @@
 """Time and memory of a pretraining, cell by cell of a grid, each in a process of its own; and a forecast."""
 
 import multiprocessing
-import signal
 import tempfile
 import time
 import traceback
@@ -10,17 +9,21 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 
 from dataset_loader.image_store import open_store
 from dataset_loader.xrays import read_columns
-from selfsup_task.gauge import HEALTH_IMAGES, PROBE_DRAWS, PROBE_LABELS, PROBE_TESTS
+from selfsup_task.gauge import FINDING_LABELS, HEALTH_IMAGES, PROBE_DRAWS, PROBE_LABELS, PROBE_TESTS
 from selfsup_task.hyper_utils import check_pretrain_config
 from selfsup_task.pretrain_config import PretrainConfig
 from selfsup_task.timing import StepTimes, time_steps
 from utils.config import UserError
 from utils.hardware import choose_device
+from utils.training_utils import check_fit_config
 
+SIGKILL = 9  # Windows has none
 SAMPLE = 256  # files that are decoded to see what the store takes, at least a batch of them
 PARTS = {"train": 0.8, "val": 0.1}  # shares of the images
 FORWARD = 1 / 6  # of a pair's step that one image's forward pass costs: two views, and backward is twice forward
@@ -52,7 +55,7 @@ def measure(config: PretrainConfig, num_images: int, forecast_epochs: int) -> di
         "seconds_views": times.views,
         "seconds_step": times.step,
         "seconds_store_per_image": measured["store"],
-        "peak_memory_gb": times.memory / 1e9,
+        "peak_memory_gb": (times.memory + measured["bytes_on_gpu"] * num_images) / 1e9,
         "bottleneck": f"{bottleneck} ({shares[bottleneck] / times.step:.0%})",
         "hours": seconds / 3600,
     }
@@ -60,8 +63,9 @@ def measure(config: PretrainConfig, num_images: int, forecast_epochs: int) -> di
 
 def forecast(times: StepTimes, store: float, config: PretrainConfig, num_images: int, epochs: int) -> float:
     """Seconds of a whole run on `num_images`: the store once, then epochs of steps, health and probes."""
-    train = int(PARTS["train"] * num_images)
-    probed = min(train, PROBE_LABELS * PROBE_DRAWS) + min(int(PARTS["val"] * num_images), PROBE_TESTS)
+    train = int(_train_share(config) * num_images)
+    labels = FINDING_LABELS if config["dataset"] == "chexpert" else PROBE_LABELS
+    probed = min(train, labels * PROBE_DRAWS) + min(int(PARTS["val"] * num_images), PROBE_TESTS)
     probes = 1 + epochs // config["probe_every"]
     forwards = (epochs + 1) * min(train, HEALTH_IMAGES) + probes * probed
     steps = epochs * (train // config["batch_size"]) + FORWARD * forwards / config["batch_size"]
@@ -77,7 +81,7 @@ def _in_a_process(config: PretrainConfig) -> dict[str, Any]:
         kind, value = ours.recv()
     except EOFError:  # it died without a word
         process.join()
-        if process.exitcode == -signal.SIGKILL:
+        if process.exitcode == -SIGKILL:
             raise OutOfMemory("the system killed the process, as it does when memory is out") from None
         raise RuntimeError(f"the measuring process ended with exit code {process.exitcode}") from None
     process.join()
@@ -98,7 +102,9 @@ def _measure_here(config: PretrainConfig, answer: Connection) -> None:
         answer.send(("user", str(error)))
     except Exception as error:
         kind = "memory" if is_out_of_memory(error) else "error"
-        answer.send((kind, str(error).splitlines()[0] if kind == "memory" else traceback.format_exc()))
+        if kind == "error":
+            traceback.print_exc()
+        answer.send((kind, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"))
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -112,7 +118,7 @@ def _measured(config: PretrainConfig) -> dict[str, Any]:
     check_pretrain_config(config)
     columns = read_columns(config)
     paths = [str(path) for path in columns.paths[: max(SAMPLE, config["batch_size"])]]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         start = time.perf_counter()
         store = open_store(columns.root, paths, config["store_res"], Path(folder), show_progress=False)
         decoding = (time.perf_counter() - start) / len(paths)
@@ -120,7 +126,43 @@ def _measured(config: PretrainConfig) -> dict[str, Any]:
         size = min(len(store), config["batch_size"])
         rows = torch.arange(config["batch_size"]) % size
         times = time_steps(config, lambda batch: store.gather(rows[: len(batch)]))
-    return {"times": times._asdict(), "store": decoding}
+        on_gpu = config["store_res"] ** 2 if isinstance(store.array, torch.Tensor) else 0
+    return {"times": times._asdict(), "store": decoding, "bytes_on_gpu": on_gpu}
+
+
+def check_cell(cell: Mapping[str, Any], num_images: int) -> None:
+    """Raise UserError for a cell that no pretraining on `num_images` could have."""
+    config = pretraining(cell)
+    check_pretrain_config(config)
+    check_fit_config(config, round(_train_share(config) * num_images))
+
+
+def pretraining(cell: Mapping[str, Any]) -> PretrainConfig:
+    """The pretraining of a cell."""
+    whole: Any = {key: cell[key] for key in PretrainConfig.__annotations__ if key in cell}
+    whole |= {"num_epochs": 1, "warmup_epochs": 0}
+    return whole
+
+
+def _train_share(config: PretrainConfig) -> float:
+    return PARTS["train"] if config["pretrain_on"] == "train" else 1.0
+
+
+def grids(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Hours by image and batch size for each backbone and channel count; infinite where memory ran out."""
+    table = table.reindex(columns=["trial", "hours", "out_of_memory"])
+    hours = table["hours"].mask(table["out_of_memory"].eq(True), np.inf)
+    keys = table["trial"].str.extract(r"(?P<backbone>.+)_(?P<channels>\d)ch_(?P<size>\d+)px_b(?P<batch>\d+)")
+    cells = keys.astype({"size": int, "batch": int}).assign(hours=hours)
+    sizes, batches = sorted(set(cells["size"])), sorted(set(cells["batch"]))
+    return {
+        f"{backbone}, {channels} channel{'s' if channels != '1' else ''}": rows.pivot(
+            index="size", columns="batch", values="hours"
+        )
+        .reindex(sizes, columns=batches)
+        .rename_axis(index="image size (pixels)", columns="batch size")
+        for (backbone, channels), rows in cells.groupby(["backbone", "channels"], sort=False)
+    }
 
 
 def cells(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -36,6 +36,12 @@ PRETRAINING: dict[str, Any] = {
     "only": [],  # names of trials, to run a part
 }
 
+
+def without(base: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """The base for a scan that varies `keys` itself, so that no flag of that name does nothing."""
+    return {key: value for key, value in base.items() if key not in keys}
+
+
 SCAN_BASE: dict[str, Any] = {
     **PRETRAINING,
     "finetune": {  # what judges an encoder; trained_vs_no_trained_compare.py explains the keys

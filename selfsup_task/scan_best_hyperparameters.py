@@ -19,13 +19,14 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from selfsup_task.scan_base import SCAN_BASE
-from selfsup_task.scanning import conclude, scan
+from selfsup_task.scan_base import SCAN_BASE, without
+from selfsup_task.scanning import conclude, open_scan, run_scan
 from utils import plots
 from utils.config import UserError, run_script
 
 config: dict[str, Any] = {
-    **SCAN_BASE,  # selfsup_task/scan_base.py: the pretraining and fine-tuning that only these two vary in
+    # selfsup_task/scan_base.py: the pretraining and fine-tuning that are the same
+    **without(SCAN_BASE, "barlow_lambda", "projector_dims"),
     "run_name": "scans/phantom_hyperparameters",
     "lambdas": [5e-2, 5e-3, 5e-4],
     "projectors": ["512", "2048", "512-512"],
@@ -39,23 +40,21 @@ def main(config: dict[str, Any]) -> None:
         for lambd in config["lambdas"]
         for projector in config["projectors"]
     }
-    run, table = scan(config, trials, varied=["lambdas", "projectors"])  # type: ignore[arg-type]  # checked there against ScanConfig
+    scan = open_scan(config, trials, varied=["lambdas", "projectors"])
+    conclude(scan.run, run_scan(scan), draw)
 
-    def draw(finished: pd.DataFrame) -> Figure:
-        cells = finished.set_index("trial")
-        names = [[f"lambda{lambd:g}_p{projector}" for projector in config["projectors"]] for lambd in config["lambdas"]]
-        grids = {
-            title: pd.DataFrame(
-                [[cells[column].get(name, float("nan")) for name in row] for row in names],
-                index=pd.Index([f"{lambd:g}" for lambd in config["lambdas"]], name="lambda"),
-                columns=pd.Index(config["projectors"], name="projector"),
-            )
-            for column, title in plots.SCAN_SCORES.items()
-        }
-        title = plots.marked("Which lambda and which projector?", bool(finished["synthetic"].any()))
-        return plots.heat_maps(grids, title, str(finished["metric"].iloc[0]).replace("_", " ") + " on validation")
 
-    conclude(run, table, draw)
+def draw(finished: pd.DataFrame) -> Figure:
+    """Both scores over the whole grid that is finished, whichever call made it."""
+    cells = finished.join(finished["trial"].str.extract(r"lambda(?P<lambda>.+)_p(?P<projector>.+)"))
+    lambdas = sorted(set(cells["lambda"]), key=float, reverse=True)
+    projectors = sorted(set(cells["projector"]), key=lambda projector: (projector.count("-"), widths(projector)))
+    grids = {
+        title: cells.pivot(index="lambda", columns="projector", values=column).reindex(lambdas, columns=projectors)
+        for column, title in plots.SCAN_SCORES.items()
+    }
+    title = plots.marked("Which lambda and which projector?", bool(finished["synthetic"].tolist()[0]))
+    return plots.heat_maps(grids, title, str(finished["metric"].tolist()[0]).replace("_", " ") + " on validation")
 
 
 def widths(projector: str) -> list[int]:

@@ -17,14 +17,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from dataset_loader.xrays import open_xrays
-from selfsup_task.scan_base import SCAN_BASE
-from selfsup_task.scanning import conclude, contact_sheet, scan
+from selfsup_task.scan_base import SCAN_BASE, without
+from selfsup_task.scanning import conclude, contact_sheet, open_scan, run_scan
 from utils import plots
 from utils.config import run_script
 from utils.hardware import choose_device
 
 config: dict[str, Any] = {
-    **SCAN_BASE,  # selfsup_task/scan_base.py: the pretraining and fine-tuning that only the recipe varies in
+    **without(SCAN_BASE, "recipe"),  # selfsup_task/scan_base.py: the pretraining and fine-tuning that are the same
     "run_name": "scans/phantom_transformations",
     "recipes": [
         # one extra each
@@ -47,7 +47,7 @@ config: dict[str, Any] = {
 def main(config: dict[str, Any]) -> None:
     """Scan the recipes, draw the table, name the winner."""
     trials = {recipe: {"recipe": recipe} for recipe in config["recipes"]}
-    run, table = scan(config, trials, varied=["recipes"])  # type: ignore[arg-type]  # checked there against ScanConfig
+    scan = open_scan(config, trials, varied=["recipes"])
 
     def draw(finished: pd.DataFrame) -> Figure:
         xrays = open_xrays(config, choose_device("cpu"))  # type: ignore[arg-type]  # a part of ScanConfig
@@ -55,7 +55,7 @@ def main(config: dict[str, Any]) -> None:
         title = plots.marked("What each recipe's views look like, and what they are worth", xrays.synthetic)
         return plots.scores_beside_pictures(finished, sheet, title)
 
-    conclude(run, table, draw)
+    conclude(scan.run, run_scan(scan), draw)
 
 
 if __name__ == "__main__":

@@ -16,15 +16,16 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from selfsup_task.lr_ranges import TASKS, RangeConfig, range_run
-from selfsup_task.scan_base import SCAN_BASE
-from selfsup_task.scanning import check_trial, conclude, scan
+from selfsup_task.lr_ranges import TASKS, range_run
+from selfsup_task.scan_base import SCAN_BASE, without
+from selfsup_task.scanning import conclude, open_scan, run_scan
 from utils import plots
-from utils.config import check_at_least, check_choice, check_config, run_script
+from utils.config import check_at_least, check_choice, run_script
 from utils.logging_utils import Run
 
 config: dict[str, Any] = {
-    **SCAN_BASE,  # selfsup_task/scan_base.py: the pretraining and fine-tuning that only the schedule varies in
+    # selfsup_task/scan_base.py: the pretraining and fine-tuning that are the same
+    **without(SCAN_BASE, "scheduler", "warmup_epochs"),
     "num_epochs": 3,
     "run_name": "scans/phantom_lr",
     "tasks": ["pretraining", "finetuning"],  # what a range test is run for
@@ -37,25 +38,23 @@ config: dict[str, Any] = {
 
 def main(config: dict[str, Any]) -> None:
     """Test the ranges, compare the schedules."""
-    check_config(config, RangeConfig)
-    check_trial(config)
     for task in config["tasks"]:
         check_choice("tasks", task, list(TASKS))
     for key, least in {"lr_from": 1e-12, "lr_to": 10 * config["lr_from"], "range_steps": 10}.items():
         check_at_least(key, config[key], least)
-    for task in config["tasks"]:
-        print(report(task, range_run(task, config)))  # type: ignore[arg-type]  # checked above
     trials = {name: schedule(name, config["num_epochs"]) for name in config["schedulers"]}
-    ranges = ["tasks", "lr_from", "lr_to", "range_steps", "schedulers"]
-    run, table = scan({**config, "run_name": f"{config['run_name']}/schedulers"}, trials, varied=ranges)  # type: ignore[arg-type]  # checked above
+    schedulers = {**config, "run_name": f"{config['run_name']}/schedulers"}
+    scan = open_scan(schedulers, trials, varied=["schedulers", "tasks", "lr_from", "lr_to", "range_steps"])
+    for task in config["tasks"]:
+        print(report(task, range_run(task, {**config, "scheduler": "constant", "warmup_epochs": 0})))  # type: ignore[arg-type]  # checked above
 
     def draw(finished: pd.DataFrame) -> Figure:
-        losses = {name: pd.read_csv(run.folder / name / "pretrain" / "metrics.csv") for name in finished["trial"]}
+        losses = {name: pd.read_csv(scan.run.folder / name / "pretrain" / "metrics.csv") for name in finished["trial"]}
         return plots.schedules(
             finished, losses, plots.marked("Schedules on equal budgets", finished["synthetic"].iloc[0])
         )
 
-    conclude(run, table, draw)
+    conclude(scan.run, run_scan(scan), draw)
 
 
 def schedule(name: str, num_epochs: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from selfsup_task.timing import seconds_a_pair
 from utils.config import UserError, check_config
 from utils.logging_utils import Run
 from utils.sweeps import check_all_finished, open_sweep, ranked, run_sweep
+from utils.training_utils import check_fit_config
 
 TRAIN_SHARE = 0.8  # of the images, for a forecast
 
@@ -45,28 +46,40 @@ class ScanConfig(PretrainConfig):
     only: list[str]
 
 
-def scan(
-    config: ScanConfig, trials: Mapping[str, Mapping[str, Any]], varied: Sequence[str] = ()
-) -> tuple[Run, pd.DataFrame]:
-    """Run the trials {name: overrides of config}: the sweep's run, and a row a trial (utils.sweeps.run_sweep).
+class Scan(NamedTuple):
+    """A scan that has been checked and can be run."""
+
+    run: Run
+    trials: dict[str, Run]
+    only: list[str]
+
+
+def open_scan(config: Mapping[str, Any], trials: Mapping[str, Mapping[str, Any]], varied: Sequence[str]) -> Scan:
+    """The scan of the trials {name: overrides of config}; prints the plan.
 
     `varied` are keys of the script that make the table of trials: with other lists the same folder goes on.
-    Prints the plan first. Raises UserError for a config that cannot be used, before anything is written.
+    Raises UserError for a config that cannot be used, before anything is written.
     """
-    own: Any = {key: value for key, value in config.items() if key not in varied}
-    check_config(own, ScanConfig)
-    shared = {key: value for key, value in own.items() if key not in ("only", "run_name")}
-    run, runs = open_sweep(config["run_name"], shared, trials, config["only"])
-    for trial in runs.values():
-        check_trial(trial.config)
-    print_plan(runs, config["only"])
-    return run, run_sweep(run, runs, pretrain_and_probe, config["only"])
+    shared = {key: value for key, value in config.items() if key not in {*varied, "only", "run_name"}}
+    run, runs = open_sweep(config["run_name"], {"varied": list(varied), **shared}, trials, config["only"])
+    chosen = {name: runs[name] for name in config["only"] or runs}
+    for one in chosen.values():
+        check_trial(one.config)
+    print_plan(chosen)
+    return Scan(run, runs, config["only"])
+
+
+def run_scan(scan: Scan) -> pd.DataFrame:
+    """Run what is not finished: a row a trial (utils.sweeps.run_sweep)."""
+    return run_sweep(scan.run, scan.trials, pretrain_and_probe, scan.only)
 
 
 def check_trial(config: Mapping[str, Any]) -> None:
-    """Raise UserError for whatever can be known to be wrong with a trial before the data are read."""
+    """Raise UserError for whatever can be known to be wrong with a trial before anything is written."""
+    check_config({key: value for key, value in config.items() if key != "varied"} | {"only": []}, ScanConfig)
     check_pretrain_config(_pretraining(config))
     check_finetune_config(finetuning(config, "linear", "random"))
+    check_fit_config(_pretraining(config), round(TRAIN_SHARE * len(read_columns(_pretraining(config)))))
     if config["pretrain_on"] != "train":
         raise UserError(
             f"pretrain_on is {config['pretrain_on']!r}, but trials are ranked by validation images, which must be "
@@ -133,14 +146,21 @@ def contact_sheet(xrays: XRays, recipes: Sequence[str], size: int, views: int = 
     }
 
 
-def print_plan(runs: Mapping[str, Run], only: Sequence[str]) -> None:
+def print_plan(runs: Mapping[str, Run]) -> None:
     """Say on stderr what will be run and how long it may take, by a short probe of each kind of network."""
-    todo = [run.config for name, run in runs.items() if run.summary is None and (not only or name in only)]
+    todo = [run.config for run in runs.values() if run.summary is None]
     print(f"{len(todo)} of {len(runs)} trials to run: {', '.join(str(c['run_name']) for c in todo)}", file=sys.stderr)
     if todo:
-        images = round(TRAIN_SHARE * len(read_columns(_pretraining(todo[0]))))
-        seconds = sum(seconds_a_pair(_pretraining(config)) * _pairs(config, images) for config in todo)
-        print(f"about {max(1, round(seconds / 60))} minutes by a probe of a few steps", file=sys.stderr)
+        print(f"about {_minutes(todo)} minutes by a probe of a few steps", file=sys.stderr)
+
+
+def _minutes(configs: Sequence[Mapping[str, Any]]) -> str:
+    images = round(TRAIN_SHARE * len(read_columns(_pretraining(configs[0]))))
+    try:
+        seconds = sum(seconds_a_pair(_pretraining(config)) * _pairs(config, images) for config in configs)
+    except (RuntimeError, MemoryError) as error:  # one trial needs more memory than there is: the others will run
+        return f"an unknown number of ({str(error).splitlines()[0] if str(error) else 'out of memory'})"
+    return str(max(1, round(seconds / 60)))
 
 
 def _pairs(config: Mapping[str, Any], images: int) -> float:

@@ -81,7 +81,7 @@ def _median(work: Callable[[int], object], repeats: int, device: torch.device) -
     for n in range(WARM_UP + repeats):
         start = time.perf_counter()
         work(n)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[WARM_UP:])

@@ -24,6 +24,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def launched_processes() -> int:
+    """Processes that torchrun has started, whether they have joined yet or not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the processes that torchrun started (nccl on GPUs, gloo on CPUs); nothing without torchrun."""

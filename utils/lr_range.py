@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -34,25 +35,23 @@ def lr_range_test(
     step: StepFunction,
     indices: np.ndarray,
     config: FitConfig,
-    lr_from: float,
-    lr_to: float,
-    num_steps: int,
+    lrs: np.ndarray,
+    lr_factors: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
-    """Train with a learning rate that grows by the same factor each step (Smith 2017, arXiv 1506.01186, section 3.3).
+    """A step at each of the growing learning rates `lrs` (Smith 2017, arXiv 1506.01186, section 3.3).
 
     Returns a row a step with lr, loss and smoothed, up to where the smoothed loss is DIVERGED times its lowest or the
     loss is not finite. What it trained is thrown away: the module is as it was, without gradients.
     """
     before, was_training = copy.deepcopy(module.state_dict()), module.training
-    optimizer = build_optimizer(module, config)
+    optimizer = build_optimizer(module, config, lr_factors)
+    num_steps = len(lrs)
     dtype = choose_precision(config["precision"], next(module.parameters()).device)
     order = torch.from_numpy(endless_order(indices, config["random_seed"], 0, num_steps * config["batch_size"]))
     rows: list[dict[str, float]] = []
     module.train()
     with progress_bar(num_steps, "learning rates", unit="step") as bar:
-        for n, (lr, batch) in enumerate(
-            zip(np.geomspace(lr_from, lr_to, num_steps), order.chunk(num_steps), strict=True)
-        ):
+        for n, (lr, batch) in enumerate(zip(lrs, order.chunk(num_steps), strict=True)):
             torch.manual_seed(n)  # dropout
             forward = functools.partial(step, batch, 0, n)
             metrics = gradient_step(module, optimizer, forward, float(lr), config["gradient_clip"], dtype)

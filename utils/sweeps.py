@@ -4,6 +4,7 @@ Each trial has its own run folder inside the sweep's. Several processes may work
 lock of a trial runs it, and the operating system releases the lock of a process that ends, however it ends.
 """
 
+import json
 import re
 import sys
 import time
@@ -14,7 +15,9 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from utils import distributed
 from utils.config import UserError, nearest
+from utils.locks import exclusive_lock
 from utils.logging_utils import Run
 from utils.progress import progress_bar
 
@@ -30,10 +33,12 @@ def open_sweep(
 ) -> tuple[Run, dict[str, Run]]:
     """The sweep's run, whose config is `shared`, and a run for each of the trials {name: overrides}.
 
-    `only` names those that are to be run now. Nothing is written.
+    `shared` must tell this sweep from others, `only` names the trials to be run now. Nothing is written.
     Raises UserError for an empty table, a name that does not exist or makes no folder, and for a
     folder that holds a sweep or a trial with another config.
     """
+    if distributed.launched_processes() > 1:
+        raise UserError("torchrun would mix the trials of a sweep; start it in several terminals instead.")
     if not trials:
         raise UserError(f"the sweep {name!r} has no trials; give its lists at least one value each.")
     unknown = [trial for trial in only if trial not in trials]
@@ -51,7 +56,8 @@ def run_sweep(run: Run, trials: Mapping[str, Run], trial: TrialFunction, only: S
     """Run what is not finished of the trials, or of `only`; a row for each that is: its numbers, error ("" if none).
 
     A finished trial is looked up, a broken one resumed if `trial` can. One that fails is recorded with its error and
-    the others go on; the next call tries it again. summary.csv holds the rows, whichever process and call made them.
+    the others go on; the next call tries it again. The rows, which summary.csv holds too, are those of all trials in
+    the sweep's folder, whichever process or call made them, these first.
     """
     run.start(alone=False)
     waiting = {name: trials[name] for name in only or trials}
@@ -61,14 +67,12 @@ def run_sweep(run: Run, trials: Mapping[str, Run], trial: TrialFunction, only: S
             for name, one in list(waiting.items()):
                 if _settle(one, trial, retry=name in failed_before):
                     del waiting[name]
-                    run.save_table("summary", _table(trials))
+                    _update_table(run, trials)
                     tqdm.write(_line(name, one), file=sys.stderr)
                     bar.update()
             if waiting:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
-    table = _table(trials)
-    run.save_table("summary", table)
-    return table
+    return _update_table(run, trials)
 
 
 def ranked(table: pd.DataFrame, by: str) -> pd.DataFrame:
@@ -100,15 +104,33 @@ def _settle(one: Run, trial: TrialFunction, retry: bool) -> bool:
             one.fail(str(error))
         except Exception as error:
             traceback.print_exc()
-            one.fail(f"{type(error).__name__}: {error}")
+            one.fail(f"{type(error).__name__}: {str(error).strip().rpartition(chr(10))[2]}")
     one.unlock()
     return True
 
 
+def _update_table(run: Run, trials: Mapping[str, Run]) -> pd.DataFrame:
+    """Write summary.csv, a row for each trial that is finished or has failed."""
+    with exclusive_lock(run.folder / ".table.lock", "writing summary.csv"):
+        everything = {**trials, **_stored_trials(run, trials)}
+        for one in everything.values():
+            one.reread()
+        table = _table(everything)
+        run.save_table("summary", table)
+    return table
+
+
+def _stored_trials(run: Run, known: Mapping[str, Run]) -> dict[str, Run]:
+    """The trials of earlier calls with other lists, by name."""
+    found = {}
+    for path in sorted(run.folder.glob("*/config.json")):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if path.parent.name not in known and config.get("run_name") == f"{run.name}/{path.parent.name}":
+            found[path.parent.name] = Run(config["run_name"], config)
+    return found
+
+
 def _table(trials: Mapping[str, Run]) -> pd.DataFrame:
-    """A row for each trial that is finished or has failed, in the order of the trials."""
-    for one in trials.values():
-        one.reread()
     return pd.DataFrame(
         [
             {"trial": name, **(one.summary or {}), "error": one.error}

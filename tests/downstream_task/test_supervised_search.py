@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from dataset_loader.phantom_dataset import COVID_ROOT
+from downstream_task import supervised_search
 from downstream_task.scan_best_supervised_hyperparameters import config as DEFAULTS
 from downstream_task.supervised_search import search
 from utils.config import REPO_ROOT, UserError
@@ -92,8 +93,33 @@ def test_what_cannot_be_searched_is_refused(
     assert not (REPO_ROOT / "runs" / names[0]).exists()
 
 
+def test_a_trial_that_fails_counts_and_the_others_go_on(
+    names: list[str], phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails_once(config: Any, *rest: Any, **others: Any) -> Run:
+        if config["run_name"].endswith("trial_000"):
+            raise UserError("the loss is not finite")
+        return finetune(config, *rest, **others)
+
+    finetune = supervised_search.finetune
+    monkeypatch.setattr(supervised_search, "finetune", fails_once)
+    found = searched(small(names[0], phantoms, num_trials=2)).summary
+    assert found is not None
+    assert found["failed"] == 1
+    assert table(names[0])["state"].tolist() == ["failed", "complete"]
+    assert table(names[0])["error"].tolist()[0] == "UserError: the loss is not finite"
+
+
+def test_a_study_of_another_config_is_refused(names: list[str], phantoms: Path, tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    searched(small(names[0], phantoms, num_trials=1, storage=storage))
+    shutil.rmtree(REPO_ROOT / "runs" / names[0])  # another machine's runs/
+    with pytest.raises(UserError, match="is of another config or other images"):
+        searched(small(names[0], phantoms, num_trials=1, storage=storage, random_seed=1))
+
+
 def test_a_study_that_cannot_be_read_is_one_sentence(names: list[str], phantoms: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.db"
     broken.write_bytes(b"no database, but long enough to be taken for one" * 100)
-    with pytest.raises(UserError, match="cannot be opened"):
+    with pytest.raises(UserError, match="cannot be used"):
         searched(small(names[0], phantoms, storage=f"sqlite:///{broken}"))

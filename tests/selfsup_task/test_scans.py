@@ -42,9 +42,9 @@ def small(name: str, phantoms: Path, **changes: Any) -> dict[str, Any]:
 
 
 def scan(script: str, changes: dict[str, Any]) -> None:
-    """The script's main with its own config, changed."""
+    """The script's main with its own config, changed in the keys that it has."""
     module = importlib.import_module(f"selfsup_task.{script}")
-    module.main({**module.config, **changes})
+    module.main({**module.config, **{key: value for key, value in changes.items() if key in module.config}})
 
 
 def flags(config: dict[str, Any], prefix: str = "") -> list[str]:
@@ -68,7 +68,8 @@ def test_a_killed_scan_ends_with_the_table_of_an_undisturbed_one(
     assert "best by linear on validation, one run each, synthetic: lambda0.005_p" in printed.out
     assert "2 of 2 trials to run" in printed.err
     path = REPO_ROOT / "selfsup_task" / f"{script}.py"
-    command = [sys.executable, str(path), *flags(small(names[1], phantoms, **GRID))]
+    typed = small(names[1], phantoms, **GRID)
+    command = [sys.executable, str(path), *flags({key: typed[key] for key in typed if key != "projector_dims"})]
     killed = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     second = REPO_ROOT / "runs" / names[1] / "lambda0.005_p16-16" / "pretrain" / "metrics.csv"
     while not second.exists() and killed.poll() is None:
@@ -82,8 +83,10 @@ def test_a_killed_scan_ends_with_the_table_of_an_undisturbed_one(
     assert list((REPO_ROOT / "runs" / names[1] / "figures").glob("*.png"))
 
 
-def test_transformations(names: list[str], phantoms: Path) -> None:
+def test_transformations_and_another_scan_in_their_folder(names: list[str], phantoms: Path) -> None:
     scan("scan_best_transformations", small(names[0], phantoms, recipes=["base"]))
+    with pytest.raises(UserError, match="holds a run with another config: "):
+        scan("scan_best_hyperparameters", small(names[0], phantoms, **GRID))
     table = pd.read_csv(REPO_ROOT / "runs" / names[0] / "summary.csv")
     assert table["trial"].tolist() == ["base"]
     assert table[["linear", "full"]].notna().to_numpy().all()
@@ -107,6 +110,8 @@ def test_learning_rates(names: list[str], phantoms: Path, capsys: pytest.Capture
         ("scan_best_hyperparameters", {"pretrain_on": "all"}, "must be unseen"),
         ("scan_best_hyperparameters", {"backbone": "resnet19"}, "did you mean 'resnet18'"),
         ("scan_best_hyperparameters", {"finetune": {"lr": 1.0}}, "config lacks findings"),
+        ("scan_best_hyperparameters", {"batch_size": 1000}, "batch_size is 1000 but there are"),
+        ("check_bt_resources", {"batch_sizes": [1000]}, "batch_size is 1000 but there are"),
         ("scan_optimal_lr", {"tasks": ["finetune"]}, "did you mean 'finetuning'"),
         ("check_bt_resources", {"backbones": []}, "has no trials"),
     ],
@@ -115,8 +120,6 @@ def test_what_cannot_be_scanned_is_refused(
     names: list[str], phantoms: Path, script: str, changes: dict[str, Any], message: str
 ) -> None:
     config = small(names[0], phantoms)
-    if script == "check_bt_resources":
-        del config["finetune"]
     with pytest.raises(UserError, match=message):
         scan(script, {**config, **changes})
     assert not (REPO_ROOT / "runs" / names[0]).exists()

@@ -31,7 +31,7 @@ def run(module: nn.Module, x: Tensor, y: Tensor, steps: int = 60, lr_to: float =
     def step(batch: Tensor, epoch: int, number: int) -> dict[str, Tensor]:
         return {"loss": (module(x[batch]) - y[batch]).square().mean()}
 
-    return lr_range_test(module, step, np.arange(len(x)), CONFIG, 1e-5, lr_to, steps)
+    return lr_range_test(module, step, np.arange(len(x)), CONFIG, np.geomspace(1e-5, lr_to, steps))
 
 
 def regression() -> tuple[nn.Module, Tensor, Tensor]:

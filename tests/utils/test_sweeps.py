@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Mapping
@@ -54,9 +55,11 @@ def test_each_trial_gets_its_config_and_the_best_comes_first(elsewhere: Path) ->
 
 def test_finished_trials_are_looked_up_and_only_runs_a_part(elsewhere: Path) -> None:
     assert sweep(score, only=("b",))["trial"].tolist() == ["b"]
+    assert sweep(score, {"d": {"value": 0.1}})["trial"].tolist() == ["d", "b"]  # other lists add to it
+    shutil.rmtree(elsewhere / "scan" / "d")
     assert sweep(score, only=("a",))["trial"].tolist() == ["a", "b"]
     assert sweep(score)["trial"].tolist() == ["a", "b", "c"]
-    assert begun(elsewhere) == ["scan_a", "scan_b", "scan_c"]
+    assert begun(elsewhere) == ["scan_a", "scan_b", "scan_c", "scan_d"]
 
 
 def test_a_failing_trial_is_recorded_and_tried_again_by_the_next_call(elsewhere: Path) -> None:
