@@ -24,7 +24,7 @@ from utils.config import UserError, check_config, repo_path
 from utils.hardware import choose_device, choose_precision, describe_device
 from utils.intervals import bootstrap_intervals
 from utils.logging_utils import RUNS_ROOT, Run
-from utils.metrics import calibration_error, confusion_counts, fit_temperature, per_class_scores
+from utils.metrics import CLASS_SCORES, calibration_error, confusion_counts, fit_temperature, per_class_scores
 
 REPEATS = 300  # resamples behind an interval
 SCORE_COLUMNS = ["score", "value", "low", "high"]
@@ -144,10 +144,11 @@ def _class_table(
 ) -> pd.DataFrame:
     """class, score, value, low, high: sensitivity, specificity, AUROC and AUPRC of each class against the rest."""
 
+    keys = [f"{name}\t{score}" for name in names for score in CLASS_SCORES]
+
     def scores(chosen: np.ndarray) -> dict[str, float]:
-        table = per_class_scores(labels[chosen], probabilities[chosen], names).drop(columns="images")
-        values = table.to_numpy()
-        return {f"{name}\t{column}": values[n, c] for n, name in enumerate(names) for c, column in enumerate(table)}
+        values = per_class_scores(labels[chosen], probabilities[chosen]).ravel()
+        return dict(zip(keys, values.tolist(), strict=True))
 
     table = bootstrap_intervals(scores, groups, REPEATS, fewest=fewest)
     return pd.DataFrame(

@@ -40,12 +40,18 @@ class Trial:
 
 
 def arm_names(encoders: Iterable[str]) -> dict[str, str]:
-    """A short name for each encoder: what it is, or the run that it comes from. Raises UserError for equal ones."""
+    """A short name for each encoder: what it is, or, of several files, the run that each comes from.
+
+    Raises UserError for equal ones.
+    """
     names: dict[str, str] = {}
+    encoders = list(encoders)
+    kinds = {encoder: encoder.partition(":")[0] for encoder in encoders}
+    files = [encoder for encoder, kind in kinds.items() if kind not in ("random", "imagenet")]
     for encoder in encoders:
         path = Path(encoder)
         stem = path.parent.name if path.name.endswith("_state_dict.pt") and path.parent.name else path.stem
-        name = "imagenet" if encoder.startswith("imagenet") else stem
+        name = kinds[encoder] if encoder not in files else "pretrained" if len(files) == 1 else stem
         if name in names:
             raise UserError(f"encoders holds {encoder!r} and {names.get(name)!r}, both named {name!r}; keep one.")
         names[name] = encoder

@@ -95,7 +95,7 @@ def label_efficiency(curves: pd.DataFrame, metric: str, title: str, chance: floa
         ax.set(xlabel="labelled training images (log scale)", title=METHOD_NAMES[method])
         ax.grid(alpha=0.3)
     axes[0].set_ylabel(f"{metric}, mean and 95% interval")
-    axes[0].legend(fontsize=8, loc="lower right")
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -114,7 +114,7 @@ def frozen_parts(table: pd.DataFrame, metric: str, title: str) -> Figure:
     ax.set_xticks(range(len(parts)), parts)
     ax.set(xlabel="trained layers (all others frozen)", ylabel=f"{metric}, mean and 95% interval", title=title)
     ax.grid(alpha=0.3, axis="y")
-    ax.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     return figure
 
 

@@ -1,10 +1,13 @@
 """Arms side by side, on the phantoms and on made-up curves: tables, sentence, the test part."""
 
+import io
+import runpy
 import shutil
 import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -21,8 +24,15 @@ from utils.config import REPO_ROOT, UserError
 
 
 def script(name: str, *flags: str) -> "subprocess.CompletedProcess[str]":
-    path = REPO_ROOT / "downstream_task" / f"{name}.py"
-    return subprocess.run([sys.executable, str(path), *flags], capture_output=True, text=True, check=False)
+    """The script with flags as a user types them, in this process: starting another costs seconds."""
+    path, out, err, code = REPO_ROOT / "downstream_task" / f"{name}.py", io.StringIO(), io.StringIO(), 0
+    with mock.patch("sys.argv", [str(path), *flags]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+            print(end.code if isinstance(end.code, str) else "", file=err)
+    return subprocess.CompletedProcess([name], code, out.getvalue(), err.getvalue())
 
 
 def test_defaults_name_the_encoder_that_the_default_pretraining_leaves() -> None:
@@ -83,10 +93,11 @@ def test_frozen_parts_script(phantoms: Path, request: pytest.FixtureRequest, tmp
 
 
 def test_mistakes_are_one_sentence() -> None:
-    absent = script("trained_vs_no_trained_compare", "--encoders", "random", "runs/none/x_state_dict.pt")
+    fresh = ["--run-name", "ci/nothing", "--encoders", "random"]
+    absent = script("trained_vs_no_trained_compare", *fresh, "runs/none/x_state_dict.pt")
     assert absent.returncode == 1
     assert absent.stderr.strip().splitlines()[-1].startswith("error: there is no file")
-    twice = script("trained_vs_no_trained_compare", "--encoders", "random", "--fractions", "0.1", "0.1")
+    twice = script("trained_vs_no_trained_compare", *fresh, "--fractions", "0.1", "0.1")
     assert "with a value more than once" in twice.stderr
     nothing = script("confusion_matrix", "--runs", "runs/ci/nothing")
     assert nothing.returncode == 1
@@ -95,7 +106,13 @@ def test_mistakes_are_one_sentence() -> None:
 
 def test_arms_are_named_after_their_runs_and_never_twice() -> None:
     encoders = ["random", "imagenet:weights/x.pth", "runs/pretrain/covid/resnet18_best_state_dict.pt"]
-    assert list(arm_names(encoders)) == ["random", "imagenet", "covid"]
+    assert list(arm_names(encoders)) == ["random", "imagenet", "pretrained"]
+    assert list(arm_names([*encoders, "a/chexpert/r_best_state_dict.pt"])) == [
+        "random",
+        "imagenet",
+        "covid",
+        "chexpert",
+    ]
     with pytest.raises(UserError, match="both named 'covid'"):
         arm_names(["a/covid/r_best_state_dict.pt", "b/covid/r_best_state_dict.pt"])
 
