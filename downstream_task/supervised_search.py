@@ -1,21 +1,16 @@
 """Optuna's search over how a classifier is trained: reproducible, resumable, shared between workers."""
 
 import functools
-import platform
 import sys
 import time
 import traceback
-import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-import pandas as pd
 import torch
-from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from optuna.trial import Trial, TrialState
 
 from dataset_loader.xrays import DataConfig, XRays, open_xrays
 from downstream_task.finetuning import (
@@ -26,22 +21,19 @@ from downstream_task.finetuning import (
     finetune,
     labelled_subset,
 )
+from downstream_task.shared_study import BROKEN, ended, importances, next_turn, open_study, report_stored, trials_table
 from downstream_task.targets import TargetConfig, check_learnable, loss_function, read_targets
 from self_sup_classes.classifier import Classifier
 from self_sup_classes.initialisation import random_backbone, start_from
 from self_sup_classes.provenance import check_unseen
 from utils.config import UserError, check_at_least, check_config
 from utils.hardware import choose_device, choose_precision
-from utils.locks import exclusive_lock, try_lock
 from utils.logging_utils import Run
 from utils.optimisation import build_optimizer, gradient_step
 from utils.progress import progress_bar
-from utils.randomness import mixed_seed
 
 NUM_PARAMETERS = 6  # of a trial
-RANDOM_START = 10  # trials before TPE takes over from random draws, and before one may be pruned
 RECIPES = {(False, False): "none", (True, False): "supervised", (False, True): "crop", (True, True): "supervised+crop"}
-METRICS = ("val/balanced_accuracy", "val/auroc")  # of classes, of findings
 
 
 class SearchConfig(DataConfig, TargetConfig):
@@ -83,39 +75,40 @@ def search(config: SearchConfig) -> Run:
     run, xrays = Run(config["run_name"], shared), open_xrays(config, choose_device(config["device"]))
     labels = _check_data(config, xrays)
     run.start(alone=False, data=xrays.facts())
+    identity = {**shared, "split": xrays.facts()["split_hash"]}
+    study = open_study(config["storage"], config["run_name"], run.folder, identity)
     try:
-        study = _open_study(config, run, {**shared, "split": xrays.facts()["split_hash"]})
         _search(study, config, xrays, labels, run)
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, RuntimeError) as error:
-        raise UserError(
-            f"the study in {_storage(config, run)} cannot be used ({str(error).splitlines()[0]}); if it is not merely "
-            "busy, restore it or give another --storage."
-        ) from error
+    except BROKEN as error:
+        raise UserError(f"the study broke off ({str(error).splitlines()[0]}); the same command goes on.") from error
     run.save_table("summary", trials_table(study))
     complete = study.get_trials(states=[TrialState.COMPLETE])
     if not complete:
         raise UserError(f"none of the {config['num_trials']} trials in {run} ended well; summary.csv has their errors.")
     best = settings(study.best_trial.params, labels)
     run.save_json("best", best)
-    ended = {
+    others = {
         "pruned": len(study.get_trials(states=[TrialState.PRUNED])),
         "failed": sum("error" in trial.user_attrs for trial in study.trials),
     }
-    found = {"score": study.best_value, "best": best, "importances": importances(study), **ended}
+    found = {"score": study.best_value, "best": best, "importances": importances(study), **others}
     run.finish({"synthetic": xrays.synthetic, "metric": read_targets(xrays, config).metric, "labels": labels, **found})
     return run
 
 
 def _search(study: optuna.Study, config: SearchConfig, xrays: XRays, labels: int, run: Run) -> None:
     """Run trials until as many as wanted are done, or under way elsewhere."""
-    left = config["num_trials"] - len(_counted(study))
+    left = config["num_trials"] - len(ended(study))
     print(f"{max(0, left)} of {config['num_trials']} trials to run", file=sys.stderr)
     if left > 0:
         images = left * labels * sum(config["epochs_range"]) / 2
         minutes = images * _seconds_an_image(config, xrays) / 60
         print(f"about {max(1, round(minutes))} minutes by a probe of a few steps, if none is pruned", file=sys.stderr)
-    with progress_bar(config["num_trials"], str(run), len(_counted(study)), unit="trial") as bar:
-        while _run_next(study, config, xrays, labels, run):
+    with progress_bar(config["num_trials"], str(run), len(ended(study)), unit="trial") as bar:
+        while turn := next_turn(study, run.folder, config["num_trials"], config["random_seed"], NUM_PARAMETERS):
+            with turn.lock:
+                chosen = settings(_drawn(turn.trial, config), labels)
+                _train(study, turn.trial, _finetuning(config, chosen, f"trial_{turn.index:03d}"), xrays)
             bar.update()
             run.save_table("summary", trials_table(study))
 
@@ -131,31 +124,6 @@ def settings(params: Mapping[str, Any], labels: int) -> dict[str, Any]:
         "evaluations": epochs,
         "recipe": RECIPES[params["flip"], params["crop"]],
     }
-
-
-def trials_table(study: optuna.Study) -> pd.DataFrame:
-    """A row for each trial that ended, in order: trial, its parameters, score (its best), state, error or ""."""
-    rows = [
-        {
-            "trial": trial.user_attrs["index"],
-            **trial.params,
-            "score": max([*trial.intermediate_values.values(), trial.value or 0.0]),
-            "state": "failed" if "error" in trial.user_attrs else trial.state.name.lower(),
-            "error": trial.user_attrs.get("error", ""),
-        }
-        for trial in _counted(study)
-    ]
-    return pd.DataFrame(rows).sort_values("trial") if rows else pd.DataFrame()
-
-
-def importances(study: optuna.Study) -> dict[str, float]:
-    """The share of the score's variance that each parameter explains (fANOVA, Hutter et al. 2014); {} if unknown."""
-    scores = [trial.value for trial in study.get_trials(states=[TrialState.COMPLETE])]
-    if len(scores) < RANDOM_START or len(set(scores)) < 2:
-        return {}
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return {name: float(share) for name, share in shares.items()}
 
 
 def _check(config: SearchConfig) -> None:
@@ -203,58 +171,12 @@ def _seconds_an_image(config: SearchConfig, xrays: XRays, steps: int = 3) -> flo
     return (time.perf_counter() - start) / steps / len(batch)
 
 
-def _storage(config: SearchConfig, run: Run) -> str:
-    return config["storage"] or f"sqlite:///{run.folder / 'study.db'}"
-
-
-def _open_study(config: SearchConfig, run: Run, identity: dict[str, Any]) -> optuna.Study:
-    """The study, which is of this config and split; UserError if it is of another."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with exclusive_lock(run.folder / ".ask.lock", "opening the study"):
-        study = optuna.create_study(
-            storage=_storage(config, run),
-            study_name=config["run_name"],
-            direction="maximize",
-            load_if_exists=True,
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=RANDOM_START, n_warmup_steps=1),
-        )
-        if study.user_attrs.get("config", identity) != identity:
-            raise UserError(
-                f"the study {config['run_name']!r} in {_storage(config, run)} is of another config or other images; "
-                "choose another run_name."
-            )
-        study.set_user_attr("config", identity)
-    return study
-
-
-def _run_next(study: optuna.Study, config: SearchConfig, xrays: XRays, labels: int, run: Run) -> bool:
-    """Run the next trial, or one whose process died; False if enough are done or under way."""
-    with exclusive_lock(run.folder / ".ask.lock", "choosing a trial"):
-        _put_back_dead(study, config, run)
-        if len(_counted(study)) + len(study.get_trials(states=[TrialState.RUNNING])) >= config["num_trials"]:
-            return False
-        trial = study.ask()
-        index = trial.user_attrs.get("index", _next_index(study, trial.number))
-        trial.set_user_attr("machine", _machine())
-        trial.set_user_attr("index", index)
-        lock = try_lock(_lock_file(run, index))
-    assert lock is not None
-    with lock:
-        # TPE's draws are a function of (seed, index) and of the trials that are done
-        seed = mixed_seed(config["random_seed"], index) % 2**32
-        study.sampler = optuna.samplers.TPESampler(
-            n_startup_trials=RANDOM_START, seed=seed, multivariate=False, constant_liar=False
-        )
-        _train(study, trial, _finetuning(config, settings(_drawn(trial, config), labels), f"trial_{index:03d}"), xrays)
-    return True
-
-
 def _train(study: optuna.Study, trial: Trial, config: FinetuneConfig, xrays: XRays) -> None:
     """Fine-tune as the trial says and tell the study how it ended."""
-    folder = Run(config["run_name"], config).folder
+    metrics = Run(config["run_name"], config).folder / "metrics.csv"
 
     def report(epoch: int, score: float) -> None:
-        _report(study, trial, folder)  # of an earlier life
+        report_stored(study, trial, metrics)  # of an earlier life
         if epoch not in study.trials[trial.number].intermediate_values:
             trial.report(score, epoch)
         if epoch < config["evaluations"] and trial.should_prune():
@@ -271,48 +193,8 @@ def _train(study: optuna.Study, trial: Trial, config: FinetuneConfig, xrays: XRa
         study.tell(trial, state=TrialState.FAIL)
     else:
         assert finished.summary is not None
-        _report(study, trial, folder)
+        report_stored(study, trial, metrics)
         study.tell(trial, finished.summary["score"])
-
-
-def _report(study: optuna.Study, trial: Trial, folder: Path) -> None:
-    """Tell the study every score in the run's metrics.csv that it does not know."""
-    if not (folder / "metrics.csv").exists():
-        return
-    table, known = pd.read_csv(folder / "metrics.csv"), study.trials[trial.number].intermediate_values
-    metric = next(name for name in METRICS if name in table)
-    for epoch, score in table[["epoch", metric]].to_numpy():
-        if int(epoch) not in known:
-            trial.report(float(score), int(epoch))
-
-
-def _put_back_dead(study: optuna.Study, config: SearchConfig, run: Run) -> None:
-    """Trials under way whose process on this machine is gone wait to be run again, with their index and parameters."""
-    for trial in study.get_trials(states=[TrialState.RUNNING]):
-        unmarked = _machine() if not config["storage"] else ""  # killed before it could say where it ran
-        if trial.user_attrs.get("machine", unmarked) != _machine():
-            continue
-        index = trial.user_attrs.get("index", _next_index(study, trial.number))
-        lock = try_lock(_lock_file(run, index))
-        if lock is not None:
-            lock.close()
-            complete = trial.params if len(trial.params) == NUM_PARAMETERS else {}  # else all are drawn again
-            study.enqueue_trial(complete, user_attrs={"index": index})
-            study.tell(trial.number, state=TrialState.FAIL)
-
-
-def _machine() -> str:
-    return f"{platform.node()} {uuid.getnode():x}"
-
-
-def _next_index(study: optuna.Study, number: int) -> int:
-    """The index of a fresh trial: its number, less the numbers that trials which were run again took up."""
-    failed = study.get_trials(states=[TrialState.FAIL])
-    return number - sum("error" not in trial.user_attrs and trial.number < number for trial in failed)
-
-
-def _lock_file(run: Run, index: int) -> Path:
-    return run.folder / f".trial_{index:03d}.lock"
 
 
 def _drawn(trial: Trial, config: SearchConfig) -> dict[str, Any]:
@@ -342,9 +224,3 @@ def _finetuning(config: SearchConfig, chosen: Mapping[str, Any], name: str) -> F
         "run_name": f"{config['run_name']}/{name}",
     }
     return whole
-
-
-def _counted(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that ended: well, pruned, or by an error. A dead process's is run again under another number."""
-    ended = (TrialState.COMPLETE, TrialState.PRUNED)
-    return [trial for trial in study.trials if trial.state in ended or "error" in trial.user_attrs]

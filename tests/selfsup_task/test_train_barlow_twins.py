@@ -20,7 +20,8 @@ from dataset_loader.phantom_dataset import CHEXPERT_ROOT, COVID_ROOT
 from utils.config import REPO_ROOT
 
 SCRIPT = REPO_ROOT / "selfsup_task" / "train_barlow_twins.py"
-SMALL = ["--img-res", "32", "--store-res", "32", "--batch-size", "48", "--num-epochs", "2", "--projector-dims", "32"]
+SMALL = ["--img-res", "32", "--store-res", "32", "--batch-size", "48", "--num-epochs", "2", "--lr", "1e-3"]
+SMALL += ["--projector-dims", "32", "--probe-every", "2"]
 RUNS = REPO_ROOT / "runs" / "tests"
 
 
