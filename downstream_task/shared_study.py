@@ -5,8 +5,9 @@ A trial's index is its place in an undisturbed study; optuna's own number counts
 
 import platform
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import optuna
 import pandas as pd
@@ -22,7 +23,8 @@ METRICS = ("val/balanced_accuracy", "val/auroc")  # of classes, of findings
 BROKEN = (SQLAlchemyError, optuna.exceptions.StorageInternalError)  # what a database that is no study, or busy, raises
 
 
-class Turn(NamedTuple):
+@dataclass(frozen=True)
+class Turn:
     """A trial that this process alone runs, until it closes the lock."""
 
     trial: Trial

@@ -7,6 +7,7 @@
 A frozen part is frozen: its weights and BatchNorm statistics are compared bit by bit after every run. It runs without
 gradients, and with recipe "none" what it computes is computed once. Scores are of the validation part.
 runs/<run_name>/ holds summary.csv (a row a run), table.csv (with intervals) and figures/frozen_parts.png.
+As it stands, minutes on two cores on synthetic X-rays.
 """
 
 from typing import Any
