@@ -241,6 +241,7 @@ class _Finetuning:
                 "split_hash": self.split_hash,
             }
         )
+        self.run.drop_checkpoint()  # comparisons leave hundreds of runs, and it is three times the weights
 
 
 def classify_step(

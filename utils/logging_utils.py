@@ -144,6 +144,11 @@ class Run:
             ) from error
         return state
 
+    def drop_checkpoint(self) -> None:
+        """A finished run needs no checkpoint.pt."""
+        if self.is_writer:
+            (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """summary.json, the last file: its presence means done."""
         self.summary = _plain(dict(summary))
