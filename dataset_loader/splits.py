@@ -11,7 +11,8 @@ from dataset_loader.columns import Columns
 from utils.config import UserError
 from utils.files import write_text
 
-PARTS = ("train", "val", "test")
+SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}  # of the images, by default
+PARTS = tuple(SHARES)
 
 _COLUMNS = ("file", "label", "group", "part")
 
@@ -21,7 +22,7 @@ def split_by_group(
     groups: np.ndarray,
     strata: np.ndarray,
     seed: int,
-    shares: Sequence[float] = (0.8, 0.1, 0.1),
+    shares: Sequence[float] = tuple(SHARES.values()),
 ) -> np.ndarray:
     """The part of each of N images, [N] of PARTS: whole groups only, stratified.
 

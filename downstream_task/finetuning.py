@@ -19,7 +19,7 @@ from self_sup_classes.classifier import FROZEN_STAGES, Classifier, save_classifi
 from self_sup_classes.initialisation import Start, start_from
 from self_sup_classes.provenance import check_unseen
 from utils.config import UserError, check_at_least, check_choice, check_config
-from utils.hardware import choose_device, choose_precision, describe_device, make_deterministic
+from utils.hardware import choose_device, choose_precision, describe_device, make_deterministic, placed
 from utils.logging_utils import Run
 from utils.memory import keep_freed_memory
 from utils.training_utils import FitConfig, StepFunction, check_fit_config, fit
@@ -138,7 +138,7 @@ class _Finetuning:
         self.split_hash, seen = str(self.xrays.facts()["split_hash"]), self.xrays.image_ids(self.train)
         # what does not say what it has seen cannot say it after further training either
         self.provenance = start.provenance and start.provenance.joined(self.split_hash, seen)
-        self.classifier = _classifier(start, self.targets, config).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+        self.classifier = placed(_classifier(start, self.targets, config), self.device)
 
     def run_it(self) -> None:
         """Head first, then the rest; keep what is best on validation."""

@@ -2,7 +2,6 @@
 
 import functools
 import sys
-import time
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -23,11 +22,12 @@ from downstream_task.finetuning import (
 )
 from downstream_task.shared_study import BROKEN, ended, importances, next_turn, open_study, report_stored, trials_table
 from downstream_task.targets import TargetConfig, check_learnable, loss_function, read_targets
+from downstream_task.trials import check_lists
 from self_sup_classes.classifier import Classifier
 from self_sup_classes.initialisation import random_backbone, start_from
 from self_sup_classes.provenance import check_unseen
 from utils.config import UserError, check_at_least, check_config
-from utils.hardware import choose_device, choose_precision
+from utils.hardware import choose_device, choose_precision, median_seconds, placed
 from utils.logging_utils import Run
 from utils.optimisation import build_optimizer, gradient_step
 from utils.progress import progress_bar
@@ -133,8 +133,7 @@ def _check(config: SearchConfig) -> None:
         bounds = config[key]
         if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
             raise UserError(f"{key} is {bounds}; expected the least and the largest value, both above 0.")
-    if not config["batch_sizes"]:
-        raise UserError("batch_sizes is empty; give at least one.")
+    check_lists(config, "batch_sizes")
     for batch_size in config["batch_sizes"]:
         params = {"lr": config["lr_range"][0], "weight_decay": 0.0, "epochs": 1, "flip": True, "crop": True}
         check_finetune_config(_finetuning(config, settings({**params, "batch_size": batch_size}, 1), "check"))
@@ -151,24 +150,17 @@ def _check_data(config: SearchConfig, xrays: XRays) -> int:
 
 
 def _seconds_an_image(config: SearchConfig, xrays: XRays, steps: int = 3) -> float:
-    """Of training, by a few steps of a network that is thrown away; the first does not count."""
+    """Of training, by a few steps of a network that is thrown away."""
     whole = _finetuning(config, {"batch_size": max(config["batch_sizes"])}, "probe")
     targets, device = read_targets(xrays, config), choose_device(config["device"])
     train = labelled_subset(xrays, targets, whole)
     backbone = random_backbone(config["backbone"], config["in_channels"], 0)
-    classifier = Classifier(backbone, len(targets.names), config["trainable"]).to(device)
+    classifier = placed(Classifier(backbone, len(targets.names), config["trainable"]), device)
     step = classify_step(classifier, xrays, loss_function(targets, train, config["class_weights"]), whole)
-    optimizer = build_optimizer(classifier, engine_config(whole))
-    batch, dtype = (
-        torch.from_numpy(np.resize(train, whole["batch_size"])),
-        choose_precision(config["precision"], device),
-    )
-    start = 0.0
-    for n in range(steps + 1):
-        if n == 1:
-            start = time.perf_counter()
-        gradient_step(classifier, optimizer, functools.partial(step, batch, 0, n), 0.0, 0.0, dtype)["loss"].item()
-    return (time.perf_counter() - start) / steps / len(batch)
+    optimizer, dtype = build_optimizer(classifier, engine_config(whole)), choose_precision(config["precision"], device)
+    batch = torch.from_numpy(np.resize(train, whole["batch_size"]))
+    work = functools.partial(gradient_step, classifier, optimizer, lambda: step(batch, 0, 0), 0.0, 0.0, dtype)
+    return median_seconds(work, steps, device) / len(batch)
 
 
 def _train(study: optuna.Study, trial: Trial, config: FinetuneConfig, xrays: XRays) -> None:

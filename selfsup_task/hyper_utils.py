@@ -17,7 +17,7 @@ from selfsup_task.gauge import PROBES, Gauge
 from selfsup_task.pretrain_config import PretrainConfig, derived_name
 from utils import distributed
 from utils.config import UserError, check_at_least, check_choice, check_config
-from utils.hardware import choose_device, describe_device, make_deterministic
+from utils.hardware import choose_device, describe_device, make_deterministic, placed
 from utils.logging_utils import Run
 from utils.memory import keep_freed_memory
 from utils.randomness import mixed_seed
@@ -89,7 +89,7 @@ def _pretrain(config: PretrainConfig, device: torch.device, run: Run) -> None:
     run.start(device=describe_device(device), data=xrays.facts(), pretrained_on=len(indices))
     if run.is_writer:
         xrays.write_split(run.folder)
-    model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # torch's stubs lack it
+    model = placed(model, device).eval()
     step = twin_step(distributed.data_parallel(model), xrays.batch, config)
     gauge = Gauge(model, TwinViews(config["recipe"], config["img_res"]), xrays, indices, config, run)
     if run.is_writer and run.checkpoint() is None:

@@ -14,7 +14,7 @@ from self_sup_classes.classifier import Classifier
 from self_sup_classes.initialisation import random_backbone
 from selfsup_task.hyper_utils import build_model, twin_step
 from selfsup_task.scanning import ScanConfig, finetuning
-from utils.hardware import choose_device, make_deterministic
+from utils.hardware import choose_device, make_deterministic, placed
 from utils.logging_utils import Run
 from utils.lr_range import lr_range_test, suggest
 from utils.memory import keep_freed_memory
@@ -49,7 +49,7 @@ def range_run(task: str, config: RangeConfig) -> Run:
 
 def _of_pretraining(config: RangeConfig, xrays: XRays) -> pd.DataFrame:
     device, indices = choose_device(config["device"]), xrays.indices("train")
-    model = build_model(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    model = placed(build_model(config), device)
     return lr_range_test(model, twin_step(model, xrays.batch, config), indices, config, _rates(config))
 
 
@@ -59,7 +59,7 @@ def _of_finetuning(config: RangeConfig, xrays: XRays) -> pd.DataFrame:
     targets = read_targets(xrays, whole)
     train = labelled_subset(xrays, targets, whole)
     backbone = random_backbone(config["backbone"], config["in_channels"], config["random_seed"])
-    classifier = Classifier(backbone, len(targets.names), "all").to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    classifier = placed(Classifier(backbone, len(targets.names), "all"), device)
     step = classify_step(classifier, xrays, loss_function(targets, train, whole["class_weights"]), whole)
     return lr_range_test(classifier, step, train, engine_config(whole), _rates(config), lr_factors(classifier, whole))
 

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from dataset_loader.image_store import open_store
+from dataset_loader.splits import SHARES
 from dataset_loader.xrays import read_columns
 from selfsup_task.gauge import FINDING_LABELS, HEALTH_IMAGES, PROBE_DRAWS, PROBE_LABELS, PROBE_TESTS
 from selfsup_task.hyper_utils import check_pretrain_config
@@ -25,7 +26,6 @@ from utils.training_utils import check_fit_config
 
 SIGKILL = 9  # Windows has none
 SAMPLE = 256  # files that are decoded to see what the store takes, at least a batch of them
-PARTS = {"train": 0.8, "val": 0.1}  # shares of the images
 FORWARD = 1 / 6  # of a pair's step that one image's forward pass costs: two views, and backward is twice forward
 REFUSED_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
@@ -65,7 +65,7 @@ def forecast(times: StepTimes, store: float, config: PretrainConfig, num_images:
     """Seconds of a whole run on `num_images`: the store once, then epochs of steps, health and probes."""
     train = int(_train_share(config) * num_images)
     labels = FINDING_LABELS if config["dataset"] == "chexpert" else PROBE_LABELS
-    probed = min(train, labels * PROBE_DRAWS) + min(int(PARTS["val"] * num_images), PROBE_TESTS)
+    probed = min(train, labels * PROBE_DRAWS) + min(int(SHARES["val"] * num_images), PROBE_TESTS)
     probes = 1 + epochs // config["probe_every"]
     forwards = (epochs + 1) * min(train, HEALTH_IMAGES) + probes * probed
     steps = epochs * (train // config["batch_size"]) + FORWARD * forwards / config["batch_size"]
@@ -145,7 +145,7 @@ def pretraining(cell: Mapping[str, Any]) -> PretrainConfig:
 
 
 def _train_share(config: PretrainConfig) -> float:
-    return PARTS["train"] if config["pretrain_on"] == "train" else 1.0
+    return SHARES["train"] if config["pretrain_on"] == "train" else 1.0
 
 
 def grids(table: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from augmentations.transform_utils import TwinViews, denormalise, step_generator
+from dataset_loader.splits import SHARES
 from dataset_loader.xrays import DataConfig, XRays, read_columns
 from downstream_task.finetuning import FinetuneConfig, check_finetune_config, finetune
 from downstream_task.targets import TargetConfig
@@ -20,8 +21,6 @@ from utils.config import UserError, check_config
 from utils.logging_utils import Run
 from utils.sweeps import check_all_finished, open_sweep, ranked, run_sweep
 from utils.training_utils import check_fit_config
-
-TRAIN_SHARE = 0.8  # of the images, for a forecast
 
 
 class FinetunePart(TargetConfig):
@@ -63,9 +62,11 @@ def open_scan(config: Mapping[str, Any], trials: Mapping[str, Mapping[str, Any]]
     shared = {key: value for key, value in config.items() if key not in {*varied, "only", "run_name"}}
     run, runs = open_sweep(config["run_name"], {"varied": list(varied), **shared}, trials, config["only"])
     chosen = {name: runs[name] for name in config["only"] or runs}
+    any_trial = next(iter(chosen.values())).config
+    images = round(SHARES["train"] * len(read_columns(_pretraining(any_trial))))
     for one in chosen.values():
-        check_trial(one.config)
-    print_plan(chosen)
+        check_trial(one.config, images)
+    print_plan(chosen, images)
     return Scan(run, runs, config["only"])
 
 
@@ -74,12 +75,12 @@ def run_scan(scan: Scan) -> pd.DataFrame:
     return run_sweep(scan.run, scan.trials, pretrain_and_probe, scan.only)
 
 
-def check_trial(config: Mapping[str, Any]) -> None:
-    """Raise UserError for whatever can be known to be wrong with a trial before anything is written."""
+def check_trial(config: Mapping[str, Any], images: int) -> None:
+    """Raise UserError for whatever can be known to be wrong with a trial on so many training images."""
     check_config({key: value for key, value in config.items() if key != "varied"} | {"only": []}, ScanConfig)
     check_pretrain_config(_pretraining(config))
     check_finetune_config(finetuning(config, "linear", "random"))
-    check_fit_config(_pretraining(config), round(TRAIN_SHARE * len(read_columns(_pretraining(config)))))
+    check_fit_config(_pretraining(config), images)
     if config["pretrain_on"] != "train":
         raise UserError(
             f"pretrain_on is {config['pretrain_on']!r}, but trials are ranked by validation images, which must be "
@@ -146,16 +147,15 @@ def contact_sheet(xrays: XRays, recipes: Sequence[str], size: int, views: int = 
     }
 
 
-def print_plan(runs: Mapping[str, Run]) -> None:
+def print_plan(runs: Mapping[str, Run], images: int) -> None:
     """Say on stderr what will be run and how long it may take, by a short probe of each kind of network."""
     todo = [run.config for run in runs.values() if run.summary is None]
     print(f"{len(todo)} of {len(runs)} trials to run: {', '.join(str(c['run_name']) for c in todo)}", file=sys.stderr)
     if todo:
-        print(f"about {_minutes(todo)} minutes by a probe of a few steps", file=sys.stderr)
+        print(f"about {_minutes(todo, images)} minutes by a probe of a few steps", file=sys.stderr)
 
 
-def _minutes(configs: Sequence[Mapping[str, Any]]) -> str:
-    images = round(TRAIN_SHARE * len(read_columns(_pretraining(configs[0]))))
+def _minutes(configs: Sequence[Mapping[str, Any]], images: int) -> str:
     try:
         seconds = sum(seconds_a_pair(_pretraining(config)) * _pairs(config, images) for config in configs)
     except (RuntimeError, MemoryError) as error:  # one trial needs more memory than there is: the others will run

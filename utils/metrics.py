@@ -94,6 +94,7 @@ def confusion_counts(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarra
 
 def per_class_scores(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """[C, 4] of 0..1 or NaN: each class's CLASS_SCORES; sensitivity and specificity are of the likeliest class."""
+    _check(labels, probabilities, np.arange(probabilities.shape[1]))
     predicted, rows = probabilities.argmax(1), []
     for c in range(probabilities.shape[1]):
         positive, called = labels == c, predicted == c
