@@ -43,6 +43,23 @@ def decode_square(path: Path | str, size: int) -> np.ndarray:
     return square
 
 
+def decode_upright(path: Path | str) -> np.ndarray:
+    """Decode a file to its upright, gray self, nothing cut off: uint8 [H, W]. Raises BrokenImageError."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return np.asarray(_upright(_to_gray(image), image))
+    except (BrokenImageError, MemoryError):
+        raise
+    except Exception as error:  # as in decode_square
+        raise BrokenImageError(_reason(error, path)) from error
+
+
+def central_square(height: int, width: int) -> tuple[int, int, int]:
+    """Top, left and side of the part of an image [H, W] that `decode_square` keeps."""
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side
+
+
 def _decode(path: Path | str, size: int) -> np.ndarray:
     with Image.open(path, formats=_FORMATS) as image:
         width, height = image.size
@@ -50,8 +67,7 @@ def _decode(path: Path | str, size: int) -> np.ndarray:
             raise BrokenImageError(f"{width} x {height} px is smaller than the store's {size} px; lower store_res")
         image.draft("L", (2 * size, 2 * size))  # lets a large JPEG be decoded at 1/2, 1/4 or 1/8
         gray = _upright(_to_gray(image), image)
-    side = min(gray.size)
-    left, top = (gray.width - side) // 2, (gray.height - side) // 2
+    top, left, side = central_square(gray.height, gray.width)
     box = (left, top, left + side, top + side)
     return np.asarray(gray.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0))
 

@@ -34,6 +34,7 @@ from utils.progress import progress_bar
 VERSION = 2  # of the drawing: a tree of another version is not the one asked for
 COVID_ROOT = "COVID-19_Radiography_Dataset"
 CHEXPERT_ROOT = "CheXpert-v1.0-small"
+SOURCES = "sources.csv"  # in the COVID-like tree with planted markers: which images carry one
 # Images of each class in the real database, and the sign that its phantoms show.
 CLASS_SIZES = {"COVID": 3616, "Lung_Opacity": 6012, "Normal": 10192, "Viral Pneumonia": 1345}
 CLASS_SIGNS = {"COVID": "Ground Glass", "Lung_Opacity": "Consolidation", "Viral Pneumonia": "Interstitial"}
@@ -55,6 +56,17 @@ class CovidImage:
     seed: int
     planted_marker: bool
 
+    @property
+    def path(self) -> str:
+        """Its file, below the tree's root."""
+        return f"{self.name}/images/{self.name}-{self.number}.png"
+
+    @property
+    def marked(self) -> bool:
+        """Whether it carries the marker; a draw of its own, so that planting changes nothing else."""
+        rng = np.random.default_rng([self.seed, 4, list(CLASS_SIZES).index(self.name), self.number])
+        return self.planted_marker and bool(rng.random() < MARKED_SHARE[self.name == MARKED_CLASS])
+
     def save(self, root: Path) -> None:
         """Draw the image and its mask and write both below `root`."""
         rng = np.random.default_rng([self.seed, 1, list(CLASS_SIZES).index(self.name), self.number])
@@ -64,8 +76,7 @@ class CovidImage:
             findings["Support Devices"] = 1.0
         picture, mask = frontal(Anatomy.draw(rng), Pose.draw(rng), findings, (self.size, self.size), rng)
         picture = annotate(picture, rng)
-        # The last draw of all, so that planting changes nothing else.
-        if self.planted_marker and rng.random() < MARKED_SHARE[self.name == MARKED_CLASS]:
+        if self.marked:
             picture = plant_marker(picture)
         for kind, pixels in (("images", to_bytes(picture)), ("masks", mask.astype(np.uint8) * 255)):
             file = root / self.name / kind / f"{self.name}-{self.number}.png"
@@ -93,8 +104,8 @@ def ensure_phantoms(
 
     A later call with the same request returns at once. `size` is the shorter side of an image in pixels. With
     `planted_marker` most images of the class COVID, and few others, carry a bright disc in the lower left
-    corner (COVID-like tree only): a shortcut for an audit to find. `workers` is the number of processes
-    (default: one a core); the pixels do not depend on it.
+    corner (COVID-like tree only): a shortcut for an audit to find; sources.csv there lists them. `workers` is the
+    number of processes (default: one a core); the pixels do not depend on it.
 
     Raises:
         UserError: `folder` holds something else, or phantoms of another request; nothing is overwritten.
@@ -176,6 +187,9 @@ def _draw_trees(folder: Path, request: dict[str, int], workers: int | None) -> N
         for number in range(1, count + 1)
     ]
     try:
+        if request["planted_marker"]:
+            rows = [("file", "source"), *((image.path, "marked" if image.marked else "plain") for image in covid)]
+            _write_csv(partial / COVID_ROOT / SOURCES, rows)
         chexpert = _write_tables(partial / CHEXPERT_ROOT, request["chexpert_patients"], size, seed)
         jobs = [(partial / COVID_ROOT, image) for image in covid] + [
             (partial / CHEXPERT_ROOT, view) for view in chexpert
@@ -201,11 +215,15 @@ def _write_tables(root: Path, patients: int, size: int, seed: int) -> list[View]
         ("valid", range(patients - valid + 1, patients + 1)),
     ):
         views = [view for number in numbers for view in plan_patient(seed, number, part, size, CHEXPERT_ROOT)]
-        table = io.StringIO()
-        csv.writer(table, lineterminator="\n").writerows([HEADER, *(view.row for view in views)])
-        write_text(root / f"{part}.csv", table.getvalue())
+        _write_csv(root / f"{part}.csv", [HEADER, *(view.row for view in views)])
         everything += views
     return everything
+
+
+def _write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    write_text(path, table.getvalue())
 
 
 def _draw_all(jobs: Sequence[tuple[Path, Drawable]], workers: int | None) -> None:

@@ -20,7 +20,8 @@ from dataset_loader.splits import PARTS, image_ids, split_by_group, split_hash, 
 from utils.config import REPO_ROOT, UserError, check_at_least, check_choice, repo_path
 from utils.files import write_text
 
-DATASETS = ["phantom", "covid", "chexpert"]
+PHANTOMS = ["phantom", "phantom_marker"]  # built in; the second with a shortcut planted, for an audit to find
+DATASETS = [*PHANTOMS, "covid", "chexpert"]
 DATASETS_ROOT = REPO_ROOT / "datasets"
 DEFAULT_ROOTS = {
     "covid": DATASETS_ROOT / "COVID-19_Radiography_Dataset",
@@ -127,9 +128,9 @@ def check_sizes(store_res: int, img_res: int) -> None:
 def read_columns(config: DataConfig) -> Columns:
     """The columns of the data set that `config` names; phantoms are drawn if they are not there yet."""
     check_choice("dataset", config["dataset"], DATASETS)
-    if config["dataset"] == "phantom":
-        folder = repo_path(config["data_root"]) if config["data_root"] else DATASETS_ROOT / "phantom"
-        return read_covid(ensure_phantoms(folder)[0])
+    if config["dataset"] in PHANTOMS:
+        folder = repo_path(config["data_root"]) if config["data_root"] else DATASETS_ROOT / config["dataset"]
+        return read_covid(ensure_phantoms(folder, planted_marker=config["dataset"] == "phantom_marker")[0])
     root = repo_path(config["data_root"]) if config["data_root"] else DEFAULT_ROOTS[config["dataset"]]
     return read_covid(root) if config["dataset"] == "covid" else read_chexpert(root)
 

@@ -1,6 +1,5 @@
 """The test part, read once: predictions of finished classifiers on it, scored with intervals."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, TypedDict
@@ -10,15 +9,13 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from dataset_loader.xrays import DataConfig, XRays, open_xrays
+from dataset_loader.xrays import XRays
 from downstream_task.comparison_report import report
 from downstream_task.curves import analyse
+from downstream_task.finished import Finished, OpenedData, find_finished, run_name
 from downstream_task.predictions import predictions_table
 from downstream_task.probes import forward_all
-from downstream_task.targets import Targets, read_targets
-from self_sup_classes.backbones import read_state_dict
-from self_sup_classes.classifier import load_classifier
-from self_sup_classes.provenance import check_unseen, provenance_of
+from downstream_task.targets import Targets
 from utils import plots
 from utils.config import UserError, check_config, repo_path
 from utils.hardware import choose_device, choose_precision, describe_device
@@ -46,11 +43,11 @@ def score_on_test(config: HeldOutConfig) -> list[Run]:
     check_config(config, HeldOutConfig)
     if config["threads"] > 0:
         torch.set_num_threads(config["threads"])
-    folders = [folder for name in config["runs"] for folder in finished_runs(repo_path(name))]
-    if not folders:
+    runs = [finished for name in config["runs"] for finished in find_finished(name)]
+    if not runs:
         raise UserError("runs is empty; name at least one folder under runs/.")
-    opened: dict[str, XRays] = {}  # a comparison's runs share their data
-    tested = [_test_run(folder, config, opened) for folder in tqdm(folders, desc="testing", unit="run")]
+    data = OpenedData(choose_device(config["device"]))  # a comparison's runs share theirs
+    tested = [_test_run(finished, data) for finished in tqdm(runs, desc="testing", unit="run")]
     for name in config["runs"]:
         folder = repo_path(name)
         if (folder / "differences.csv").exists():
@@ -58,43 +55,14 @@ def score_on_test(config: HeldOutConfig) -> list[Run]:
     return tested
 
 
-def finished_runs(folder: Path) -> list[Path]:
-    """The finished fine-tuning runs that a folder stands for: itself, or those that a finished comparison lists."""
-    listed = [folder]
-    if (folder / "summary.csv").exists():
-        listed = [folder / str(run) for run in pd.read_csv(folder / "summary.csv")["run"]]
-    found = [path for path in listed if (path / "predictions_val.csv").exists() and (path / "summary.json").exists()]
-    if not found or not (folder / "summary.json").exists():
-        raise UserError(
-            f"{folder} holds no finished fine-tuning run; run downstream_task/trained_vs_no_trained_compare.py first, "
-            "or name one of the folders that it leaves under runs/."
-        )
-    return found
-
-
-def _test_run(folder: Path, config: HeldOutConfig, opened: dict[str, XRays]) -> Run:
-    trained: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    path = folder / f"{trained['backbone']}_best_state_dict.pt"
-    provenance = provenance_of(read_state_dict(path))
-    weights = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    run = Run(f"test/{_name(folder)}", {"tested": _name(folder), "weights": weights, "trained": trained})
+def _test_run(finished: Finished, data: OpenedData) -> Run:
+    facts = {"tested": finished.name, "weights": finished.weights_hash(), "trained": finished.config}
+    run = Run(f"test/{finished.name}", facts)
     if run.summary is not None:
         return run
-    device = choose_device(config["device"])
-    key = json.dumps([trained[name] for name in DataConfig.__annotations__])
-    if key not in opened:
-        opened[key] = open_xrays(trained, device)
-    xrays = opened[key]
-    summary: Any = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    if summary["split_hash"] != xrays.facts()["split_hash"]:
-        raise UserError(
-            f"{folder} was trained under split {summary['split_hash']}, but the images at {xrays.columns.root} make "
-            f"split {xrays.facts()['split_hash']} now: files came or went. Restore them, or train again."
-        )
-    note = check_unseen(provenance, xrays, trained["allow_seen"], str(path))
-    targets = read_targets(xrays, trained)
-    classifier = load_classifier(path, trained["backbone"], trained["in_channels"], targets.names).to(device)
-    dtype = choose_precision(trained["precision"], device)
+    trained, device, xrays = finished.config, data.device, data.of(finished)
+    targets, note = finished.held_out(xrays)
+    classifier, dtype = finished.classifier(device), choose_precision(trained["precision"], device)
     val, test = (
         forward_all(classifier, xrays, xrays.indices(part), trained["img_res"], trained["in_channels"], dtype)
         .double()
@@ -159,11 +127,12 @@ def _class_table(
 def _analyse_comparison(folder: Path) -> None:
     """What trained_vs_no_trained_compare.py says of a comparison on validation, on its runs' test predictions."""
     compared: Any = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    run = Run(f"test/{_name(folder)}/all", {"tested": _name(folder), "compared": compared})
+    name = run_name(folder)
+    run = Run(f"test/{name}/all", {"tested": name, "compared": compared})
     if run.summary is None:
         table = pd.read_csv(folder / "summary.csv")
         run.start()
-        curves, differences = analyse(table, RUNS_ROOT / "test" / _name(folder), "predictions.csv")
+        curves, differences = analyse(table, RUNS_ROOT / "test" / name, "predictions.csv")
         run.save_table("curves", curves)
         run.save_table("differences", differences)
         run.finish({**compared, "part": "test"})
@@ -176,8 +145,3 @@ def _fewest_groups(labels: np.ndarray, groups: np.ndarray) -> int:
     if labels.ndim > 1:
         of_kind = [column == value for column in labels.T for value in (0, 1)]
     return max(1, min(len(np.unique(groups[rows])) for rows in of_kind))
-
-
-def _name(folder: Path) -> str:
-    root = RUNS_ROOT.resolve()
-    return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else folder.name

@@ -9,6 +9,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -60,7 +61,7 @@ def linear_probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.
     fit_part, held_out = next(StratifiedKFold(5, shuffle=True, random_state=0).split(train, labels))
 
     def fitted(c: float, rows: np.ndarray) -> LogisticRegression:
-        return LogisticRegression(C=c, max_iter=2000, class_weight="balanced").fit(train[rows], labels[rows])
+        return logistic_regression(c, train[rows], labels[rows])
 
     weight = compute_sample_weight("balanced", labels[held_out])
     losses = [
@@ -68,6 +69,12 @@ def linear_probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.
         for c in REGULARISATION
     ]
     return fitted(REGULARISATION[int(np.argmin(losses))], np.arange(len(train))).predict_proba(test)
+
+
+def logistic_regression(c: float, x: np.ndarray, y: np.ndarray, class_weights: bool = True) -> LogisticRegression:
+    """Fitted at its optimum to features [N, F], inverse L2 strength c; by one thread, in half the time."""
+    with threadpool_limits(1):  # products are small here: threads spend their time waiting for each other
+        return LogisticRegression(C=c, max_iter=2000, class_weight="balanced" if class_weights else None).fit(x, y)
 
 
 def probe(train: Tensor, train_labels: np.ndarray, test: Tensor, test_labels: np.ndarray) -> dict[str, float]:

@@ -21,7 +21,7 @@ from utils.config import run_script
 
 config: dict[str, Any] = {
     # data
-    "dataset": "phantom",  # "phantom" (built in, synthetic) | "covid" | "chexpert"
+    "dataset": "phantom",  # "phantom" (built in, synthetic) | "phantom_marker" | "covid" | "chexpert"
     "data_root": "",  # the data set's folder, from the repo root; "" is where datasets/README.md says
     "store_res": 36,  # pixels a side at which images are decoded, once
     "split_seed": 0,  # that of the pretraining: an encoder that has seen today's validation or test part is refused

@@ -27,7 +27,7 @@ from utils.config import run_script
 
 config: dict[str, Any] = {
     # data
-    "dataset": "phantom",  # "phantom" (built in, synthetic) | "covid" | "chexpert"
+    "dataset": "phantom",  # "phantom" (built in, synthetic) | "phantom_marker" | "covid" | "chexpert"
     "data_root": "",  # the data set's folder, from the repo root; "" is where datasets/README.md says
     "store_res": 36,  # pixels a side at which images are decoded, once; a little more than img_res
     "split_seed": 0,  # train/val/test; keep it, so that runs can be compared

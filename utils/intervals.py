@@ -36,6 +36,14 @@ def mean_interval(values: np.ndarray | Sequence[float], level: float = 0.95) -> 
     return float(values.mean()), float(values.mean() - reach), float(values.mean() + reach)
 
 
+def grouped_mean_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float, float]:
+    """mean_interval over groups: of the means of values [M], NaN where not known, within each of groups [M]."""
+    known = np.isfinite(values)
+    names, group_of = np.unique(groups[known], return_inverse=True)
+    sums = np.bincount(group_of, weights=values[known], minlength=len(names))
+    return mean_interval(sums / np.bincount(group_of, minlength=len(names)))
+
+
 def resamples(groups: np.ndarray, repeats: int, seed: int) -> Iterator[np.ndarray]:
     """`repeats` times the rows of as many whole groups as groups [M] has, drawn with replacement."""
     group_of = np.unique(groups, return_inverse=True)[1]

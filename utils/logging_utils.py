@@ -122,6 +122,18 @@ class Run:
             if step is not None:
                 self._tensorboard(step).add_image(name, _pixels(picture), step, dataformats="HWC")
 
+    def save_picture(self, name: str, pixels: np.ndarray) -> None:
+        """<name>.png of pixels uint8 [H, W, 3]."""
+        if self.is_writer:
+            path = self.folder / f"{name}.png"
+            write_atomically(path, lambda file: Image.fromarray(pixels).save(file, "PNG"))
+
+    def save_embedding(self, tag: str, features: np.ndarray, labels: list[str], thumbnails: np.ndarray) -> None:
+        """TensorBoard's projector: features [N, F] with a label and a thumbnail, [N, 1, H, W] in 0..1, each."""
+        if self.is_writer:
+            pictures = torch.from_numpy(thumbnails).float()
+            self._tensorboard(0).add_embedding(torch.from_numpy(features), labels, pictures, global_step=0, tag=tag)
+
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """checkpoint.pt, replaced in one rename; `state` holds tensors and plain values only."""
         if self.is_writer:

@@ -1,0 +1,121 @@
+"""Finished fine-tuning runs, opened again: their classifiers and the data that they may be judged on."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from dataset_loader.xrays import DataConfig, XRays, open_xrays
+from downstream_task.finetuning import FinetuneConfig
+from downstream_task.targets import Targets, read_targets
+from self_sup_classes.backbones import read_state_dict
+from self_sup_classes.classifier import Classifier, load_classifier
+from self_sup_classes.provenance import check_unseen, provenance_of
+from utils.config import UserError, repo_path
+from utils.hardware import placed
+from utils.logging_utils import RUNS_ROOT
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished fine-tuning run.
+
+    folder   where it lies
+    config   what it was trained with
+    summary  what it came to
+    """
+
+    folder: Path
+    config: FinetuneConfig
+    summary: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Its folder below runs/, or its last part where it lies elsewhere."""
+        return run_name(self.folder)
+
+    @property
+    def weights(self) -> Path:
+        """The file of the weights that were best on validation."""
+        return self.folder / f"{self.config['backbone']}_best_state_dict.pt"
+
+    def weights_hash(self) -> str:
+        """16 hex digits that name those weights."""
+        return hashlib.sha256(self.weights.read_bytes()).hexdigest()[:16]
+
+    def classifier(self, device: torch.device) -> Classifier:
+        """The network with those weights."""
+        names = tuple(self.summary["classes"])
+        classifier = load_classifier(self.weights, self.config["backbone"], self.config["in_channels"], names)
+        return placed(classifier, device)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """[N, C] of logits [N, C]: of classes, which exclude each other, or of findings, which do not."""
+        findings = self.summary["metric"] == "auroc"
+        return torch.sigmoid(logits) if findings else torch.softmax(logits, 1)
+
+    def held_out(self, xrays: XRays) -> tuple[Targets, str]:
+        """Its targets in `xrays`, and a note if it has seen some that are held out.
+
+        Raises UserError if they are not split as for its training, or it has seen held-out ones without allow_seen.
+        """
+        if self.summary["split_hash"] != xrays.facts()["split_hash"]:
+            raise UserError(
+                f"{self.folder} was trained under split {self.summary['split_hash']}, but the images at "
+                f"{xrays.columns.root} make split {xrays.facts()['split_hash']} now: files came or went, or these are "
+                "other data. Restore them, or train again."
+            )
+        provenance = provenance_of(read_state_dict(self.weights))
+        note = check_unseen(provenance, xrays, self.config["allow_seen"], str(self.weights))
+        return read_targets(xrays, self.config), note
+
+
+class OpenedData:
+    """The data sets that several finished runs name, each opened once."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.opened: dict[str, XRays] = {}
+
+    def of(self, finished: Finished) -> XRays:
+        """The data that a run was trained and is to be judged on."""
+        config: Any = finished.config
+        key = json.dumps([config[name] for name in DataConfig.__annotations__])
+        if key not in self.opened:
+            self.opened[key] = open_xrays(config, self.device)
+        return self.opened[key]
+
+
+def find_finished(name: str) -> list[Finished]:
+    """The finished fine-tuning runs that a folder stands for: itself, or those that a finished comparison lists.
+
+    A path of a run's own *_best_state_dict.pt stands for the run. Raises UserError if there is none.
+    """
+    folder = repo_path(name)
+    if folder.name.endswith("_best_state_dict.pt") and folder.is_file():
+        folder = folder.parent
+    listed = [folder]
+    if (folder / "summary.csv").exists():
+        listed = [folder / str(run) for run in pd.read_csv(folder / "summary.csv")["run"]]
+    found = [path for path in listed if (path / "predictions_val.csv").exists() and (path / "summary.json").exists()]
+    if not found or not (folder / "summary.json").exists():
+        raise UserError(
+            f"{folder} holds no finished fine-tuning run; run downstream_task/trained_vs_no_trained_compare.py first, "
+            "or name one of the folders that it leaves under runs/."
+        )
+    return [Finished(path, _json(path / "config.json"), _json(path / "summary.json")) for path in found]
+
+
+def run_name(folder: Path) -> str:
+    """A folder's name below runs/, or its last part where it lies elsewhere."""
+    root = RUNS_ROOT.resolve()
+    return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else folder.name
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,238 @@
+"""What several networks look at in the same X-rays: maps, numbers and overlays of each."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from dataset_loader.lung_masks import seen_part
+from downstream_task.finished import Finished, OpenedData, find_finished
+from interpretability.measures import area_share, deletion_and_insertion, enlarged, mass_inside, peak_inside
+from interpretability.overlays import overlay, panel
+from interpretability.pictures import Picture, network_input, pictures_of_files, pictures_of_test
+from interpretability.saliency import METHODS, Settings, default_layer, plain_copy, saliency_maps
+from interpretability.sanity import sanity_check, verdict
+from utils.config import UserError, check_at_least, check_choice, check_config
+from utils.hardware import choose_device, describe_device
+from utils.intervals import grouped_mean_interval
+from utils.logging_utils import Run
+from utils.plots import marked
+from utils.progress import progress_bar
+
+SANITY_IMAGES = 16  # that the sanity check takes
+QUANTITIES = ("lung_mass", "lung_mass_over_area", "peak_in_lungs", "deletion", "insertion")
+
+
+class ExplainConfig(TypedDict):
+    """Every key of interpretability/grad_cam.py."""
+
+    checkpoints: list[str]
+    images: list[str]
+    per_class: int
+    classes: list[str]
+    shown: int
+    target: str
+    method: str
+    layer: str
+    patch: int
+    stride: int
+    sanity_check: bool
+    run_name: str
+    device: str
+    threads: int
+
+
+class Explained(NamedTuple):
+    """One network's maps of N images.
+
+    maps      [N, h, w] >= 0
+    captions  [N] prediction and probability
+    table     a row an image
+    sanity    of the method on this network; empty if it was not asked for
+    """
+
+    maps: Tensor
+    captions: list[str]
+    table: pd.DataFrame
+    sanity: pd.DataFrame
+
+
+def explain(config: ExplainConfig) -> Run:
+    """Look at every image with every checkpoint; the finished run, or the stored one.
+
+    Raises UserError, before anything is written, for a checkpoint, an image, a class or a layer that cannot be used.
+    """
+    check_config(config, ExplainConfig)
+    check_choice("method", config["method"], list(METHODS))
+    for key, least in {"per_class": 1, "shown": 1, "patch": 0, "stride": 0}.items():
+        check_at_least(key, config[key], least)
+    if config["threads"] > 0:
+        torch.set_num_threads(config["threads"])
+    runs = checkpoints(config["checkpoints"])
+    for finished in runs.values():
+        if config["target"]:
+            check_choice("target", config["target"], finished.summary["classes"])
+    hashes = {name: finished.weights_hash() for name, finished in runs.items()}
+    run = Run(config["run_name"], {**config, "weights": hashes})
+    if run.summary is None:
+        _explain(config, run, runs)
+    return run
+
+
+def checkpoints(names: Sequence[str]) -> dict[str, Finished]:
+    """Finished runs by a short name. Raises UserError for none, for a comparison's folder, and for equal names."""
+    runs: dict[str, Finished] = {}
+    for name in names:
+        found = find_finished(name)
+        if len(found) > 1:
+            examples = ", ".join(f"{name}/{run.folder.name}" for run in found[:2])
+            raise UserError(f"{name} holds {len(found)} runs; name those to look at, such as {examples}.")
+        short = found[0].folder.name
+        runs[found[0].name if short in runs else short] = found[0]
+    if len(runs) < max(1, len(names)):
+        raise UserError("checkpoints is empty or names a run twice; name each fine-tuning run under runs/ once.")
+    return runs
+
+
+def _explain(config: ExplainConfig, run: Run, runs: Mapping[str, Finished]) -> None:
+    device = choose_device(config["device"])
+    first = next(iter(runs.values()))
+    data, notes, synthetic = OpenedData(device), [], first.summary["synthetic"]
+    if config["images"]:
+        pictures = pictures_of_files(config["images"], first.summary["classes"])
+    else:
+        xrays = data.of(first)
+        found = [finished.held_out(xrays) for finished in runs.values()]
+        notes = sorted({note for _, note in found if note})
+        pictures = pictures_of_test(xrays, found[0][0], config["classes"], config["per_class"])
+    explained = {}
+    with progress_bar(len(runs), "looking", unit="network") as bar:
+        for name, finished in runs.items():
+            explained[name] = _look(finished, pictures, config, device)
+            bar.update()
+    run.start(device=describe_device(device), images=[str(picture.path) for picture in pictures])
+    _write(run, pictures, explained, config, synthetic, notes)
+
+
+def _look(finished: Finished, pictures: Sequence[Picture], config: ExplainConfig, device: torch.device) -> Explained:
+    """One network on every picture."""
+    net = finished.classifier(device).net
+    x = network_input(pictures, finished, device)
+    with torch.no_grad():
+        probabilities = finished.probabilities(plain_copy(net)(x))
+    names = finished.summary["classes"]
+    predicted = probabilities.argmax(1)
+    classes = torch.full_like(predicted, names.index(config["target"])) if config["target"] else predicted
+    layer = config["layer"] or default_layer(plain_copy(net), x) if config["method"] == "grad_cam" else ""
+    settings = Settings(layer, config["patch"], config["stride"])
+
+    def maps_of(network: nn.Module, count: int = len(x)) -> Tensor:
+        return saliency_maps(network, x[:count], classes[:count], config["method"], settings)
+
+    maps, size = maps_of(net), x.shape[-1]
+    table = pd.DataFrame(
+        {
+            "image": [picture.path.name for picture in pictures],
+            "group": [picture.group for picture in pictures],
+            "label": [picture.label for picture in pictures],
+            "predicted": [names[c] for c in predicted],
+            "probability": probabilities.gather(1, predicted[:, None])[:, 0].tolist(),
+            "explained": [names[c] for c in classes],
+            "layer": layer,
+        }
+    )
+    large = enlarged(maps, size)
+    table = table.join(_in_lungs(large, pictures, size))
+    areas = deletion_and_insertion(net, x, classes, large, finished.probabilities)
+    table["deletion"], table["insertion"] = (area.tolist() for area in areas)
+    captions = [f"{row['predicted']} {row['probability']:.2f}" for row in table.to_dict("records")]
+    sanity = pd.DataFrame()
+    if config["sanity_check"]:
+        sanity = sanity_check(net, lambda network: maps_of(network, SANITY_IMAGES), size)
+    return Explained(maps.cpu(), captions, table, sanity)
+
+
+def _in_lungs(maps: Tensor, pictures: Sequence[Picture], size: int) -> pd.DataFrame:
+    """lung_area, lung_mass, lung_mass_over_area, peak_in_lungs of each picture; NaN where no mask is known."""
+    columns = ("lung_area", "lung_mass", "lung_mass_over_area", "peak_in_lungs")
+    table = pd.DataFrame(np.nan, index=range(len(pictures)), columns=list(columns))
+    known = [row for row, picture in enumerate(pictures) if picture.mask is not None]
+    if known:
+        seen = [seen_part(pictures[row].mask, size) for row in known]  # type: ignore[arg-type]  # not None, as chosen
+        masks, chosen = torch.from_numpy(np.stack(seen)).to(maps.device), maps[known]
+        area, mass = area_share(masks), mass_inside(chosen, masks)
+        values = torch.stack([area, mass, mass / area, peak_inside(chosen, masks)], 1)
+        table.loc[known] = values.cpu().numpy()
+    return table
+
+
+def _write(
+    run: Run,
+    pictures: Sequence[Picture],
+    explained: Mapping[str, Explained],
+    config: ExplainConfig,
+    synthetic: bool,
+    notes: list[str],
+) -> None:
+    """Tables, overlays, panel and summary."""
+    tables = {name: found.table for name, found in explained.items()}
+    run.save_table("saliency", pd.concat(tables, names=["checkpoint"]).reset_index(level=0))
+    overlays: dict[str, list[np.ndarray]] = {}
+    for name, found in explained.items():
+        overlays[name] = [overlay(p.gray, heat, p.mask) for p, heat in zip(pictures, found.maps.numpy(), strict=True)]
+        for picture, pixels in zip(pictures, overlays[name], strict=True):
+            run.save_picture(f"overlays/{name}/{picture.path.stem}", pixels)
+    shown = slice(min(config["shown"], len(pictures)))
+    what = str(next(iter(tables.values()))["layer"].iloc[0])
+    kind = f"{config['method'].replace('_', ' ').replace('grad cam', 'Grad-CAM')}{f' at {what}' if what else ''}"
+    figure = panel(
+        [overlay(picture.gray, None, picture.mask) for picture in pictures[shown]],
+        [picture.label or picture.path.stem for picture in pictures[shown]],
+        {name: pixels[shown] for name, pixels in overlays.items()},
+        {name: found.captions[shown] for name, found in explained.items()},
+        marked(f"{kind} of the {config['target'] or 'predicted'} class", synthetic, bool(notes)),
+    )
+    run.save_figure("panel", figure, step=0)
+    sanity = [found.sanity.assign(checkpoint=name) for name, found in explained.items() if len(found.sanity)]
+    if sanity:
+        run.save_table("sanity", pd.concat(sanity, ignore_index=True))
+    run.finish(
+        {
+            "synthetic": synthetic,
+            "notes": notes,
+            "images": len(pictures),
+            "with_lung_mask": sum(picture.mask is not None for picture in pictures),
+            "checkpoints": {name: _summary(found) for name, found in explained.items()},
+            "differences": _differences(tables),
+        }
+    )
+
+
+def _summary(found: Explained) -> dict[str, Any]:
+    """Means with 95% intervals over groups, and what the sanity check says."""
+    summary: dict[str, Any] = {name: _interval(found.table, found.table[name].to_numpy(float)) for name in QUANTITIES}
+    summary["maps_without_evidence"] = int((found.maps.sum((1, 2)) == 0).sum())
+    if len(found.sanity):
+        empty = summary["maps_without_evidence"] / len(found.maps)
+        summary["trusted"], summary["sanity"] = verdict(found.sanity, empty)
+    return summary
+
+
+def _differences(tables: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, list[float]]]:
+    """Of each checkpoint but the first: its quantities less the first's on the same images, with intervals."""
+    names = list(tables)
+    values = {name: table[list(QUANTITIES)].to_numpy(float) for name, table in tables.items()}
+    return {
+        name: {
+            quantity: _interval(tables[name], values[name][:, column] - values[names[0]][:, column])
+            for column, quantity in enumerate(QUANTITIES)
+        }
+        for name in names[1:]
+    }
+
+
+def _interval(table: pd.DataFrame, values: np.ndarray) -> list[float]:
+    return list(grouped_mean_interval(values, table["group"].to_numpy(str)))

@@ -1,0 +1,76 @@
+"""Do the maps depend on what the network has learnt? Cascading randomisation of its weights.
+
+Adebayo et al. 2018, "Sanity checks for saliency maps" (arXiv 1810.03292, section 3.1).
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import rankdata
+from torch import Tensor, nn
+
+from interpretability.measures import enlarged, structural_similarity
+from interpretability.saliency import blocks, plain_copy
+
+SURVIVES = 0.5  # mean rank correlation with the randomised network's maps from which on a method is not to be trusted
+
+MapFunction = Callable[[nn.Module], Tensor]
+
+
+def randomised_from_the_head(network: nn.Module, seed: int) -> Iterator[tuple[str, nn.Module]]:
+    """(block, network) from the head down: copies in which that block and all above it have fresh random weights.
+
+    BatchNorm's statistics start anew too.
+    """
+    net = plain_copy(network)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name in reversed(blocks(net)):
+            changed = False
+            for module in net.get_submodule(name).modules():
+                if isinstance(reset := getattr(module, "reset_parameters", None), Callable):
+                    reset()
+                    changed = True
+            if changed:
+                yield name, net
+
+
+def sanity_check(network: nn.Module, maps_of: MapFunction, size: int, seed: int = 0) -> pd.DataFrame:
+    """randomised, rank_correlation, ssim: how alike maps stay when all from the head to block `randomised` is random.
+
+    maps_of  network -> maps [N, h, w]; compared at `size` pixels a side. Rank correlation (Spearman) and SSIM (of maps
+             scaled to 0..1) are means over the images; maps without any evidence are like nothing: 0.
+    """
+    original = _scaled(maps_of(network), size)
+    rows = []
+    for name, net in randomised_from_the_head(network, seed):
+        maps = _scaled(maps_of(net), size)
+        pairs = list(zip(original, maps, strict=True))
+        correlation = float(np.mean([_rank_correlation(a, b) for a, b in pairs]))
+        rows.append((name, correlation, float(np.mean([structural_similarity(a, b) for a, b in pairs]))))
+    return pd.DataFrame(rows, columns=["randomised", "rank_correlation", "ssim"])
+
+
+def verdict(table: pd.DataFrame, empty: float) -> tuple[bool, str]:
+    """Whether the maps of a `sanity_check` may be trusted, and why; `empty` is the share without any evidence."""
+    left = float(table["rank_correlation"].iloc[-1])
+    if empty > 0.5:
+        return False, f"not to be trusted: {empty:.0%} of the maps show no evidence at all"
+    if left >= SURVIVES:
+        return False, f"not to be trusted: maps survive random weights (rank correlation {left:.2f})"
+    return True, f"passes: maps change with the weights (rank correlation {left:.2f} with those of random ones)"
+
+
+def _scaled(maps: Tensor, size: int) -> np.ndarray:
+    """[N, size, size] with a largest value of 1, or all 0."""
+    large = enlarged(maps, size)
+    return (large / large.amax((1, 2), keepdim=True).clamp(min=1e-30)).cpu().numpy()
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 0.0
+    ranks = np.stack([rankdata(values.ravel()) for values in (a, b)])
+    return float(np.corrcoef(ranks)[0, 1])  # Spearman's

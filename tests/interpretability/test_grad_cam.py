@@ -1,0 +1,124 @@
+"""grad_cam.py as its user runs it: files or the test part, pictures, tables, and what it refuses."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from interpretability import explanations
+from interpretability.grad_cam import config as DEFAULTS
+from interpretability.overlays import heat_on, outline, overlay
+from utils.config import UserError
+from utils.logging_utils import Run
+
+
+@pytest.fixture
+def explain(plain: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """explain() of the default config with changes, on the network trained on plain phantoms."""
+    monkeypatch.setattr(explanations, "Run", lambda name, config: Run(name, config, tmp_path / "runs"))
+
+    def run(**changes: Any) -> Run:
+        config: Any = {**DEFAULTS, "checkpoints": [str(plain.folder)], "per_class": 2, **changes}
+        return explanations.explain(config)
+
+    return run
+
+
+def test_panels_tables_and_overlays_of_the_test_part(explain: Any, plain: Run, tmp_path: Path) -> None:
+    twin = shutil.copytree(plain.folder, tmp_path / "twin")
+    run = explain(checkpoints=[str(plain.folder), str(twin)])
+    table = pd.read_csv(run.folder / "saliency.csv")
+    assert len(table) == 2 * 4 * 2
+    assert set(table["label"]) == {"COVID", "Lung_Opacity", "Normal", "Viral Pneumonia"}
+    assert set(table["image"]) <= {
+        Path(f).name for f in pd.read_csv(plain.folder / "split.csv").query("part == 'test'")["file"]
+    }
+    masses = table["lung_mass"].to_numpy(float)
+    assert np.isfinite(masses).sum() > 8  # a map without evidence has no mass
+    assert 0 <= np.nanmin(masses) <= np.nanmax(masses) <= 1
+    np.testing.assert_allclose(table["lung_mass"] / table["lung_area"], table["lung_mass_over_area"], rtol=1e-4)
+    assert len(list((run.folder / "overlays" / "twin").glob("*.png"))) == 8
+    assert (run.folder / "figures" / "panel.png").exists()
+    assert run.summary["differences"]["twin"]["lung_mass"][0] == pytest.approx(0)
+    assert run.summary["checkpoints"]["twin"]["trusted"] in (True, False)
+    assert set(pd.read_csv(run.folder / "sanity.csv")["checkpoint"]) == {"plain", "twin"}
+    assert list(run.folder.glob("events.out.tfevents.*")), "no panel in TensorBoard"
+    assert explain(checkpoints=[str(plain.folder), str(twin)]).summary == run.summary
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16", "P"])
+def test_images_of_every_kind_give_the_same_map(explain: Any, plain: Run, tmp_path: Path, mode: str) -> None:
+    file = next(iter(sorted(Path(plain.config["data_root"]).glob("Normal/images/*.png"))))
+    gray = np.asarray(Image.open(file)).copy()
+    gray[0, 0], gray[0, 1] = 0, 255  # 16 bits are scaled by the image's own range
+    for folder in ("gray", "other"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(gray).save(tmp_path / "gray" / "x.png")
+    other = Image.fromarray(gray.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(gray).convert(mode)
+    other.save(tmp_path / "other" / "x.png")
+    runs = [explain(images=[str(tmp_path / name)], run_name=name, sanity_check=False) for name in ("gray", "other")]
+    pictures = [np.asarray(Image.open(next(run.folder.rglob("overlays/*/x.png")))).astype(int) for run in runs]
+    assert pictures[0].shape == (*gray.shape, 3)
+    assert np.abs(pictures[0] - pictures[1]).max() <= 2
+
+
+def test_a_map_lies_on_the_square_that_the_network_saw() -> None:
+    corner = np.zeros((4, 4), np.float32)
+    corner[0, 0] = 1
+    heat = heat_on(corner, (60, 100))
+    assert heat.shape == (60, 100)
+    assert np.unravel_index(heat.argmax(), heat.shape)[1] >= 20  # the square begins at column 20
+    assert not heat[:, :20].any() and not heat[:, 80:].any()
+    gray = np.full((60, 100), 90, np.uint8)
+    picture = overlay(gray, corner, None)
+    assert (picture[:, :20] == 90).all()
+    assert (picture[0, 22] != 90).any()
+
+
+def test_an_outline_is_the_mask_s_own_border() -> None:
+    mask = np.zeros((40, 40), bool)
+    mask[10:20, 5:30] = True
+    border = outline(mask)
+    assert border.sum() == 2 * 25 + 2 * 8
+    assert not (border & ~mask).any()
+
+
+def test_what_cannot_be_explained_is_refused_and_leaves_nothing(explain: Any, plain: Run, tmp_path: Path) -> None:
+    text = tmp_path / "x.png"
+    text.write_text("no image")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    broken = shutil.copytree(plain.folder, tmp_path / "broken")
+    weights = broken / "resnet18_best_state_dict.pt"
+    summary = (broken / "summary.json").read_text()
+    (broken / "summary.json").write_text(summary.replace('"COVID",', ""))
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"images": [str(text)]}, "not an image"),
+        ({"images": [str(empty)]}, "found no image"),
+        ({"images": [str(tmp_path / "absent.png")]}, "no image or folder"),
+        ({"target": "COVID19"}, "did you mean 'COVID'"),
+        ({"classes": ["Normals"]}, "did you mean 'Normal'"),
+        ({"method": "gradcam"}, "grad_cam"),
+        ({"layer": "layer9"}, "layer4"),
+        ({"checkpoints": [str(broken)]}, "does not fit"),
+        ({"checkpoints": [str(weights.parent.parent)]}, "no finished fine-tuning"),
+        ({"checkpoints": []}, "checkpoints is empty"),
+    ]
+    for changes, said in cases:
+        with pytest.raises(UserError, match=said):
+            explain(**changes)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_empty_mask_is_named(explain: Any, plain: Run, tmp_path: Path) -> None:
+    for kind in ("images", "masks"):
+        (tmp_path / "Normal" / kind).mkdir(parents=True)
+    file = next(iter(sorted(Path(plain.config["data_root"]).glob("Normal/images/*.png"))))
+    shutil.copy(file, tmp_path / "Normal" / "images" / "a.png")
+    Image.new("L", (64, 64)).save(tmp_path / "Normal" / "masks" / "a.png")
+    with pytest.raises(UserError, match="no lung"):
+        explain(images=[str(tmp_path / "Normal" / "images")])

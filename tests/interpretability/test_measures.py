@@ -1,0 +1,92 @@
+"""Quantities of maps whose right values are known."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from interpretability.measures import (
+    area_share,
+    deletion_and_insertion,
+    enlarged,
+    mass_inside,
+    peak_inside,
+    structural_similarity,
+)
+
+SIZE = 16
+
+
+def half() -> Tensor:
+    """A mask of the left half of one image."""
+    mask = torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
+    mask[..., : SIZE // 2] = True
+    return mask
+
+
+def test_an_even_map_has_its_mask_s_share_of_the_mass() -> None:
+    assert mass_inside(torch.ones(1, SIZE, SIZE), half()).item() == pytest.approx(0.5)
+    assert area_share(half()).item() == pytest.approx(0.5)
+
+
+def test_mass_and_peak_of_a_spot() -> None:
+    spot = torch.full((1, SIZE, SIZE), 0.01)
+    spot[0, 3, 2] = 5.0
+    inside = (5 + 0.01 * (SIZE * SIZE / 2 - 1)) / (5 + 0.01 * (SIZE * SIZE - 1))
+    assert mass_inside(spot, half()).item() == pytest.approx(inside)
+    assert peak_inside(spot, half()).item() == 1
+    assert peak_inside(spot.flip(2), half()).item() == 0
+
+
+def test_a_map_without_evidence_has_no_mass_and_no_peak() -> None:
+    empty = torch.zeros(1, SIZE, SIZE)
+    assert torch.isnan(mass_inside(empty, half())).all()
+    assert torch.isnan(peak_inside(empty, half())).all()
+
+
+def test_enlarging_keeps_the_place() -> None:
+    cells = torch.zeros(1, 4, 4)
+    cells[0, 0, 3] = 1
+    large = enlarged(cells, SIZE)
+    assert large.shape == (1, SIZE, SIZE)
+    assert large[0, :4, 12:].sum() > 0.5 * large.sum()
+
+
+class Sum(nn.Module):
+    """Logit 0 is the sum over the left half, logit 1 nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = x[..., : SIZE // 2].sum((1, 2, 3))
+        return torch.stack([score, torch.zeros_like(score)], 1)
+
+
+def test_deletion_is_small_and_insertion_large_for_a_map_that_finds_the_evidence() -> None:
+    image = torch.zeros(1, 1, SIZE, SIZE)
+    image[..., :4, :4] = 1.0
+    image -= image.mean()  # so that an even image gives logits of 0
+    right, wrong = torch.zeros(2, 1, SIZE, SIZE).unbind(0)
+    right[..., :4, :4] = 1
+    wrong[..., 8:] = 1
+    areas = [
+        deletion_and_insertion(Sum(), image, torch.tensor([0]), m, lambda logits: logits.softmax(1))
+        for m in (right, wrong)
+    ]
+    (deleted, inserted), (deleted_wrong, inserted_wrong) = areas
+    assert deleted < 0.3 < 0.6 < deleted_wrong
+    assert inserted > 0.9 > inserted_wrong
+
+
+def test_similarity_is_that_of_the_paper() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.random((20, 24))
+    b = np.clip(a + 0.2 * rng.standard_normal(a.shape), 0, 1)
+    values = []
+    for row in range(20 - 6):
+        for column in range(24 - 6):
+            x, y = (m[row : row + 7, column : column + 7].ravel() for m in (a, b))
+            covariance = np.cov(x, y)
+            luminance = (2 * x.mean() * y.mean() + 1e-4) / (x.mean() ** 2 + y.mean() ** 2 + 1e-4)
+            structure = (2 * covariance[0, 1] + 9e-4) / (covariance[0, 0] + covariance[1, 1] + 9e-4)
+            values.append(luminance * structure)
+    assert structural_similarity(a, b) == pytest.approx(np.mean(values), abs=1e-9)
+    assert structural_similarity(a, a) == pytest.approx(1.0)

@@ -1,0 +1,154 @@
+"""Maps against captum, the formula, and a network that is known to look at one region alone."""
+
+import copy
+
+import pytest
+import torch
+from captum.attr import IntegratedGradients, LayerGradCam, Occlusion
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from interpretability.measures import mass_inside
+from interpretability.saliency import METHODS, PATH_STEPS, Settings, default_layer, saliency_maps
+from self_sup_classes.backbones import Backbone
+from self_sup_classes.classifier import Classifier
+from utils.config import UserError
+
+SIZE = 48
+IMAGES = torch.rand(3, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+CLASSES = torch.tensor([0, 2, 1])
+
+
+class Region(nn.Module):
+    """The image inside one square, nothing outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+        self.inside[4:28, 12:44] = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.inside
+
+
+class LooksAtRegion(nn.Module):
+    """Logit 0 is the mean of one region, logit 1 nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.region = Region()
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = self.region(x).sum((1, 2, 3)) / self.region.inside.sum()
+        return torch.stack([score, torch.zeros_like(score)], 1)
+
+
+def classifier(trainable: str = "all", name: str = "resnet18") -> Classifier:
+    torch.manual_seed(0)
+    made = Classifier(Backbone(name, 1), 3, trainable)
+    nn.init.normal_(made.head.weight)  # a new head is all zeros
+    return made.eval()
+
+
+def settings_of(method: str) -> Settings:
+    return Settings(layer="layer3") if method == "grad_cam" else Settings()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_mass_lies_where_the_network_looks(method: str) -> None:
+    net = LooksAtRegion()
+    settings = Settings(layer="region", patch=2, stride=1)
+    maps = saliency_maps(net, IMAGES, torch.zeros(3, dtype=torch.long), method, settings)
+    assert (mass_inside(maps, net.region.inside.expand(3, -1, -1)) > 0.9).all()
+
+
+def test_maps_are_captums() -> None:
+    net = classifier().net
+    cam = LayerGradCam(net, net.get_submodule("layer3")).attribute(IMAGES, CLASSES, relu_attributions=True)
+    mean = IMAGES.mean((1, 2, 3), keepdim=True).expand_as(IMAGES)
+    path = IntegratedGradients(net).attribute(IMAGES, mean, CLASSES, n_steps=PATH_STEPS)
+    gone = Occlusion(net).attribute(IMAGES, (1, 6, 6), (1, 3, 3), mean, CLASSES)
+    expected = {"grad_cam": cam, "integrated_gradients": path.clamp(min=0), "occlusion": gone.clamp(min=0)}
+    for method, theirs in expected.items():
+        ours = saliency_maps(net, IMAGES, CLASSES, method, settings_of(method))
+        assert isinstance(theirs, Tensor)
+        torch.testing.assert_close(ours, theirs[:, 0].detach().float(), atol=1e-5, rtol=1e-4)
+
+
+def test_grad_cam_is_the_formula_of_the_paper() -> None:
+    net = classifier().net
+    kept: list[Tensor] = []
+    handle = net.get_submodule("layer2").register_forward_hook(lambda *passed: kept.append(passed[2]))  # type: ignore[func-returns-value]  # a hook may return None
+    score = net(IMAGES).gather(1, CLASSES[:, None]).sum()
+    handle.remove()
+    (slopes,) = torch.autograd.grad(score, kept[0])
+    expected = F.relu((slopes.mean((2, 3), keepdim=True) * kept[0]).sum(1))
+    ours = saliency_maps(net, IMAGES, CLASSES, "grad_cam", Settings("layer2"))
+    torch.testing.assert_close(ours, expected.detach(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_frozen_backbone_gives_the_same_map(method: str) -> None:
+    settings = settings_of(method)
+    free, frozen = (
+        saliency_maps(classifier(trainable).net, IMAGES, CLASSES, method, settings) for trainable in ("all", "fc")
+    )
+    assert free.amax() > 0
+    torch.testing.assert_close(frozen, free, atol=0, rtol=0)
+
+
+def test_weights_in_bfloat16_are_looked_at_in_float32() -> None:
+    rounded = classifier().bfloat16()
+    maps = saliency_maps(rounded.net, IMAGES, CLASSES)
+    torch.testing.assert_close(maps, saliency_maps(copy.deepcopy(rounded).float().net, IMAGES, CLASSES))
+    assert maps.dtype == torch.float32
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_gives_what_its_images_give_alone(method: str) -> None:
+    net, settings = classifier().net, settings_of(method)
+    together = saliency_maps(net, IMAGES, CLASSES, method, settings)
+    alone = [saliency_maps(net, IMAGES[i : i + 1], CLASSES[i : i + 1], method, settings) for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=5e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_network_is_left_as_it_was(method: str) -> None:
+    net = classifier("layer4+fc").net
+    net.train()
+    net.get_submodule("layer1").eval()
+    net.get_submodule("conv1").register_forward_hook(lambda *_: None)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = copy.deepcopy(net.state_dict())
+    modes = [module.training for module in net.modules()]
+    needs = [parameter.requires_grad for parameter in net.parameters()]
+    images = IMAGES.clone()
+    saliency_maps(net, images, CLASSES, method, settings_of(method))
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    assert [module.training for module in net.modules()] == modes
+    assert [parameter.requires_grad for parameter in net.parameters()] == needs
+    assert all(p.grad is not None and bool((p.grad == 1).all()) for p in net.parameters())
+    assert [len(module._forward_hooks) for module in net.modules()].count(1) == 1
+    assert not any(len(module._backward_hooks) for module in net.modules())
+    assert torch.equal(images, IMAGES)
+    assert not images.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "layer"),
+    [("resnet18", 224, "layer4"), ("resnet18", 32, "layer2"), ("efficientnet_b0", 224, "features.8")],
+)
+def test_the_default_layer_is_the_last_that_tells_places_apart(name: str, size: int, layer: str) -> None:
+    assert default_layer(classifier(name=name).net, torch.rand(1, 1, size, size)) == layer
+
+
+def test_what_does_not_exist_is_named() -> None:
+    net = classifier().net
+    for wrong in ({"method": "grad_cm"}, {"settings": Settings("layer5")}, {"settings": Settings("fc")}):
+        with pytest.raises(UserError, match=r"grad_cam|layer4|no map"):
+            saliency_maps(net, IMAGES, CLASSES, **wrong)  # type: ignore[arg-type]  # one argument or the other
+    with pytest.raises(UserError, match="gaps"):
+        saliency_maps(net, IMAGES, CLASSES, "occlusion", Settings(patch=4, stride=5))
+    with pytest.raises(UserError, match="larger images"):
+        saliency_maps(net, IMAGES[..., :4, :4], CLASSES)

@@ -1,0 +1,55 @@
+"""The sanity check: maps that do not hang on the weights are flagged."""
+
+import torch
+from torch import Tensor, nn
+
+from downstream_task.finished import OpenedData, find_finished
+from interpretability.saliency import saliency_maps
+from interpretability.sanity import randomised_from_the_head, sanity_check, verdict
+from self_sup_classes.backbones import Backbone
+from self_sup_classes.classifier import Classifier
+from utils.logging_utils import Run
+
+
+def test_weights_become_random_from_the_head_down() -> None:
+    net = Classifier(Backbone("resnet18", 1), 3).net
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    order = []
+    for name, random in randomised_from_the_head(net, 0):
+        order.append(name)
+        changed = {key.split(".")[0] for key, value in random.state_dict().items() if not value.equal(before[key])}
+        assert changed <= set(order)
+    assert order == ["fc", "layer4", "layer3", "layer2", "layer1", "bn1", "conv1"]
+    assert all(before[key].equal(value) for key, value in net.state_dict().items())
+
+
+def test_a_trained_network_passes_and_maps_of_a_randomised_one_fail(marked: Run) -> None:
+    finished = find_finished(str(marked.folder))[0]
+    xrays = OpenedData(torch.device("cpu")).of(finished)
+    images = xrays.batch(torch.from_numpy(xrays.indices("val")[:12])).float() / 255
+    net = finished.classifier(torch.device("cpu")).net.eval()
+    classes = net(images).argmax(1)
+    randomised = [random for _, random in randomised_from_the_head(net, 1)][-1]
+
+    def grad_cam(network: nn.Module) -> Tensor:
+        return saliency_maps(network, images, classes)
+
+    def of_a_randomised_network(_: nn.Module) -> Tensor:
+        return saliency_maps(randomised, images, classes)
+
+    trusted, words = verdict(sanity_check(net, grad_cam, 32), empty=0.0)
+    assert trusted, words
+    trusted, words = verdict(sanity_check(net, of_a_randomised_network, 32), empty=0.0)
+    assert not trusted
+    assert "survive" in words
+
+
+def test_maps_without_evidence_are_not_trusted() -> None:
+    net = Classifier(Backbone("resnet18", 1), 3).net  # its head is all zeros
+    images = torch.rand(2, 1, 32, 32)
+    maps = saliency_maps(net, images, torch.tensor([0, 1]))
+    empty = float((maps.sum((1, 2)) == 0).float().mean())
+    table = sanity_check(net, lambda network: saliency_maps(network, images, torch.tensor([0, 1])), 32)
+    trusted, words = verdict(table, empty)
+    assert not trusted
+    assert "no evidence" in words

@@ -1,0 +1,155 @@
+"""The audit: what is taken away, what is exposed, what is said."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dataset_loader.phantom_dataset import MARKED_CLASS, SOURCES
+from downstream_task.finished import OpenedData, find_finished
+from interpretability import audits
+from interpretability.alterations import ALTERATIONS, AS_IS, GRID, NO_LUNGS, ONLY_BORDER, ONLY_LUNGS, SHUFFLED
+from interpretability.shortcut_audit import config as DEFAULTS
+from interpretability.shortcuts import RELEARNT, TRAINED
+from interpretability.sources import known_sources
+from interpretability.verdicts import audit_verdict
+from utils.config import UserError
+from utils.logging_utils import Run
+
+IMAGES = torch.randint(1, 256, (3, 1, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+MASKS = torch.zeros(3, 40, 40, dtype=torch.bool)
+MASKS[:, 10:30, 5:20] = True
+ROWS = np.array([4, 7, 9])
+
+
+def test_lungs_and_the_rest_make_the_whole() -> None:
+    without, only = (ALTERATIONS[name](IMAGES, MASKS, ROWS) for name in (NO_LUNGS, ONLY_LUNGS))
+    assert torch.equal(without + only, IMAGES)
+    assert (without[:, 0][MASKS] == 0).all()
+    assert (only[:, 0][~MASKS] == 0).all()
+
+
+def test_a_border_is_a_tenth_of_the_side() -> None:
+    left = ALTERATIONS[ONLY_BORDER](IMAGES, MASKS, ROWS) > 0
+    expected = torch.ones(40, 40, dtype=torch.bool)
+    expected[4:36, 4:36] = False
+    assert (left[:, 0] == expected).all()
+
+
+def test_patches_are_moved_whole_and_by_each_image_s_own_order() -> None:
+    moved = ALTERATIONS[SHUFFLED](IMAGES, MASKS, ROWS)
+    assert torch.equal(moved, ALTERATIONS[SHUFFLED](IMAGES.clone(), MASKS, ROWS))
+    assert torch.equal(moved[1:2], ALTERATIONS[SHUFFLED](IMAGES[1:2], MASKS[1:2], ROWS[1:2]))
+
+    def patches(image: torch.Tensor) -> list[tuple[int, ...]]:
+        size = 40 // GRID
+        cells = image[0].unfold(0, size, size).unfold(1, size, size).reshape(GRID * GRID, -1)
+        return [tuple(cell.tolist()) for cell in cells]
+
+    before, after = patches(IMAGES[0]), patches(moved[0])
+    assert sorted(before) == sorted(after)
+    assert sum(a == b for a, b in zip(before, after, strict=True)) < 8
+    same = ALTERATIONS[SHUFFLED](IMAGES[:1].expand(2, -1, -1, -1), MASKS[:2], ROWS[:2])
+    assert not torch.equal(same[0], same[1])
+
+
+def audit(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Run:
+    monkeypatch.setattr("interpretability.shortcuts.MOST_MAPPED", 6)
+    monkeypatch.setattr(audits, "Run", lambda name, config: Run(name, config, tmp_path))
+    config: Any = {**DEFAULTS, "checkpoints": [str(trained.folder)], **changes}
+    return next(iter(audits.audit(config).values()))
+
+
+def value(run: Run, images: str, head: str, score: str) -> tuple[float, float, float]:
+    rows = pd.read_csv(run.folder / "scores.csv").to_dict("records")
+    row = next(r for r in rows if (r["images"], r["head"], r["score"]) == (images, head, score))
+    return row["value"], row["low"], row["high"]
+
+
+def test_a_planted_marker_is_exposed(marked: Run, plain: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shortcut = audit(marked, tmp_path / "marked", monkeypatch)
+    honest = audit(plain, tmp_path / "plain", monkeypatch)
+    assert shortcut.summary is not None and honest.summary is not None
+    for images in (NO_LUNGS, ONLY_BORDER):
+        for head in (TRAINED, RELEARNT):
+            assert value(shortcut, images, head, "auroc COVID")[1] > 0.5, (images, head)
+        assert value(shortcut, images, RELEARNT, "balanced_accuracy")[1] > 0.3, images
+        assert value(honest, images, TRAINED, "balanced_accuracy")[1] <= 0.25, images
+        assert value(honest, images, RELEARNT, "auroc COVID")[1] < 0.5, images
+    assert "background tells the classes, most of all COVID" in shortcut.summary["verdict"]
+    masses = []
+    for run in (shortcut, honest):
+        rows = pd.read_csv(run.folder / "lung_mass.csv").to_dict("records")
+        masses += [row["value"] for row in rows if (row["class"], row["method"]) == ("COVID", "occlusion")]
+    assert masses[0] < masses[1] - 0.2
+    assert shortcut.summary["source"]["low"] > 0.6  # the marker, by a probe on the features
+    assert honest.summary["source"] == {}
+    assert (shortcut.folder / "figures" / "audit.png").exists()
+    assert list(shortcut.folder.rglob("metadata.tsv")), "nothing for TensorBoard's projector"
+    assert audit(marked, tmp_path / "marked", monkeypatch).summary == shortcut.summary
+
+
+def test_without_masks_the_rest_runs_and_says_so(plain: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("interpretability.shortcuts.FEWEST_MASKED", 10_000)
+    run = audit(plain, tmp_path, monkeypatch)
+    assert run.summary is not None
+    assert set(pd.read_csv(run.folder / "scores.csv")["images"].tolist()) == {AS_IS, ONLY_BORDER, SHUFFLED}
+    assert "too few lung masks" in run.summary["verdict"]
+    assert len(pd.read_csv(run.folder / "lung_mass.csv")) == 0
+
+
+def test_the_table_of_sources_lists_the_marked(marked: Run) -> None:
+    table = pd.read_csv(Path(marked.config["data_root"]) / SOURCES)
+    of_class = table["file"].str.startswith(f"{MARKED_CLASS}/").to_numpy()
+    is_marked = (table["source"] == "marked").to_numpy()
+    assert is_marked[of_class].mean() > 0.8
+    assert is_marked[~of_class].mean() < 0.15
+
+
+def test_sources_that_do_not_fit_are_refused(marked: Run) -> None:
+    xrays = OpenedData(torch.device("cpu")).of(find_finished(str(marked.folder))[0])
+    with pytest.raises(UserError, match="column source"):
+        known_sources(xrays, pd.DataFrame({"file": ["a.png"]}))
+    with pytest.raises(UserError, match="none of the X-rays"):
+        known_sources(xrays, pd.DataFrame({"file": ["a.png"], "source": ["x"]}))
+    assert (known_sources(xrays, None) == "").all()
+
+
+def table(**values: tuple[float, float, float]) -> pd.DataFrame:
+    """Balanced accuracy by what is left and by head, and a class's AUROC."""
+    names = {"whole": (AS_IS, TRAINED), "rest": (NO_LUNGS, TRAINED), "again": (NO_LUNGS, RELEARNT)}
+    names |= {"border": (ONLY_BORDER, TRAINED), "border_again": (ONLY_BORDER, RELEARNT)}
+    rows = [(*names[name], "balanced_accuracy", *cell) for name, cell in values.items()]
+    rows += [(NO_LUNGS, RELEARNT, "auroc A", 0.6, 0.5, 0.7), (NO_LUNGS, RELEARNT, "auroc B", 0.9, 0.8, 0.95)]
+    return pd.DataFrame(rows, columns=["images", "head", "score", "value", "low", "high"])
+
+
+WHOLE, CHANCE = (0.85, 0.8, 0.9), (0.27, 0.2, 0.34)
+
+
+@pytest.mark.parametrize(
+    ("rest", "again", "expected"),
+    [
+        (CHANCE, CHANCE, ["none of its accuracy above chance", "new head", ": chance."]),
+        (CHANCE, (0.5, 0.4, 0.6), ["none of its accuracy above chance", "most of all B (AUROC 0.90"]),
+        ((0.37, 0.3, 0.44), CHANCE, ["20% of its accuracy above chance"]),
+        (WHOLE, WHOLE, ["100% of its accuracy above chance", "the background tells the classes"]),
+    ],
+)
+def test_the_verdict_says_how_much_needs_the_lungs(
+    rest: tuple[float, float, float], again: tuple[float, float, float], expected: list[str]
+) -> None:
+    said = audit_verdict(table(whole=WHOLE, rest=rest, again=again), "balanced_accuracy", 0.25)
+    assert all(words in said for words in expected), said
+
+
+def test_the_verdict_without_masks_or_without_skill() -> None:
+    border = (0.4, 0.35, 0.45)
+    scores = table(whole=WHOLE, border=border, border_again=border)
+    said = audit_verdict(pd.DataFrame(scores[scores["images"] != NO_LUNGS]), "balanced_accuracy", 0.25)
+    assert "too few lung masks" in said
+    assert "border of 10%" in said
+    assert "does not tell the classes" in audit_verdict(table(whole=CHANCE, rest=CHANCE), "balanced_accuracy", 0.25)
