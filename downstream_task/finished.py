@@ -1,5 +1,6 @@
 """Finished fine-tuning runs, opened again: their classifiers and the data that they may be judged on."""
 
+import fnmatch
 import hashlib
 import json
 from dataclasses import dataclass
@@ -94,19 +95,23 @@ class OpenedData:
 def find_finished(name: str) -> list[Finished]:
     """The finished fine-tuning runs that a folder stands for: itself, or those that a finished comparison lists.
 
-    A path of a run's own *_best_state_dict.pt stands for the run. Raises UserError if there is none.
+    A path of a run's own *_best_state_dict.pt stands for the run. A * in the last part of a name chooses among the runs
+    of a comparison. Raises UserError if there is none.
     """
-    folder = repo_path(name)
-    if folder.name.endswith("_best_state_dict.pt") and folder.is_file():
+    folder, pattern = repo_path(name), "*"
+    if "*" in folder.name:
+        folder, pattern = folder.parent, folder.name
+    elif folder.name.endswith("_best_state_dict.pt") and folder.is_file():
         folder = folder.parent
     listed = [folder]
     if (folder / "summary.csv").exists():
-        listed = [folder / str(run) for run in pd.read_csv(folder / "summary.csv")["run"]]
+        runs = [str(run) for run in pd.read_csv(folder / "summary.csv")["run"]]
+        listed = [folder / run for run in fnmatch.filter(runs, pattern)]
     found = [path for path in listed if (path / "predictions_val.csv").exists() and (path / "summary.json").exists()]
     if not found or not (folder / "summary.json").exists():
         raise UserError(
-            f"{folder} holds no finished fine-tuning run; run downstream_task/trained_vs_no_trained_compare.py first, "
-            "or name one of the folders that it leaves under runs/."
+            f"{repo_path(name)} names no finished fine-tuning run; run "
+            "downstream_task/trained_vs_no_trained_compare.py first, or name one of the folders that it leaves."
         )
     return [Finished(path, _json(path / "config.json"), _json(path / "summary.json")) for path in found]
 

@@ -41,7 +41,7 @@ def audit(config: AuditConfig) -> dict[str, Run]:
     runs = {}
     for name, finished in tqdm(checkpoints(config["checkpoints"]).items(), desc="auditing", unit="network"):
         facts = {"weights": finished.weights_hash(), "source_table": config["source_table"]}
-        runs[name] = Run(f"{config['run_name']}/{name}", {"checkpoint": finished.name, **facts})
+        runs[name] = Run(f"{config['run_name']}/{finished.name}", {"checkpoint": finished.name, **facts})
         if runs[name].summary is None:
             _audit(runs[name], finished, data, config["source_table"])
     return runs

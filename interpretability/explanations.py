@@ -22,7 +22,12 @@ from utils.logging_utils import Run
 from utils.plots import marked
 from utils.progress import progress_bar
 
-SANITY_IMAGES = 16  # that the sanity check takes
+SANITY_IMAGES = 8  # that the sanity check takes
+METHOD_NAMES = {
+    "grad_cam": "Grad-CAM",
+    "integrated_gradients": "Integrated gradients",
+    "occlusion": "Occlusion",
+}
 QUANTITIES = ("lung_mass", "lung_mass_over_area", "peak_in_lungs", "deletion", "insertion")
 
 
@@ -85,14 +90,17 @@ def explain(config: ExplainConfig) -> Run:
 def checkpoints(names: Sequence[str]) -> dict[str, Finished]:
     """Finished runs by a short name. Raises UserError for none, for a comparison's folder, and for equal names."""
     runs: dict[str, Finished] = {}
+    chosen: list[Finished] = []
     for name in names:
         found = find_finished(name)
-        if len(found) > 1:
+        if len(found) > 1 and "*" not in name:
             examples = ", ".join(f"{name}/{run.folder.name}" for run in found[:2])
             raise UserError(f"{name} holds {len(found)} runs; name those to look at, such as {examples}.")
-        short = found[0].folder.name
-        runs[found[0].name if short in runs else short] = found[0]
-    if len(runs) < max(1, len(names)):
+        chosen += found
+    for finished in chosen:
+        short = finished.folder.name
+        runs[finished.name if short in runs else short] = finished
+    if len(runs) < max(1, len(chosen)):
         raise UserError("checkpoints is empty or names a run twice; name each fine-tuning run under runs/ once.")
     return runs
 
@@ -148,7 +156,10 @@ def _look(finished: Finished, pictures: Sequence[Picture], config: ExplainConfig
     table = table.join(_in_lungs(large, pictures, size))
     areas = deletion_and_insertion(net, x, classes, large, finished.probabilities)
     table["deletion"], table["insertion"] = (area.tolist() for area in areas)
-    captions = [f"{row['predicted']} {row['probability']:.2f}" for row in table.to_dict("records")]
+    captions = [
+        f"{row['predicted']} {row['probability']:.2f}" + ("" if shows else "\nno evidence found")
+        for row, shows in zip(table.to_dict("records"), maps.sum((1, 2)) > 0, strict=True)
+    ]
     sanity = pd.DataFrame()
     if config["sanity_check"]:
         sanity = sanity_check(net, lambda network: maps_of(network, SANITY_IMAGES), size)
@@ -187,7 +198,7 @@ def _write(
             run.save_picture(f"overlays/{name}/{picture.path.stem}", pixels)
     shown = slice(min(config["shown"], len(pictures)))
     what = str(next(iter(tables.values()))["layer"].iloc[0])
-    kind = f"{config['method'].replace('_', ' ').replace('grad cam', 'Grad-CAM')}{f' at {what}' if what else ''}"
+    kind = METHOD_NAMES[config["method"]] + (f" at {what}" if what else "")
     figure = panel(
         [overlay(picture.gray, None, picture.mask) for picture in pictures[shown]],
         [picture.label or picture.path.stem for picture in pictures[shown]],

@@ -2,7 +2,7 @@
 
     python interpretability/grad_cam.py
     python interpretability/grad_cam.py --images some/xray.png some/folder --run-name grad_cam/mine \\
-        --checkpoints runs/compare/covid/random_finetune_lr0.001_f0.05_d0 runs/compare/covid/pretrained_finetune_...
+        --checkpoints 'runs/compare/covid/random_finetune_*_f0.1_d0' 'runs/compare/covid/pretrained_finetune_*_f0.1_d0'
 
 Takes X-rays (files, folders, or some of each class from the test part) and fine-tuning runs, and leaves, in
 runs/<run_name>/, figures/panel.png (a row a run, a column an X-ray; lungs outlined where a mask is known), overlays/
@@ -20,9 +20,9 @@ from interpretability.explanations import QUANTITIES, explain
 from utils.config import run_script
 
 config: dict[str, Any] = {
-    "checkpoints": [  # fine-tuning runs; differences are to the first
-        "runs/compare/phantom/random_finetune_lr0.003_f1_d0",
-        "runs/compare/phantom/pretrained_finetune_lr0.003_f1_d0",
+    "checkpoints": [  # fine-tuning runs, a * for any part of a comparison's; differences are to the first
+        "runs/compare/phantom/random_finetune_*_f1_d0",
+        "runs/compare/phantom/pretrained_finetune_*_f1_d0",
     ],
     "images": [],  # files or folders; [] takes X-rays of the test part of the first run's data
     "per_class": 20,  # of the test part

@@ -32,7 +32,7 @@ def overlay(gray: np.ndarray, heat: np.ndarray | None, mask: np.ndarray | None) 
     if heat is not None:
         strength = heat_on(heat, (gray.shape[0], gray.shape[1]))
         colour = colormaps[COLOURS](strength)[..., :3] * 255
-        opacity = OPACITY * np.sqrt(strength)[..., None]
+        opacity = OPACITY * strength[..., None]
         picture = (1 - opacity) * picture + opacity * colour
     picture = picture.round().astype(np.uint8)
     if mask is not None:

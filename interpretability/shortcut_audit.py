@@ -1,22 +1,23 @@
 """How much of the accuracy needs the lungs at all? Finished classifiers on test X-rays with a part taken away.
 
     python interpretability/shortcut_audit.py
-    python interpretability/shortcut_audit.py --checkpoints runs/compare/covid/pretrained_finetune_lr0.001_f0.05_d0
+    python interpretability/shortcut_audit.py --checkpoints 'runs/compare/covid/pretrained_finetune_*_f0.05_d0'
 
 Scores, with 95% intervals over patients or duplicate groups, of each network on the test part as it is, with the lungs
 blacked out, with all but the lungs blacked out, with all but a border of a tenth blacked out, and shuffled in 8 x 8
 patches: by its own head, and by one that learns such pictures anew on its features, since the first may fail merely
 because it never saw black lungs. Then the lung mass of Grad-CAM and of occlusion by class; a probe that tells the known
 source of an X-ray (a CSV with the columns file and source, sources.csv beside the data, or CheXpert's AP / PA) from
-the features; a verdict. Each network gets runs/<run_name>/<its name>/ with scores.csv (also each class's AUROC),
-lung_mass.csv, figures/audit.png, summary.json and its embeddings in TensorBoard's projector. What needs lung masks is
-left out where there are too few, and says so.
+the features; a verdict. Each network gets runs/<run_name>/<its name below runs/>/ with scores.csv (also each class's
+AUROC), lung_mass.csv, figures/audit.png, summary.json and its embeddings in TensorBoard's projector. What needs lung
+masks is left out where there are too few, and says so.
 
 To see it catch a shortcut: --dataset phantom_marker draws synthetic X-rays of which one class carries a corner marker.
 
     python downstream_task/trained_vs_no_trained_compare.py --dataset phantom_marker --run-name compare/marker \\
-        --encoders random --methods finetune --fractions 1.0 --draws 1
-    python interpretability/shortcut_audit.py --checkpoints runs/compare/marker/random_finetune_lr0.003_f1_d0
+        --encoders random --methods finetune --fractions 1.0 --draws 1 --img-res 64 --store-res 64 --recipe none \\
+        --head zeros --backbone-lr-factor 1 --num-steps 80 --lrs 1e-3
+    python interpretability/shortcut_audit.py --checkpoints 'runs/compare/marker/random_finetune_*_f1_d0'
 """
 
 from typing import Any
@@ -27,9 +28,9 @@ from interpretability.audits import audit
 from utils.config import run_script
 
 config: dict[str, Any] = {
-    "checkpoints": [  # fine-tuning runs
-        "runs/compare/phantom/random_finetune_lr0.003_f1_d0",
-        "runs/compare/phantom/pretrained_finetune_lr0.003_f1_d0",
+    "checkpoints": [  # fine-tuning runs, a * for any part of a comparison's
+        "runs/compare/phantom/random_finetune_*_f1_d0",
+        "runs/compare/phantom/pretrained_finetune_*_f1_d0",
     ],
     "source_table": "",  # a CSV with the columns file (below the data's folder) and source; "" looks for sources.csv
     "run_name": "shortcut_audit",
@@ -49,12 +50,12 @@ def main(config: dict[str, Any]) -> None:
                 continue
             what = f"{row['images']:18s} {row['head']:11s} {row['score'].replace('_', ' '):18s}"
             print(f"  {what} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
-        print("  lung mass over the lungs' area; 1 is chance")
-        for row in pd.read_csv(run.folder / "lung_mass.csv").to_dict("records"):
+        masses = pd.read_csv(run.folder / "lung_mass.csv").to_dict("records")
+        few = f"not known: {run.summary['with_lung_mask']} test X-rays have a lung mask, too few"
+        print(f"  lung mass over the lungs' area (1 is chance){'' if masses else f' {few}'}")
+        for row in masses:
             what = f"{row['class']:18s} {row['method'].replace('_', '-'):11s} {row['images']} images"
             print(f"    {what:47s} {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]")
-        if run.summary["with_lung_mask"] < run.summary["images"]:
-            print(f"    left out: {run.summary['with_lung_mask']} test X-rays have a lung mask, too few")
         source = run.summary["source"]
         if source:
             cell = f"{source['value']:.3f} [{source['low']:.3f}, {source['high']:.3f}]"

@@ -34,9 +34,11 @@ def _background(
     scores: pd.DataFrame, rows: Mapping[tuple[str, str], Mapping[str, float]], what: str, chance: float
 ) -> str:
     """What its features still tell of pictures without lungs, and of which class most."""
-    name = NO_LUNGS if (NO_LUNGS, RELEARNT) in rows else ONLY_BORDER
+    name = max(
+        (name for name in (NO_LUNGS, ONLY_BORDER) if (name, RELEARNT) in rows), key=lambda n: rows[n, RELEARNT]["low"]
+    )
     told = rows[name, RELEARNT]
-    sentence = f"From its features of what is left, a new head gets {what} {_cell(told)}"
+    sentence = f"A new head on its features ({name}) gets {what} {_cell(told)}"
     if not told["low"] > chance:
         return f"{sentence}: chance."
     of_head = (scores["images"] == name) & (scores["head"] == RELEARNT)

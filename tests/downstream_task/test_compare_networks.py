@@ -101,7 +101,7 @@ def test_mistakes_are_one_sentence() -> None:
     assert "with a value more than once" in twice.stderr
     nothing = script("confusion_matrix", "--runs", "runs/ci/nothing")
     assert nothing.returncode == 1
-    assert "holds no finished fine-tuning run" in nothing.stderr
+    assert "names no finished fine-tuning run" in nothing.stderr
 
 
 def test_arms_are_named_after_their_runs_and_never_twice() -> None:

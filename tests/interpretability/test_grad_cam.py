@@ -105,7 +105,7 @@ def test_what_cannot_be_explained_is_refused_and_leaves_nothing(explain: Any, pl
         ({"method": "gradcam"}, "grad_cam"),
         ({"layer": "layer9"}, "layer4"),
         ({"checkpoints": [str(broken)]}, "does not fit"),
-        ({"checkpoints": [str(weights.parent.parent)]}, "no finished fine-tuning"),
+        ({"checkpoints": [str(weights.parent.parent)]}, "names no finished fine-tuning"),
         ({"checkpoints": []}, "checkpoints is empty"),
     ]
     for changes, said in cases:
