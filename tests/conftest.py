@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# Several test processes run side by side: threads of one would wait for those of another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 from dataset_loader.phantom_dataset import ensure_phantoms

@@ -58,6 +58,7 @@ def test_patches_are_moved_whole_and_by_each_image_s_own_order() -> None:
 
 def audit(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Run:
     monkeypatch.setattr("interpretability.shortcuts.MOST_MAPPED", 6)
+    monkeypatch.setattr("interpretability.shortcuts.MOST_RELEARNT", 300)
     monkeypatch.setattr(audits, "Run", lambda name, config: Run(name, config, tmp_path))
     config: Any = {**DEFAULTS, "checkpoints": [str(trained.folder)], **changes}
     return next(iter(audits.audit(config).values()))
@@ -74,11 +75,11 @@ def test_a_planted_marker_is_exposed(marked: Run, plain: Run, tmp_path: Path, mo
     honest = audit(plain, tmp_path / "plain", monkeypatch)
     assert shortcut.summary is not None and honest.summary is not None
     for images in (NO_LUNGS, ONLY_BORDER):
-        for head in (TRAINED, RELEARNT):
-            assert value(shortcut, images, head, "auroc COVID")[1] > 0.5, (images, head)
+        assert value(shortcut, images, RELEARNT, "auroc COVID")[1] > 0.7, images
         assert value(shortcut, images, RELEARNT, "balanced_accuracy")[1] > 0.3, images
         assert value(honest, images, TRAINED, "balanced_accuracy")[1] <= 0.25, images
-        assert value(honest, images, RELEARNT, "auroc COVID")[1] < 0.5, images
+    assert value(honest, NO_LUNGS, RELEARNT, "balanced_accuracy")[1] <= 0.25
+    assert value(honest, NO_LUNGS, RELEARNT, "auroc COVID")[1] <= 0.5
     assert "background tells the classes, most of all COVID" in shortcut.summary["verdict"]
     masses = []
     for run in (shortcut, honest):
