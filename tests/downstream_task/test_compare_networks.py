@@ -1,13 +1,8 @@
 """Arms side by side, on the phantoms and on made-up curves: tables, sentence, the test part."""
 
-import io
-import runpy
 import shutil
-import subprocess
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -22,17 +17,9 @@ from selfsup_task.pretrain_config import derived_name
 from selfsup_task.train_barlow_twins import config as PRETRAIN_DEFAULTS
 from utils.config import REPO_ROOT, UserError
 
-
-def script(name: str, *flags: str) -> "subprocess.CompletedProcess[str]":
-    """The script with flags as a user types them, in this process: starting another costs seconds."""
-    path, out, err, code = REPO_ROOT / "downstream_task" / f"{name}.py", io.StringIO(), io.StringIO(), 0
-    with mock.patch("sys.argv", [str(path), *flags]), redirect_stdout(out), redirect_stderr(err):
-        try:
-            runpy.run_path(str(path), run_name="__main__")
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-            print(end.code if isinstance(end.code, str) else "", file=err)
-    return subprocess.CompletedProcess([name], code, out.getvalue(), err.getvalue())
+COMPARE = "downstream_task/trained_vs_no_trained_compare.py"
+TEST = "downstream_task/confusion_matrix.py"
+FROZEN = "downstream_task/train_models_with_frozen_parts.py"
 
 
 def test_defaults_name_the_encoder_that_the_default_pretraining_leaves() -> None:
@@ -42,14 +29,16 @@ def test_defaults_name_the_encoder_that_the_default_pretraining_leaves() -> None
     assert expected in FROZEN_DEFAULTS["encoders"]
 
 
-def test_scripts_from_labels_to_the_test_part(phantoms: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_scripts_from_labels_to_the_test_part(
+    phantoms: Path, script: Any, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     name = f"ci/{tmp_path.name}-{tmp_path.parent.name}"
     data = ["--dataset", "covid", "--data-root", str(phantoms / COVID_ROOT), "--threads", "1"]
     small = ["--img-res", "32", "--store-res", "32", "--num-steps", "2", "--evaluations", "1", "--batch-size", "8"]
     request.addfinalizer(lambda: shutil.rmtree(REPO_ROOT / "runs" / name, ignore_errors=True))
     request.addfinalizer(lambda: shutil.rmtree(REPO_ROOT / "runs" / "test" / name, ignore_errors=True))
     arms = ["--encoders", "random", "--draws", "2", "--run-name", f"{name}/compare"]
-    compared = script("trained_vs_no_trained_compare", *data, *small, *arms, "--fractions", "0.1", "0.5")
+    compared = script(COMPARE, *data, *small, *arms, "--fractions", "0.1", "0.5")
     assert compared.returncode == 0, compared.stderr
     folder = REPO_ROOT / "runs" / name / "compare"
     summary = pd.read_csv(folder / "summary.csv")
@@ -60,7 +49,7 @@ def test_scripts_from_labels_to_the_test_part(phantoms: Path, request: pytest.Fi
     subsets = [set(pd.read_csv(folder / run / "split.csv")["part"]) for run in map(str, summary["run"])]
     assert all(parts == {"train", "val", "test"} for parts in subsets)
     one = str(summary["run"].iloc[0])
-    tested = script("confusion_matrix", "--runs", f"runs/{name}/compare/{one}", "--threads", "1")
+    tested = script(TEST, "--runs", f"runs/{name}/compare/{one}", "--threads", "1")
     assert tested.returncode == 0, tested.stderr
     result = REPO_ROOT / "runs" / "test" / name / "compare" / one
     split = pd.read_csv(folder / one / "split.csv")
@@ -70,36 +59,36 @@ def test_scripts_from_labels_to_the_test_part(phantoms: Path, request: pytest.Fi
     accuracy = (predictions.filter(like="p ").to_numpy().argmax(1) == pd.Categorical(predictions["label"]).codes).mean()
     assert scores.loc["accuracy", "value"] == pytest.approx(accuracy)
     assert (result / "figures" / "confusion_matrix.png").exists()
-    whole = script("confusion_matrix", "--runs", f"runs/{name}/compare", "--threads", "1")
+    whole = script(TEST, "--runs", f"runs/{name}/compare", "--threads", "1")
     assert whole.returncode == 0, whole.stderr
     assert "Label efficiency on the test part (synthetic)" in whole.stdout
     summary_file = folder / one / "summary.json"
     summary_file.write_text(summary_file.read_text().replace('"split_hash": "', '"split_hash": "0'))
     shutil.rmtree(result)
-    changed = script("confusion_matrix", "--runs", f"runs/{name}/compare/{one}", "--threads", "1")
+    changed = script(TEST, "--runs", f"runs/{name}/compare/{one}", "--threads", "1")
     assert changed.returncode == 1
     assert "files came or went" in changed.stderr
 
 
-def test_frozen_parts_script(phantoms: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_frozen_parts_script(phantoms: Path, script: Any, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     name = f"ci/{tmp_path.name}-{tmp_path.parent.name}"
     request.addfinalizer(lambda: shutil.rmtree(REPO_ROOT / "runs" / name, ignore_errors=True))
     flags = ["--dataset", "covid", "--data-root", str(phantoms / COVID_ROOT), "--threads", "1", "--img-res", "32"]
     flags += ["--store-res", "32", "--num-steps", "2", "--evaluations", "1", "--batch-size", "8", "--draws", "1"]
     flags += ["--encoders", "random", "--parts", "fc", "all", "--label-fraction", "0.2", "--run-name", name]
-    done = script("train_models_with_frozen_parts", *flags)
+    done = script(FROZEN, *flags)
     assert done.returncode == 0, done.stderr
     assert list(pd.read_csv(REPO_ROOT / "runs" / name / "table.csv")["trainable"]) == ["fc", "all"]
 
 
-def test_mistakes_are_one_sentence() -> None:
+def test_mistakes_are_one_sentence(script: Any) -> None:
     fresh = ["--run-name", "ci/nothing", "--encoders", "random"]
-    absent = script("trained_vs_no_trained_compare", *fresh, "runs/none/x_state_dict.pt")
+    absent = script(COMPARE, *fresh, "runs/none/x_state_dict.pt")
     assert absent.returncode == 1
     assert absent.stderr.strip().splitlines()[-1].startswith("error: there is no file")
-    twice = script("trained_vs_no_trained_compare", *fresh, "--fractions", "0.1", "0.1")
+    twice = script(COMPARE, *fresh, "--fractions", "0.1", "0.1")
     assert "with a value more than once" in twice.stderr
-    nothing = script("confusion_matrix", "--runs", "runs/ci/nothing")
+    nothing = script(TEST, "--runs", "runs/ci/nothing")
     assert nothing.returncode == 1
     assert "names no finished fine-tuning run" in nothing.stderr
 

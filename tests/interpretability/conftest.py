@@ -1,5 +1,6 @@
 """Networks that were trained on phantoms, with and without a planted marker."""
 
+import os
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -10,6 +11,7 @@ from dataset_loader.phantom_dataset import ensure_phantoms
 from downstream_task import finetuning
 from downstream_task.trained_vs_no_trained_compare import config as COMPARE_DEFAULTS
 from utils import logging_utils
+from utils.locks import exclusive_lock
 
 COMPARISON_ONLY = ("encoders", "methods", "fractions", "draws", "lrs")
 
@@ -24,7 +26,7 @@ def train(folder: Path, name: str, planted: bool) -> logging_utils.Run:
         "store_res": 48,
         "batch_size": 32,
         "num_steps": 60,
-        "evaluations": 4,
+        "evaluations": 2,
         "recipe": "none",
         "encoder": "random",
         "method": "finetune",
@@ -41,13 +43,22 @@ def train(folder: Path, name: str, planted: bool) -> logging_utils.Run:
         return finetuning.finetune(config, show_progress=False)
 
 
+def train_once(factory: pytest.TempPathFactory, name: str, planted: bool) -> logging_utils.Run:
+    """Trained by the first test process that asks; a finished run is looked up by the others."""
+    folder = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # what all processes of this call share
+    with exclusive_lock(folder / f"{name}.lock", "training a network for tests"):
+        return train(folder / name, name, planted)
+
+
 @pytest.fixture(scope="session")
 def marked(tmp_path_factory: pytest.TempPathFactory) -> logging_utils.Run:
     """Trained where most images of one class carry a corner marker."""
-    return train(tmp_path_factory.mktemp("marked"), "marked", planted=True)
+    return train_once(tmp_path_factory, "marked", planted=True)
 
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> logging_utils.Run:
     """Trained where none does."""
-    return train(tmp_path_factory.mktemp("plain"), "plain", planted=False)
+    return train_once(tmp_path_factory, "plain", planted=False)

@@ -14,7 +14,7 @@ from self_sup_classes.backbones import Backbone
 from self_sup_classes.classifier import Classifier
 from utils.config import UserError
 
-SIZE = 48
+SIZE = 32
 IMAGES = torch.rand(3, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
 CLASSES = torch.tensor([0, 2, 1])
 
@@ -25,7 +25,7 @@ class Region(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inside = torch.zeros(SIZE, SIZE, dtype=torch.bool)
-        self.inside[4:28, 12:44] = True
+        self.inside[3:19, 8:30] = True
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.inside
@@ -57,7 +57,7 @@ def settings_of(method: str) -> Settings:
 @pytest.mark.parametrize("method", METHODS)
 def test_the_mass_lies_where_the_network_looks(method: str) -> None:
     net = LooksAtRegion()
-    settings = Settings(layer="region", patch=2, stride=1)
+    settings = Settings(layer="region", patch=1, stride=1)
     maps = saliency_maps(net, IMAGES, torch.zeros(3, dtype=torch.long), method, settings)
     assert (mass_inside(maps, net.region.inside.expand(3, -1, -1)) > 0.9).all()
 
@@ -67,7 +67,7 @@ def test_maps_are_captums() -> None:
     cam = LayerGradCam(net, net.get_submodule("layer3")).attribute(IMAGES, CLASSES, relu_attributions=True)
     mean = IMAGES.mean((1, 2, 3), keepdim=True).expand_as(IMAGES)
     path = IntegratedGradients(net).attribute(IMAGES, mean, CLASSES, n_steps=PATH_STEPS)
-    gone = Occlusion(net).attribute(IMAGES, (1, 6, 6), (1, 3, 3), mean, CLASSES)
+    gone = Occlusion(net).attribute(IMAGES, (1, 4, 4), (1, 2, 2), mean, CLASSES)
     expected = {"grad_cam": cam, "integrated_gradients": path.clamp(min=0), "occlusion": gone.clamp(min=0)}
     for method, theirs in expected.items():
         ours = saliency_maps(net, IMAGES, CLASSES, method, settings_of(method))

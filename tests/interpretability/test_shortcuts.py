@@ -57,7 +57,7 @@ def test_patches_are_moved_whole_and_by_each_image_s_own_order() -> None:
 
 
 def audit(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Run:
-    monkeypatch.setattr("interpretability.shortcuts.MOST_MAPPED", 6)
+    monkeypatch.setattr("interpretability.shortcuts.MOST_MAPPED", 4)
     monkeypatch.setattr("interpretability.shortcuts.MOST_RELEARNT", 300)
     monkeypatch.setattr(audits, "Run", lambda name, config: Run(name, config, tmp_path))
     config: Any = {**DEFAULTS, "checkpoints": [str(trained.folder)], **changes}

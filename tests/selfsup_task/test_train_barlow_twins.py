@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -19,7 +20,7 @@ from torchvision import models
 from dataset_loader.phantom_dataset import CHEXPERT_ROOT, COVID_ROOT
 from utils.config import REPO_ROOT
 
-SCRIPT = REPO_ROOT / "selfsup_task" / "train_barlow_twins.py"
+TRAIN = "selfsup_task/train_barlow_twins.py"
 SMALL = ["--img-res", "32", "--store-res", "32", "--batch-size", "48", "--num-epochs", "2", "--lr", "1e-3"]
 SMALL += ["--projector-dims", "32", "--probe-every", "2"]
 RUNS = REPO_ROOT / "runs" / "tests"
@@ -33,14 +34,13 @@ def name(request: pytest.FixtureRequest) -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def command(name: str, data: Path, *flags: str) -> list[str]:
+def typed(name: str, data: Path, *more: str) -> list[str]:
     dataset = "chexpert" if data.name == CHEXPERT_ROOT else "covid"
-    where = ["--dataset", dataset, "--data-root", str(data), "--run-name", name]
-    return [sys.executable, str(SCRIPT), *SMALL, *where, *flags]
+    return [*SMALL, "--dataset", dataset, "--data-root", str(data), "--run-name", name, *more]
 
 
-def train(name: str, data: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(name, data, *flags), capture_output=True, text=True, cwd=os.sep, timeout=300)
+def command(name: str, data: Path, *more: str) -> list[str]:
+    return [sys.executable, str(REPO_ROOT / TRAIN), *typed(name, data, *more)]
 
 
 def timeless(folder: Path) -> pd.DataFrame:
@@ -48,8 +48,8 @@ def timeless(folder: Path) -> pd.DataFrame:
     return rows.drop(columns="time/images_per_second")
 
 
-def test_a_run_leaves_what_its_readme_says_and_is_not_repeated(name: str, phantoms: Path) -> None:
-    done = train(name, phantoms / COVID_ROOT)
+def test_a_run_leaves_what_its_readme_says_and_is_not_repeated(name: str, phantoms: Path, script: Any) -> None:
+    done = script(TRAIN, *typed(name, phantoms / COVID_ROOT))
     assert done.returncode == 0, done.stderr
     assert "synthetic X-rays" in done.stdout
     assert "linear probe" in done.stdout
@@ -78,21 +78,22 @@ def test_a_run_leaves_what_its_readme_says_and_is_not_repeated(name: str, phanto
     assert summary["images"] == (split["part"] == "train").sum()
 
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    again = train(name, phantoms / COVID_ROOT)
+    again = script(TRAIN, *typed(name, phantoms / COVID_ROOT))
     assert again.stdout == done.stdout
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
-    other = train(name, phantoms / COVID_ROOT, "--lr", "0.5")
+    other = script(TRAIN, *typed(name, phantoms / COVID_ROOT, "--lr", "0.5"))
     assert other.returncode == 1
     assert "lr (0.001 there, 0.5 now)" in other.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_a_run_killed_in_the_middle_goes_on_to_the_same_end(name: str, phantoms: Path) -> None:
-    data, flags = phantoms / COVID_ROOT, ["--num-epochs", "4", "--checkpoint-every", "1"]
-    assert train(f"{name}/whole", data, *flags).returncode == 0
+def test_a_run_killed_in_the_middle_goes_on_to_the_same_end(name: str, phantoms: Path, script: Any) -> None:
+    data, flags = phantoms / COVID_ROOT, ["--checkpoint-every", "1"]
+    assert script(TRAIN, *typed(f"{name}/whole", data, *flags)).returncode == 0
     killed = REPO_ROOT / "runs" / name / "killed"
-    process = subprocess.Popen(command(f"{name}/killed", data, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    begun = command(f"{name}/killed", data, *flags)
+    process = subprocess.Popen(begun, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=os.sep)
     deadline = time.monotonic() + 120
     while not (killed / "checkpoint.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -100,7 +101,7 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_end(name: str, phantoms:
     process.communicate()
     assert (killed / "checkpoint.pt").exists()
     assert not (killed / "summary.json").exists()
-    resumed = train(f"{name}/killed", data, *flags)
+    resumed = script(TRAIN, *typed(f"{name}/killed", data, *flags))
     assert "resuming" in resumed.stderr
     whole = killed.parent / "whole"
     pd.testing.assert_frame_equal(timeless(whole), timeless(killed), check_exact=True)
@@ -110,8 +111,8 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_end(name: str, phantoms:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_chexperts_layout_trains_and_its_findings_are_probed(name: str, phantoms: Path) -> None:
-    done = train(name, phantoms / CHEXPERT_ROOT)
+def test_chexperts_layout_trains_and_its_findings_are_probed(name: str, phantoms: Path, script: Any) -> None:
+    done = script(TRAIN, *typed(name, phantoms / CHEXPERT_ROOT))
     assert done.returncode == 0, done.stderr
     split = pd.read_csv(REPO_ROOT / "runs" / name / "split.csv")
     assert len(split[["group", "part"]].drop_duplicates()) == len(set(split["group"]))
@@ -142,8 +143,8 @@ def test_the_module_runs_from_the_root_without_an_install() -> None:
         assert flag in done.stdout
 
 
-def test_a_mistake_is_one_sentence_on_stderr_and_leaves_nothing(name: str, phantoms: Path) -> None:
-    done = train(name, phantoms / "absent")
+def test_a_mistake_is_one_sentence_on_stderr_and_leaves_nothing(name: str, phantoms: Path, script: Any) -> None:
+    done = script(TRAIN, *typed(name, phantoms / "absent"))
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
