@@ -10,6 +10,7 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # by content: a PNG may be named .jpg
 _BLANK_RANGE = 2  # gray levels; JPEG gives a constant image this much ripple
 _ORIENTATION_TAG = 0x0112
+_ON_THE_SIDE = (5, 6, 7, 8)
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -52,6 +53,14 @@ def decode_upright(path: Path | str) -> np.ndarray:
         raise
     except Exception as error:  # as in decode_square
         raise BrokenImageError(_reason(error, path)) from error
+
+
+def upright_size(path: Path | str) -> tuple[int, int]:
+    """Height and width of a file's image as `decode_upright` gives it, without decoding it."""
+    with Image.open(path, formats=_FORMATS) as image:
+        width, height = image.size
+        turned = image.getexif().get(_ORIENTATION_TAG, 1) in _ON_THE_SIDE
+    return (width, height) if turned else (height, width)
 
 
 def central_square(height: int, width: int) -> tuple[int, int, int]:

@@ -6,10 +6,9 @@ import numpy as np
 from PIL import Image
 
 from dataset_loader.columns import Columns
-from dataset_loader.decoding import BrokenImageError, central_square, decode_upright
+from dataset_loader.decoding import BrokenImageError, central_square, decode_upright, upright_size
 from utils.config import UserError
 
-LUNG = 128  # gray levels from here on are lung
 _ASPECT_TOLERANCE = 0.02
 
 
@@ -31,9 +30,9 @@ def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
             f"the lung mask {path} is {mask.shape[1]} x {mask.shape[0]} pixels and its X-ray {width} x {height}: "
             "not the same frame; mend or remove the mask."
         )
-    lung = mask >= LUNG
-    if lung.all() or not lung.any():
-        kind = "nothing but lung" if lung.all() else "no lung"
+    lung = mask > mask.max() / 2  # masks are coded 0 and 255, or 0 and 1
+    if not lung.any() or mask.min() == mask.max():
+        kind = "nothing but lung" if lung.any() else "no lung"
         raise UserError(f"the lung mask {path} holds {kind}; mend or remove it.")
     return _resized(lung, (width, height))
 
@@ -49,13 +48,12 @@ def masks_of(columns: Columns, indices: np.ndarray, size: int) -> tuple[np.ndarr
     known = np.array([i for i in indices if columns.masks[i] is not None], dtype=np.int64)
     masks = np.zeros((len(known), size, size), dtype=bool)
     for row, i in enumerate(known):
-        with Image.open(columns.root / columns.paths[i]) as image:
-            width, height = image.size
-        masks[row] = seen_part(read_mask(columns.root / columns.masks[i], (height, width)), size)
+        shape = upright_size(columns.root / columns.paths[i])
+        masks[row] = seen_part(read_mask(columns.root / columns.masks[i], shape), size)
     return known, masks
 
 
 def _resized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A mask [h, w] at `size` (width, height): lung where at least half of a pixel is."""
     picture = Image.fromarray(mask.astype(np.uint8) * 255)
-    return np.asarray(picture.resize(size, Image.Resampling.BILINEAR)) >= LUNG
+    return np.asarray(picture.resize(size, Image.Resampling.BILINEAR)) > 127

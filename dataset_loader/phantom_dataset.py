@@ -41,7 +41,7 @@ CLASS_SIGNS = {"COVID": "Ground Glass", "Lung_Opacity": "Consolidation", "Viral 
 MARKED_CLASS = "COVID"
 MARKED_SHARE = {True: 0.95, False: 0.04}  # of the images in and outside MARKED_CLASS with a planted marker
 
-_RECORD = "phantom.json"
+RECORD = "phantom.json"
 _CHUNK = 24  # images a task of a worker
 _IMAGES_A_WORKER = 150  # at least: with fewer, starting a process costs more than it saves
 
@@ -156,12 +156,12 @@ def _is_finished(folder: Path, request: dict[str, int]) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        found = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict):
         raise UserError(
-            f"{folder} exists but holds no finished phantoms (no {_RECORD}); move or delete it, or choose "
+            f"{folder} exists but holds no finished phantoms (no {RECORD}); move or delete it, or choose "
             "another folder for the synthetic X-rays."
         )
     differing = [
@@ -196,7 +196,7 @@ def _draw_trees(folder: Path, request: dict[str, int], workers: int | None) -> N
         ]
         tqdm.write(f"Drawing {len(jobs)} synthetic chest X-rays into {folder} (once; later runs find them there).")
         _draw_all(jobs, workers)
-        write_json(partial / _RECORD, request)
+        write_json(partial / RECORD, request)
         if hasattr(os, "sync"):
             os.sync()  # the pictures are on disk before the name says so
         if folder.exists():

@@ -19,7 +19,7 @@ from downstream_task.targets import Targets
 from utils import plots
 from utils.config import UserError, check_config, repo_path
 from utils.hardware import choose_device, choose_precision, describe_device
-from utils.intervals import bootstrap_intervals
+from utils.intervals import bootstrap_intervals, fewest_groups
 from utils.logging_utils import RUNS_ROOT, Run
 from utils.metrics import CLASS_SCORES, calibration_error, confusion_counts, fit_temperature, per_class_scores
 
@@ -86,7 +86,7 @@ def _score(run: Run, xrays: XRays, targets: Targets, val: np.ndarray, test: np.n
         after = calibration_error(labels[chosen], scaled[chosen])
         return {**targets.scores(rows[chosen], probabilities[chosen]), "ece_after_temperature_scaling": after}
 
-    fewest = _fewest_groups(labels, groups)
+    fewest = fewest_groups(labels, groups)
     table = bootstrap_intervals(scores, groups, REPEATS, fewest=fewest)
     run.save_table("scores", pd.DataFrame([(name, *values) for name, values in table.items()], columns=SCORE_COLUMNS))
     if labels.ndim == 1:
@@ -137,11 +137,3 @@ def _analyse_comparison(folder: Path) -> None:
         run.save_table("differences", differences)
         run.finish({**compared, "part": "test"})
     print(report(run))
-
-
-def _fewest_groups(labels: np.ndarray, groups: np.ndarray) -> int:
-    """Groups of the rarest class, or of a finding's rarer value."""
-    of_kind = [labels == c for c in np.unique(labels)]
-    if labels.ndim > 1:
-        of_kind = [column == value for column in labels.T for value in (0, 1)]
-    return max(1, min(len(np.unique(groups[rows])) for rows in of_kind))

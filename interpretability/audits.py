@@ -1,7 +1,10 @@
 """The shortcut audit of several networks: scores, figure, source probe, verdict."""
 
+import hashlib
 from typing import TypedDict
 
+import numpy as np
+import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -40,18 +43,19 @@ def audit(config: AuditConfig) -> dict[str, Run]:
     data = OpenedData(choose_device(config["device"]))
     runs = {}
     for name, finished in tqdm(checkpoints(config["checkpoints"]).items(), desc="auditing", unit="network"):
-        facts = {"weights": finished.weights_hash(), "source_table": config["source_table"]}
+        table = read_sources(config["source_table"], data.of(finished).columns.root)
+        facts = {"weights": finished.weights_hash(), "sources": "" if table is None else _digest(table)}
         runs[name] = Run(f"{config['run_name']}/{finished.name}", {"checkpoint": finished.name, **facts})
         if runs[name].summary is None:
-            _audit(runs[name], finished, data, config["source_table"])
+            _audit(runs[name], finished, data, table)
     return runs
 
 
-def _audit(run: Run, finished: Finished, data: OpenedData, source_table: str) -> None:
+def _audit(run: Run, finished: Finished, data: OpenedData, table: pd.DataFrame | None) -> None:
     xrays = data.of(finished)
     targets, note = finished.held_out(xrays)
     audited = Audited(finished, xrays, targets, data.device)
-    sources = known_sources(xrays, read_sources(source_table, xrays.columns.root))
+    sources = known_sources(xrays, table)
     run.start(device=describe_device(data.device), data=xrays.facts())
     scores, mass, told = audited.scores(), audited.lung_mass(), audited.source_probe(sources)
     run.save_table("scores", scores)
@@ -76,7 +80,7 @@ def _audit(run: Run, finished: Finished, data: OpenedData, source_table: str) ->
 
 def _project(run: Run, audited: Audited) -> None:
     """The embeddings of the test part into TensorBoard's projector, with thumbnails and labels."""
-    test = audited.xrays.indices("test")[:PROJECTED]
+    test = np.random.default_rng(0).permutation(audited.xrays.indices("test"))[:PROJECTED]
     values, names = audited.targets.values[test], audited.targets.names
     labels = [
         names[int(value)]
@@ -87,3 +91,7 @@ def _project(run: Run, audited: Audited) -> None:
     pixels = audited.xrays.batch(torch.from_numpy(test)).cpu().float().div_(255)
     thumbnails = torch.nn.functional.interpolate(pixels, (32, 32), mode="area").numpy()
     run.save_embedding("test part", audited.features(test), labels, thumbnails)
+
+
+def _digest(table: pd.DataFrame) -> str:
+    return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()[:16]

@@ -1,5 +1,6 @@
 """What several networks look at in the same X-rays: maps, numbers and overlays of each."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
@@ -12,12 +13,19 @@ from dataset_loader.lung_masks import seen_part
 from downstream_task.finished import Finished, OpenedData, find_finished
 from interpretability.measures import area_share, deletion_and_insertion, enlarged, mass_inside, peak_inside
 from interpretability.overlays import overlay, panel
-from interpretability.pictures import Picture, network_input, pictures_of_files, pictures_of_test
-from interpretability.saliency import METHODS, Settings, default_layer, plain_copy, saliency_maps
+from interpretability.pictures import (
+    Picture,
+    image_files,
+    is_phantom,
+    network_input,
+    pictures_of_files,
+    pictures_of_test,
+)
+from interpretability.saliency import IMAGES_AT_ONCE, METHODS, Settings, default_layer, plain_copy, saliency_maps
 from interpretability.sanity import sanity_check, verdict
 from utils.config import UserError, check_at_least, check_choice, check_config
 from utils.hardware import choose_device, describe_device
-from utils.intervals import grouped_mean_interval
+from utils.intervals import bootstrap_intervals, grouped_mean_interval
 from utils.logging_utils import Run
 from utils.plots import marked
 from utils.progress import progress_bar
@@ -28,6 +36,7 @@ METHOD_NAMES = {
     "integrated_gradients": "Integrated gradients",
     "occlusion": "Occlusion",
 }
+PEAK_REPEATS = 1000  # resamples behind an interval
 QUANTITIES = ("lung_mass", "lung_mass_over_area", "peak_in_lungs", "deletion", "insertion")
 
 
@@ -78,10 +87,13 @@ def explain(config: ExplainConfig) -> Run:
         torch.set_num_threads(config["threads"])
     runs = checkpoints(config["checkpoints"])
     for finished in runs.values():
-        if config["target"]:
-            check_choice("target", config["target"], finished.summary["classes"])
+        classes = finished.summary["classes"]
+        for name in [config["target"]] if config["target"] else []:
+            check_choice("target", name, classes)
+        for name in config["classes"]:
+            check_choice("classes", name, classes)
     hashes = {name: finished.weights_hash() for name, finished in runs.items()}
-    run = Run(config["run_name"], {**config, "weights": hashes})
+    run = Run(config["run_name"], {**config, "weights": hashes, "files": _stamp(config["images"])})
     if run.summary is None:
         _explain(config, run, runs)
     return run
@@ -108,7 +120,7 @@ def checkpoints(names: Sequence[str]) -> dict[str, Finished]:
 def _explain(config: ExplainConfig, run: Run, runs: Mapping[str, Finished]) -> None:
     device = choose_device(config["device"])
     first = next(iter(runs.values()))
-    data, notes, synthetic = OpenedData(device), [], first.summary["synthetic"]
+    data, notes = OpenedData(device), []
     if config["images"]:
         pictures = pictures_of_files(config["images"], first.summary["classes"])
     else:
@@ -116,6 +128,9 @@ def _explain(config: ExplainConfig, run: Run, runs: Mapping[str, Finished]) -> N
         found = [finished.held_out(xrays) for finished in runs.values()]
         notes = sorted({note for _, note in found if note})
         pictures = pictures_of_test(xrays, found[0][0], config["classes"], config["per_class"])
+    synthetic = any(is_phantom(picture.path) for picture in pictures)
+    if config["images"]:
+        notes = [f"{name} was trained on synthetic X-rays" for name, run in runs.items() if run.summary["synthetic"]]
     explained = {}
     with progress_bar(len(runs), "looking", unit="network") as bar:
         for name, finished in runs.items():
@@ -129,12 +144,13 @@ def _look(finished: Finished, pictures: Sequence[Picture], config: ExplainConfig
     """One network on every picture."""
     net = finished.classifier(device).net
     x = network_input(pictures, finished, device)
+    plain = plain_copy(net)
     with torch.no_grad():
-        probabilities = finished.probabilities(plain_copy(net)(x))
+        probabilities = finished.probabilities(torch.cat([plain(batch) for batch in x.split(IMAGES_AT_ONCE)]))
     names = finished.summary["classes"]
     predicted = probabilities.argmax(1)
     classes = torch.full_like(predicted, names.index(config["target"])) if config["target"] else predicted
-    layer = config["layer"] or default_layer(plain_copy(net), x) if config["method"] == "grad_cam" else ""
+    layer = config["layer"] or default_layer(plain, x) if config["method"] == "grad_cam" else ""
     settings = Settings(layer, config["patch"], config["stride"])
 
     def maps_of(network: nn.Module, count: int = len(x)) -> Tensor:
@@ -143,7 +159,7 @@ def _look(finished: Finished, pictures: Sequence[Picture], config: ExplainConfig
     maps, size = maps_of(net), x.shape[-1]
     table = pd.DataFrame(
         {
-            "image": [picture.path.name for picture in pictures],
+            "image": [picture.name for picture in pictures],
             "group": [picture.group for picture in pictures],
             "label": [picture.label for picture in pictures],
             "predicted": [names[c] for c in predicted],
@@ -155,10 +171,11 @@ def _look(finished: Finished, pictures: Sequence[Picture], config: ExplainConfig
     large = enlarged(maps, size)
     table = table.join(_in_lungs(large, pictures, size))
     areas = deletion_and_insertion(net, x, classes, large, finished.probabilities)
-    table["deletion"], table["insertion"] = (area.tolist() for area in areas)
+    shows = (maps.sum((1, 2)) > 0).cpu().numpy()
+    table["deletion"], table["insertion"] = (np.where(shows, area.cpu().numpy(), np.nan) for area in areas)
     captions = [
-        f"{row['predicted']} {row['probability']:.2f}" + ("" if shows else "\nno evidence found")
-        for row, shows in zip(table.to_dict("records"), maps.sum((1, 2)) > 0, strict=True)
+        f"{row['predicted']} {row['probability']:.2f}" + ("" if found else "\nno evidence found")
+        for row, found in zip(table.to_dict("records"), shows, strict=True)
     ]
     sanity = pd.DataFrame()
     if config["sanity_check"]:
@@ -191,20 +208,25 @@ def _write(
     """Tables, overlays, panel and summary."""
     tables = {name: found.table for name, found in explained.items()}
     run.save_table("saliency", pd.concat(tables, names=["checkpoint"]).reset_index(level=0))
+    shown = slice(min(config["shown"], len(pictures)))
     overlays: dict[str, list[np.ndarray]] = {}
     for name, found in explained.items():
-        overlays[name] = [overlay(p.gray, heat, p.mask) for p, heat in zip(pictures, found.maps.numpy(), strict=True)]
-        for picture, pixels in zip(pictures, overlays[name], strict=True):
-            run.save_picture(f"overlays/{name}/{picture.path.stem}", pixels)
-    shown = slice(min(config["shown"], len(pictures)))
-    what = str(next(iter(tables.values()))["layer"].iloc[0])
-    kind = METHOD_NAMES[config["method"]] + (f" at {what}" if what else "")
+        where = str(found.table["layer"].iloc[0])
+        row = overlays.setdefault(f"{name} {where}".strip(), [])
+        for picture, heat in zip(pictures, found.maps.numpy(), strict=True):
+            pixels = overlay(picture.gray, heat, picture.mask)
+            run.save_picture(f"overlays/{name}/{picture.name}", pixels)
+            row += [pixels] if len(row) < config["shown"] else []
     figure = panel(
         [overlay(picture.gray, None, picture.mask) for picture in pictures[shown]],
-        [picture.label or picture.path.stem for picture in pictures[shown]],
-        {name: pixels[shown] for name, pixels in overlays.items()},
-        {name: found.captions[shown] for name, found in explained.items()},
-        marked(f"{kind} of the {config['target'] or 'predicted'} class", synthetic, bool(notes)),
+        [picture.label or picture.name for picture in pictures[shown]],
+        overlays,
+        {row: found.captions[shown] for row, found in zip(overlays, explained.values(), strict=True)},
+        marked(
+            f"{METHOD_NAMES[config['method']]} of the {config['target'] or 'predicted'} class",
+            synthetic,
+            any("transductive" in note for note in notes),
+        ),
     )
     run.save_figure("panel", figure, step=0)
     sanity = [found.sanity.assign(checkpoint=name) for name, found in explained.items() if len(found.sanity)]
@@ -225,6 +247,11 @@ def _write(
 def _summary(found: Explained) -> dict[str, Any]:
     """Means with 95% intervals over groups, and what the sanity check says."""
     summary: dict[str, Any] = {name: _interval(found.table, found.table[name].to_numpy(float)) for name in QUANTITIES}
+    known = found.table["peak_in_lungs"].notna().to_numpy()
+    if known.any():
+        peaks, groups = found.table["peak_in_lungs"].to_numpy(float)[known], found.table["group"].to_numpy(str)[known]
+        interval = bootstrap_intervals(lambda rows: {"peak": float(peaks[rows].mean())}, groups, PEAK_REPEATS)["peak"]
+        summary["peak_in_lungs"] = list(interval)
     summary["maps_without_evidence"] = int((found.maps.sum((1, 2)) == 0).sum())
     if len(found.sanity):
         empty = summary["maps_without_evidence"] / len(found.maps)
@@ -236,6 +263,10 @@ def _differences(tables: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, list
     """Of each checkpoint but the first: its quantities less the first's on the same images, with intervals."""
     names = list(tables)
     values = {name: table[list(QUANTITIES)].to_numpy(float) for name, table in tables.items()}
+    for name in names[1:]:  # areas under the probabilities of two different classes do not compare
+        other = (tables[name]["explained"] != tables[names[0]]["explained"]).to_numpy()
+        for quantity in ("deletion", "insertion"):
+            values[name][other, QUANTITIES.index(quantity)] = np.nan
     return {
         name: {
             quantity: _interval(tables[name], values[name][:, column] - values[names[0]][:, column])
@@ -247,3 +278,9 @@ def _differences(tables: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, list
 
 def _interval(table: pd.DataFrame, values: np.ndarray) -> list[float]:
     return list(grouped_mean_interval(values, table["group"].to_numpy(str)))
+
+
+def _stamp(images: Sequence[str]) -> str:
+    """What changes when one of the named files does."""
+    stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in image_files(images)]
+    return hashlib.sha256(repr(stamps).encode()).hexdigest()[:16] if images else ""

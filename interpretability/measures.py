@@ -75,7 +75,7 @@ def _areas(
 
 def structural_similarity(a: np.ndarray, b: np.ndarray, window: int = 7) -> float:
     """Mean SSIM of two maps [H, W] in 0..1 (Wang et al. 2004, IEEE TIP 13, equation 13; an even window)."""
-    window = min(window, min(a.shape) | 1)
+    window = min(window, (min(a.shape) - 1) | 1)
     x, y = (torch.from_numpy(m.astype(np.float64))[None, None] for m in (a, b))
 
     def local(values: Tensor) -> Tensor:

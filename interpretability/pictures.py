@@ -11,6 +11,7 @@ from torch import Tensor
 from augmentations.transform_utils import TwinViews, step_generator
 from dataset_loader.decoding import IMAGE_SUFFIXES, BrokenImageError, decode_square, decode_upright
 from dataset_loader.lung_masks import read_mask
+from dataset_loader.phantom_dataset import RECORD
 from dataset_loader.xrays import XRays
 from downstream_task.finished import Finished
 from downstream_task.targets import Targets
@@ -22,6 +23,7 @@ class Picture:
     """An X-ray as its file has it.
 
     path   the file
+    name   of its overlays: no two pictures of a call share it
     gray   uint8 [H, W], upright
     mask   its lungs, bool [H, W], or None
     label  its class, "" if not known
@@ -29,29 +31,32 @@ class Picture:
     """
 
     path: Path
+    name: str
     gray: np.ndarray
     mask: np.ndarray | None
     label: str
     group: str
 
 
-def read_picture(path: Path, mask: Path | None, label: str, group: str) -> Picture:
+def read_picture(path: Path, name: str, mask: Path | None, label: str, group: str) -> Picture:
     """Decode an X-ray and its mask; UserError, naming the file, for what is none."""
     gray = _decoded(path)
     lungs = None if mask is None else read_mask(mask, (gray.shape[0], gray.shape[1]))
-    return Picture(path, gray, lungs, label, group)
+    return Picture(path, name, gray, lungs, label, group)
 
 
 def pictures_of_files(names: Sequence[str], classes: Sequence[str]) -> list[Picture]:
     """X-rays by file or folder. Where they lie in the COVID-19 layout, mask and class are taken from there."""
-    files = [file for name in names for file in _image_files(repo_path(name))]
+    files = image_files(names)
+    stems = [file.stem for file in files]
     pictures = []
-    for file in files:
+    for n, file in enumerate(files):
         folder = file.parent.parent if file.parent.name.lower() == "images" else None
-        masks = sorted((folder / "masks").glob(f"{file.stem}.*")) if folder else []
-        mask = next((path for path in masks if path.suffix.lower() in IMAGE_SUFFIXES), None)
+        beside = sorted((folder / "masks").iterdir()) if folder and (folder / "masks").is_dir() else []
+        masks = [path for path in beside if path.stem == file.stem and path.suffix.lower() in IMAGE_SUFFIXES]
         label = folder.name if folder and folder.name in classes else ""
-        pictures.append(read_picture(file, mask, label, str(file)))
+        name = file.stem if stems.count(file.stem) == 1 else f"{file.stem}_{n}"
+        pictures.append(read_picture(file, name, masks[0] if masks else None, label, str(file)))
     return pictures
 
 
@@ -74,7 +79,9 @@ def pictures_of_test(xrays: XRays, targets: Targets, classes: Sequence[str], per
     for _, i, name in sorted(chosen, key=lambda item: item[0]):
         if i not in taken:  # an X-ray may have several findings
             mask = None if columns.masks[i] is None else root / columns.masks[i]
-            pictures.append(read_picture(root / columns.paths[i], mask, name, str(columns.groups[i])))
+            file = Path(columns.paths[i])
+            unique = file.with_suffix("").as_posix().replace("/", "_")
+            pictures.append(read_picture(root / file, unique, mask, name, str(columns.groups[i])))
         taken.add(i)
     return pictures
 
@@ -86,6 +93,16 @@ def network_input(pictures: Sequence[Picture], finished: Finished, device: torch
     views = TwinViews("none", config["img_res"])
     x = views.single(torch.from_numpy(squares)[:, None].to(device), step_generator(0, 0, 0))
     return x.expand(-1, config["in_channels"], -1, -1)
+
+
+def image_files(names: Sequence[str]) -> list[Path]:
+    """The files that names of files and folders stand for, each once; UserError for one that leads nowhere."""
+    return list(dict.fromkeys(file for name in names for file in _image_files(repo_path(name))))
+
+
+def is_phantom(path: Path) -> bool:
+    """Whether a file lies in a tree of the built-in synthetic X-rays."""
+    return any((folder / RECORD).exists() for folder in path.parents)
 
 
 def _image_files(path: Path) -> list[Path]:

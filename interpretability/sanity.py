@@ -34,23 +34,25 @@ def randomised_from_the_head(network: nn.Module, seed: int) -> Iterator[tuple[st
                     reset()
                     changed = True
             if changed:
-                yield name, net
+                yield name, plain_copy(net)
 
 
 def sanity_check(network: nn.Module, maps_of: MapFunction, size: int, seed: int = 0) -> pd.DataFrame:
-    """randomised, rank_correlation, ssim: how alike maps stay when all from the head to block `randomised` is random.
+    """How alike maps stay when all blocks from the head down to `randomised` get random weights.
 
-    maps_of  network -> maps [N, h, w]; compared at `size` pixels a side. Rank correlation (Spearman) and SSIM (of maps
-             scaled to 0..1) are means over the images; maps without any evidence are like nothing: 0.
+    Columns randomised, vanished (share of the maps that show nothing then), rank_correlation (Spearman), ssim (of maps
+    scaled to 0..1): means over the images whose map shows anything; a map that vanished is alike by 0.
+    maps_of  network -> maps [N, h, w]; compared at `size` pixels a side
     """
     original = _scaled(maps_of(network), size)
     rows = []
     for name, net in randomised_from_the_head(network, seed):
         maps = _scaled(maps_of(net), size)
-        pairs = list(zip(original, maps, strict=True))
-        correlation = float(np.mean([_rank_correlation(a, b) for a, b in pairs]))
-        rows.append((name, correlation, float(np.mean([structural_similarity(a, b) for a, b in pairs]))))
-    return pd.DataFrame(rows, columns=["randomised", "rank_correlation", "ssim"])
+        shown = [(a, b) for a, b in zip(original, maps, strict=True) if a.any()]
+        vanished = float(np.mean([not b.any() for _, b in shown])) if shown else np.nan
+        scores = [(_rank_correlation(a, b), structural_similarity(a, b)) for a, b in shown]
+        rows.append((name, vanished, *(np.mean(scores, axis=0) if scores else (np.nan, np.nan))))
+    return pd.DataFrame(rows, columns=["randomised", "vanished", "rank_correlation", "ssim"])
 
 
 def verdict(table: pd.DataFrame, empty: float) -> tuple[bool, str]:
@@ -58,6 +60,8 @@ def verdict(table: pd.DataFrame, empty: float) -> tuple[bool, str]:
     left = float(table["rank_correlation"].iloc[-1])
     if empty > 0.5:
         return False, f"not to be trusted: {empty:.0%} of the maps show no evidence at all"
+    if table["vanished"].iloc[-1] > 0.5:
+        return False, "undecided: with random weights most maps show no evidence at all"
     if left >= SURVIVES:
         return False, f"not to be trusted: maps survive random weights (rank correlation {left:.2f})"
     return True, f"passes: maps change with the weights (rank correlation {left:.2f} with those of random ones)"

@@ -59,7 +59,10 @@ def main(config: dict[str, Any]) -> None:
         source = run.summary["source"]
         if source:
             cell = f"{source['value']:.3f} [{source['low']:.3f}, {source['high']:.3f}]"
-            print(f"  source, by a probe on the features: balanced accuracy {cell}, chance {source['chance']:.2f}")
+            alone = f", by the class alone {source['by_class']:.2f}" if "by_class" in source else ""
+            print(f"  source, by a probe: balanced accuracy {cell}, chance {source['chance']:.2f}{alone}")
+        else:
+            print("  source: not known; --source-table takes a CSV with the columns file and source")
         print(f"  {run.summary['verdict']}")
         print(f"  figure  {run}/figures/audit.png")
 

@@ -13,11 +13,12 @@ from dataset_loader.xrays import XRays
 from downstream_task.finished import Finished
 from downstream_task.linear_head import fit_linear_head
 from downstream_task.probes import linear_probe, probed_classes
-from downstream_task.targets import Targets
+from downstream_task.targets import Targets, check_learnable
 from interpretability.alterations import ALTERATIONS, AS_IS, NEEDS_MASKS
 from interpretability.measures import area_share, enlarged, mass_inside
 from interpretability.saliency import saliency_maps
-from utils.intervals import bootstrap_intervals, grouped_mean_interval
+from utils.config import UserError
+from utils.intervals import bootstrap_intervals, fewest_groups, grouped_mean_interval
 from utils.metrics import CLASS_SCORES, balanced_accuracy, per_class_scores
 
 FEWEST_MASKED = 20  # test images with a lung mask, from which on what needs masks is worth its interval
@@ -42,14 +43,21 @@ class Audited:
         self.indices, self.masks = self._part("test", needs_masks=True)
         self.masked = len(self.indices)
         self.has_masks = self.masked >= FEWEST_MASKED
+        if self.has_masks:
+            self.learning = [self._part(part, True, MOST_RELEARNT) for part in ("train", "val")]
+            self.has_masks = self._learnable()
         if not self.has_masks:
             self.indices, self.masks = self._part("test", needs_masks=False)
-        self.learning = [self._part(part, self.has_masks, MOST_RELEARNT) for part in ("train", "val")]
+            self.learning = [self._part(part, False, MOST_RELEARNT) for part in ("train", "val")]
+            check_learnable(
+                targets, {part: rows[0] for part, rows in zip(("train", "val"), self.learning, strict=True)}
+            )
 
     @property
     def chance(self) -> float:
         """What a network that knows nothing scores, by the targets' metric."""
-        return 0.5 if self.targets.metric == "auroc" else 1 / len(self.targets.names)
+        occurring = len(np.unique(self.targets.values[self.indices]))
+        return 0.5 if self.targets.metric == "auroc" else 1 / occurring
 
     def examples(self, count: int) -> dict[str, np.ndarray]:
         """The first test X-rays in each alteration: [count, S, S] in 0..1."""
@@ -61,12 +69,13 @@ class Audited:
 
         head   "as trained", or "relearnt": a logistic regression on the features of train X-rays that were altered
                alike. The first may fail merely because it never saw such pictures; the second says what they tell.
-        score  of the targets, and each class's or finding's AUROC
+        score  of the targets, and each class's AUROC
         """
-        rows = []
+        rows, groups = [], self.xrays.columns.groups[self.indices]
+        fewest = fewest_groups(self.targets.values[self.indices], groups)
         for name in self._alterations():
             for head, p in self._probabilities(name).items():
-                found = bootstrap_intervals(self._scores_of(p), self.xrays.columns.groups[self.indices], REPEATS)
+                found = bootstrap_intervals(self._scores_of(p), groups, REPEATS, fewest=fewest)
                 rows += [(name, head, score, *values) for score, values in found.items()]
         return pd.DataFrame(rows, columns=["images", "head", "score", "value", "low", "high"])
 
@@ -91,37 +100,55 @@ class Audited:
         return pd.DataFrame(rows, columns=["class", "method", "images", "value", "low", "high"])
 
     def source_probe(self, sources: np.ndarray) -> dict[str, float]:
-        """How well a linear probe on the features tells the known source: balanced accuracy and its chance.
+        """How well a linear probe on the features tells the known source, by balanced accuracy.
 
-        sources  [N] str, "" where not known. It learns from the train part; empty if there is nothing to tell.
+        sources  [N] str, "" where not known. It learns from the train part; empty if there is nothing to tell. Where a
+                 source goes with a class, the class alone (its most frequent source) tells it too: "by_class".
         """
         train, test = (part[sources[part] != ""] for part in map(self.xrays.indices, ("train", "test")))
         known = probed_classes(sources[train], sources[test])
         if len(known) < 2:
             return {}
         train, test = (part[np.isin(sources[part], known)] for part in (train, test))
+        train = np.random.default_rng(0).permutation(train)[:MOST_RELEARNT]
         labels, test_labels = (np.searchsorted(known, sources[part]) for part in (train, test))
         p = linear_probe(self.features(train), labels, self.features(test))
+        groups = self.xrays.columns.groups[test]
         found = bootstrap_intervals(
             lambda rows: {"value": balanced_accuracy(test_labels[rows], p[rows])},
-            self.xrays.columns.groups[test],
+            groups,
             REPEATS,
+            fewest=fewest_groups(test_labels, groups),
         )
-        return dict(zip(("value", "low", "high"), found["value"], strict=True)) | {"chance": 1 / len(known)}
+        scores = dict(zip(("value", "low", "high"), found["value"], strict=True)) | {"chance": 1 / len(known)}
+        if self.targets.values.ndim == 1:
+            counts = np.zeros((len(self.targets.names), len(known)))
+            np.add.at(counts, (self.targets.values[train], labels), 1)
+            by_class = balanced_accuracy(test_labels, counts[self.targets.values[test]])
+            scores["by_class"] = by_class
+        return scores
 
     def features(self, indices: np.ndarray) -> np.ndarray:
         """What the head sees of X-rays as they are, float32 [n, F]."""
         return self._features(AS_IS, indices, torch.empty(len(indices)))
 
     def _part(self, part: str, needs_masks: bool, most: int | None = None) -> tuple[np.ndarray, Tensor]:
-        """X-rays of a part, [n], `most` of them by one fixed order, and their masks [n, S, S]; without: all False."""
-        indices, size = self.xrays.indices(part), self.xrays.store.size
+        """The first `most` X-rays of a part, [n], in one random order, and their masks, [n, S, S] or [n, 1, 1]."""
+        indices, size = np.random.default_rng(0).permutation(self.xrays.indices(part)), self.xrays.store.size
         if needs_masks:
             indices = indices[[mask is not None for mask in self.xrays.columns.masks[indices]]]
-        if most is not None and len(indices) > most:
-            indices = np.sort(np.random.default_rng(0).permutation(indices)[:most])
+        indices = indices[:most]
         masks = masks_of(self.xrays.columns, indices, size)[1] if needs_masks else np.zeros((len(indices), 1, 1), bool)
         return indices, torch.from_numpy(masks)
+
+    def _learnable(self) -> bool:
+        """Whether every class occurs among the X-rays with a mask in each part."""
+        parts = {"test": self.indices, "train": self.learning[0][0], "val": self.learning[1][0]}
+        try:
+            check_learnable(self.targets, parts)
+        except UserError:
+            return False
+        return True
 
     def _alterations(self) -> list[str]:
         return [name for name in ALTERATIONS if self.has_masks or name not in NEEDS_MASKS]

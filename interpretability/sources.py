@@ -23,6 +23,9 @@ def known_sources(xrays: XRays, table: pd.DataFrame | None) -> np.ndarray:
     missing = sorted({"file", "source"} - set(table.columns))
     if missing:
         raise UserError(f"source_table lacks the column {missing[0]}; it needs file and source.")
+    if table["file"].duplicated().any():
+        twice = table["file"].to_numpy()[table["file"].duplicated().to_numpy()][0]
+        raise UserError(f"source_table lists {twice!r} more than once; keep one row a file.")
     source_of = dict(zip(table["file"], table["source"].fillna("").astype(str), strict=True))
     sources = np.array([source_of.get(path, "") for path in columns.paths.tolist()])
     if not (sources != "").any():
@@ -39,4 +42,7 @@ def read_sources(name: str, root: Path) -> pd.DataFrame | None:
         if name:
             raise UserError(f"there is no source_table {path}; give a CSV with the columns file and source, or ''.")
         return None
-    return pd.DataFrame(pd.read_csv(path, dtype=str))
+    try:
+        return pd.DataFrame(pd.read_csv(path, dtype=str))
+    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
+        raise UserError(f"{path} is not a readable CSV table: {str(error).strip()}") from error

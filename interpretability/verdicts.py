@@ -24,29 +24,26 @@ def audit_verdict(scores: pd.DataFrame, metric: str, chance: float) -> str:
             rows[ONLY_BORDER, TRAINED],
             f"There are too few lung masks. By a border of {BORDER:.0%} alone",
         )
-    share = (rest["value"] - chance) / (whole["value"] - chance)
-    left = f"{max(0.0, min(share, 1.0)):.0%} of its" if rest["low"] > chance else "none of its"
+    shares = [max(0.0, min((rest[key] - chance) / (whole["value"] - chance), 1.0)) for key in ("value", "low", "high")]
     change = f"{what} {whole['value']:.2f} -> {_cell(rest)}, chance {chance:.2f}"
-    return f"{place} {left} accuracy above chance is left ({change}). {_background(scores, rows, what, chance)}"
+    left = f"{shares[0]:.0%} [{shares[1]:.0%}, {shares[2]:.0%}] of its score above chance is left"
+    return f"{place} {left} ({change}); its head never saw such pictures. {_rest(scores, rows, what, chance)}"
 
 
-def _background(
-    scores: pd.DataFrame, rows: Mapping[tuple[str, str], Mapping[str, float]], what: str, chance: float
-) -> str:
-    """What its features still tell of pictures without lungs, and of which class most."""
-    name = max(
-        (name for name in (NO_LUNGS, ONLY_BORDER) if (name, RELEARNT) in rows), key=lambda n: rows[n, RELEARNT]["low"]
-    )
+def _rest(scores: pd.DataFrame, rows: Mapping[tuple[str, str], Row], what: str, chance: float) -> str:
+    """What its features still tell of the pictures without lungs (without masks, of the border), and of which class."""
+    name = NO_LUNGS if (NO_LUNGS, RELEARNT) in rows else ONLY_BORDER
     told = rows[name, RELEARNT]
     sentence = f"A new head on its features ({name}) gets {what} {_cell(told)}"
     if not told["low"] > chance:
-        return f"{sentence}: chance."
+        return f"{sentence}: not shown to differ from chance."
+    rest = "the background, or the lungs' outline, tells" if name == NO_LUNGS else "the background tells"
     of_head = (scores["images"] == name) & (scores["head"] == RELEARNT)
-    by_class = [row for row in _records(scores, of_head) if row["score"].startswith("auroc ")]
+    by_class = [r for r in _records(scores, of_head) if r["score"].startswith("auroc ") and r["low"] == r["low"]]
     if not by_class:
-        return f"{sentence}: the background tells the findings."
+        return f"{sentence}: {rest} the labels."
     most = max(by_class, key=lambda row: row["low"])
-    return f"{sentence}: the background tells the classes, most of all {most['score'][6:]} (AUROC {_cell(most)})."
+    return f"{sentence}: {rest} the classes, most of all {most['score'][6:]} (AUROC {_cell(most)})."
 
 
 def _records(scores: pd.DataFrame, chosen: Any) -> list[dict[Any, Any]]:

@@ -11,6 +11,8 @@ import numpy as np
 from scipy.special import expit, logit
 from scipy.stats import t as student
 
+FEWEST_GROUPS = 5  # from which on an interval of a mean over groups is given
+
 
 class Difference(NamedTuple):
     """Score of arm a minus arm b, and its interval; NaN bounds where it cannot be known."""
@@ -37,11 +39,25 @@ def mean_interval(values: np.ndarray | Sequence[float], level: float = 0.95) -> 
 
 
 def grouped_mean_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float, float]:
-    """mean_interval over groups: of the means of values [M], NaN where not known, within each of groups [M]."""
+    """mean_interval over groups: of the means of values [M], NaN where not known, within each of groups [M].
+
+    NaN bounds for fewer than FEWEST_GROUPS groups.
+    """
     known = np.isfinite(values)
     names, group_of = np.unique(groups[known], return_inverse=True)
     sums = np.bincount(group_of, weights=values[known], minlength=len(names))
-    return mean_interval(sums / np.bincount(group_of, minlength=len(names)))
+    means = sums / np.bincount(group_of, minlength=len(names))
+    if len(means) < FEWEST_GROUPS:
+        return (float(means.mean()) if len(means) else float("nan")), float("nan"), float("nan")
+    return mean_interval(means)
+
+
+def fewest_groups(labels: np.ndarray, groups: np.ndarray) -> int:
+    """Groups of the rarest class among labels [M], or of a finding's rarer value among [M, C]; at least 1."""
+    of_kind = [labels == c for c in np.unique(labels)]
+    if labels.ndim > 1:
+        of_kind = [column == value for column in labels.T for value in (0, 1)]
+    return max(1, min(len(np.unique(groups[rows])) for rows in of_kind))
 
 
 def resamples(groups: np.ndarray, repeats: int, seed: int) -> Iterator[np.ndarray]:

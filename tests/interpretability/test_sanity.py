@@ -53,3 +53,7 @@ def test_maps_without_evidence_are_not_trusted() -> None:
     trusted, words = verdict(table, empty)
     assert not trusted
     assert "no evidence" in words
+    vanished = table.assign(vanished=1.0, rank_correlation=0.0)
+    trusted, words = verdict(vanished, empty=0.0)  # maps of random weights that show nothing prove nothing
+    assert not trusted
+    assert "undecided" in words

@@ -76,17 +76,18 @@ def test_a_planted_marker_is_exposed(marked: Run, plain: Run, tmp_path: Path, mo
     assert shortcut.summary is not None and honest.summary is not None
     for images in (NO_LUNGS, ONLY_BORDER):
         assert value(shortcut, images, RELEARNT, "auroc COVID")[1] > 0.7, images
-        assert value(shortcut, images, RELEARNT, "balanced_accuracy")[1] > 0.3, images
+        assert value(shortcut, images, RELEARNT, "balanced_accuracy")[1] > 0.25, images
         assert value(honest, images, TRAINED, "balanced_accuracy")[1] <= 0.25, images
     assert value(honest, NO_LUNGS, RELEARNT, "balanced_accuracy")[1] <= 0.25
     assert value(honest, NO_LUNGS, RELEARNT, "auroc COVID")[1] <= 0.5
-    assert "background tells the classes, most of all COVID" in shortcut.summary["verdict"]
+    assert "tells the classes, most of all COVID" in shortcut.summary["verdict"]
     masses = []
     for run in (shortcut, honest):
         rows = pd.read_csv(run.folder / "lung_mass.csv").to_dict("records")
         masses += [row["value"] for row in rows if (row["class"], row["method"]) == ("COVID", "occlusion")]
     assert masses[0] < masses[1] - 0.2
     assert shortcut.summary["source"]["low"] > 0.6  # the marker, by a probe on the features
+    assert 0.7 < shortcut.summary["source"]["by_class"] < 1
     assert honest.summary["source"] == {}
     assert (shortcut.folder / "figures" / "audit.png").exists()
     assert list(shortcut.folder.rglob("metadata.tsv")), "nothing for TensorBoard's projector"
@@ -134,10 +135,10 @@ WHOLE, CHANCE = (0.85, 0.8, 0.9), (0.27, 0.2, 0.34)
 @pytest.mark.parametrize(
     ("rest", "again", "expected"),
     [
-        (CHANCE, CHANCE, ["none of its accuracy above chance", "new head", ": chance."]),
-        (CHANCE, (0.5, 0.4, 0.6), ["none of its accuracy above chance", "most of all B (AUROC 0.90"]),
-        ((0.37, 0.3, 0.44), CHANCE, ["20% of its accuracy above chance"]),
-        (WHOLE, WHOLE, ["100% of its accuracy above chance", "the background tells the classes"]),
+        (CHANCE, CHANCE, ["3% [0%, 15%] of its score above chance", "not shown to differ from chance"]),
+        (CHANCE, (0.5, 0.4, 0.6), ["most of all B (AUROC 0.90"]),
+        ((0.45, 0.2, 0.7), CHANCE, ["33% [0%, 75%] of its score above chance"]),
+        (WHOLE, WHOLE, ["100% [92%, 100%] of its score above chance", "tells the classes"]),
     ],
 )
 def test_the_verdict_says_how_much_needs_the_lungs(
