@@ -163,6 +163,11 @@ def check_recipe(name: str, recipe: Recipe) -> None:
             check_choice(f"recipe {name!r}: parameter of {operator!r}", parameter, known)
 
 
+def plain_view(images: Tensor, out_size: int, in_channels: int) -> Tensor:
+    """uint8 [B, 1, S, S] as a network of `in_channels` is shown it without augmentation: float32 [B, C, R, R]."""
+    return TwinViews("none", out_size).single(images, step_generator(0, 0, 0)).expand(-1, in_channels, -1, -1)
+
+
 class TwinViews:
     """Two random views of each image, by the recipe of a name in recipes.py.
 

@@ -5,14 +5,16 @@ import pandas as pd
 from downstream_task.curves import interval_cells
 from downstream_task.label_savings import savings_sentence
 from utils import plots
+from utils.intervals import interval_text
 from utils.logging_utils import Run
+from utils.metrics import metric_name
 
 
 def report(run: Run) -> str:
     """Draw figures/label_efficiency.png from curves.csv; the tables and sentences as text."""
     assert run.summary is not None
     curves, differences = (pd.read_csv(run.folder / f"{name}.csv") for name in ("curves", "differences"))
-    metric, notes = run.summary["metric"].replace("_", " "), run.summary["notes"]
+    metric, notes = metric_name(run.summary["metric"]), run.summary["notes"]
     part = "the test part" if run.summary["part"] == "test" else "validation, by which choices were made too"
     title = plots.marked(f"Label efficiency on {part}", run.summary["synthetic"], bool(notes))
     chance = 1 / len(run.summary["classes"]) if metric == "balanced accuracy" else 0.5
@@ -22,9 +24,9 @@ def report(run: Run) -> str:
     lines = ["", f"{title}: {metric}, mean [95% interval]", table.to_string(), ""]
     labels = curves["labels"].tolist()
     for row in differences.to_dict("records"):
-        gap = f"{100 * row['difference']:+.1f} points [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+        gap = interval_text(*(100 * row[key] for key in ("difference", "low", "high")), form="+.1f")
         sentence = savings_sentence(row, row["arm"], row["reference"], min(labels), max(labels))
-        lines.append(f"{plots.METHOD_NAMES[row['method']]}, {row['labels']} labels: {gap}. {sentence}")
+        lines.append(f"{plots.METHOD_NAMES[row['method']]}, {row['labels']} labels: {gap} points. {sentence}")
     lines.append("Intervals are for new images and new draws of labels, not for a new pretraining run.")
     left_out = [f"left out: {name}" for name in run.summary["left_out"]]
     return "\n".join([*lines, *left_out, *notes, "", f"tables and figure   {run}/"])

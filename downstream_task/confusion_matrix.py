@@ -16,6 +16,7 @@ import pandas as pd
 
 from downstream_task.held_out import score_on_test
 from utils.config import run_script
+from utils.intervals import interval_text
 
 config: dict[str, Any] = {
     "runs": ["runs/compare/phantom"],  # folders under runs/
@@ -35,7 +36,7 @@ def main(config: dict[str, Any]) -> None:
             f"\n{run}: {run.summary['images']:,} test {kind} of {run.summary['groups']:,} groups {run.summary['note']}"
         )
         for row in scores.to_dict("records"):
-            print(f"  {row['score']:30s} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
+            print(f"  {row['score']:30s} {interval_text(row['value'], row['low'], row['high'])}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pandas as pd
 
 from downstream_task.label_savings import labels_needed
 from downstream_task.predictions import labels_and_probabilities, read_predictions
-from utils.intervals import paired_difference, resampled_scores
+from utils.intervals import interval_text, paired_difference, resampled_scores
 from utils.metrics import balanced_accuracy, finding_scores
 
 REPEATS = 500  # resamples of the images behind an interval
@@ -68,7 +68,7 @@ class _Cell:
 
 def interval_cells(table: pd.DataFrame) -> list[str]:
     """`.712 [.680, .744]` for each row's mean, low and high."""
-    return [f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in table[["mean", "low", "high"]].to_numpy()]
+    return [interval_text(*row) for row in table[["mean", "low", "high"]].to_numpy()]
 
 
 def _mean_auroc(labels: np.ndarray, probabilities: np.ndarray) -> float:

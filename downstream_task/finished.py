@@ -3,6 +3,7 @@
 import fnmatch
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,24 @@ def find_finished(name: str) -> list[Finished]:
             "downstream_task/trained_vs_no_trained_compare.py first, or name one of the folders that it leaves."
         )
     return [Finished(path, _json(path / "config.json"), _json(path / "summary.json")) for path in found]
+
+
+def open_checkpoints(names: Sequence[str]) -> dict[str, Finished]:
+    """Finished runs by a short name. Raises UserError for none, for a comparison's folder, and for equal names."""
+    runs: dict[str, Finished] = {}
+    chosen: list[Finished] = []
+    for name in names:
+        found = find_finished(name)
+        if len(found) > 1 and "*" not in name:
+            examples = ", ".join(f"{name}/{run.folder.name}" for run in found[:2])
+            raise UserError(f"{name} holds {len(found)} runs; name those to look at, such as {examples}.")
+        chosen += found
+    for finished in chosen:
+        short = finished.folder.name
+        runs[finished.name if short in runs else short] = finished
+    if len(runs) < max(1, len(chosen)):
+        raise UserError("checkpoints is empty or names a run twice; name each fine-tuning run under runs/ once.")
+    return runs
 
 
 def run_name(folder: Path) -> str:

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from augmentations.transform_utils import TwinViews, step_generator
+from augmentations.transform_utils import plain_view
 from dataset_loader.xrays import XRays
 from downstream_task.targets import apply_policy
 from utils.metrics import auroc, balanced_accuracy, knn_scores
@@ -37,13 +37,12 @@ def forward_all(
 
     float32 [n, ...] on the CPU: features [n, F] of a backbone, logits [n, C] of a classifier.
     """
-    views = TwinViews("none", out_size)
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
     outputs = []
     for batch in torch.from_numpy(indices).split(128):
-        y = views.single(xrays.batch(batch), step_generator(0, 0, 0)).expand(-1, in_channels, -1, -1)
+        y = plain_view(xrays.batch(batch), out_size, in_channels)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             outputs.append((part or network)(y).float().cpu())
     network.train(was_training)

@@ -18,6 +18,7 @@ from downstream_task.curves import interval_cells
 from downstream_task.frozen_parts import train_with_frozen_parts
 from utils import plots
 from utils.config import run_script
+from utils.metrics import metric_name
 
 config: dict[str, Any] = {
     # data; trained_vs_no_trained_compare.py explains the keys that are not explained here
@@ -66,7 +67,7 @@ def main(config: dict[str, Any]) -> None:
     run = train_with_frozen_parts(config)  # type: ignore[arg-type]  # checked there against FrozenPartsConfig
     assert run.summary is not None
     table = pd.read_csv(run.folder / "table.csv")
-    notes, metric = run.summary["notes"], run.summary["metric"].replace("_", " ")
+    notes, metric = run.summary["notes"], metric_name(run.summary["metric"])
     title = f"Frozen parts, {run.summary['labels']:,} labelled X-rays, validation"
     title = plots.marked(title, run.summary["synthetic"], bool(notes))
     run.save_figure("frozen_parts", plots.frozen_parts(table, metric, title))

@@ -3,13 +3,11 @@
 import hashlib
 from typing import TypedDict
 
-import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from downstream_task.finished import Finished, OpenedData
-from interpretability.explanations import checkpoints
+from downstream_task.finished import Finished, OpenedData, open_checkpoints
 from interpretability.shortcuts import Audited
 from interpretability.sources import known_sources, read_sources
 from interpretability.verdicts import audit_verdict
@@ -17,6 +15,7 @@ from utils import plots
 from utils.config import check_config
 from utils.hardware import choose_device, describe_device
 from utils.logging_utils import Run
+from utils.randomness import fixed_order
 
 PROJECTED = 1000  # test images in TensorBoard's projector, whose sprite has a largest size
 EXAMPLES = 3
@@ -42,7 +41,7 @@ def audit(config: AuditConfig) -> dict[str, Run]:
         torch.set_num_threads(config["threads"])
     data = OpenedData(choose_device(config["device"]))
     runs = {}
-    for name, finished in tqdm(checkpoints(config["checkpoints"]).items(), desc="auditing", unit="network"):
+    for name, finished in tqdm(open_checkpoints(config["checkpoints"]).items(), desc="auditing", unit="network"):
         table = read_sources(config["source_table"], data.of(finished).columns.root)
         facts = {"weights": finished.weights_hash(), "sources": "" if table is None else _digest(table)}
         runs[name] = Run(f"{config['run_name']}/{finished.name}", {"checkpoint": finished.name, **facts})
@@ -80,7 +79,7 @@ def _audit(run: Run, finished: Finished, data: OpenedData, table: pd.DataFrame |
 
 def _project(run: Run, audited: Audited) -> None:
     """The embeddings of the test part into TensorBoard's projector, with thumbnails and labels."""
-    test = np.random.default_rng(0).permutation(audited.xrays.indices("test"))[:PROJECTED]
+    test = fixed_order(audited.xrays.indices("test"))[:PROJECTED]
     values, names = audited.targets.values[test], audited.targets.names
     labels = [
         names[int(value)]

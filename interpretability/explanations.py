@@ -2,35 +2,31 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
 
-from dataset_loader.lung_masks import seen_part
-from downstream_task.finished import Finished, OpenedData, find_finished
-from interpretability.measures import area_share, deletion_and_insertion, enlarged, mass_inside, peak_inside
+from downstream_task.finished import Finished, OpenedData, open_checkpoints
+from interpretability.evidence import Explained, look
 from interpretability.overlays import overlay, panel
 from interpretability.pictures import (
     Picture,
     image_files,
     is_phantom,
-    network_input,
     pictures_of_files,
     pictures_of_test,
 )
-from interpretability.saliency import IMAGES_AT_ONCE, METHODS, Settings, default_layer, plain_copy, saliency_maps
-from interpretability.sanity import sanity_check, verdict
-from utils.config import UserError, check_at_least, check_choice, check_config
+from interpretability.saliency import METHODS, Settings
+from interpretability.sanity import verdict
+from utils.config import check_at_least, check_choice, check_config
 from utils.hardware import choose_device, describe_device
 from utils.intervals import bootstrap_intervals, grouped_mean_interval
 from utils.logging_utils import Run
 from utils.plots import marked
 from utils.progress import progress_bar
 
-SANITY_IMAGES = 8  # that the sanity check takes
 METHOD_NAMES = {
     "grad_cam": "Grad-CAM",
     "integrated_gradients": "Integrated gradients",
@@ -59,21 +55,6 @@ class ExplainConfig(TypedDict):
     threads: int
 
 
-class Explained(NamedTuple):
-    """One network's maps of N images.
-
-    maps      [N, h, w] >= 0
-    captions  [N] prediction and probability
-    table     a row an image
-    sanity    of the method on this network; empty if it was not asked for
-    """
-
-    maps: Tensor
-    captions: list[str]
-    table: pd.DataFrame
-    sanity: pd.DataFrame
-
-
 def explain(config: ExplainConfig) -> Run:
     """Look at every image with every checkpoint; the finished run, or the stored one.
 
@@ -85,7 +66,7 @@ def explain(config: ExplainConfig) -> Run:
         check_at_least(key, config[key], least)
     if config["threads"] > 0:
         torch.set_num_threads(config["threads"])
-    runs = checkpoints(config["checkpoints"])
+    runs = open_checkpoints(config["checkpoints"])
     for finished in runs.values():
         classes = finished.summary["classes"]
         for name in [config["target"]] if config["target"] else []:
@@ -99,102 +80,28 @@ def explain(config: ExplainConfig) -> Run:
     return run
 
 
-def checkpoints(names: Sequence[str]) -> dict[str, Finished]:
-    """Finished runs by a short name. Raises UserError for none, for a comparison's folder, and for equal names."""
-    runs: dict[str, Finished] = {}
-    chosen: list[Finished] = []
-    for name in names:
-        found = find_finished(name)
-        if len(found) > 1 and "*" not in name:
-            examples = ", ".join(f"{name}/{run.folder.name}" for run in found[:2])
-            raise UserError(f"{name} holds {len(found)} runs; name those to look at, such as {examples}.")
-        chosen += found
-    for finished in chosen:
-        short = finished.folder.name
-        runs[finished.name if short in runs else short] = finished
-    if len(runs) < max(1, len(chosen)):
-        raise UserError("checkpoints is empty or names a run twice; name each fine-tuning run under runs/ once.")
-    return runs
-
-
 def _explain(config: ExplainConfig, run: Run, runs: Mapping[str, Finished]) -> None:
     device = choose_device(config["device"])
     first = next(iter(runs.values()))
-    data, notes = OpenedData(device), []
     if config["images"]:
         pictures = pictures_of_files(config["images"], first.summary["classes"])
+        notes = [f"{name} was trained on synthetic X-rays" for name in runs if runs[name].summary["synthetic"]]
     else:
-        xrays = data.of(first)
+        xrays = OpenedData(device).of(first)
         found = [finished.held_out(xrays) for finished in runs.values()]
         notes = sorted({note for _, note in found if note})
         pictures = pictures_of_test(xrays, found[0][0], config["classes"], config["per_class"])
     synthetic = any(is_phantom(picture.path) for picture in pictures)
-    if config["images"]:
-        notes = [f"{name} was trained on synthetic X-rays" for name, run in runs.items() if run.summary["synthetic"]]
+    settings = Settings(config["layer"], config["patch"], config["stride"])
     explained = {}
     with progress_bar(len(runs), "looking", unit="network") as bar:
         for name, finished in runs.items():
-            explained[name] = _look(finished, pictures, config, device)
+            explained[name] = look(
+                finished, pictures, config["target"], config["method"], settings, config["sanity_check"], device
+            )
             bar.update()
     run.start(device=describe_device(device), images=[str(picture.path) for picture in pictures])
     _write(run, pictures, explained, config, synthetic, notes)
-
-
-def _look(finished: Finished, pictures: Sequence[Picture], config: ExplainConfig, device: torch.device) -> Explained:
-    """One network on every picture."""
-    net = finished.classifier(device).net
-    x = network_input(pictures, finished, device)
-    plain = plain_copy(net)
-    with torch.no_grad():
-        probabilities = finished.probabilities(torch.cat([plain(batch) for batch in x.split(IMAGES_AT_ONCE)]))
-    names = finished.summary["classes"]
-    predicted = probabilities.argmax(1)
-    classes = torch.full_like(predicted, names.index(config["target"])) if config["target"] else predicted
-    layer = config["layer"] or default_layer(plain, x) if config["method"] == "grad_cam" else ""
-    settings = Settings(layer, config["patch"], config["stride"])
-
-    def maps_of(network: nn.Module, count: int = len(x)) -> Tensor:
-        return saliency_maps(network, x[:count], classes[:count], config["method"], settings)
-
-    maps, size = maps_of(net), x.shape[-1]
-    table = pd.DataFrame(
-        {
-            "image": [picture.name for picture in pictures],
-            "group": [picture.group for picture in pictures],
-            "label": [picture.label for picture in pictures],
-            "predicted": [names[c] for c in predicted],
-            "probability": probabilities.gather(1, predicted[:, None])[:, 0].tolist(),
-            "explained": [names[c] for c in classes],
-            "layer": layer,
-        }
-    )
-    large = enlarged(maps, size)
-    table = table.join(_in_lungs(large, pictures, size))
-    areas = deletion_and_insertion(net, x, classes, large, finished.probabilities)
-    shows = (maps.sum((1, 2)) > 0).cpu().numpy()
-    table["deletion"], table["insertion"] = (np.where(shows, area.cpu().numpy(), np.nan) for area in areas)
-    captions = [
-        f"{row['predicted']} {row['probability']:.2f}" + ("" if found else "\nno evidence found")
-        for row, found in zip(table.to_dict("records"), shows, strict=True)
-    ]
-    sanity = pd.DataFrame()
-    if config["sanity_check"]:
-        sanity = sanity_check(net, lambda network: maps_of(network, SANITY_IMAGES), size)
-    return Explained(maps.cpu(), captions, table, sanity)
-
-
-def _in_lungs(maps: Tensor, pictures: Sequence[Picture], size: int) -> pd.DataFrame:
-    """lung_area, lung_mass, lung_mass_over_area, peak_in_lungs of each picture; NaN where no mask is known."""
-    columns = ("lung_area", "lung_mass", "lung_mass_over_area", "peak_in_lungs")
-    table = pd.DataFrame(np.nan, index=range(len(pictures)), columns=list(columns))
-    known = [row for row, picture in enumerate(pictures) if picture.mask is not None]
-    if known:
-        seen = [seen_part(pictures[row].mask, size) for row in known]  # type: ignore[arg-type]  # not None, as chosen
-        masks, chosen = torch.from_numpy(np.stack(seen)).to(maps.device), maps[known]
-        area, mass = area_share(masks), mass_inside(chosen, masks)
-        values = torch.stack([area, mass, mass / area, peak_inside(chosen, masks)], 1)
-        table.loc[known] = values.cpu().numpy()
-    return table
 
 
 def _write(

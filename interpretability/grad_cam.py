@@ -18,6 +18,7 @@ from typing import Any
 
 from interpretability.explanations import QUANTITIES, explain
 from utils.config import run_script
+from utils.intervals import interval_text
 
 config: dict[str, Any] = {
     "checkpoints": [  # fine-tuning runs, a * for any part of a comparison's; differences are to the first
@@ -65,8 +66,9 @@ def _cell(values: list[float | None], sign: str = "") -> str:
     mean, low, high = values
     if mean is None:
         return "not known: no lung masks"
-    interval = "one image" if low is None else f"{low:{sign}.3f}, {high:{sign}.3f}"
-    return f"{mean:{sign}.3f} [{interval}]"
+    if low is None or high is None:
+        return f"{mean:{sign}.3f} [one image]"
+    return interval_text(mean, low, high, f"{sign}.3f")
 
 
 if __name__ == "__main__":

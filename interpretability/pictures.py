@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from augmentations.transform_utils import TwinViews, step_generator
+from augmentations.transform_utils import plain_view
 from dataset_loader.decoding import IMAGE_SUFFIXES, BrokenImageError, decode_square, decode_upright
 from dataset_loader.lung_masks import read_mask
 from dataset_loader.phantom_dataset import RECORD
 from dataset_loader.xrays import XRays
 from downstream_task.finished import Finished
 from downstream_task.targets import Targets
-from utils.config import UserError, check_choice, repo_path
+from utils.config import UserError, repo_path
+from utils.randomness import fixed_order
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,7 @@ def pictures_of_test(xrays: XRays, targets: Targets, classes: Sequence[str], per
 
     The classes take turns, so that the first few show all of them.
     """
-    for name in classes:
-        check_choice("classes", name, list(targets.names))
-    test = np.random.default_rng(0).permutation(xrays.indices("test"))
+    test = fixed_order(xrays.indices("test"))
     values = targets.values[test]
     chosen: list[tuple[int, int, str]] = []
     for name in classes or targets.names:
@@ -90,9 +89,7 @@ def network_input(pictures: Sequence[Picture], finished: Finished, device: torch
     """[N, C, R, R] as the network of a run was trained on, without augmentation."""
     config = finished.config
     squares = np.stack([_decoded(picture.path, config["store_res"]) for picture in pictures])
-    views = TwinViews("none", config["img_res"])
-    x = views.single(torch.from_numpy(squares)[:, None].to(device), step_generator(0, 0, 0))
-    return x.expand(-1, config["in_channels"], -1, -1)
+    return plain_view(torch.from_numpy(squares)[:, None].to(device), config["img_res"], config["in_channels"])
 
 
 def image_files(names: Sequence[str]) -> list[Path]:

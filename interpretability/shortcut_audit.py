@@ -26,6 +26,8 @@ import pandas as pd
 
 from interpretability.audits import audit
 from utils.config import run_script
+from utils.intervals import interval_text
+from utils.metrics import metric_name
 
 config: dict[str, Any] = {
     "checkpoints": [  # fine-tuning runs, a * for any part of a comparison's
@@ -48,17 +50,17 @@ def main(config: dict[str, Any]) -> None:
         for row in pd.read_csv(run.folder / "scores.csv").to_dict("records"):
             if " " in row["score"]:  # a single class's
                 continue
-            what = f"{row['images']:18s} {row['head']:11s} {row['score'].replace('_', ' '):18s}"
-            print(f"  {what} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
+            what = f"{row['images']:18s} {row['head']:11s} {metric_name(row['score']):18s}"
+            print(f"  {what} {interval_text(row['value'], row['low'], row['high'])}")
         masses = pd.read_csv(run.folder / "lung_mass.csv").to_dict("records")
         few = f"not known: {run.summary['with_lung_mask']} test X-rays have a lung mask, too few"
         print(f"  lung mass over the lungs' area (1 is chance){'' if masses else f' {few}'}")
         for row in masses:
             what = f"{row['class']:18s} {row['method'].replace('_', '-'):11s} {row['images']} images"
-            print(f"    {what:47s} {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]")
+            print(f"    {what:47s} {interval_text(row['value'], row['low'], row['high'], '.2f')}")
         source = run.summary["source"]
         if source:
-            cell = f"{source['value']:.3f} [{source['low']:.3f}, {source['high']:.3f}]"
+            cell = interval_text(source["value"], source["low"], source["high"])
             alone = f", by the class alone {source['by_class']:.2f}" if "by_class" in source else ""
             print(f"  source, by a probe: balanced accuracy {cell}, chance {source['chance']:.2f}{alone}")
         else:

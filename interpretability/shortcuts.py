@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from augmentations.transform_utils import TwinViews, step_generator
+from augmentations.transform_utils import plain_view
 from dataset_loader.lung_masks import masks_of
 from dataset_loader.xrays import XRays
 from downstream_task.finished import Finished
@@ -20,6 +20,7 @@ from interpretability.saliency import saliency_maps
 from utils.config import UserError
 from utils.intervals import bootstrap_intervals, fewest_groups, grouped_mean_interval
 from utils.metrics import CLASS_SCORES, balanced_accuracy, per_class_scores
+from utils.randomness import fixed_order
 
 FEWEST_MASKED = 20  # test images with a lung mask, from which on what needs masks is worth its interval
 MOST_RELEARNT = 2000  # images that a head learns again from
@@ -39,7 +40,6 @@ class Audited:
     def __init__(self, finished: Finished, xrays: XRays, targets: Targets, device: torch.device):
         self.finished, self.xrays, self.targets = finished, xrays, targets
         self.classifier = finished.classifier(device).eval()
-        self.views = TwinViews("none", finished.config["img_res"])
         self.indices, self.masks = self._part("test", needs_masks=True)
         self.masked = len(self.indices)
         self.has_masks = self.masked >= FEWEST_MASKED
@@ -110,7 +110,7 @@ class Audited:
         if len(known) < 2:
             return {}
         train, test = (part[np.isin(sources[part], known)] for part in (train, test))
-        train = np.random.default_rng(0).permutation(train)[:MOST_RELEARNT]
+        train = fixed_order(train)[:MOST_RELEARNT]
         labels, test_labels = (np.searchsorted(known, sources[part]) for part in (train, test))
         p = linear_probe(self.features(train), labels, self.features(test))
         groups = self.xrays.columns.groups[test]
@@ -134,7 +134,7 @@ class Audited:
 
     def _part(self, part: str, needs_masks: bool, most: int | None = None) -> tuple[np.ndarray, Tensor]:
         """The first `most` X-rays of a part, [n], in one random order, and their masks, [n, S, S] or [n, 1, 1]."""
-        indices, size = np.random.default_rng(0).permutation(self.xrays.indices(part)), self.xrays.store.size
+        indices, size = fixed_order(self.xrays.indices(part)), self.xrays.store.size
         if needs_masks:
             indices = indices[[mask is not None for mask in self.xrays.columns.masks[indices]]]
         indices = indices[:most]
@@ -178,19 +178,21 @@ class Audited:
         return self.xrays.batch(torch.from_numpy(indices))
 
     def _input(self, images: Tensor) -> Tensor:
-        channels = self.finished.config["in_channels"]
-        return self.views.single(images, step_generator(0, 0, 0)).expand(-1, channels, -1, -1)
+        return plain_view(images, self.finished.config["img_res"], self.finished.config["in_channels"])
 
     def _scores_of(self, p: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
-        names = ("accuracy", "balanced_accuracy", "auroc")
+        labels = self.targets.values[self.indices]
 
         def scores(rows: np.ndarray) -> dict[str, float]:
-            labels = self.targets.values[self.indices[rows]]
-            found = self.targets.scores(self.indices[rows], p[rows])
-            found = {name: found[name] for name in names if name in found}
-            if labels.ndim == 1:
-                areas = per_class_scores(labels, p[rows])[:, CLASS_SCORES.index("auroc")]
-                found |= {f"auroc {name}": float(area) for name, area in zip(self.targets.names, areas, strict=True)}
-            return found
+            if labels.ndim == 2:
+                return {"auroc": self.targets.scores(self.indices[rows], p[rows])["auroc"]}
+            areas = per_class_scores(labels[rows], p[rows])[:, CLASS_SCORES.index("auroc")]
+            by_class = {f"auroc {name}": float(area) for name, area in zip(self.targets.names, areas, strict=True)}
+            return {
+                "accuracy": float((labels[rows] == p[rows].argmax(1)).mean()),
+                "balanced_accuracy": balanced_accuracy(labels[rows], p[rows]),
+                "auroc": float(np.nanmean(areas)),
+                **by_class,
+            }
 
         return scores

@@ -7,13 +7,15 @@ import pandas as pd
 
 from interpretability.alterations import AS_IS, BORDER, NO_LUNGS, ONLY_BORDER
 from interpretability.shortcuts import RELEARNT, TRAINED
+from utils.intervals import interval_text
+from utils.metrics import metric_name
 
 Row = Mapping[Any, Any]  # of a table of scores
 
 
 def audit_verdict(scores: pd.DataFrame, metric: str, chance: float) -> str:
     """How much of the score above chance needs the lungs? One sentence by the head as trained, one by the relearnt."""
-    what = metric.replace("_", " ").replace("auroc", "AUROC")
+    what = metric_name(metric)
     rows = {(r["images"], r["head"]): r for r in _records(scores, scores["score"] == metric)}
     whole = rows[AS_IS, TRAINED]
     if not whole["low"] > chance:
@@ -51,4 +53,4 @@ def _records(scores: pd.DataFrame, chosen: Any) -> list[dict[Any, Any]]:
 
 
 def _cell(row: Row) -> str:
-    return f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    return interval_text(row["value"], row["low"], row["high"], ".2f")

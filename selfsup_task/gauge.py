@@ -21,6 +21,7 @@ from selfsup_task.pretrain_config import PretrainConfig
 from utils import plots
 from utils.hardware import choose_precision
 from utils.logging_utils import Run
+from utils.randomness import fixed_order
 
 PROBES = ("probe/linear", "probe/knn")
 PROBE_LABELS = 100  # labelled training images that a probe learns from: few, since that is what pretraining is for
@@ -152,4 +153,4 @@ def _label_draws(xrays: XRays, seed: int) -> list[np.ndarray]:
 
 def _sample(indices: np.ndarray, most: int) -> np.ndarray:
     """At most `most` of the indices, always the same ones, in ascending order."""
-    return np.sort(np.random.default_rng(0).permutation(indices)[:most])
+    return np.sort(fixed_order(indices)[:most])

@@ -23,6 +23,7 @@ from selfsup_task.scan_base import SCAN_BASE, without
 from selfsup_task.scanning import conclude, open_scan, run_scan
 from utils import plots
 from utils.config import UserError, run_script
+from utils.metrics import metric_name
 
 config: dict[str, Any] = {
     # selfsup_task/scan_base.py: the pretraining and fine-tuning that are the same
@@ -54,7 +55,7 @@ def draw(finished: pd.DataFrame) -> Figure:
         for column, title in plots.SCAN_SCORES.items()
     }
     title = plots.marked("Which lambda and which projector?", bool(finished["synthetic"].tolist()[0]))
-    return plots.heat_maps(grids, title, str(finished["metric"].tolist()[0]).replace("_", " ") + " on validation")
+    return plots.heat_maps(grids, title, metric_name(finished["metric"].iloc[0]) + " on validation")
 
 
 def widths(projector: str) -> list[int]:

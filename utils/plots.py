@@ -1,7 +1,7 @@
 """Figures: legible, with units, in Okabe and Ito's colour-blind-safe palette."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
 from matplotlib.ticker import MaxNLocator
+
+from utils.metrics import metric_name
 
 DIMENSIONS_SHOWN = 64  # more are too fine for a picture: the diagonal vanishes
 BLUE, ORANGE, GREEN, PINK, BLACK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000"
@@ -261,7 +264,7 @@ def _score_bars(ax: Axes, table: pd.DataFrame) -> None:
     largest = float(table[list(SCAN_SCORES)].to_numpy().max())
     ax.set(ylim=(n - 0.5, -0.5), xlim=(0, 1.22 * largest))
     ax.set_yticks(range(n), [name.replace("+", " + ") for name in table["trial"]], fontsize=8, wrap=True)
-    ax.set_xlabel(f"{str(table['metric'].iloc[0]).replace('_', ' ')} on validation (one run each)", fontsize=9)
+    ax.set_xlabel(f"{metric_name(table['metric'].iloc[0])} on validation (one run each)", fontsize=9)
     ax.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
 
 
@@ -275,18 +278,23 @@ def scores_beside_pictures(table: pd.DataFrame, pictures: Mapping[str, np.ndarra
         left=0.28, right=0.99, bottom=0.75 / (0.95 * n + 1.4), top=1 - 0.55 / (0.95 * n + 1.4),
     )  # fmt: skip
     _score_bars(figure.add_subplot(grid[:, 0]), table)
-    for row, name in enumerate(table["trial"]):
-        for column, picture in enumerate(pictures[name]):
+    _pictures_beside(figure, grid, [pictures[name] for name in table["trial"]])
+    return figure
+
+
+def _pictures_beside(figure: Figure, grid: GridSpec, rows: Iterable[np.ndarray]) -> None:
+    """Pictures [k, H, W] in 0..1 of each row, from the grid's second column on."""
+    for row, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures):
             ax = figure.add_subplot(grid[row, column + 1])
             ax.imshow(picture, cmap="gray", vmin=0, vmax=1)
             ax.set_axis_off()
-    return figure
 
 
 def audit(scores: pd.DataFrame, pictures: Mapping[str, np.ndarray], metric: str, chance: float, title: str) -> Figure:
     """A shortcut audit: the score by what is left of the X-rays, and beside it what that looks like.
 
-    scores    columns images, head, score, value, low, high
+    scores    columns images, head (one of two), score, value, low, high
     pictures  by `images`: [k, H, W] in 0..1
     """
     n, k = len(pictures), len(next(iter(pictures.values())))
@@ -297,7 +305,9 @@ def audit(scores: pd.DataFrame, pictures: Mapping[str, np.ndarray], metric: str,
         left=0.2, right=0.99, bottom=0.7 / (n + 1.3), top=1 - 0.5 / (n + 1.3),
     )  # fmt: skip
     ax = figure.add_subplot(grid[:, 0])
-    for shift, head, colour, marker in ((-0.1, "as trained", BLUE, "o"), (0.1, "relearnt", ORANGE, "s")):
+    for shift, head, colour, marker in zip(
+        (-0.1, 0.1), dict.fromkeys(scores["head"]), (BLUE, ORANGE), "os", strict=True
+    ):
         rows = scores[(scores["score"] == metric) & (scores["head"] == head)].set_index("images").loc[list(pictures)]
         reach = np.nan_to_num([rows["value"] - rows["low"], rows["high"] - rows["value"]])
         ax.errorbar(
@@ -307,14 +317,10 @@ def audit(scores: pd.DataFrame, pictures: Mapping[str, np.ndarray], metric: str,
     ax.axvline(chance, color=BLACK, linestyle=":", linewidth=1, label=f"chance, {chance:.2f}")
     ax.set_yticks(range(n), list(pictures), fontsize=9)
     ax.set(ylim=(n - 0.5, -0.5), xlim=(0, 1.02))
-    ax.set_xlabel(f"{metric.replace('_', ' ').replace('auroc', 'AUROC')} and 95% interval", fontsize=9)
+    ax.set_xlabel(f"{metric_name(metric)} and 95% interval", fontsize=9)
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8, loc="lower right")
-    for row, images in enumerate(pictures.values()):
-        for column, picture in enumerate(images):
-            ax = figure.add_subplot(grid[row, column + 1])
-            ax.imshow(picture, cmap="gray", vmin=0, vmax=1)
-            ax.set_axis_off()
+    _pictures_beside(figure, grid, pictures.values())
     return figure
 
 

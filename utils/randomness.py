@@ -8,6 +8,11 @@ def mixed_seed(*keys: int) -> int:
     return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def fixed_order(indices: np.ndarray) -> np.ndarray:
+    """A permutation of `indices` that is always the same: what takes the first of it takes a random sample."""
+    return np.random.default_rng(0).permutation(indices)
+
+
 def epoch_order(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """The images of one epoch in their order, a permutation of `indices` that depends on (seed, epoch)."""
     return np.random.default_rng([seed, epoch]).permutation(indices)
