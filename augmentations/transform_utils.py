@@ -163,6 +163,15 @@ def check_recipe(name: str, recipe: Recipe) -> None:
             check_choice(f"recipe {name!r}: parameter of {operator!r}", parameter, known)
 
 
+def operator_views(recipe: str, out_size: int) -> dict[str, View]:
+    """Each operator of a recipe alone, as a view, at work on every image; `blur (view 2)` where it is only there."""
+    data = RECIPES[recipe]
+    first, second = data if isinstance(data, tuple) else (data, [])
+    only_second = [(f"{name} (view 2)", name, given) for name, given in second if (name, given) not in first]
+    named = [(name, name, given) for name, given in first] + only_second
+    return {title: View(recipe, [(name, {**given, "p": 1.0})], out_size) for title, name, given in named}
+
+
 def plain_view(images: Tensor, out_size: int, in_channels: int) -> Tensor:
     """uint8 [B, 1, S, S] as a network of `in_channels` is shown it without augmentation: float32 [B, C, R, R]."""
     return TwinViews("none", out_size).single(images, step_generator(0, 0, 0)).expand(-1, in_channels, -1, -1)

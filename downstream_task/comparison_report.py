@@ -3,11 +3,9 @@
 import pandas as pd
 
 from downstream_task.curves import interval_cells
-from downstream_task.label_savings import savings_sentence
 from utils import plots
-from utils.intervals import interval_text
 from utils.logging_utils import Run
-from utils.metrics import metric_name
+from utils.wording import interval_text, metric_name, savings_sentence
 
 
 def report(run: Run) -> str:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from downstream_task.held_out import score_on_test
 from utils.config import run_script
-from utils.intervals import interval_text
+from utils.wording import interval_text
 
 config: dict[str, Any] = {
     "runs": ["runs/compare/phantom"],  # folders under runs/

@@ -7,8 +7,9 @@ import pandas as pd
 
 from downstream_task.label_savings import labels_needed
 from downstream_task.predictions import labels_and_probabilities, read_predictions
-from utils.intervals import interval_text, paired_difference, resampled_scores
+from utils.intervals import paired_difference, resampled_scores
 from utils.metrics import balanced_accuracy, finding_scores
+from utils.wording import interval_text
 
 REPEATS = 500  # resamples of the images behind an interval
 DIFFERENCE_COLUMNS = [

@@ -149,7 +149,9 @@ class _Finetuning:
         if self.config["method"] == "linear" or self.config["head"] == "probe":
             summary = self.start_head()  # kNN and regularisation are the encoder's, as it starts
         if self.run.checkpoint() is None:
-            self.run.add_row({"epoch": 0, "step": 0, **self.keep_best(self.predict(self.val))})
+            scores = self.keep_best(self.predict(self.val))
+            self.run.add_row({"epoch": 0, "step": 0, **scores})
+            self.run.log(0, scores)
         if self.config["method"] == "finetune":
             self.train_rest()
         self.save("final")
@@ -226,6 +228,7 @@ class _Finetuning:
     def finish(self, summary: dict[str, Any]) -> None:
         metric = f"val/{self.targets.metric}"
         best = max(self.run.rows, key=lambda row: row[metric])
+        self.run.log(int(self.run.rows[-1]["step"]), {f"best/{self.targets.metric}": best[metric]})
         self.run.finish(
             {
                 "synthetic": self.xrays.synthetic,

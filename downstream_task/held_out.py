@@ -93,7 +93,7 @@ def _score(run: Run, xrays: XRays, targets: Targets, val: np.ndarray, test: np.n
         run.save_table("classes", _class_table(labels, probabilities, groups, targets.names, fewest))
         counts = confusion_counts(labels, probabilities)
         title = plots.marked(f"{len(rows):,} X-rays of the test part", xrays.synthetic, bool(note))
-        run.save_figure("confusion_matrix", plots.confusion_matrices(counts, targets.names, title))
+        run.save_figure("confusion_matrix", plots.confusion_matrices(counts, targets.names, title), step=0)
     run.finish(
         {
             "synthetic": xrays.synthetic,

@@ -28,24 +28,6 @@ def labels_needed(resampled: np.ndarray, scores: np.ndarray, curve: Sequence[Poi
     return {"reference_needs": now, "reference_needs_low": low, "reference_needs_high": high}
 
 
-def savings_sentence(row: dict[str, float], arm: str, reference: str, fewest: int, most: int) -> str:
-    """With 94 labels ARM reaches what REFERENCE needs 310 for (95% of resamples 180 to more than 1,869)."""
-
-    def text(labels: float) -> str:
-        if labels == 0:
-            return f"fewer than {fewest:,}"
-        return f"more than {most:,}" if np.isinf(labels) else f"{labels:,.0f}"
-
-    interval = ""
-    if not np.isnan(row["reference_needs_low"]):
-        bounds = [text(row[f"reference_needs_{side}"]) for side in ("low", "high")]
-        interval = f" (95% of resamples {bounds[0]} to {bounds[1]})"
-    return (
-        f"With {row['labels']:,.0f} labels {arm} reaches what {reference} needs {text(row['reference_needs'])} "
-        f"for{interval}."
-    )
-
-
 def _crossing(labels: np.ndarray, levels: np.ndarray, target: float) -> float:
     """Where the curve, made to rise by its running maximum, reaches the target, interpolated over log labels."""
     levels = np.maximum.accumulate(levels)

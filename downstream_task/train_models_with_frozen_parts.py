@@ -18,7 +18,7 @@ from downstream_task.curves import interval_cells
 from downstream_task.frozen_parts import train_with_frozen_parts
 from utils import plots
 from utils.config import run_script
-from utils.metrics import metric_name
+from utils.wording import metric_name
 
 config: dict[str, Any] = {
     # data; trained_vs_no_trained_compare.py explains the keys that are not explained here

@@ -18,7 +18,7 @@ from typing import Any
 
 from interpretability.explanations import QUANTITIES, explain
 from utils.config import run_script
-from utils.intervals import interval_text
+from utils.wording import interval_text
 
 config: dict[str, Any] = {
     "checkpoints": [  # fine-tuning runs, a * for any part of a comparison's; differences are to the first

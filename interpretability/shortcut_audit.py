@@ -26,8 +26,7 @@ import pandas as pd
 
 from interpretability.audits import audit
 from utils.config import run_script
-from utils.intervals import interval_text
-from utils.metrics import metric_name
+from utils.wording import interval_text, metric_name
 
 config: dict[str, Any] = {
     "checkpoints": [  # fine-tuning runs, a * for any part of a comparison's

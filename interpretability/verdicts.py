@@ -7,8 +7,7 @@ import pandas as pd
 
 from interpretability.alterations import AS_IS, BORDER, NO_LUNGS, ONLY_BORDER
 from interpretability.shortcuts import RELEARNT, TRAINED
-from utils.intervals import interval_text
-from utils.metrics import metric_name
+from utils.wording import interval_text, metric_name
 
 Row = Mapping[Any, Any]  # of a table of scores
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from augmentations.transform_utils import TwinViews, denormalise, step_generator
+from augmentations.transform_utils import TwinViews, denormalise, operator_views, step_generator
 from dataset_loader.splits import label_subset, strata_of
 from dataset_loader.xrays import XRays
 from downstream_task.probes import forward_all, probe, probe_labels, probed_classes
@@ -30,6 +30,7 @@ PROBE_DRAWS = 5  # draws of them, stratified, over which a probe's score is aver
 PROBE_TESTS = 2000  # validation images, at most, that they are scored on
 HEALTH_IMAGES = 1024
 VIEWS_SHOWN = 6
+DRAWS_SHOWN = 4  # of each operator
 
 
 class Gauge:
@@ -121,6 +122,18 @@ class Gauge:
             "view 2": denormalise(y2),
         }
         title = plots.marked(f"Two views of each X-ray, recipe {self.config['recipe']!r}", self.xrays.synthetic)
+        return plots.image_grid({name: p[:, 0].cpu().numpy() for name, p in pictures.items()}, title)
+
+    def recipe_figure(self) -> Figure:
+        """One X-ray through each operator of the recipe alone, a few draws of it."""
+        image = self.xrays.batch(torch.from_numpy(self.sample[:1]))
+        generator = step_generator(self.config["random_seed"], 0, 0)
+        size = self.config["img_res"]
+        pictures = {"X-ray": (image.float() / 255).expand(DRAWS_SHOWN, -1, -1, -1)}
+        for name, view in operator_views(self.config["recipe"], size).items():
+            pictures[name] = denormalise(view(image.expand(DRAWS_SHOWN, -1, -1, -1).float() / 255, generator))
+        title = f"An X-ray through each operator of recipe {self.config['recipe']!r} alone"
+        title = plots.marked(title, self.xrays.synthetic)
         return plots.image_grid({name: p[:, 0].cpu().numpy() for name, p in pictures.items()}, title)
 
     @torch.no_grad()

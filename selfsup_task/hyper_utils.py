@@ -94,11 +94,12 @@ def _pretrain(config: PretrainConfig, device: torch.device, run: Run) -> None:
     gauge = Gauge(model, TwinViews(config["recipe"], config["img_res"]), xrays, indices, config, run)
     if run.is_writer and run.checkpoint() is None:
         run.save_figure("views", gauge.views_figure(), step=0)
+        run.save_figure("recipe", gauge.recipe_figure(), step=0)
         run.add_row({"epoch": 0, "step": 0, **gauge.measure_random_network()})
     fit(model, step, gauge, indices, config, run)
     if run.is_writer:
         save_backbone(run.folder / f"{config['backbone']}_final_state_dict.pt", model.backbone, gauge.provenance)
-        run.save_figure("curves", gauge.curves_figure())
+        run.save_figure("curves", gauge.curves_figure(), step=int(run.rows[-1]["step"]))
         run.finish(_summary(config, gauge, run, len(indices)))
     distributed.barrier()
 

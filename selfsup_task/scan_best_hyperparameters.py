@@ -23,7 +23,7 @@ from selfsup_task.scan_base import SCAN_BASE, without
 from selfsup_task.scanning import conclude, open_scan, run_scan
 from utils import plots
 from utils.config import UserError, run_script
-from utils.metrics import metric_name
+from utils.wording import metric_name
 
 config: dict[str, Any] = {
     # selfsup_task/scan_base.py: the pretraining and fine-tuning that are the same

@@ -68,13 +68,21 @@ def _has_type(value: Any, expected: Any) -> bool:
     return isinstance(value, dict if is_typeddict(expected) else expected)
 
 
-def run_script(main: Callable[[dict[str, Any]], object], config: dict[str, Any], description: str | None) -> None:
-    """Run an entry script: every key of `config` becomes a typed flag; a UserError becomes one line, exit 1."""
+def run_script(
+    main: Callable[[dict[str, Any]], object], config: dict[str, Any], description: str | None, first: str = ""
+) -> None:
+    """Run an entry script: every key of `config` becomes a typed flag; a UserError becomes one line, exit 1.
+
+    A first argument that is no flag is the value of the key `first`.
+    """
+    arguments = sys.argv[1:]
+    if first and arguments and not arguments[0].startswith("-"):
+        arguments = [f"--{first}", *arguments]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace", line_buffering=True)  # a Windows console may lack a sign
     try:
-        main(tyro.cli(dict, default=config, description=description))  # type: ignore[arg-type]  # tyro takes a dict as a type, its stubs do not
+        main(tyro.cli(dict, default=config, description=description, args=arguments))  # type: ignore[arg-type]  # tyro takes a dict as a type, its stubs do not
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

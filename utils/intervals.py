@@ -26,11 +26,6 @@ class Difference(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
-def interval_text(value: float, low: float, high: float, form: str = ".3f") -> str:
-    """`0.712 [0.680, 0.744]`."""
-    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
-
-
 def mean_interval(values: np.ndarray | Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
     """Mean of values [K] and the bounds of its Student-t interval with K - 1 degrees of freedom; K = 1 gives NaN.
 

@@ -17,6 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from utils import distributed
 from utils.config import REPO_ROOT, UserError
@@ -162,10 +163,11 @@ class Run:
             (self.folder / "checkpoint.pt").unlink(missing_ok=True)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """summary.json, the last file: its presence means done."""
+        """summary.json, the last file: its presence means done. A training goes to TensorBoard's HParams."""
         self.summary = _plain(dict(summary))
         if self.is_writer:
             if self._writer is not None:
+                self._write_hparams(self._writer)
                 self._writer.close()
             write_json(self.folder / "summary.json", self.summary)
         self.unlock()
@@ -198,6 +200,13 @@ class Run:
         if self.is_writer:
             write_text(self.folder / "error.txt", error)
 
+    def _write_hparams(self, writer: SummaryWriter) -> None:
+        """A training's config; TensorBoard ranks by any scalar, as long as no run brings a list of metrics with it."""
+        if self.rows:
+            _, start, end = hparams(_flat(self.config), {})
+            writer._get_file_writer().add_summary(start)
+            writer._get_file_writer().add_summary(end)
+
     def _tensorboard(self, step: int) -> SummaryWriter:
         if self._writer is None:  # events after the checkpoint that we resume from are struck out
             self._writer = SummaryWriter(str(self.folder), purge_step=step)
@@ -224,6 +233,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | float | str]:
+    """A config as HParams takes it: nested keys with a dot, lists as text."""
+    flat: dict[str, bool | float | str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
+    return flat
 
 
 def _pixels(picture: io.BytesIO) -> np.ndarray:

@@ -18,11 +18,6 @@ CLASS_SCORES = ("sensitivity", "specificity", "auroc", "auprc")
 TEMPERATURES = (0.01, 100.0)  # between which fit_temperature looks
 
 
-def metric_name(metric: str) -> str:
-    """A metric as a reader knows it: `balanced accuracy`, `AUROC`."""
-    return metric.replace("_", " ").replace("auroc", "AUROC")
-
-
 def effective_rank(z: Tensor) -> float:
     """RankMe of embeddings z [N, D]: the exponential of the entropy of their singular values, 1 to min(N, D).
 

@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 
 from dataset_loader.phantom_dataset import COVID_ROOT
-from downstream_task.label_savings import labels_needed, savings_sentence
+from downstream_task.label_savings import labels_needed
 from downstream_task.train_models_with_frozen_parts import config as FROZEN_DEFAULTS
 from downstream_task.trained_vs_no_trained_compare import config as DEFAULTS
 from downstream_task.trials import arm_names
 from selfsup_task.pretrain_config import derived_name
 from selfsup_task.train_barlow_twins import config as PRETRAIN_DEFAULTS
 from utils.config import REPO_ROOT, UserError
+from utils.wording import savings_sentence
 
 COMPARE = "downstream_task/trained_vs_no_trained_compare.py"
 TEST = "downstream_task/confusion_matrix.py"

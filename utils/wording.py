@@ -1,0 +1,33 @@
+"""How numbers are put in words: one way, on the terminal, in figures and in the report."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+
+def metric_name(metric: str) -> str:
+    """A metric as a reader knows it: `balanced accuracy`, `AUROC`."""
+    return metric.replace("_", " ").replace("auroc", "AUROC")
+
+
+def interval_text(value: float, low: float, high: float, form: str = ".3f") -> str:
+    """`0.712 [0.680, 0.744]`."""
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def savings_sentence(row: Mapping[str, float], arm: str, reference: str, fewest: int, most: int) -> str:
+    """With 94 labels ARM reaches what REFERENCE needs 310 for (95% of resamples 180 to more than 1,869)."""
+
+    def text(labels: float) -> str:
+        if labels == 0:
+            return f"fewer than {fewest:,}"
+        return f"more than {most:,}" if np.isinf(labels) else f"{labels:,.0f}"
+
+    interval = ""
+    if not np.isnan(row["reference_needs_low"]):
+        bounds = [text(row[f"reference_needs_{side}"]) for side in ("low", "high")]
+        interval = f" (95% of resamples {bounds[0]} to {bounds[1]})"
+    return (
+        f"With {row['labels']:,.0f} labels {arm} reaches what {reference} needs {text(row['reference_needs'])} "
+        f"for{interval}."
+    )
