@@ -26,12 +26,8 @@ from utils.intervals import bootstrap_intervals, grouped_mean_interval
 from utils.logging_utils import Run
 from utils.plots import marked
 from utils.progress import progress_bar
+from utils.wording import SALIENCY_NAMES
 
-METHOD_NAMES = {
-    "grad_cam": "Grad-CAM",
-    "integrated_gradients": "Integrated gradients",
-    "occlusion": "Occlusion",
-}
 PEAK_REPEATS = 1000  # resamples behind an interval
 QUANTITIES = ("lung_mass", "lung_mass_over_area", "peak_in_lungs", "deletion", "insertion")
 
@@ -130,7 +126,7 @@ def _write(
         overlays,
         {row: found.captions[shown] for row, found in zip(overlays, explained.values(), strict=True)},
         marked(
-            f"{METHOD_NAMES[config['method']]} of the {config['target'] or 'predicted'} class",
+            f"{SALIENCY_NAMES[config['method']]} of the {config['target'] or 'predicted'} class",
             synthetic,
             any("transductive" in note for note in notes),
         ),

@@ -1,13 +1,22 @@
 """How numbers are put in words: one way, on the terminal, in figures and in the report."""
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
 
+ABBREVIATIONS = {word.lower(): word for word in ("AUROC", "AUPRC", "ECE", "F1")}
+
+SALIENCY_NAMES = {
+    "grad_cam": "Grad-CAM",
+    "integrated_gradients": "Integrated gradients",
+    "occlusion": "Occlusion",
+}
+
 
 def metric_name(metric: str) -> str:
-    """A metric as a reader knows it: `balanced accuracy`, `AUROC`."""
-    return metric.replace("_", " ").replace("auroc", "AUROC")
+    """A metric as a reader knows it: `balanced accuracy`, `AUROC`, `macro F1`."""
+    return " ".join(ABBREVIATIONS.get(word, word) for word in re.split("[_ ]", metric))
 
 
 def interval_text(value: float, low: float, high: float, form: str = ".3f") -> str:

@@ -1,0 +1,113 @@
+"""What did all runs find? One page with every table and figure, each with the runs that it came from.
+
+    python utils/make_report.py
+    python utils/make_report.py --runs runs --output runs/report
+
+Reads whatever lies under runs/ and writes runs/report/index.html, one file that opens without a network, and
+report.pdf, the same drawn by matplotlib. Nothing is copied by hand: every number stands in a run's files. What has not
+been run is named with the command that runs it; what cannot be read is listed with the reason. Seconds.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from utils.config import UserError, repo_path, run_script
+from utils.files import write_text
+from utils.report_answers import sections_of_answers
+from utils.report_blocks import Block, Cell, Missing, Section, Table, Text, count
+from utils.report_looks import sections_of_looks
+from utils.report_page import page
+from utils.report_pdf import write_pdf
+from utils.report_recipes import sections_of_recipes
+from utils.report_runs import BROKEN, FoundRun, Skipped, find_runs
+
+TITLE = "Label-efficient chest X-ray learning"
+
+ORDER = (
+    *("answer", "data", "recipe", "lr", "transformations", "hyperparameters", "search", "resources", "pretraining"),
+    *("efficiency", "frozen", "test", "maps", "audit"),
+)
+
+config: dict[str, Any] = {
+    "runs": "runs",  # a folder of runs; everything below it is looked at
+    "output": "runs/report",  # where index.html and report.pdf go
+}
+
+
+def main(config: dict[str, Any]) -> None:
+    """Read the runs, write the page and the PDF, say what is in them."""
+    root, output = repo_path(config["runs"]), repo_path(config["output"])
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}; name the one that holds the runs, such as runs.")
+    runs, skipped = find_runs(root, output)
+    sections = build(runs, skipped)
+    subtitle = f"{len(runs):,} runs read, {len(skipped):,} folders skipped. Research only, not a medical device."
+    write_text(output / "index.html", page(TITLE, subtitle, sections))
+    write_pdf(output / "report.pdf", TITLE, subtitle, sections)
+    missing = [block for section in sections for block in section.blocks if isinstance(block, Missing)]
+    for block in dict.fromkeys(missing):
+        print(f"not run yet: {block.command}")
+    print(f"{subtitle}\npage   {output / 'index.html'}\nPDF    {output / 'report.pdf'}")
+
+
+def build(runs: Sequence[FoundRun], skipped: Sequence[Skipped]) -> list[Section]:
+    """All sections; a run that cannot be shown joins the skipped ones."""
+    skipped = list(skipped)
+    parts = {**sections_of_answers(runs), **sections_of_recipes(runs), **sections_of_looks(runs)}
+    sections = []
+    for anchor in ORDER:
+        title, shown = parts[anchor]
+        blocks: list[Block] = []
+        for item in shown:
+            blocks += [item] if isinstance(item, Missing) else _shown(item[0], item[1], skipped)
+        sections.append(Section(anchor, title, blocks))
+    return [*sections, Section("environment", "Environment", environments(runs)), _everything(runs, skipped)]
+
+
+def _shown(what: Any, show: Any, skipped: list[Skipped]) -> list[Block]:
+    """What a section makes of a run or of several; if that fails, of those alone that it can show."""
+    try:
+        return show(what)
+    except BROKEN as error:
+        if not isinstance(what, FoundRun):
+            fine = [run for run in what if _shown([run], show, skipped)] if len(what) > 1 else []
+            if fine:
+                return show(fine)
+        name = what.name if isinstance(what, FoundRun) else ", ".join(run.name for run in what)
+        skipped.append(Skipped(name, f"its tables cannot be shown: {type(error).__name__}: {error}".splitlines()[0]))
+        return []
+
+
+def environments(runs: Sequence[FoundRun]) -> list[Block]:
+    """Machines, versions and commits, and how many runs each made."""
+    tally: dict[tuple[str, ...], int] = {}
+    for run in runs:
+        facts = run.environment
+        versions = facts.get("versions") or {}
+        known = [f"{name} {versions[name]}" for name in ("torch", "torchvision") if name in versions]
+        key = (
+            *(str(facts.get(name, "not said")) for name in ("commit", "device", "python", "platform")),
+            ", ".join(known),
+        )
+        tally[key] = tally.get(key, 0) + 1
+    rows: list[list[Cell]] = [[*key, count(times)] for key, times in sorted(tally.items())]
+    columns = ["commit", "device", "Python", "system", "packages", "runs"]
+    return [Table(columns, rows, "What the runs were made with")] if rows else [Text("No run says.")]
+
+
+def _everything(runs: Sequence[FoundRun], skipped: Sequence[Skipped]) -> Section:
+    found: list[list[Cell]] = [[run.name, run.kind, str(run.environment.get("command", ""))] for run in runs]
+    left_out: list[list[Cell]] = [[one.name, one.reason] for one in dict.fromkeys(skipped)]
+    blocks: list[Block] = [
+        Table(["folder", "reason"], left_out, f"{len(left_out)} skipped", folded=len(left_out) > 10)
+        if left_out
+        else Text("No folder was skipped."),
+        Table(["run", "kind", "command"], found, f"{len(found)} runs that were read", folded=True)
+        if found
+        else Text("There are no runs yet."),
+    ]
+    return Section("runs", "All runs, and what was skipped", blocks)
+
+
+if __name__ == "__main__":
+    run_script(main, config, __doc__, first="runs")

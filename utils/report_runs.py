@@ -1,0 +1,145 @@
+"""What lies under runs/: every run with its kind, and what cannot be shown, with the reason."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from utils.report_blocks import Picture
+
+PRETRAINING, FINETUNING, COMPARISON, TEST_COMPARISON = "pretraining", "fine-tuning", "comparison", "comparison on test"
+FROZEN, TEST, RANGE, SCAN, TRIAL = "frozen parts", "test", "range test", "scan", "trial of a scan"
+RESOURCES, CELL, SEARCH, EXPLANATION, AUDIT = "resources", "cell of resources", "search", "explanation", "audit"
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError)  # what a damaged file leads to
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A run that can be shown.
+
+    name         its folder below the runs
+    kind         one of the above
+    config, summary, environment  its JSON files; the latter two are {} where a sweep has none
+    """
+
+    name: str
+    folder: Path
+    kind: str
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    environment: dict[str, Any]
+
+    def table(self, name: str) -> Any:
+        """One of its CSVs, by name: a DataFrame, whose cells pandas' stubs take for anything."""
+        return pd.read_csv(self.folder / f"{name}.csv")
+
+    def figure(self, name: str) -> Path:
+        """Where one of its figures is, if it was drawn."""
+        return self.folder / "figures" / f"{name}.png"
+
+    @property
+    def synthetic(self) -> bool | None:
+        """Whether it is of synthetic X-rays; None where it does not say."""
+        for facts in (self.summary, self.environment.get("data") or {}):
+            if "synthetic" in facts:
+                return bool(facts["synthetic"])
+        return None if "dataset" not in self.config else str(self.config["dataset"]).startswith("phantom")
+
+    @property
+    def label(self) -> str:
+        """Its name, with the word synthetic where that holds."""
+        return f"{self.name} (synthetic)" if self.synthetic else self.name
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A folder that is not shown."""
+
+    name: str
+    reason: str
+
+
+def find_runs(root: Path, leave_out: Path) -> tuple[list[FoundRun], list[Skipped]]:
+    """All runs in and below `root`, by name, but for `leave_out`; a folder without a config.json is one if it has
+    what only runs have: metrics or TensorBoard events."""
+    found, skipped = [], []
+    for folder, folders, files in os.walk(root):
+        path = Path(folder)
+        folders[:] = sorted(name for name in folders if name[0] != "." and path / name != leave_out)
+        name = path.relative_to(root).as_posix()
+        if "config.json" in files:
+            read = _read(path, name, set(files))
+            (found if isinstance(read, FoundRun) else skipped).append(read)  # type: ignore[arg-type]  # as tested
+        elif "metrics.csv" in files or any(file.startswith("events.out.tfevents") for file in files):
+            skipped.append(Skipped(name, "it has no config.json: made by an older or another program"))
+    return found, skipped
+
+
+def pictures(run: FoundRun, **alts: str) -> list[Picture]:
+    """The run's figures that exist, by name, each with its alt text."""
+    return [Picture(run.figure(name), alt, run.name) for name, alt in alts.items() if run.figure(name).exists()]
+
+
+def first_of_each(runs: Iterable[FoundRun], key: Callable[[FoundRun], Any]) -> list[FoundRun]:
+    """The first run of each value of `key`."""
+    chosen: dict[Any, FoundRun] = {}
+    for run in runs:
+        chosen.setdefault(key(run), run)
+    return list(chosen.values())
+
+
+def _read(path: Path, name: str, files: set[str]) -> FoundRun | Skipped:
+    try:
+        config, summary, environment = (_json(path / f"{part}.json") for part in ("config", "summary", "environment"))
+        kind = _kind(path, files, config, summary)
+    except BROKEN as error:
+        return Skipped(name, f"a file of it cannot be read: {_one_line(error)}")
+    if kind is None:
+        reason = "not finished: the same command goes on" if "summary.json" not in files else "of a kind not known here"
+        error = path / "error.txt"
+        return Skipped(name, f"failed: {_text(error)}" if error.exists() and not summary else reason)
+    return FoundRun(name, path, kind, config, summary, environment)
+
+
+def _kind(path: Path, files: set[str], config: Mapping[str, Any], summary: Mapping[str, Any]) -> str | None:
+    """A run's kind, by what only runs of that kind leave; None if it is not finished or not known."""
+    if "varied" in config and "summary.csv" in files and "run_name" not in config:  # a sweep has no summary.json
+        columns = pd.read_csv(path / "summary.csv", nrows=0).columns
+        return RESOURCES if "hours" in columns else SCAN if "linear" in columns else None
+    if "part" in summary and "differences.csv" in files:
+        return COMPARISON if summary["part"] == "validation" else TEST_COMPARISON
+    by_file = {
+        "table.csv": FROZEN,
+        "predictions_val.csv": FINETUNING,
+        "predictions.csv": TEST,
+        "lr_range.csv": RANGE,
+        "best.json": SEARCH,
+        "saliency.csv": EXPLANATION,
+        "lung_mass.csv": AUDIT,
+    }
+    for file, kind in by_file.items():
+        if summary and file in files:
+            return kind
+    by_key = {"rank_random_network": PRETRAINING, "linear": TRIAL, "hours": CELL, "out_of_memory": CELL}
+    return next((kind for key, kind in by_key.items() if key in summary), None)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
+    return value
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace").strip()
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
