@@ -1,5 +1,6 @@
 # make train   set up .venv, then pretrain on the built-in synthetic X-rays
 # make test    the same set-up, then the test-suite
+# make tour    every experiment once, small, on synthetic X-rays, and the report: ten minutes or so on two cores
 # make lint    formatting, lint and types
 # ARGS passes flags on: make train ARGS="--dataset covid --num-epochs 300"
 
@@ -7,13 +8,34 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 ARGS ?=
 
-.PHONY: train test lint clean
+.PHONY: train test tour lint clean
 
 train: .venv/installed
 	.venv/bin/python selfsup_task/train_barlow_twins.py $(ARGS)
 
 test: .venv/installed
 	.venv/bin/python -m pytest $(ARGS)
+
+# From pretraining to report, each script once: its default config, with fewer trials, under runs/tour/.
+TOUR := runs/tour/compare
+SMALL := --num-epochs 1 --finetune.num-steps 20 --finetune.evaluations 2
+tour: .venv/installed
+	.venv/bin/python selfsup_task/train_barlow_twins.py
+	.venv/bin/python downstream_task/trained_vs_no_trained_compare.py --run-name tour/compare --fractions 0.02 0.1 1.0
+	.venv/bin/python downstream_task/train_models_with_frozen_parts.py --run-name tour/frozen --parts fc layer4+fc all
+	.venv/bin/python downstream_task/confusion_matrix.py --runs $(TOUR)
+	.venv/bin/python interpretability/grad_cam.py --run-name tour/grad_cam \
+		--checkpoints '$(TOUR)/random_finetune_*_f1_d0' '$(TOUR)/pretrained_finetune_*_f1_d0'
+	.venv/bin/python interpretability/shortcut_audit.py --run-name tour/audit \
+		--checkpoints '$(TOUR)/pretrained_finetune_*_f1_d0'
+	.venv/bin/python selfsup_task/check_bt_resources.py --run-name tour/resources --backbones resnet18 --batch-sizes 64
+	.venv/bin/python selfsup_task/scan_optimal_lr.py --run-name tour/lr --num-epochs 1 --range-steps 40 \
+		--schedulers constant cosine --finetune.num-steps 20 --finetune.evaluations 2
+	.venv/bin/python selfsup_task/scan_best_transformations.py --run-name tour/transformations --recipes base short $(SMALL)
+	.venv/bin/python selfsup_task/scan_best_hyperparameters.py --run-name tour/hyperparameters --lambdas 5e-3 5e-4 \
+		--projectors 512 $(SMALL)
+	.venv/bin/python downstream_task/scan_best_supervised_hyperparameters.py --run-name tour/search --num-trials 12
+	.venv/bin/python utils/make_report.py
 
 lint: .venv/installed
 	.venv/bin/ruff format --check .

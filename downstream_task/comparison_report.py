@@ -27,4 +27,7 @@ def report(run: Run) -> str:
         lines.append(f"{plots.METHOD_NAMES[row['method']]}, {row['labels']} labels: {gap} points. {sentence}")
     lines.append("Intervals are for new images and new draws of labels, not for a new pretraining run.")
     left_out = [f"left out: {name}" for name in run.summary["left_out"]]
-    return "\n".join([*lines, *left_out, *notes, "", f"tables and figure   {run}/"])
+    where = ["", f"tables and figure   {run}/"]
+    if run.summary["part"] != "test":
+        where.append(f"next                python downstream_task/confusion_matrix.py --runs {run}")
+    return "\n".join([*lines, *left_out, *notes, *where])

@@ -16,7 +16,7 @@ import pandas as pd
 
 from downstream_task.held_out import score_on_test
 from utils.config import run_script
-from utils.wording import interval_text
+from utils.wording import interval_text, metric_name
 
 config: dict[str, Any] = {
     "runs": ["runs/compare/phantom"],  # folders under runs/
@@ -36,7 +36,11 @@ def main(config: dict[str, Any]) -> None:
             f"\n{run}: {run.summary['images']:,} test {kind} of {run.summary['groups']:,} groups {run.summary['note']}"
         )
         for row in scores.to_dict("records"):
-            print(f"  {row['score']:30s} {interval_text(row['value'], row['low'], row['high'])}")
+            print(f"  {metric_name(row['score']):30s} {interval_text(row['value'], row['low'], row['high'])}")
+    tried = tested[-1].name.removeprefix("test/")
+    print(
+        f"\ntables and figures   runs/test/\nnext   python interpretability/shortcut_audit.py --checkpoints runs/{tried}"
+    )
 
 
 if __name__ == "__main__":

@@ -63,12 +63,13 @@ def main(config: dict[str, Any]) -> None:
     run = search(config)  # type: ignore[arg-type]  # checked there against SearchConfig
     assert run.summary is not None
     found, table = run.summary, pd.read_csv(run.folder / "summary.csv")
-    metric = f"{found['metric'].replace('_', ' ')} on validation"
+    metric = f"{metric_name(found['metric'])} on validation"
     title = plots.marked(f"Search over supervised training, {found['labels']:,} labels", found["synthetic"])
     run.save_figure("search", plots.search(table, found["importances"], metric, title))
     print(f"\n{len(table)} trials, {found['pruned']} pruned; best {metric}, chosen among them: {found['score']:.3f}")
     print("\n".join(f'    "{key}": {value!r},' for key, value in found["best"].items()))
     print(f"\ntable, best.json and figure   {run}/")
+    print("next   put these values into the dict of downstream_task/trained_vs_no_trained_compare.py and run it")
     if found["failed"]:
         raise UserError(f"{found['failed']} of {len(table)} trials failed; {run}/summary.csv has their errors.")
 

@@ -61,6 +61,8 @@ config: dict[str, Any] = {
     "threads": 0,
 }
 
+NEXT = "next                python utils/make_report.py"
+
 
 def main(config: dict[str, Any]) -> None:
     """Train, draw the figure, print the table."""
@@ -74,7 +76,7 @@ def main(config: dict[str, Any]) -> None:
     cells = table.assign(cell=interval_cells(table))
     print(f"\n{title}: {metric}, mean [95% interval]")
     print(cells.pivot_table("cell", "trainable", "arm", aggfunc="first", sort=False).to_string())
-    print("\n".join([*notes, "", f"tables and figure   {run}/"]))
+    print("\n".join([*notes, "", f"tables and figure   {run}/", NEXT]))
 
 
 if __name__ == "__main__":

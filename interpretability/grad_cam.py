@@ -14,6 +14,7 @@ runs/<run_name>/, figures/panel.png (a row a run, a column an X-ray; lungs outli
 As it stands it takes two runs that trained_vs_no_trained_compare.py leaves, on synthetic X-rays: half a minute.
 """
 
+import shlex
 from typing import Any
 
 from interpretability.explanations import QUANTITIES, explain
@@ -60,6 +61,7 @@ def main(config: dict[str, Any]) -> None:
     for note in run.summary["notes"]:
         print(f"\n{note}")
     print(f"\npanel   {run}/figures/panel.png\ntables  {run}/saliency.csv")
+    print(f"next    python interpretability/shortcut_audit.py --checkpoints {shlex.join(config['checkpoints'])}")
 
 
 def _cell(values: list[float | None], sign: str = "") -> str:

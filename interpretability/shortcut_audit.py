@@ -66,6 +66,7 @@ def main(config: dict[str, Any]) -> None:
             print("  source: not known; --source-table takes a CSV with the columns file and source")
         print(f"  {run.summary['verdict']}")
         print(f"  figure  {run}/figures/audit.png")
+    print("\nnext   python utils/make_report.py")
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ def main(config: dict[str, Any]) -> None:
     hours = f"hours for {config['forecast_epochs']} epochs on {num_images:,} images"
     run.save_figure("resources", plots.heat_maps(grids(table), "Forecast", hours, "{:.3g}"))
     print(f"\n{hours} stand in the column hours\ntable and figure   {run}/")
+    print("next               python selfsup_task/train_barlow_twins.py, with the settings that you can afford")
     check_all_finished(table)
 
 

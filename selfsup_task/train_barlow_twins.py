@@ -89,7 +89,9 @@ def report(summary: dict[str, Any], folder: str, config: dict[str, Any]) -> str:
         f"weights   {folder}/{config['backbone']}_final_state_dict.pt",
         f"figures   {folder}/figures/",
         "curves    tensorboard --logdir runs",
-        "next      python selfsup_task/train_barlow_twins.py --help",
+        f"next      python downstream_task/trained_vs_no_trained_compare.py --dataset {config['dataset']} "
+        f"--img-res {config['img_res']} --store-res {config['store_res']} --run-name compare/{config['dataset']} "
+        f"--encoders random imagenet {folder}/{config['backbone']}_final_state_dict.pt",
     ]
     return "\n".join(lines)
 
