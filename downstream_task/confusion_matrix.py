@@ -38,9 +38,8 @@ def main(config: dict[str, Any]) -> None:
         for row in scores.to_dict("records"):
             print(f"  {metric_name(row['score']):30s} {interval_text(row['value'], row['low'], row['high'])}")
     tried = tested[-1].name.removeprefix("test/")
-    print(
-        f"\ntables and figures   runs/test/\nnext   python interpretability/shortcut_audit.py --checkpoints runs/{tried}"
-    )
+    print("\ntables and figures   runs/test/")
+    print(f"next   python interpretability/shortcut_audit.py --checkpoints runs/{tried}")
 
 
 if __name__ == "__main__":

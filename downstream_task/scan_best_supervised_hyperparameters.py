@@ -19,6 +19,7 @@ import pandas as pd
 from downstream_task.supervised_search import search
 from utils import plots
 from utils.config import UserError, run_script
+from utils.wording import metric_name
 
 config: dict[str, Any] = {
     # data; trained_vs_no_trained_compare.py explains the keys that are not explained here

@@ -134,9 +134,8 @@ def conclude(run: Run, table: pd.DataFrame, draw: Callable[[pd.DataFrame], Figur
         print(f"\n{best.to_string(index=False, float_format='{:.3f}'.format)}")
         note = ", synthetic" if best["synthetic"].tolist()[0] else ""
         print(f"\nbest by {by} on validation, one run each{note}: {best['trial'].iloc[0]}")
-    print(
-        f"table and figure   {run}/\nnext               put what you choose into the dict of selfsup_task/train_barlow_twins.py"
-    )
+    print(f"table and figure   {run}/")
+    print("next               put what you choose into the dict of selfsup_task/train_barlow_twins.py")
     check_all_finished(table)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,9 +43,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG, what it says to who cannot see it, and the run that it came from."""
+    """A PNG file's bytes, its (width, height), what it says to who cannot see it, and the run that it came from."""
 
-    path: Path
+    png: bytes
+    size: tuple[int, int]
     alt: str
     run: str
 

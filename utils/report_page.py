@@ -2,10 +2,7 @@
 
 import base64
 import html
-import io
 from collections.abc import Sequence
-
-from PIL import Image
 
 from utils.report_blocks import Block, Cell, Missing, Number, Picture, Section, Table, Text
 
@@ -107,10 +104,8 @@ def _block(block: Block) -> str:
         case Missing():
             return f'<p class="missing">{_text(block.what)} Run <code>{_text(block.command)}</code></p>'
         case Picture():
-            png = block.path.read_bytes()
-            with Image.open(io.BytesIO(png)) as image:
-                width = round(image.width * min(SCALE, TALLEST / image.height))
-            data = base64.b64encode(png).decode()
+            width = round(block.size[0] * min(SCALE, TALLEST / block.size[1]))
+            data = base64.b64encode(block.png).decode()
             return (
                 f'<figure><img src="data:image/png;base64,{data}" width="{width}" alt="{_text(block.alt)}">'
                 f"<figcaption>{_text(block.alt)}. From {_text(block.run)}</figcaption></figure>"

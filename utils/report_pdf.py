@@ -1,5 +1,6 @@
 """A report as a PDF, drawn by matplotlib: the same sections, on A4 pages."""
 
+import io
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,7 +8,6 @@ from pathlib import Path
 import matplotlib.image
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
-from PIL import Image
 
 from utils.files import write_atomically
 from utils.report_blocks import Block, Cell, Missing, Number, Picture, Section, Table, Text
@@ -89,8 +89,8 @@ class _Pages:
             self.left -= height
 
     def picture(self, picture: Picture) -> None:
-        pixels = matplotlib.image.imread(str(picture.path))
-        across, down = _size(pixels.shape[1], pixels.shape[0])
+        pixels = matplotlib.image.imread(io.BytesIO(picture.png))
+        across, down = _size(*picture.size)
         self.need(down + 0.4)
         bottom = (MARGIN + self.left - down) / HEIGHT
         ax = self.figure.add_axes((MARGIN / WIDTH, bottom, across / WIDTH, down / HEIGHT))
@@ -119,8 +119,7 @@ class _Pages:
 def _first_height(blocks: Sequence[Block]) -> float:
     """Inches that a heading and the first block under it take, or enough of that block to be worth a start."""
     if blocks and isinstance(blocks[0], Picture):
-        with Image.open(blocks[0].path) as image:
-            return 0.9 + _size(*image.size)[1]
+        return 0.9 + _size(*blocks[0].size)[1]
     return 1.5
 
 

@@ -1,5 +1,6 @@
 """What lies under runs/: every run with its kind, and what cannot be shown, with the reason."""
 
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -8,13 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from PIL import Image
 
 from utils.report_blocks import Picture
 
 PRETRAINING, FINETUNING, COMPARISON, TEST_COMPARISON = "pretraining", "fine-tuning", "comparison", "comparison on test"
 FROZEN, TEST, RANGE, SCAN, TRIAL = "frozen parts", "test", "range test", "scan", "trial of a scan"
 RESOURCES, CELL, SEARCH, EXPLANATION, AUDIT = "resources", "cell of resources", "search", "explanation", "audit"
-BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError)  # what a damaged file leads to
+# what a damaged file leads to
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, SyntaxError)
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    SyntaxError,
+)  # what a damaged file leads to
 
 
 @dataclass(frozen=True)
@@ -80,8 +91,8 @@ def find_runs(root: Path, leave_out: Path) -> tuple[list[FoundRun], list[Skipped
 
 
 def pictures(run: FoundRun, **alts: str) -> list[Picture]:
-    """The run's figures that exist, by name, each with its alt text."""
-    return [Picture(run.figure(name), alt, run.name) for name, alt in alts.items() if run.figure(name).exists()]
+    """The run's figures that exist, by name, each with its alt text. Raises OSError for one that is no picture."""
+    return [_picture(run.figure(name), alt, run.name) for name, alt in alts.items() if run.figure(name).exists()]
 
 
 def first_of_each(runs: Iterable[FoundRun], key: Callable[[FoundRun], Any]) -> list[FoundRun]:
@@ -90,6 +101,13 @@ def first_of_each(runs: Iterable[FoundRun], key: Callable[[FoundRun], Any]) -> l
     for run in runs:
         chosen.setdefault(key(run), run)
     return list(chosen.values())
+
+
+def _picture(path: Path, alt: str, run: str) -> Picture:
+    png = path.read_bytes()
+    with Image.open(io.BytesIO(png)) as image:
+        image.load()
+        return Picture(png, image.size, alt, run)
 
 
 def _read(path: Path, name: str, files: set[str]) -> FoundRun | Skipped:

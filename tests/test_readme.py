@@ -1,0 +1,94 @@
+"""What README, docstrings and Makefile say: every command is one that its script takes, every link leads somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import tyro
+from test_house import is_entry_script, sources
+from torch import nn
+from torchvision.models import resnet18
+
+from self_sup_classes.backbones import save_backbone
+from self_sup_classes.initialisation import random_backbone
+from self_sup_classes.provenance import Provenance
+from utils.config import REPO_ROOT
+
+README = (REPO_ROOT / "README.md").read_text(encoding="utf-8")
+SCRIPTS = {path.relative_to(REPO_ROOT).as_posix() for path in sources() if is_entry_script(path)}
+MOST_PICTURE_BYTES = 200_000
+
+
+def commands(text: str) -> list[list[str]]:
+    """The commands that run an entry script, each as its words, from the script on."""
+    found = []
+    lines = re.sub(r"\\+\n\s*", " ", text)
+    for line in re.findall(r"(?:^|`|\s)(?:\.venv/bin/)?(?:python|torchrun [^\n`]*?) (\w+/\w+\.py[^\n`#;]*)", lines):
+        words = shlex.split(re.split(r"   +", line)[0].rstrip(".,"))
+        if words[0] in SCRIPTS:
+            found.append(words)
+    return found
+
+
+def documented() -> list[list[str]]:
+    texts = [README]
+    texts += [(REPO_ROOT / script).read_text(encoding="utf-8").split('"""')[1] for script in sorted(SCRIPTS)]
+    variables = dict(re.findall(r"^(\w+) := (.*)$", makefile := (REPO_ROOT / "Makefile").read_text(), re.M))
+    texts.append(re.sub(r"\$\((\w+)\)", lambda match: variables.get(match.group(1), ""), makefile))
+    return [words for text in texts for words in commands(text)]
+
+
+def test_every_documented_command_is_one_that_its_script_takes(script) -> None:  # type: ignore[no-untyped-def]
+    real = tyro.cli
+
+    def parse_only(*arguments: object, **options: object) -> None:
+        real(*arguments, **options)  # type: ignore[call-overload]
+        raise SystemExit(0)
+
+    found = documented()
+    assert {words[0] for words in found} == SCRIPTS
+    assert len(found) > 50
+    with mock.patch("tyro.cli", parse_only):
+        assert script("selfsup_task/train_barlow_twins.py", "--no-such-flag", "1").returncode != 0
+        for words in found:
+            ended = script(*words)
+            assert ended.returncode == 0, f"{words}: {ended.stderr}"
+
+
+def test_the_script_table_is_the_entry_scripts_on_disk() -> None:
+    rows = re.findall(r"^\| `(\w+/\w+\.py)` \|[^|]+\| `python (\S+)[^`]*` \|", README, re.M)
+    assert sorted(script for script, _ in rows) == sorted(SCRIPTS)
+    assert all(script == run for script, run in rows)
+
+
+def test_links_lead_to_files_and_pictures_are_small() -> None:
+    for page in REPO_ROOT.glob("*.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (REPO_ROOT / target).exists(), f"{page.name} links to {target}"
+    pictures = re.findall(r"!\[([^\]]+)\]\((docs/[^)]+)\)", README)
+    assert {path for _, path in pictures} == {f"docs/{path.name}" for path in (REPO_ROOT / "docs").iterdir()}
+    for alt, path in pictures:
+        assert len(alt) > 20, f"{path} has no words for who cannot see it"
+        assert (REPO_ROOT / path).stat().st_size < MOST_PICTURE_BYTES, path
+
+
+def test_the_lines_on_using_the_weights_elsewhere_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = random_backbone("resnet18", 1, seed=0)
+    save_backbone(
+        tmp_path / "runs" / "<run_name>" / "resnet18_final_state_dict.pt", backbone, Provenance("0" * 16, np.arange(3))
+    )
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "strict=True" in block)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(code, names)
+    model = names["model"]
+    assert isinstance(model, nn.Module)
+    x = torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    head, model.fc = model.fc, nn.Identity()  # type: ignore[assignment]
+    assert isinstance(head, nn.Linear)
+    assert torch.equal(model.eval()(x), backbone.eval()(x))
+    assert type(model) is type(resnet18())

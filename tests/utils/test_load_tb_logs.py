@@ -1,0 +1,101 @@
+"""Event files as a table: what a run logged, to the point, however the files ended."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from utils.load_tb_logs import COLUMNS, read_scalars, with_configs
+from utils.logging_utils import Run
+
+
+def logged(root: Path, name: str, steps: int = 5, **config: object) -> Run:
+    run = Run(name, {"lr": 0.1, **config}, root)
+    run.start()
+    for step in range(1, steps + 1):
+        run.log(step, {"train/loss": 1.0 / step, "lr": 0.1})
+    run.add_row({"epoch": 1, "step": steps})
+    run.finish({"loss": 1.0 / steps})
+    return run
+
+
+def events(run: Run) -> Path:
+    return next(run.folder.glob("events.out.tfevents.*"))
+
+
+def test_the_table_is_what_tensorboard_shows(tmp_path: Path) -> None:
+    runs = [logged(tmp_path, "a/first"), logged(tmp_path, 'b/with a "name" & <tags>', steps=3)]
+    table, broken = read_scalars(tmp_path)
+    assert broken == []
+    assert list(table.columns) == COLUMNS
+    for run in runs:
+        shown = EventAccumulator(str(run.folder)).Reload()
+        for tag in ("train/loss", "lr"):
+            rows = table[(table["run"] == run.name) & (table["tag"] == tag)]
+            assert [(e.step, e.value) for e in shown.Scalars(tag)] == list(
+                zip(rows["step"], rows["value"], strict=True)
+            )
+            seconds = (rows["wall_time"] - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
+            assert seconds.tolist() == pytest.approx([e.wall_time for e in shown.Scalars(tag)], abs=1e-3)
+
+
+def test_configs_are_joined_nested_keys_and_missing_ones_too(tmp_path: Path) -> None:
+    logged(tmp_path, "a", finetune={"lr": 0.5})
+    logged(tmp_path, "b", batch_size=64)
+    (logged(tmp_path, "c").folder / "config.json").write_text("{broken")
+    table = with_configs(read_scalars(tmp_path)[0], tmp_path).groupby("run").first()
+    assert table.loc["a", "config.finetune.lr"] == 0.5
+    assert table.loc["b", "config.batch_size"] == 64
+    assert pd.isna(table.loc["a", "config.batch_size"])
+    assert pd.isna(table.loc["c", "config.lr"])
+
+
+def test_points_of_a_resumed_run_replace_those_after_its_checkpoint(tmp_path: Path) -> None:
+    first = Run("a", {}, tmp_path)
+    first.start()
+    for step in range(1, 6):
+        first.log(step, {"x": 10.0 + step})
+    first.save_checkpoint({})
+    again = Run("a", {}, tmp_path)
+    for step in range(4, 8):
+        again.log(step, {"x": 20.0 + step})
+    again.finish({})
+    table, _ = read_scalars(tmp_path)
+    assert table["value"].tolist() == [11, 12, 13, 24, 25, 26, 27]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "garbage"])
+def test_a_broken_file_is_read_up_to_the_break_and_named(tmp_path: Path, damage: str) -> None:
+    run, whole = logged(tmp_path, "a"), logged(tmp_path, "b")
+    path, content = events(run), events(run).read_bytes()
+    if damage == "cut":
+        path.write_bytes(content[: len(content) // 2 + 5])  # in the middle of a record
+    elif damage == "flipped":
+        place = len(content) // 2
+        path.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
+    else:
+        path.write_bytes(b"these are no events at all")
+    table, broken = read_scalars(tmp_path)
+    assert len(broken) == 1
+    assert str(path) in broken[0]
+    assert "what stands before it was read" in broken[0]
+    kept = table[(table["run"] == "a") & (table["tag"] == "train/loss")]["value"].tolist()
+    assert kept == [pytest.approx(1.0 / step) for step in range(1, len(kept) + 1)]
+    assert (len(kept) > 0) == (damage != "garbage")
+    assert len(kept) < 5
+    assert len(table[table["run"] == whole.name]) == 10
+
+
+def test_the_script_writes_a_csv_and_refuses_what_is_not_there(tmp_path: Path, script) -> None:  # type: ignore[no-untyped-def]
+    logged(tmp_path / "runs", "a")
+    out = tmp_path / "out.csv"
+    ended = script("utils/load_tb_logs.py", str(tmp_path / "runs"), "--csv", str(out), "--tags", "train/loss")
+    assert ended.returncode == 0, ended.stderr
+    assert set(pd.read_csv(out)["tag"]) == {"train/loss"}
+    assert "1 runs, 5 points" in ended.stdout
+    missing = script("utils/load_tb_logs.py", str(tmp_path / "none"))
+    assert missing.returncode == 1
+    assert "there is no folder" in missing.stderr
+    (tmp_path / "empty").mkdir()
+    assert "found no scalars" in script("utils/load_tb_logs.py", str(tmp_path / "empty")).stderr

@@ -1,0 +1,311 @@
+"""The report: its numbers are those of the runs' files, nothing hostile gets through, nothing is left unsaid."""
+
+import html
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from test_house import is_entry_script, sources
+
+from utils.config import REPO_ROOT
+from utils.logging_utils import Run
+
+HOSTILE = """<img src=x onerror=alert(1)> "q" & 'r' $x$ {y}"""
+ARMS = ("random", "pretrained")
+COUNTS = {"images", "labels", "groups", "near-duplicate pairs", "train", "val", "test", "epochs", "runs"}
+
+
+class Page(HTMLParser):
+    """Tables as lists of rows of (text, value, low, high), their captions, and every attribute."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.captions: list[str] = []
+        self.tables: list[list[list[tuple[str, float | None, float | None, float | None]]]] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text, self.into = "", ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        known = {key: value or "" for key, value in attrs}
+        self.attributes += [(tag, key, value) for key, value in known.items()]
+        if tag == "div" and known.get("class") == "table":
+            self.captions.append(known["aria-label"])
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            numbers = [float(known[key]) if key in known else None for key in ("data-value", "data-low", "data-high")]
+            self.tables[-1][-1].append(("", numbers[0], numbers[1], numbers[2]))
+            self.into = tag
+        elif tag in ("script", "style"):
+            self.into = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == self.into:
+            self.into = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.into in ("td", "th"):
+            cell = self.tables[-1][-1][-1]
+            self.tables[-1][-1][-1] = (cell[0] + data, *cell[1:])
+        if self.into not in ("script", "style"):
+            self.text += data
+
+    def table(self, words: str) -> list[list[tuple[str, float | None, float | None, float | None]]]:
+        """The rows under the heads of the first table whose caption has these words."""
+        return next(t for caption, t in zip(self.captions, self.tables, strict=True) if words in caption)[1:]
+
+
+def finished(root: Path, name: str, tables: dict[str, pd.DataFrame], summary: dict[str, Any], **config: Any) -> Run:
+    run = Run(name, config or {"dataset": "covid"}, root)
+    data = {"synthetic": False, "images": 100, "groups": 90, "duplicate_pairs": 3, "split_hash": "abc"}
+    run.start(data={**data, "images_by_part": {"train": 80, "val": 10, "test": 10}}, device="cpu")
+    for table, rows in tables.items():
+        run.save_table(table, rows)
+    run.finish(summary)
+    return run
+
+
+def draw(run: Run, *names: str) -> None:
+    for name in names:
+        figure = Figure(figsize=(2, 1))
+        figure.subplots().plot([0, 1])
+        run.save_figure(name, figure)
+
+
+def comparison(root: Path, name: str, seed: int = 0) -> Run:
+    generator = np.random.default_rng(seed)
+
+    def row(**keys: Any) -> dict[str, Any]:
+        value, reach = generator.uniform(0.3, 0.9), generator.uniform(0.01, 0.2)
+        return {**keys, "value": value, "low": value - reach, "high": value + reach}
+
+    cells = [(method, labels) for method in ("linear", "finetune") for labels in (20, 187)]
+    curves = [row(arm=arm, method=m, fraction=0.1, labels=n, draws=3) for arm in ARMS for m, n in cells]
+    gaps = [
+        {
+            **row(arm="pretrained", reference="random", method=m, fraction=0.1, labels=n),
+            **dict(
+                zip(
+                    ("reference_needs", "reference_needs_low", "reference_needs_high"), (50.0, 0.0, np.inf), strict=True
+                )
+            ),
+        }
+        for m, n in cells
+    ]
+    tables = {
+        "curves": pd.DataFrame(curves).rename(columns={"value": "mean"}),
+        "differences": pd.DataFrame(gaps).rename(columns={"value": "difference"}),
+    }
+    summary = {"synthetic": False, "metric": "balanced_accuracy", "part": "validation", "notes": [], "left_out": []}
+    run = finished(root, name, tables, summary)
+    draw(run, "label_efficiency")
+    return run
+
+
+def pretraining(root: Path, name: str) -> Run:
+    keys = ("loss_first_epoch", "loss_last_epoch", "rank_random_network", "rank", "images_per_second")
+    probes = {f"probe/{kind}{when}": 0.5 for kind in ("linear", "knn") for when in ("_random_network", "")}
+    summary = {
+        **dict.fromkeys(keys, 12.0),
+        **probes,
+        "verdict": "healthy",
+        "images": 80,
+        "epochs": 3,
+        "synthetic": False,
+    }
+    run = finished(root, name, {}, summary, dataset="covid", recipe="base")
+    split = pd.DataFrame(
+        {"file": ["a", "b", "c"], "label": ["COVID", "COVID", "Normal"], "part": ["train", "val", "train"]}
+    )
+    run.save_table("split", split)
+    draw(run, "views", "recipe", "curves", "cross_correlation")
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """A run of each kind."""
+    root = tmp_path / "runs"
+    comparison(root, "compare/a")
+    pretraining(root, "pretrain/a")
+    interval = {"value": 0.5, "low": 0.4, "high": 0.6}
+    frozen = pd.DataFrame([{"trainable": "fc", "arm": "random", "labels": 9, "mean": 0.5, "low": 0.4, "high": 0.6}])
+    finished(root, "frozen/a", {"table": frozen}, {"metric": "auroc", "synthetic": False})
+    scores = pd.DataFrame([{"score": name, **interval} for name in ("accuracy", "balanced_accuracy", "ece")])
+    classes = pd.DataFrame([{"class": "COVID", "score": "sensitivity", **interval}])
+    trained = {"encoder": "random", "method": "linear", "trainable": "all", "label_fraction": 0.1, "label_draw": 0}
+    tested = {"images": 10, "synthetic": False, "temperature": 1.5}
+    tables = {"scores": scores, "classes": classes, "predictions": pd.DataFrame({"a": [1]})}
+    draw(finished(root, "test/compare/a/x", tables, tested, trained=trained), "confusion_matrix")
+    suggested = {"steepest": 1e-3, "lowest": 1e-2, "diverged": None, "synthetic": False}
+    finished(root, "scans/lr/range_pretraining", {"lr_range": pd.DataFrame({"lr": [1.0]})}, suggested)
+    for name, varied in (("lr/schedulers", "schedulers"), ("t", "recipes"), ("h", "lambdas")):
+        sweep = Run(f"scans/{name}", {"varied": [varied], "dataset": "covid"}, root)
+        sweep.start(alone=False)
+        rows = {"trial": ["a", "b"], "linear": [0.5, None], "full": [0.6, None], "loss": [9.0, None], "rank": [7, None]}
+        table = pd.DataFrame({**rows, "metric": ["auroc", None], "error": [None, "out of memory"]})
+        sweep.save_table("summary", table)
+        draw(sweep, name.rpartition("/")[2])
+    cost = Run("resources/a", {"varied": ["backbones"], "dataset": "covid", "forecast_epochs": 100}, root)
+    cost.start(alone=False)
+    cells = {"trial": ["resnet18_1ch_64px_b64", "big"], "images_per_second": [100.0, None], "hours": [3.0, None]}
+    cost.save_table("summary", pd.DataFrame({**cells, "out_of_memory": [False, True], "bottleneck": ["network", None]}))
+    best = {"score": 0.7, "metric": "auroc", "best": {"lr": 1e-3, "recipe": "crop"}, "synthetic": False}
+    finished(root, "search/a", {}, best).save_json("best", {"lr": 1e-3})
+    quantities = {key: [0.5, 0.4, 0.6] for key in ("lung_mass", "lung_mass_over_area", "peak_in_lungs", "deletion")}
+    seen = {**quantities, "insertion": [None, None, None], "sanity": "passes"}
+    looks = {"images": 5, "with_lung_mask": 5, "checkpoints": {"x": seen, "y": seen}, "differences": {"y": seen}}
+    maps = {**looks, "notes": [], "synthetic": False}
+    draw(finished(root, "grad_cam/a", {"saliency": pd.DataFrame({"a": [1]})}, maps, method="grad_cam"), "panel")
+    audited = pd.DataFrame([{"images": "as is", "head": "as trained", "score": "auroc", **interval}])
+    masses = pd.DataFrame([{"class": "COVID", "method": "occlusion", "images": 4, **interval}])
+    said = {"metric": "auroc", "verdict": "It needs them.", "images": 10, "chance": 0.5, "synthetic": False}
+    source = {"source": {**interval, "chance": 0.5, "by_class": 0.6}}
+    draw(finished(root, "audit/a", {"scores": audited, "lung_mass": masses}, {**said, **source}), "audit")
+    return root
+
+
+def report(script: Any, root: Path) -> tuple[Page, str]:
+    ended = script("utils/make_report.py", "--runs", str(root), "--output", str(root / "report"))
+    assert ended.returncode == 0, ended.stderr
+    text = (root / "report" / "index.html").read_text(encoding="utf-8")
+    assert (root / "report" / "report.pdf").read_bytes().startswith(b"%PDF")
+    return Page(text), text
+
+
+def test_every_kind_of_run_is_shown_and_none_is_skipped(runs: Path, script: Any) -> None:
+    page, _ = report(script, runs)
+    assert "No folder was skipped" in page.text
+    assert ", 0 folders skipped" in page.text
+    for words in ("Score by what is trained", "It needs them.", "COVID", "100 epochs", "out of memory", "lr 0.001"):
+        assert words in page.text + " ".join(page.captions) or words == "Score by what is trained"
+    assert "python " not in "".join(re.findall(r'class="missing">(.*?)</p>', _))
+
+
+def test_the_numbers_are_those_of_the_files(runs: Path, script: Any) -> None:
+    page, _ = report(script, runs)
+    curves = pd.read_csv(runs / "compare/a/curves.csv").set_index(["method", "labels", "arm"])
+    rows = page.table("compare/a: balanced accuracy on the validation part")
+    assert len(rows) == 4
+    names = {"linear probe": "linear", "fine-tuning": "finetune"}
+    for method, labels, *cells in rows:
+        for arm, (text, *numbers) in zip(ARMS, cells, strict=True):
+            expected = curves.loc[(names[method[0]], int(labels[0]), arm), ["mean", "low", "high"]]  # type: ignore[index]
+            assert numbers == expected.tolist()
+            assert text == "{:.3f} [{:.3f}, {:.3f}]".format(*expected)
+    gaps = pd.read_csv(runs / "compare/a/differences.csv")
+    rows = page.table("Differences of balanced accuracy")
+    for row, gap in zip(rows, gaps.to_dict("records"), strict=True):
+        assert row[3][1:] == tuple(100 * gap[key] for key in ("difference", "low", "high"))
+        assert "random needs 50 for (95% of resamples fewer than 20 to more than 187)" in row[4][0]
+
+
+def test_every_number_has_an_interval_or_says_one_run(runs: Path, script: Any) -> None:
+    page, _ = report(script, runs)
+    seen = 0
+    for caption, (heads, *rows) in zip(page.captions, page.tables, strict=True):
+        for row in rows:
+            for (head, *_), (text, value, low, high) in zip(heads, row, strict=True):
+                if value is None or head in COUNTS or caption.startswith("Labels of split"):
+                    continue
+                seen += 1
+                says = "one run" in caption or "one run" in text
+                assert says or (low is not None and high is not None and low <= value <= high), (caption, head, text)
+    assert seen > 30
+
+
+def test_a_hostile_name_stays_text(tmp_path: Path, script: Any) -> None:
+    comparison(tmp_path, f"compare/{HOSTILE}")
+    pretraining(tmp_path, HOSTILE)
+    page, text = report(script, tmp_path)
+    assert HOSTILE in page.text
+    assert "<img src=x" not in text
+    assert html.escape(HOSTILE, quote=True) in text
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+
+
+def test_the_page_asks_the_network_for_nothing(runs: Path, script: Any) -> None:
+    page, text = report(script, runs)
+    for tag, name, value in page.attributes:
+        if name in ("src", "srcset", "poster", "action", "data"):
+            assert value.startswith("data:image/png;base64,"), (tag, name, value[:40])
+        if name == "href":
+            assert value.startswith("#"), value
+    assert not {tag for tag, _, _ in page.attributes} & {"link", "iframe", "object", "embed", "base"}
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "default-src 'none'" in text
+    assert all(value for tag, name, value in page.attributes if tag == "img" and name == "alt")
+    anchors = {value for _, name, value in page.attributes if name == "id"}
+    assert {value[1:] for _, name, value in page.attributes if name == "href"} == anchors
+
+
+def test_what_is_missing_is_named_with_a_command_that_exists(tmp_path: Path, script: Any) -> None:
+    (tmp_path / "runs").mkdir()
+    page, text = report(script, tmp_path / "runs")
+    named = set(re.findall(r"<code>python (\S+)</code>", text))
+    entries = {path.relative_to(REPO_ROOT).as_posix() for path in sources() if is_entry_script(path)}
+    assert named == {name for name in entries if not name.startswith("utils/")}
+    assert "There are no runs yet" in page.text
+
+
+def broken_runs(root: Path) -> Iterator[tuple[str, str]]:
+    """Folders that cannot be shown, with a word of the reason."""
+    Run("half", {"a": 1}, root).start()
+    yield "half", "not finished"
+    (root / "old").mkdir()
+    (root / "old" / "metrics.csv").write_text("a,b\n1,2\n")
+    yield "old", "no config.json"
+    (root / "events only").mkdir()
+    (root / "events only" / "events.out.tfevents.1.x").write_bytes(b"xx")
+    yield "events only", "no config.json"
+    (root / "no json").mkdir()
+    (root / "no json" / "config.json").write_text("{")
+    yield "no json", "cannot be read"
+    (root / "list").mkdir()
+    (root / "list" / "config.json").write_text("[1]")
+    yield "list", "no JSON object"
+    (root / "bytes").mkdir()
+    (root / "bytes" / "config.json").write_bytes(b"\xff\xfe{}")
+    yield "bytes", "cannot be read"
+    Run("failed", {"a": 1}, root).start()
+    (root / "failed" / "error.txt").write_text("the disk was full")
+    yield "failed", "the disk was full"
+    finished(root, "other", {}, {"anything": 1})
+    yield "other", "not known here"
+    (comparison(root, "torn").folder / "curves.csv").write_text('arm,method\n"')
+    yield "torn", "cannot be shown"
+    path = pretraining(root, "lacking").folder / "summary.json"
+    path.write_text(json.dumps({"rank_random_network": 1.0}))
+    yield "lacking", "cannot be shown"
+    (comparison(root, "picture").folder / "figures" / "label_efficiency.png").write_bytes(b"no picture")
+    yield "picture", "cannot be shown"
+
+
+def test_broken_runs_are_listed_with_the_reason_and_hide_no_other(tmp_path: Path, script: Any) -> None:
+    expected = dict(broken_runs(tmp_path))
+    comparison(tmp_path, "whole", seed=1)
+    pretraining(tmp_path, "sound")
+    page, _ = report(script, tmp_path)
+    skipped = {row[0][0]: row[1][0] for row in page.table("skipped")}
+    for name, reason in expected.items():
+        assert reason in skipped[name], (name, skipped[name])
+    assert "whole" not in skipped
+    assert len(page.table("whole: balanced accuracy")) == 4
+    assert [row[0][0] for row in page.table("Pretrainings")] == ["sound"]
+
+
+def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path, script: Any) -> None:
+    ended = script("utils/make_report.py", "--runs", str(tmp_path / "none"))
+    assert ended.returncode == 1
+    assert "there is no folder" in ended.stderr
+    assert "Traceback" not in ended.stderr
