@@ -68,9 +68,8 @@ def _cell(values: list[float | None], sign: str = "") -> str:
     mean, low, high = values
     if mean is None:
         return "not known: no lung masks"
-    if low is None or high is None:
-        return f"{mean:{sign}.3f} [one image]"
-    return interval_text(mean, low, high, f"{sign}.3f")
+    bounds = (float("nan") if bound is None else bound for bound in (low, high))
+    return interval_text(mean, *bounds, form=f"{sign}.3f")
 
 
 if __name__ == "__main__":

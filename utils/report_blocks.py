@@ -82,11 +82,11 @@ def count(value: float) -> Cell:
 
 
 def estimate(value: float, low: float, high: float, form: str = ".3f") -> Cell:
-    """A number with its 95% interval, or, where that is not known, with the word that it is one."""
+    """A number with its 95% interval, or, where that is not known, with the words that it has none."""
     if not _is_known(value):
         return "not known"
     if not (_is_known(low) and _is_known(high)):
-        return Number(f"{value:{form}} (one run)", float(value))
+        return Number(interval_text(value, float("nan"), float("nan"), form), float(value))
     return Number(interval_text(value, low, high, form), float(value), float(low), float(high))
 
 

@@ -18,14 +18,6 @@ FROZEN, TEST, RANGE, SCAN, TRIAL = "frozen parts", "test", "range test", "scan",
 RESOURCES, CELL, SEARCH, EXPLANATION, AUDIT = "resources", "cell of resources", "search", "explanation", "audit"
 # what a damaged file leads to
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, SyntaxError)
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    IndexError,
-    SyntaxError,
-)  # what a damaged file leads to
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ def metric_name(metric: str) -> str:
 
 
 def interval_text(value: float, low: float, high: float, form: str = ".3f") -> str:
-    """`0.712 [0.680, 0.744]`."""
+    """`0.712 [0.680, 0.744]`; without the brackets, but saying so, where no interval is known."""
+    if np.isnan(low) or np.isnan(high):
+        return f"{value:{form}} (too few for an interval)"
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
