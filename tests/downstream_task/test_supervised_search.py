@@ -16,6 +16,7 @@ import pytest
 from dataset_loader.phantom_dataset import COVID_ROOT
 from downstream_task import supervised_search
 from downstream_task.scan_best_supervised_hyperparameters import config as DEFAULTS
+from downstream_task.shared_study import next_turn, open_study
 from downstream_task.supervised_search import search
 from utils.config import REPO_ROOT, UserError
 from utils.logging_utils import Run
@@ -67,6 +68,18 @@ def test_a_killed_search_ends_with_the_same_trials_as_an_undisturbed_one(names: 
     searched(small(names[1], phantoms))
     pd.testing.assert_frame_equal(table(names[0]), table(names[1]), check_exact=True)
     assert table(names[1])["trial"].tolist() == [0, 1, 2]
+
+
+def test_two_workers_never_get_one_trial(tmp_path: Path) -> None:
+    here, there = (open_study("", "study", tmp_path, {"a": 1}) for _ in range(2))
+    turns = [next_turn(study, tmp_path, 3, seed=0, num_parameters=1) for study in (here, there, here, there)]
+    assert [turn and turn.index for turn in turns] == [0, 1, 2, None]
+    drawn = [turn.trial.suggest_float("lr", 0.0, 1.0) for turn in turns if turn]
+    turns[1].lock.close()  # type: ignore[union-attr]  # the second one's process dies
+    again = next_turn(here, tmp_path, 3, seed=0, num_parameters=1)
+    assert again is not None
+    assert again.index == 1
+    assert again.trial.suggest_float("lr", 0.0, 1.0) == drawn[1]
 
 
 def test_a_larger_number_of_trials_adds_to_the_study(names: list[str], phantoms: Path) -> None:

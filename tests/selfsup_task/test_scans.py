@@ -144,6 +144,24 @@ def test_a_cell_without_memory_is_recorded(monkeypatch: pytest.MonkeyPatch) -> N
     assert "memory" in row["reason"]
 
 
+def test_a_cell_without_memory_does_not_end_the_scan(
+    names: list[str], phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(config: Any) -> dict[str, Any]:
+        if config["img_res"] == 32:
+            raise resources.OutOfMemory("not enough memory")
+        return {"times": StepTimes(0.0, 0.1, 0.5, 10**9)._asdict(), "store": 0.001, "bytes_on_gpu": 0}
+
+    monkeypatch.setattr(resources, "_in_a_process", measured)
+    scan("check_bt_resources", small(names[0], phantoms, resolutions=[32, 48], backbones=["resnet18"], batch_sizes=[8]))
+    folder = REPO_ROOT / "runs" / names[0]
+    table = pd.read_csv(folder / "summary.csv").set_index("trial")
+    assert table["out_of_memory"].to_dict() == {"resnet18_1ch_32px_b8": True, "resnet18_1ch_48px_b8": False}
+    assert set(table["error"].fillna("")) == {""}
+    assert table.loc["resnet18_1ch_48px_b8", "images_per_second"] == 16
+    assert (folder / "figures" / "resources.png").exists()
+
+
 def test_another_failure_is_not_called_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "_measure_here", _has_a_bug)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
