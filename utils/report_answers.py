@@ -5,7 +5,7 @@ from typing import Any
 
 from utils.report_blocks import Block, Cell, Missing, Table, Text, count, estimate, number, row_estimate
 from utils.report_runs import COMPARISON, FROZEN, TEST, TEST_COMPARISON, FoundRun, pictures
-from utils.wording import metric_name, savings_sentence
+from utils.wording import interval_text, metric_name, savings_sentence
 
 METHODS = {"linear": "linear probe", "finetune": "fine-tuning"}
 PARTS = {"validation": "the validation part, by which choices were made too", "test": "the test part"}
@@ -88,7 +88,7 @@ def tested(runs: Sequence[FoundRun]) -> list[Block]:
         scores = run.table("scores").set_index("score")
         cells = [row_estimate(scores.loc[name]) if name in scores.index else "" for name in TEST_SCORES]  # type: ignore[arg-type]  # a row
         images = count(run.summary["images"])
-        rows.append([run.name.removeprefix("test/"), *_synthetic(run), images, *cells])
+        rows.append([run.name.removeprefix("test/"), ", ".join(run.marks) or "real", images, *cells])
     columns = ["network", "X-rays", "images", *(metric_name(name) for name in TEST_SCORES)]
     caption = "Each network on the test part [95% interval over patients or duplicate groups]"
     blocks: list[Block] = [Table(columns, rows, caption, [run.name for run in runs], len(rows) > MOST_ROWS)]
@@ -154,16 +154,9 @@ def _verdict(above: int, below: int, pairs: int) -> str:
 def _at(rows: Any, labels: float) -> str:
     """The differences at one number of labels, in words."""
     found = rows[rows["labels"] == labels].to_dict("records")
-    points = [
-        f"{METHODS[row['method']]} {100 * row['difference']:+.1f} points [{100 * row['low']:+.1f}, "
-        f"{100 * row['high']:+.1f}]"
-        for row in found
-    ]
-    return f"With {labels:,.0f} labels: {', '.join(points)}."
-
-
-def _synthetic(run: FoundRun) -> list[Cell]:
-    return ["synthetic" if run.synthetic else "real"]
+    keys = ("difference", "low", "high")
+    points = [f"{METHODS[r['method']]} {interval_text(*(100 * r[key] for key in keys), form='+.1f')}" for r in found]
+    return f"With {labels:,.0f} labels, in points: {', '.join(points)}."
 
 
 def _most_labels(runs: Sequence[FoundRun]) -> list[FoundRun]:

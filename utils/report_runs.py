@@ -53,9 +53,16 @@ class FoundRun:
         return None if "dataset" not in self.config else str(self.config["dataset"]).startswith("phantom")
 
     @property
+    def marks(self) -> list[str]:
+        """What its numbers must not be read without: synthetic, transductive (it has seen held-out images)."""
+        notes = [*self.summary.get("notes", []), self.summary.get("note") or ""]
+        transductive = any("transductive" in note for note in notes)
+        return ["synthetic"] * (self.synthetic is True) + ["transductive"] * transductive
+
+    @property
     def label(self) -> str:
-        """Its name, with the word synthetic where that holds."""
-        return f"{self.name} (synthetic)" if self.synthetic else self.name
+        """Its name, with those marks."""
+        return f"{self.name} ({', '.join(self.marks)})" if self.marks else self.name
 
 
 @dataclass(frozen=True)

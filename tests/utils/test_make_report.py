@@ -223,6 +223,20 @@ def test_every_number_has_an_interval_or_says_one_run(runs: Path, script: Any) -
     assert seen > 30
 
 
+def test_a_single_draw_and_a_network_that_saw_too_much_say_so(tmp_path: Path, script: Any) -> None:
+    run = comparison(tmp_path, "compare/a")
+    for name in ("curves", "differences"):
+        table = pd.read_csv(run.folder / f"{name}.csv")
+        run.save_table(name, table.assign(low=np.nan, high=np.nan))
+    run.save_json("summary", {**run.summary, "notes": ["transductive: it has seen 3 images"]})  # type: ignore[dict-item]
+    page, _ = report(script, tmp_path)
+    assert "compare/a (transductive), the validation part" in page.text
+    assert "better than random in 0 of 4" in page.text
+    assert "linear probe" in page.text
+    assert page.text.count("(too few for an interval)") >= 12
+    assert "nan" not in page.text
+
+
 def test_a_hostile_name_stays_text(tmp_path: Path, script: Any) -> None:
     comparison(tmp_path, f"compare/{HOSTILE}")
     pretraining(tmp_path, HOSTILE)
