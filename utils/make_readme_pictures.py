@@ -50,7 +50,8 @@ def small(path: Path) -> bytes:
     for width in WIDTHS:
         size = (min(width, whole.width), round(whole.height * min(1, width / whole.width)))
         file = io.BytesIO()
-        whole.resize(size, Image.Resampling.LANCZOS).quantize(COLOURS).save(file, "PNG", optimize=True)
+        resized = whole.resize(size, Image.Resampling.LANCZOS)
+        resized.quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(file, "PNG", optimize=True)
         if file.tell() <= MOST_BYTES:
             return file.getvalue()
     raise UserError(
