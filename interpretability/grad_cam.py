@@ -68,8 +68,7 @@ def _cell(values: list[float | None], sign: str = "") -> str:
     mean, low, high = values
     if mean is None:
         return "not known: no lung masks"
-    bounds = (float("nan") if bound is None else bound for bound in (low, high))
-    return interval_text(mean, *bounds, form=f"{sign}.3f")
+    return interval_text(mean, low, high, f"{sign}.3f")
 
 
 if __name__ == "__main__":

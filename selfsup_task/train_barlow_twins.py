@@ -20,6 +20,7 @@ The original project's final trainings (ResNet-18, 224 px, Adam, RTX 2070 Super)
 On several GPUs: torchrun --nproc-per-node 4 selfsup_task/train_barlow_twins.py --batch-size 512
 """
 
+import shlex
 from typing import Any
 
 from selfsup_task.hyper_utils import pretrain
@@ -89,11 +90,18 @@ def report(summary: dict[str, Any], folder: str, config: dict[str, Any]) -> str:
         f"weights   {folder}/{config['backbone']}_final_state_dict.pt",
         f"figures   {folder}/figures/",
         "curves    tensorboard --logdir runs",
-        f"next      python downstream_task/trained_vs_no_trained_compare.py --dataset {config['dataset']} "
-        f"--img-res {config['img_res']} --store-res {config['store_res']} --run-name compare/{config['dataset']} "
-        f"--encoders random imagenet {folder}/{config['backbone']}_final_state_dict.pt",
+        f"next      {_comparison(config, folder)}",
     ]
     return "\n".join(lines)
+
+
+def _comparison(config: dict[str, Any], folder: str) -> str:
+    """The command that says what the encoder is worth, on the same data and at the same size."""
+    shared = ("dataset", "data_root", "store_res", "img_res", "split_seed", "backbone", "in_channels")
+    words = ["python", "downstream_task/trained_vs_no_trained_compare.py", "--run-name", f"compare/{config['dataset']}"]
+    words += [word for key in shared if config[key] != "" for word in (f"--{key.replace('_', '-')}", str(config[key]))]
+    words += ["--allow-seen"] if config["pretrain_on"] == "all" else []
+    return shlex.join([*words, "--encoders", "random", f"{folder}/{config['backbone']}_final_state_dict.pt"])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]  # made by protobuf
 from tensorboard.compat.tensorflow_stub import errors
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
@@ -62,7 +63,7 @@ def read_scalars(folder: Path) -> tuple[pd.DataFrame, list[str]]:
             try:
                 for event in _events(path):
                     _take(event, points)
-            except (errors.DataLossError, OSError, ValueError) as error:
+            except (errors.DataLossError, DecodeError, OSError, ValueError) as error:
                 reason = str(getattr(error, "message", error)).replace(f"{path} ", "")
                 broken.append(f"{path}: {reason}; what stands before it was read")
         name = run.relative_to(folder).as_posix()

@@ -208,8 +208,9 @@ class Run:
             writer._get_file_writer().add_summary(end)
 
     def _tensorboard(self, step: int) -> SummaryWriter:
-        if self._writer is None:  # events after the checkpoint that we resume from are struck out
-            self._writer = SummaryWriter(str(self.folder), purge_step=step)
+        if self._writer is None:  # events after the checkpoint that we resume from are struck out, those of a row kept
+            kept = int(self.rows[-1]["step"]) + 1 if self.rows and "step" in self.rows[-1] else 0
+            self._writer = SummaryWriter(str(self.folder), purge_step=max(step, kept))
         return self._writer
 
 

@@ -27,6 +27,7 @@ ORDER = (
     *("answer", "data", "recipe", "lr", "transformations", "hyperparameters", "search", "resources", "pretraining"),
     *("efficiency", "frozen", "test", "maps", "audit"),
 )
+NOTHING = "Nothing of this can be shown; the last section says what was skipped, and why."
 
 config: dict[str, Any] = {
     "runs": "runs",  # a folder of runs; everything below it is looked at
@@ -40,9 +41,11 @@ def main(config: dict[str, Any]) -> None:
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; name the one that holds the runs, such as runs.")
     runs, skipped = find_runs(root, output)
-    sections = build(runs, skipped)
-    subtitle = f"{len(runs):,} runs read, {len(skipped):,} folders skipped. Research only, not a medical device."
-    write_text(output / "index.html", page(TITLE, subtitle, sections))
+    sections, skipped = build(runs, skipped)
+    read = len({run.name for run in runs} - {one.name for one in skipped})
+    subtitle = f"{read:,} runs read, {len(skipped):,} folders skipped. Research only, not a medical device."
+    text = page(TITLE, subtitle, sections).encode("utf-8", "backslashreplace").decode()  # JSON can hold half a letter
+    write_text(output / "index.html", text)
     write_pdf(output / "report.pdf", TITLE, subtitle, sections)
     missing = [block for section in sections for block in section.blocks if isinstance(block, Missing)]
     for block in dict.fromkeys(missing):
@@ -50,8 +53,8 @@ def main(config: dict[str, Any]) -> None:
     print(f"{subtitle}\npage   {output / 'index.html'}\nPDF    {output / 'report.pdf'}")
 
 
-def build(runs: Sequence[FoundRun], skipped: Sequence[Skipped]) -> list[Section]:
-    """All sections; a run that cannot be shown joins the skipped ones."""
+def build(runs: Sequence[FoundRun], skipped: Sequence[Skipped]) -> tuple[list[Section], list[Skipped]]:
+    """All sections, and all that is skipped: a run that cannot be shown joins what could not be read."""
     skipped = list(skipped)
     parts = {**sections_of_answers(runs), **sections_of_recipes(runs), **sections_of_looks(runs)}
     sections = []
@@ -60,8 +63,10 @@ def build(runs: Sequence[FoundRun], skipped: Sequence[Skipped]) -> list[Section]
         blocks: list[Block] = []
         for item in shown:
             blocks += [item] if isinstance(item, Missing) else _shown(item[0], item[1], skipped)
-        sections.append(Section(anchor, title, blocks))
-    return [*sections, Section("environment", "Environment", environments(runs)), _everything(runs, skipped)]
+        sections.append(Section(anchor, title, blocks or [Text(NOTHING)]))
+    environment = _shown(runs, environments, skipped)
+    skipped = list({one.name: one for one in reversed(skipped)}.values())[::-1]  # the first reason of each
+    return [*sections, Section("environment", "Environment", environment), _everything(runs, skipped)], skipped
 
 
 def _shown(what: Any, show: Any, skipped: list[Skipped]) -> list[Block]:
@@ -73,7 +78,9 @@ def _shown(what: Any, show: Any, skipped: list[Skipped]) -> list[Block]:
             fine = [run for run in what if _shown([run], show, skipped)] if len(what) > 1 else []
             if fine:
                 return show(fine)
-        name = what.name if isinstance(what, FoundRun) else ", ".join(run.name for run in what)
+        if not isinstance(what, FoundRun) and len(what) != 1:
+            return []
+        name = what.name if isinstance(what, FoundRun) else what[0].name
         skipped.append(Skipped(name, f"its tables cannot be shown: {type(error).__name__}: {error}".splitlines()[0]))
         return []
 
@@ -96,8 +103,11 @@ def environments(runs: Sequence[FoundRun]) -> list[Block]:
 
 
 def _everything(runs: Sequence[FoundRun], skipped: Sequence[Skipped]) -> Section:
-    found: list[list[Cell]] = [[run.name, run.kind, str(run.environment.get("command", ""))] for run in runs]
-    left_out: list[list[Cell]] = [[one.name, one.reason] for one in dict.fromkeys(skipped)]
+    names = {one.name for one in skipped}
+    found: list[list[Cell]] = [
+        [run.name, run.kind, str(run.environment.get("command", ""))] for run in runs if run.name not in names
+    ]
+    left_out: list[list[Cell]] = [[one.name, one.reason] for one in skipped]
     blocks: list[Block] = [
         Table(["folder", "reason"], left_out, f"{len(left_out)} skipped", folded=len(left_out) > 10)
         if left_out

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
+
 from utils.report_blocks import Block, Cell, Missing, Table, Text, count, estimate, number, row_estimate
 from utils.report_runs import COMPARISON, FROZEN, TEST, TEST_COMPARISON, FoundRun, pictures
 from utils.wording import interval_text, metric_name, savings_sentence
@@ -25,7 +27,8 @@ def in_order(runs: Sequence[FoundRun]) -> list[FoundRun]:
 def answer(runs: Sequence[FoundRun]) -> list[Block]:
     """Does pretraining help? What each comparison says, and the picture of the first."""
     sentences: list[Block] = [sentence for run in runs for sentence in _sentences(run)]
-    return [*sentences, *(_curves(runs[0]) if sentences else [])]
+    pictured = next((run for run in runs if _sentences(run)), None)
+    return [*sentences, *(_curves(pictured) if pictured else [])]
 
 
 def efficiency(run: FoundRun) -> list[Block]:
@@ -38,7 +41,7 @@ def efficiency(run: FoundRun) -> list[Block]:
         by_arm = {row["arm"]: row for row in chosen.to_dict("records")}
         cells = [row_estimate(by_arm[arm], value="mean") if arm in by_arm else "not run" for arm in arms]
         rows.append([METHODS[str(method)], count(float(str(labels))), *cells])
-    draws = f"{int(curves['draws'].min())} draws of the labels"
+    draws = f"{int(curves['draws'].min())} draw(s) of the labels"
     scores = Table(
         ["method", "labels", *arms],
         rows,
@@ -125,16 +128,23 @@ def sections_of_answers(runs: Sequence[FoundRun]) -> dict[str, tuple[str, list[A
 
 
 def _sentences(run: FoundRun) -> list[Text]:
-    """Counts of a comparison's 95% intervals beside 0, for each arm."""
+    """Counts of a comparison's 95% intervals beside 0 for each pair of arms; a verdict on encoders against random."""
     texts = []
-    for (arm, reference), rows in run.table("differences").groupby(["arm", "reference"], sort=False):
+    stored = run.table("differences")
+    flip = (stored["arm"] == "random").to_numpy()
+    swapped = stored.rename(columns={"arm": "reference", "reference": "arm", "low": "high", "high": "low"})
+    swapped[["difference", "low", "high"]] *= -1
+    table: Any = pd.concat([stored[~flip], swapped[flip]])
+    for (arm, reference), rows in table.groupby(["arm", "reference"], sort=False):
+        known = int((rows["low"].notna() & rows["high"].notna()).sum())
         above, below = int((rows["low"] > 0).sum()), int((rows["high"] < 0).sum())
         text = (
-            f"{run.label}, {PARTS[run.summary['part']]}: {arm} is better than {reference} in {above} of {len(rows)} "
-            f"pairs of method and number of labels, worse in {below}, not told apart in {len(rows) - above - below} "
+            f"{run.label}, {PARTS[run.summary['part']]}: {arm} is better than {reference} in {above} of {known} "
+            f"pairs of method and number of labels, worse in {below}, not told apart in {known - above - below} "
             f"(95% intervals, each by itself). {_at(rows, rows['labels'].min())} {_at(rows, rows['labels'].max())}"
         )
-        texts.append(Text(text, lead=_verdict(above, below, len(rows))))
+        lead = _verdict(above, below, known) if reference == "random" and arm != "imagenet" else f"{arm}, {reference}:"
+        texts.append(Text(text, lead=lead))
     return texts
 
 
@@ -144,11 +154,14 @@ def _curves(run: FoundRun) -> list[Block]:
 
 
 def _verdict(above: int, below: int, pairs: int) -> str:
+    """One interval of many lies beside 0 by chance now and then: less than a fifth of them are no "in part"."""
+    if pairs == 0:
+        return "Not known: no intervals."
     if above and below:
         return "Mixed."
-    if above or below:
-        return ("Yes" if above else "It hurts") + ("." if above + below > pairs / 2 else ", in part.")
-    return "Not shown."
+    if above + below <= pairs / 5:
+        return "Not shown." if above + below == 0 else "Hardly shown."
+    return ("Yes" if above else "It hurts") + ("." if above + below > pairs / 2 else ", in part.")
 
 
 def _at(rows: Any, labels: float) -> str:

@@ -29,6 +29,11 @@ class Text:
     text: str
     lead: str = ""
 
+    def __post_init__(self) -> None:
+        """Raises TypeError for what is no text."""
+        if not isinstance(self.text, str):
+            raise TypeError(f"a paragraph is {self.text!r}")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -39,6 +44,12 @@ class Table:
     caption: str
     runs: Sequence[str] = ()
     folded: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises TypeError for a cell that cannot be written: a damaged file is found where its section is made."""
+        strange = [cell for row in [self.columns, *self.rows] for cell in row if not isinstance(cell, str | Number)]
+        if strange:
+            raise TypeError(f"a cell holds {strange[0]!r}")
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def resources(run: FoundRun) -> list[Block]:
     rows: list[list[Cell]] = []
     for row in table.to_dict("records"):
         cells: list[Cell] = [number(row[column], form) for column, (_, form) in known.items()]
-        memory = "out of memory" if row.get("out_of_memory") is True else str(row.get("bottleneck", ""))
+        memory = "out of memory" if row.get("out_of_memory") is True else str(row.get("bottleneck") or "")
         rows.append([row["trial"], *cells, memory])
     epochs = run.config.get("forecast_epochs")
     caption = f"{run.label}: cost of a pretraining (one run each); hours are the forecast for {epochs} epochs"
@@ -147,7 +147,7 @@ def sections_of_recipes(runs: Sequence[FoundRun]) -> dict[str, tuple[str, list[A
     pretrained = [run for run in runs if run.kind == PRETRAINING]
     scans = {run.name for run in runs if run.kind == SCAN}
     own = [run for run in pretrained if not any(run.name.startswith(f"{name}/") for name in scans)]
-    pictured = first_of_each(own, lambda run: (run.config["dataset"], run.config["recipe"]))
+    pictured = first_of_each(own, lambda run: (run.config.get("dataset"), run.config.get("recipe")))
     script = "python selfsup_task/"
     pretrain = f"{script}train_barlow_twins.py"
     no_encoder = Missing("No encoder has been pretrained.", pretrain)

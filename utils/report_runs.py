@@ -16,8 +16,9 @@ from utils.report_blocks import Picture
 PRETRAINING, FINETUNING, COMPARISON, TEST_COMPARISON = "pretraining", "fine-tuning", "comparison", "comparison on test"
 FROZEN, TEST, RANGE, SCAN, TRIAL = "frozen parts", "test", "range test", "scan", "trial of a scan"
 RESOURCES, CELL, SEARCH, EXPLANATION, AUDIT = "resources", "cell of resources", "search", "explanation", "audit"
+TRACES = {"metrics.csv", "summary.json", "environment.json"}  # of a run without a config.json
 # what a damaged file leads to
-BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, SyntaxError)
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, SyntaxError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,11 @@ def find_runs(root: Path, leave_out: Path) -> tuple[list[FoundRun], list[Skipped
     for folder, folders, files in os.walk(root):
         path = Path(folder)
         folders[:] = sorted(name for name in folders if name[0] != "." and path / name != leave_out)
-        name = path.relative_to(root).as_posix()
+        name = path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()  # of any bytes
         if "config.json" in files:
             read = _read(path, name, set(files))
             (found if isinstance(read, FoundRun) else skipped).append(read)  # type: ignore[arg-type]  # as tested
-        elif "metrics.csv" in files or any(file.startswith("events.out.tfevents") for file in files):
+        elif TRACES & set(files) or any(file.startswith("events.out.tfevents") for file in files):
             skipped.append(Skipped(name, "it has no config.json: made by an older or another program"))
     return found, skipped
 

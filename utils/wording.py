@@ -19,9 +19,9 @@ def metric_name(metric: str) -> str:
     return " ".join(ABBREVIATIONS.get(word, word) for word in re.split("[_ ]", metric))
 
 
-def interval_text(value: float, low: float, high: float, form: str = ".3f") -> str:
+def interval_text(value: float, low: float | None, high: float | None, form: str = ".3f") -> str:
     """`0.712 [0.680, 0.744]`; without the brackets, but saying so, where no interval is known."""
-    if np.isnan(low) or np.isnan(high):
+    if low is None or high is None or np.isnan(low) or np.isnan(high):
         return f"{value:{form}} (too few for an interval)"
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 

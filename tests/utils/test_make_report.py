@@ -231,10 +231,32 @@ def test_a_single_draw_and_a_network_that_saw_too_much_say_so(tmp_path: Path, sc
     run.save_json("summary", {**run.summary, "notes": ["transductive: it has seen 3 images"]})  # type: ignore[dict-item]
     page, _ = report(script, tmp_path)
     assert "compare/a (transductive), the validation part" in page.text
-    assert "better than random in 0 of 4" in page.text
+    assert "Not known: no intervals." in page.text
     assert "linear probe" in page.text
     assert page.text.count("(too few for an interval)") >= 12
     assert "nan" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("arm", "reference", "gaps", "lead"),
+    [
+        ("pretrained", "random", [0.1, 0.2, 0.3, 0.4], "Yes."),
+        ("random", "pretrained", [-0.1, -0.2, -0.3, -0.4], "Yes."),
+        ("pretrained", "random", [-0.1, -0.2, -0.3, 0.01], "It hurts."),
+        ("pretrained", "random", [0.1, -0.1, 0.0, 0.0], "Mixed."),
+        ("pretrained", "random", [0.1, 0.0, 0.0, 0.01], "Yes, in part."),
+        ("pretrained", "random", [0.0, 0.01, -0.01, 0.0], "Not shown."),
+        ("imagenet", "random", [0.1, 0.1, 0.1, 0.1], "imagenet, random:"),
+    ],
+)
+def test_the_answer_does_not_depend_on_the_order_of_the_arms(
+    tmp_path: Path, script: Any, arm: str, reference: str, gaps: list[float], lead: str
+) -> None:
+    run = comparison(tmp_path, "compare/a")
+    table = pd.read_csv(run.folder / "differences.csv").assign(arm=arm, reference=reference, difference=gaps)
+    run.save_table("differences", table.assign(low=table["difference"] - 0.05, high=table["difference"] + 0.05))
+    _, text = report(script, tmp_path)
+    assert re.findall(r"<strong>(.*?)</strong>", text) == [lead]
 
 
 def test_a_hostile_name_stays_text(tmp_path: Path, script: Any) -> None:
