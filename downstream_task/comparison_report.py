@@ -5,7 +5,7 @@ import pandas as pd
 from downstream_task.curves import interval_cells
 from utils import plots
 from utils.logging_utils import Run
-from utils.wording import interval_text, metric_name, savings_sentence
+from utils.wording import METHOD_NAMES, interval_text, metric_name, savings_sentence
 
 
 def report(run: Run) -> str:
@@ -24,7 +24,7 @@ def report(run: Run) -> str:
     for row in differences.to_dict("records"):
         gap = interval_text(*(100 * row[key] for key in ("difference", "low", "high")), form="+.1f")
         sentence = savings_sentence(row, row["arm"], row["reference"], min(labels), max(labels))
-        lines.append(f"{plots.METHOD_NAMES[row['method']]}, {row['labels']} labels: {gap} points. {sentence}")
+        lines.append(f"{METHOD_NAMES[row['method']]}, {row['labels']} labels: {gap} points. {sentence}")
     lines.append("Intervals are for new images and new draws of labels, not for a new pretraining run.")
     left_out = [f"left out: {name}" for name in run.summary["left_out"]]
     where = ["", f"tables and figure   {run}/"]

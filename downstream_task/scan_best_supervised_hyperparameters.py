@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from downstream_task.supervised_search import search
-from utils import plots
+from utils import plots, scan_plots
 from utils.config import UserError, run_script
 from utils.wording import metric_name
 
@@ -66,7 +66,7 @@ def main(config: dict[str, Any]) -> None:
     found, table = run.summary, pd.read_csv(run.folder / "summary.csv")
     metric = f"{metric_name(found['metric'])} on validation"
     title = plots.marked(f"Search over supervised training, {found['labels']:,} labels", found["synthetic"])
-    run.save_figure("search", plots.search(table, found["importances"], metric, title))
+    run.save_figure("search", scan_plots.search(table, found["importances"], metric, title))
     print(f"\n{len(table)} trials, {found['pruned']} pruned; best {metric}, chosen among them: {found['score']:.3f}")
     print("\n".join(f'    "{key}": {value!r},' for key, value in found["best"].items()))
     print(f"\ntable, best.json and figure   {run}/")

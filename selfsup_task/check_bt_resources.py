@@ -19,7 +19,7 @@ from typing import Any
 from dataset_loader.xrays import read_columns
 from selfsup_task.resources import cells, check_cell, grids, measure, pretraining
 from selfsup_task.scan_base import PRETRAINING, without
-from utils import plots
+from utils import scan_plots
 from utils.config import check_at_least, run_script
 from utils.sweeps import check_all_finished, open_sweep, run_sweep
 
@@ -56,7 +56,7 @@ def main(config: dict[str, Any]) -> None:
     table = run_sweep(run, trials, trial, config["only"])
     print(table.drop(columns=["error"]).to_string(index=False, float_format="{:.4g}".format))
     hours = f"hours for {config['forecast_epochs']} epochs on {num_images:,} images"
-    run.save_figure("resources", plots.heat_maps(grids(table), "Forecast", hours, "{:.3g}"))
+    run.save_figure("resources", scan_plots.heat_maps(grids(table), "Forecast", hours, "{:.3g}"))
     print(f"\n{hours} stand in the column hours\ntable and figure   {run}/")
     print("next               python selfsup_task/train_barlow_twins.py, with the settings that you can afford")
     check_all_finished(table)

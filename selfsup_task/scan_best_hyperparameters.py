@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from selfsup_task.scan_base import SCAN_BASE, without
 from selfsup_task.scanning import conclude, open_scan, run_scan
-from utils import plots
+from utils import plots, scan_plots
 from utils.config import UserError, run_script
 from utils.wording import metric_name
 
@@ -52,10 +52,10 @@ def draw(finished: pd.DataFrame) -> Figure:
     projectors = sorted(set(cells["projector"]), key=lambda projector: (projector.count("-"), widths(projector)))
     grids = {
         title: cells.pivot(index="lambda", columns="projector", values=column).reindex(lambdas, columns=projectors)
-        for column, title in plots.SCAN_SCORES.items()
+        for column, title in scan_plots.SCAN_SCORES.items()
     }
     title = plots.marked("Which lambda and which projector?", bool(finished["synthetic"].tolist()[0]))
-    return plots.heat_maps(grids, title, metric_name(finished["metric"].iloc[0]) + " on validation")
+    return scan_plots.heat_maps(grids, title, metric_name(finished["metric"].iloc[0]) + " on validation")
 
 
 def widths(projector: str) -> list[int]:

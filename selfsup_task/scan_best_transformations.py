@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from dataset_loader.xrays import open_xrays
 from selfsup_task.scan_base import SCAN_BASE, without
 from selfsup_task.scanning import conclude, contact_sheet, open_scan, run_scan
-from utils import plots
+from utils import plots, scan_plots
 from utils.config import run_script
 from utils.hardware import choose_device
 
@@ -53,7 +53,7 @@ def main(config: dict[str, Any]) -> None:
         xrays = open_xrays(config, choose_device("cpu"))  # type: ignore[arg-type]  # a part of ScanConfig
         sheet = contact_sheet(xrays, list(finished["trial"]), config["img_res"])
         title = plots.marked("What each recipe's views look like, and what they are worth", xrays.synthetic)
-        return plots.scores_beside_pictures(finished, sheet, title)
+        return scan_plots.scores_beside_pictures(finished, sheet, title)
 
     conclude(scan.run, run_scan(scan), draw)
 

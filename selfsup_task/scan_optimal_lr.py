@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from selfsup_task.lr_ranges import TASKS, range_run
 from selfsup_task.scan_base import SCAN_BASE, without
 from selfsup_task.scanning import conclude, open_scan, run_scan
-from utils import plots
+from utils import plots, scan_plots
 from utils.config import check_at_least, check_choice, run_script
 from utils.logging_utils import Run
 
@@ -50,7 +50,7 @@ def main(config: dict[str, Any]) -> None:
 
     def draw(finished: pd.DataFrame) -> Figure:
         losses = {name: pd.read_csv(scan.run.folder / name / "pretrain" / "metrics.csv") for name in finished["trial"]}
-        return plots.schedules(
+        return scan_plots.schedules(
             finished, losses, plots.marked("Schedules on equal budgets", finished["synthetic"].iloc[0])
         )
 
@@ -68,7 +68,7 @@ def report(task: str, run: Run) -> str:
     assert run.summary is not None
     found = run.summary
     title = plots.marked(f"Learning-rate range test, {task}", found["synthetic"])
-    run.save_figure("lr_range", plots.lr_range(pd.read_csv(run.folder / "lr_range.csv"), found, title))
+    run.save_figure("lr_range", scan_plots.lr_range(pd.read_csv(run.folder / "lr_range.csv"), found, title))
     ended = "never diverged" if found["diverged"] is None else f"diverged at {found['diverged']:.2g}"
     return (
         f"{task}: the smoothed loss falls steepest at lr {found['steepest']:.2g}, is lowest at {found['lowest']:.2g}, "

@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -42,7 +43,7 @@ def documented() -> list[list[str]]:
     return [words for text in texts for words in commands(text)]
 
 
-def test_every_documented_command_is_one_that_its_script_takes(script) -> None:  # type: ignore[no-untyped-def]
+def test_every_documented_command_is_one_that_its_script_takes(script: Any) -> None:
     real = tyro.cli
 
     def parse_only(*arguments: object, **options: object) -> None:

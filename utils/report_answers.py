@@ -7,9 +7,8 @@ import pandas as pd
 
 from utils.report_blocks import Block, Cell, Missing, Table, Text, count, estimate, number, row_estimate
 from utils.report_runs import COMPARISON, FROZEN, TEST, TEST_COMPARISON, FoundRun, pictures
-from utils.wording import interval_text, metric_name, savings_sentence
+from utils.wording import METHOD_NAMES, interval_text, metric_name, savings_sentence
 
-METHODS = {"linear": "linear probe", "finetune": "fine-tuning"}
 PARTS = {"validation": "the validation part, by which choices were made too", "test": "the test part"}
 COMPARE = "python downstream_task/trained_vs_no_trained_compare.py"
 FREEZE = "python downstream_task/train_models_with_frozen_parts.py"
@@ -40,7 +39,7 @@ def efficiency(run: FoundRun) -> list[Block]:
     for (method, labels), chosen in curves.groupby(["method", "labels"], sort=False):
         by_arm = {row["arm"]: row for row in chosen.to_dict("records")}
         cells = [row_estimate(by_arm[arm], value="mean") if arm in by_arm else "not run" for arm in arms]
-        rows.append([METHODS[str(method)], count(float(str(labels))), *cells])
+        rows.append([METHOD_NAMES[str(method)], count(float(str(labels))), *cells])
     draws = f"{int(curves['draws'].min())} draw(s) of the labels"
     scores = Table(
         ["method", "labels", *arms],
@@ -51,7 +50,7 @@ def efficiency(run: FoundRun) -> list[Block]:
     fewest, most = int(curves["labels"].min()), int(curves["labels"].max())
     gaps: list[list[Cell]] = [
         [
-            METHODS[row["method"]],
+            METHOD_NAMES[row["method"]],
             count(row["labels"]),
             f"{row['arm']} less {row['reference']}",
             estimate(*(100 * row[key] for key in ("difference", "low", "high")), form="+.1f"),
@@ -168,7 +167,9 @@ def _at(rows: Any, labels: float) -> str:
     """The differences at one number of labels, in words."""
     found = rows[rows["labels"] == labels].to_dict("records")
     keys = ("difference", "low", "high")
-    points = [f"{METHODS[r['method']]} {interval_text(*(100 * r[key] for key in keys), form='+.1f')}" for r in found]
+    points = [
+        f"{METHOD_NAMES[r['method']]} {interval_text(*(100 * r[key] for key in keys), form='+.1f')}" for r in found
+    ]
     return f"With {labels:,.0f} labels, in points: {', '.join(points)}."
 
 

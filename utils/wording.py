@@ -7,6 +7,8 @@ import numpy as np
 
 ABBREVIATIONS = {word.lower(): word for word in ("AUROC", "AUPRC", "ECE", "F1")}
 
+METHOD_NAMES = {"linear": "linear probe", "finetune": "fine-tuning"}
+
 SALIENCY_NAMES = {
     "grad_cam": "Grad-CAM",
     "integrated_gradients": "Integrated gradients",

@@ -1,6 +1,7 @@
 """Event files as a table: what a run logged, to the point, however the files ended."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -87,7 +88,7 @@ def test_a_broken_file_is_read_up_to_the_break_and_named(tmp_path: Path, damage:
     assert len(table[table["run"] == whole.name]) == 10
 
 
-def test_the_script_writes_a_csv_and_refuses_what_is_not_there(tmp_path: Path, script) -> None:  # type: ignore[no-untyped-def]
+def test_the_script_writes_a_csv_and_refuses_what_is_not_there(tmp_path: Path, script: Any) -> None:
     logged(tmp_path / "runs", "a")
     out = tmp_path / "out.csv"
     ended = script("utils/load_tb_logs.py", str(tmp_path / "runs"), "--csv", str(out), "--tags", "train/loss")

@@ -1,9 +1,7 @@
 """The report: its numbers are those of the runs' files, nothing hostile gets through, nothing is left unsaid."""
 
 import html
-import json
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -294,41 +292,36 @@ def test_what_is_missing_is_named_with_a_command_that_exists(tmp_path: Path, scr
     assert "There are no runs yet" in page.text
 
 
-def broken_runs(root: Path) -> Iterator[tuple[str, str]]:
-    """Folders that cannot be shown, with a word of the reason."""
+BROKEN = {  # a folder's only file, its bytes, and a word of the reason why it is not shown
+    "old": ("metrics.csv", b"a,b\n1,2\n", "no config.json"),
+    "events only": ("events.out.tfevents.1.x", b"xx", "no config.json"),
+    "no json": ("config.json", b"{", "cannot be read"),
+    "list": ("config.json", b"[1]", "no JSON object"),
+    "bytes": ("config.json", b"\xff\xfe{}", "cannot be read"),
+}
+
+
+def broken_runs(root: Path) -> dict[str, str]:
+    """Folders that cannot be shown, each with a word of the reason."""
+    for name, (file, content, _) in BROKEN.items():
+        (root / name).mkdir()
+        (root / name / file).write_bytes(content)
     Run("half", {"a": 1}, root).start()
-    yield "half", "not finished"
-    (root / "old").mkdir()
-    (root / "old" / "metrics.csv").write_text("a,b\n1,2\n")
-    yield "old", "no config.json"
-    (root / "events only").mkdir()
-    (root / "events only" / "events.out.tfevents.1.x").write_bytes(b"xx")
-    yield "events only", "no config.json"
-    (root / "no json").mkdir()
-    (root / "no json" / "config.json").write_text("{")
-    yield "no json", "cannot be read"
-    (root / "list").mkdir()
-    (root / "list" / "config.json").write_text("[1]")
-    yield "list", "no JSON object"
-    (root / "bytes").mkdir()
-    (root / "bytes" / "config.json").write_bytes(b"\xff\xfe{}")
-    yield "bytes", "cannot be read"
     Run("failed", {"a": 1}, root).start()
     (root / "failed" / "error.txt").write_text("the disk was full")
-    yield "failed", "the disk was full"
     finished(root, "other", {}, {"anything": 1})
-    yield "other", "not known here"
     (comparison(root, "torn").folder / "curves.csv").write_text('arm,method\n"')
-    yield "torn", "cannot be shown"
-    path = pretraining(root, "lacking").folder / "summary.json"
-    path.write_text(json.dumps({"rank_random_network": 1.0}))
-    yield "lacking", "cannot be shown"
+    (pretraining(root, "lacking").folder / "summary.json").write_text('{"rank_random_network": 1.0}')
     (comparison(root, "picture").folder / "figures" / "label_efficiency.png").write_bytes(b"no picture")
-    yield "picture", "cannot be shown"
+    return {
+        **{name: reason for name, (_, _, reason) in BROKEN.items()},
+        **{"half": "not finished", "failed": "the disk was full", "other": "not known here"},
+        **dict.fromkeys(["torn", "lacking", "picture"], "cannot be shown"),
+    }
 
 
 def test_broken_runs_are_listed_with_the_reason_and_hide_no_other(tmp_path: Path, script: Any) -> None:
-    expected = dict(broken_runs(tmp_path))
+    expected = broken_runs(tmp_path)
     comparison(tmp_path, "whole", seed=1)
     pretraining(tmp_path, "sound")
     page, _ = report(script, tmp_path)

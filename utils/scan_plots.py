@@ -1,0 +1,157 @@
+"""Figures of the scans: heat maps, range tests, schedules, hyperparameter searches, scores beside pictures."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from utils.plots import BLACK, BLUE, GREEN, ORANGE, pictures_beside, styled
+from utils.wording import metric_name
+
+SCAN_SCORES = {"linear": "linear probe", "full": "full fine-tuning"}  # columns of a scan's table
+LOG_PARAMETERS = ("lr", "weight_decay")
+
+
+def heat_maps(grids: Mapping[str, pd.DataFrame], title: str, unit: str, form: str = "{:.3f}") -> Figure:
+    """A titled heat map for each grid, named by its index and columns; NaN is not run, infinite is out of memory."""
+    rows, columns = next(iter(grids.values())).shape
+    across = min(3, len(grids))
+    down = -(-len(grids) // across)
+    size = (across * (1.6 + 0.75 * columns) + 1, down * (1.5 + 0.42 * rows) + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    values = np.stack([grid.to_numpy(float) for grid in grids.values()])
+    known = values[np.isfinite(values)]
+    low, high = (known.min(), known.max()) if len(known) else (0, 1)
+    axes = figure.subplots(down, across, squeeze=False)
+    for ax, (name, grid), numbers in zip(axes.ravel(), grids.items(), values, strict=False):
+        ax.imshow(np.where(np.isfinite(numbers), numbers, np.nan), cmap="cividis", vmin=low, vmax=high, aspect="auto")
+        for (row, column), value in np.ndenumerate(numbers):
+            text, colour = form.format(value), "black" if value > (low + high) / 2 else "white"
+            if not np.isfinite(value):
+                text, colour = "not run" if np.isnan(value) else "out of\nmemory", "gray"
+            ax.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+        ax.set_xticks(range(columns), map(str, grid.columns), rotation=30, ha="right", fontsize=8)
+        ax.set_yticks(range(rows), map(str, grid.index), fontsize=8)
+        ax.set(xlabel=grid.columns.name, ylabel=grid.index.name)
+        ax.set_title(name, fontsize=10)
+    for ax in axes.ravel()[len(grids) :]:
+        ax.remove()
+    figure.colorbar(axes[0, 0].images[0], ax=axes, label=unit)
+    return figure
+
+
+def lr_range(table: pd.DataFrame, found: Mapping[str, float | None], title: str) -> Figure:
+    """A range test (columns lr, loss, smoothed) with the learning rates that were found in it marked."""
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    ax = figure.subplots()
+    ax.plot(table["lr"], table["loss"], color=BLUE, alpha=0.3, linewidth=1, label="loss of each step")
+    ax.plot(table["lr"], table["smoothed"], color=BLUE, label="smoothed")
+    for key, colour, style in (("steepest", GREEN, "--"), ("lowest", BLACK, ":"), ("diverged", ORANGE, "-.")):
+        lr = found[key]
+        if lr is not None:
+            ax.axvline(lr, color=colour, linestyle=style, label=f"{key}, {lr:.2g}")
+    ax.set(xscale="log", yscale="log", xlabel="learning rate (log scale)", ylabel="training loss (log scale)")
+    ax.set_title(title, fontsize=10)
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
+    return figure
+
+
+def schedules(table: pd.DataFrame, losses: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """The loss over steps of each trial (columns step, train/loss), and the scan's two scores of each as bars."""
+    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    curves, bars = figure.subplots(1, 2)
+    for name, colour, marker in styled(losses):
+        curves.plot(
+            losses[name]["step"], losses[name]["train/loss"], color=colour, marker=marker, markersize=4, label=name
+        )
+    curves.set(xlabel="optimiser steps", ylabel="Barlow Twins loss, mean of an epoch")
+    curves.grid(alpha=0.3)
+    curves.legend(fontsize=8)
+    _score_bars(bars, table)
+    return figure
+
+
+def search(table: pd.DataFrame, importances: Mapping[str, float], metric: str, title: str) -> Figure:
+    """A hyperparameter search: its history, the importances, and the trials as lines through their parameters.
+
+    table  columns trial, the parameters, score, state ("complete" or "pruned")
+    """
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    (history, bars), (parallel, none) = figure.subplots(2, 2, width_ratios=[1.5, 1])
+    none.remove()
+    parallel.set_subplotspec(history.get_gridspec()[1, :])
+    for state, colour, marker in (("complete", BLUE, "o"), ("pruned", ORANGE, "x")):
+        rows = table[table["state"] == state]
+        history.scatter(rows["trial"], rows["score"], color=colour, marker=marker, s=18, label=state)
+    complete = table.loc[table["state"] == "complete"]
+    history.step(
+        complete["trial"], complete["score"].cummax(), where="post", color=BLACK, linewidth=1, label="best so far"
+    )
+    history.set(xlabel="trial", ylabel=metric, title="history")
+    history.grid(alpha=0.3)
+    history.legend(fontsize=8)
+    names = sorted(importances, key=importances.__getitem__)
+    bars.barh(names, [importances[name] for name in names], color=BLUE)
+    bars.set(
+        xlabel="share of the score's variance (fANOVA)", title="importance" if names else "importance: too few trials"
+    )
+    _parallel_coordinates(parallel, complete, metric)
+    return figure
+
+
+def _parallel_coordinates(ax: Axes, table: pd.DataFrame, metric: str) -> None:
+    """A line a trial through its parameters, each scaled from its least to its largest value."""
+    names = [name for name in table if name not in ("trial", "score", "state")]
+    scaled, labels = {}, []
+    for name in names:
+        values = table[name].to_numpy(float)
+        low, high = values.min(), values.max()
+        labels.append(f"{name}\n{low:.3g} to {high:.3g}" + (" (log)" if name in LOG_PARAMETERS else ""))
+        if name in LOG_PARAMETERS:
+            values, low, high = np.log(values), np.log(low), np.log(high)
+        scaled[name] = (values - low) / max(high - low, 1e-12)
+    scores = table["score"].to_numpy(float)
+    order = scores.argsort().argsort() / max(1, len(scores) - 1)  # 0 for the worst, 1 for the best
+    for row in order.argsort():
+        heights = [scaled[name][row] for name in names]
+        ax.plot(range(len(names)), heights, color=colormaps["cividis"](order[row]), linewidth=0.6 + 1.4 * order[row])
+    ax.set_xticks(range(len(names)), labels, fontsize=8)
+    ax.set(ylabel="least to largest value tried", title="complete trials; bright and thick: higher score")
+    scale = ScalarMappable(Normalize(scores.min(), scores.max()), "cividis")
+    ax.figure.colorbar(scale, ax=ax, label=metric)
+
+
+def _score_bars(ax: Axes, table: pd.DataFrame) -> None:
+    """The two scores of a scan's trials, a trial a row from the top."""
+    n = len(table)
+    for shift, (column, name), colour in zip((-0.19, 0.19), SCAN_SCORES.items(), (BLUE, ORANGE), strict=True):
+        drawn = ax.barh(np.arange(n) + shift, table[column], 0.36, color=colour, label=name)
+        ax.bar_label(drawn, fmt="%.3f", fontsize=7, padding=2)
+    largest = float(table[list(SCAN_SCORES)].to_numpy().max())
+    ax.set(ylim=(n - 0.5, -0.5), xlim=(0, 1.22 * largest))
+    ax.set_yticks(range(n), [name.replace("+", " + ") for name in table["trial"]], fontsize=8, wrap=True)
+    ax.set_xlabel(f"{metric_name(table['metric'].iloc[0])} on validation (one run each)", fontsize=9)
+    ax.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+
+
+def scores_beside_pictures(table: pd.DataFrame, pictures: Mapping[str, np.ndarray], title: str) -> Figure:
+    """A scan's two scores as bars, a trial a row, and beside them the trial's pictures [k, H, W] in 0..1."""
+    n, k = len(table), len(next(iter(pictures.values())))
+    figure = Figure(figsize=(6.5 + 0.95 * k, 0.95 * n + 1.4))
+    figure.suptitle(title, fontsize=11)
+    grid = figure.add_gridspec(
+        n, k + 1, width_ratios=[3.4] + [0.95] * k, wspace=0.06, hspace=0.08,
+        left=0.28, right=0.99, bottom=0.75 / (0.95 * n + 1.4), top=1 - 0.55 / (0.95 * n + 1.4),
+    )  # fmt: skip
+    _score_bars(figure.add_subplot(grid[:, 0]), table)
+    pictures_beside(figure, grid, [pictures[name] for name in table["trial"]])
+    return figure
