@@ -1,6 +1,7 @@
 """Views: the recipes of recipes.py, drawn and rendered for whole batches on the images' device."""
 
 import inspect
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -164,12 +165,21 @@ def check_recipe(name: str, recipe: Recipe) -> None:
 
 
 def operator_views(recipe: str, out_size: int) -> dict[str, View]:
-    """Each operator of a recipe alone, as a view, at work on every image; `blur (view 2)` where it is only there."""
+    """Each operator of a recipe alone, as a view, at work on every image.
+
+    `blur` and `blur 2` where the recipe, or its second view, has it with other parameters too.
+    """
     data = RECIPES[recipe]
-    first, second = data if isinstance(data, tuple) else (data, [])
-    only_second = [(f"{name} (view 2)", name, given) for name, given in second if (name, given) not in first]
-    named = [(name, name, given) for name, given in first] + only_second
-    return {title: View(recipe, [(name, {**given, "p": 1.0})], out_size) for title, name, given in named}
+    alone: list[tuple[str, dict[str, Any]]] = []
+    for name, given in itertools.chain(*data) if isinstance(data, tuple) else data:
+        always = (name, {**given, "p": 1.0})
+        if name != "resample" and always not in alone:
+            alone.append(always)
+    views = {}
+    for n, (name, given) in enumerate(alone):
+        times = [earlier for earlier, _ in alone[: n + 1]].count(name)
+        views[name if times == 1 else f"{name} {times}"] = View(recipe, [(name, given)], out_size)
+    return views
 
 
 def plain_view(images: Tensor, out_size: int, in_channels: int) -> Tensor:

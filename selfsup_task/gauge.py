@@ -22,6 +22,7 @@ from utils import plots
 from utils.hardware import choose_precision
 from utils.logging_utils import Run
 from utils.randomness import fixed_order
+from utils.wording import metric_name
 
 PROBES = ("probe/linear", "probe/knn")
 PROBE_LABELS = 100  # labelled training images that a probe learns from: few, since that is what pretraining is for
@@ -92,6 +93,11 @@ class Gauge:
         return {tag: float(np.mean([s[tag] for s in scores])) for tag in PROBES if all(tag in s for s in scores)}
 
     @property
+    def metric(self) -> str:
+        """What the probes' scores are."""
+        return "auroc" if self.labels.ndim > 1 else "balanced_accuracy"
+
+    @property
     def chance(self) -> float:
         """The probes' score for a guess."""
         if self.labels.ndim > 1:
@@ -153,7 +159,8 @@ class Gauge:
             config["batch_size"], config["projector_dims"][-1], config["barlow_lambda"]
         )
         levels = {"train/loss": loss, "train/on_diagonal": on_diagonal, "chance": self.chance}
-        return plots.training_curves(self.run.rows, plots.marked(str(self.run), self.xrays.synthetic), levels)
+        title = plots.marked(str(self.run), self.xrays.synthetic)
+        return plots.training_curves(self.run.rows, title, levels, metric_name(self.metric))
 
 
 def _label_draws(xrays: XRays, seed: int) -> list[np.ndarray]:

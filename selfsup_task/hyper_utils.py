@@ -95,7 +95,9 @@ def _pretrain(config: PretrainConfig, device: torch.device, run: Run) -> None:
     if run.is_writer and run.checkpoint() is None:
         run.save_figure("views", gauge.views_figure(), step=0)
         run.save_figure("recipe", gauge.recipe_figure(), step=0)
-        run.add_row({"epoch": 0, "step": 0, **gauge.measure_random_network()})
+        random_network = gauge.measure_random_network()
+        run.log(0, random_network)
+        run.add_row({"epoch": 0, "step": 0, **random_network})
     fit(model, step, gauge, indices, config, run)
     if run.is_writer:
         save_backbone(run.folder / f"{config['backbone']}_final_state_dict.pt", model.backbone, gauge.provenance)
@@ -118,6 +120,7 @@ def _summary(config: PretrainConfig, gauge: Gauge, run: Run, images: int) -> dic
         "loss_last_epoch": last["train/loss"],
         "rank_random_network": before["health/rank"],
         "rank": last["health/rank"],
+        "metric": gauge.metric,
         "chance": gauge.chance,
         **{f"{tag}_random_network": before[tag] for tag in PROBES if tag in before},
         **{tag: last[tag] for tag in PROBES if tag in last},

@@ -25,6 +25,7 @@ from typing import Any
 
 from selfsup_task.hyper_utils import pretrain
 from utils.config import run_script
+from utils.wording import metric_name
 
 config: dict[str, Any] = {
     # data
@@ -81,8 +82,8 @@ def report(summary: dict[str, Any], folder: str, config: dict[str, Any]) -> str:
     for tag, name in {"probe/linear": "linear probe", "probe/knn": "kNN probe   "}.items():
         if tag in summary:
             lines.append(
-                f"  {name}     {summary[f'{tag}_random_network']:.3f} -> {summary[tag]:.3f} on validation "
-                f"(random network, now; chance {summary['chance']:.2f})"
+                f"  {name}     {summary[f'{tag}_random_network']:.3f} -> {summary[tag]:.3f} "
+                f"{metric_name(summary['metric'])} on validation (random network, now; chance {summary['chance']:.2f})"
             )
     lines += [
         f"  speed            {summary['images_per_second']:.0f} images/s",

@@ -1,24 +1,35 @@
 """Files that are whole or absent: written under a temporary name, flushed to disk, then renamed."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from utils.config import UserError
+
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Call `write(file)` on a temporary file beside `path` and rename it to `path` once it is on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Call `write(file)` on a temporary file beside `path` and rename it to `path` once it is on disk.
+
+    Raises UserError where the system does not let it: no right to write, or, on Windows, a program that shows the file.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except PermissionError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); close what has it open, or see who may write there."
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

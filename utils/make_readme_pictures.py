@@ -21,7 +21,7 @@ config: dict[str, Any] = {
 }
 
 PICTURES = {  # figures of the tour, below the runs; the first that exists of a pattern
-    "views": "pretrain/phantom_*/figures/views.png",
+    "views": "pretrain/phantom_resnet18_32px_short_b64_lr0.0005_lambda0.005_p512_e10_s0/figures/views.png",
     "label_efficiency": "tour/compare/figures/label_efficiency.png",
     "panel": "tour/grad_cam/figures/panel.png",
     "audit": "tour/audit/*/*/*/figures/audit.png",

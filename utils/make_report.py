@@ -105,14 +105,16 @@ def environments(runs: Sequence[FoundRun]) -> list[Block]:
 def _everything(runs: Sequence[FoundRun], skipped: Sequence[Skipped]) -> Section:
     names = {one.name for one in skipped}
     found: list[list[Cell]] = [
-        [run.name, run.kind, str(run.environment.get("command", ""))] for run in runs if run.name not in names
+        [run.name, run.kind, *(str(run.environment.get(key, "")) for key in ("commit", "command"))]
+        for run in runs
+        if run.name not in names
     ]
     left_out: list[list[Cell]] = [[one.name, one.reason] for one in skipped]
     blocks: list[Block] = [
         Table(["folder", "reason"], left_out, f"{len(left_out)} skipped", folded=len(left_out) > 10)
         if left_out
         else Text("No folder was skipped."),
-        Table(["run", "kind", "command"], found, f"{len(found)} runs that were read", folded=True)
+        Table(["run", "kind", "commit", "command"], found, f"{len(found)} runs that were read", folded=True)
         if found
         else Text("There are no runs yet."),
     ]

@@ -57,10 +57,13 @@ def correlation_matrix(c: np.ndarray, title: str) -> Figure:
     return figure
 
 
-def training_curves(rows: Sequence[Mapping[str, float]], title: str, levels: Mapping[str, float]) -> Figure:
+def training_curves(
+    rows: Sequence[Mapping[str, float]], title: str, levels: Mapping[str, float], metric: str
+) -> Figure:
     """Loss, ranks and probes over the epochs of metrics.csv.
 
     levels  what random embeddings give for a tag, and "chance" for the probes: dashed lines
+    metric  the probes' score, in words
     """
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     figure.suptitle(title, fontsize=10)
@@ -72,7 +75,7 @@ def training_curves(rows: Sequence[Mapping[str, float]], title: str, levels: Map
     _finish(rank, "Effective rank", "RankMe (dimensions)")
     _lines(score, rows, {"probe/linear": "linear probe", "probe/knn": "kNN probe"}, levels)
     score.axhline(levels["chance"], color=BLACK, linestyle=":", linewidth=1, label="chance")
-    _finish(score, "Probes on validation (epoch 0: random network)", "balanced accuracy or AUROC")
+    _finish(score, "Probes on validation (epoch 0: random network)", metric)
     return figure
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from utils.report_blocks import Block, Cell, Missing, Table, Text, count, estimate, number, row_estimate
+from utils.report_blocks import Block, Cell, Missing, Number, Table, Text, count, estimate, number, row_estimate
 from utils.report_runs import COMPARISON, FROZEN, TEST, TEST_COMPARISON, FoundRun, pictures
 from utils.wording import METHOD_NAMES, interval_text, metric_name, savings_sentence
 
@@ -36,13 +36,13 @@ def efficiency(run: FoundRun) -> list[Block]:
     metric, runs = metric_name(run.summary["metric"]), [run.name]
     arms = list(dict.fromkeys(curves["arm"]))
     rows: list[list[Cell]] = []
-    for (method, labels), chosen in curves.groupby(["method", "labels"], sort=False):
+    for (method, fraction, labels), chosen in curves.groupby(["method", "fraction", "labels"], sort=False):
         by_arm = {row["arm"]: row for row in chosen.to_dict("records")}
         cells = [row_estimate(by_arm[arm], value="mean") if arm in by_arm else "not run" for arm in arms]
-        rows.append([METHOD_NAMES[str(method)], count(float(str(labels))), *cells])
+        rows.append([METHOD_NAMES[method], _share(fraction), count(labels), *cells])
     draws = f"{int(curves['draws'].min())} draw(s) of the labels"
     scores = Table(
-        ["method", "labels", *arms],
+        ["method", "share", "labels", *arms],
         rows,
         f"{run.label}: {metric} on {PARTS[run.summary['part']]}, mean [95% interval] of {draws}",
         runs,
@@ -51,6 +51,7 @@ def efficiency(run: FoundRun) -> list[Block]:
     gaps: list[list[Cell]] = [
         [
             METHOD_NAMES[row["method"]],
+            _share(row["fraction"]),
             count(row["labels"]),
             f"{row['arm']} less {row['reference']}",
             estimate(*(100 * row[key] for key in ("difference", "low", "high")), form="+.1f"),
@@ -59,9 +60,9 @@ def efficiency(run: FoundRun) -> list[Block]:
         for row in differences.to_dict("records")
     ]
     gap = Table(
-        ["method", "labels", "of", "points", "labels saved"],
+        ["method", "share", "labels", "of", "points", "labels saved"],
         gaps,
-        f"Differences of {metric} in points, with 95% intervals for new images and new draws of labels, "
+        f"{run.label}: differences of {metric} in points, with 95% intervals for new images and new draws of labels, "
         "not for a new pretraining run",
         runs,
     )
@@ -95,7 +96,7 @@ def tested(runs: Sequence[FoundRun]) -> list[Block]:
     caption = "Each network on the test part [95% interval over patients or duplicate groups]"
     blocks: list[Block] = [Table(columns, rows, caption, [run.name for run in runs], len(rows) > MOST_ROWS)]
     for run in _most_labels(runs):
-        title = f"Confusion matrix on the test part of {run.name}, as counts and as shares of the label"
+        title = f"Confusion matrix on the test part of {run.label}, as counts and as shares of the label"
         blocks += pictures(run, confusion_matrix=title)
         blocks += _classes(run)
     return blocks
@@ -134,6 +135,8 @@ def _sentences(run: FoundRun) -> list[Text]:
     swapped = stored.rename(columns={"arm": "reference", "reference": "arm", "low": "high", "high": "low"})
     swapped[["difference", "low", "high"]] *= -1
     table: Any = pd.concat([stored[~flip], swapped[flip]])
+    # a fine-tuning that is nowhere better than the probe that it starts from is that probe, and counts once
+    table = table.drop_duplicates(["arm", "reference", "labels", "difference", "low", "high"])
     for (arm, reference), rows in table.groupby(["arm", "reference"], sort=False):
         known = int((rows["low"].notna() & rows["high"].notna()).sum())
         above, below = int((rows["low"] > 0).sum()), int((rows["high"] < 0).sum())
@@ -147,8 +150,13 @@ def _sentences(run: FoundRun) -> list[Text]:
     return texts
 
 
+def _share(fraction: float) -> Cell:
+    """Of the labels of the train part."""
+    return Number(f"{100 * fraction:.3g}%", fraction)
+
+
 def _curves(run: FoundRun) -> list[Block]:
-    alt = f"Score over the number of labels, a line with its interval for each initialisation, of {run.name}"
+    alt = f"Score over the number of labels, a line with its interval for each initialisation, of {run.label}"
     return [*pictures(run, label_efficiency=alt)]
 
 
@@ -195,7 +203,7 @@ def _classes(run: FoundRun) -> list[Block]:
     for name, chosen in table.groupby("class", sort=False):
         by_score = {row["score"]: row for row in chosen.to_dict("records")}
         rows.append([str(name), *(row_estimate(by_score[score]) for score in scores)])
-    caption = f"{run.name}: each class against the rest [95% interval]"
+    caption = f"{run.label}: each class against the rest [95% interval]"
     temperature = number(run.summary["temperature"], ".2f")
     note = Text(
         f"Temperature {temperature.text if not isinstance(temperature, str) else temperature}, fitted on validation."

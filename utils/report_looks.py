@@ -32,7 +32,14 @@ def explanation(run: FoundRun) -> list[Block]:
     caption = f"{run.label}: {method} on {images}; mean [95% interval]"
     blocks: list[Block] = [Table(["network", *QUANTITIES.values(), "sanity check"], rows, caption, [run.name])]
     if gaps:
-        blocks.append(Table(["networks", *QUANTITIES.values()], gaps, "Differences on the same images", [run.name]))
+        blocks.append(
+            Table(
+                ["networks", *QUANTITIES.values()],
+                gaps,
+                f"{run.label}: differences on the same images; mean [95% interval]",
+                [run.name],
+            )
+        )
     alt = f"X-rays with the {method} of each network laid over them, a row a network"
     return [*blocks, *(Text(note) for note in summary.get("notes", [])), *pictures(run, panel=alt)]
 
@@ -55,14 +62,14 @@ def audit(run: FoundRun) -> list[Block]:
             for row in masses.to_dict("records")
         ]
         columns = ["class", "method", "images", "lung mass over area (1 is chance)"]
-        blocks.append(Table(columns, cells, "Lung mass by class [95% interval]", [run.name]))
+        blocks.append(Table(columns, cells, f"{run.label}: lung mass by class [95% interval]", [run.name]))
     source = summary.get("source")
     if source:
         told = interval_text(source["value"], source["low"], source["high"])
         alone = f", by the class alone {source['by_class']:.3f}" if "by_class" in source else ""
         said = f"A probe tells the source of an X-ray with balanced accuracy {told}, chance {source['chance']:.2f}"
-        blocks.append(Text(f"{said}{alone}."))
-    alt = f"Score of {run.name} by what is left of the X-rays, and beside it what that looks like"
+        blocks.append(Text(f"{said}{alone}.", lead=f"{run.label}:"))
+    alt = f"Score of {run.label} by what is left of the X-rays, and beside it what that looks like"
     return [*blocks, *pictures(run, audit=alt)]
 
 

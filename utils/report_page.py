@@ -58,10 +58,11 @@ for (const button of document.querySelectorAll("th button")) {
     const head = button.parentElement, body = head.closest("table").tBodies[0];
     const column = [...head.parentElement.children].indexOf(head);
     const up = head.getAttribute("aria-sort") !== "ascending";
-    const key = row => row.children[column].dataset.value ?? row.children[column].textContent;
-    const compare = (a, b) => {
-      const x = Number(key(a)), y = Number(key(b));
-      return isNaN(x) || isNaN(y) ? key(a).localeCompare(key(b)) : x - y;
+    const number = row => Number(row.children[column].dataset.value ?? NaN);
+    const text = row => row.children[column].textContent;
+    const compare = (a, b) => {  // numbers, then words
+      const x = number(a), y = number(b), words = isNaN(x) - isNaN(y);
+      return words || (isNaN(x) ? text(a).localeCompare(text(b), undefined, {numeric: true}) : x - y);
     };
     for (const other of head.parentElement.children) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
@@ -73,6 +74,7 @@ addEventListener("beforeprint", () => document.querySelectorAll("details").forEa
 
 SCALE = 96 / 150  # a figure is saved at 150 dots an inch, and a page has 96
 TALLEST = 720  # pixels of the page
+MOST_NAMES = 3  # of runs that stand open
 LONG = 40  # characters from which on a cell's text may wrap
 
 
@@ -117,7 +119,7 @@ def _block(block: Block) -> str:
 def _table(table: Table) -> str:
     heads = "".join(f'<th scope="col"><button>{_text(column)}</button></th>' for column in table.columns)
     rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
-    source = f'<p class="soft">From {_text(_names(table.runs))}</p>' if table.runs else ""
+    source = _source(table.runs)
     whole = (
         f'<p class="soft caption">{_text(table.caption)}</p>'
         f'<div class="table" role="region" tabindex="0" aria-label="{_text(table.caption)}"><table>'
@@ -133,8 +135,14 @@ def _cell(cell: Cell) -> str:
     return f"<td{' class=long' if len(cell) > LONG else ''}>{_text(cell)}</td>"
 
 
-def _names(runs: Sequence[str]) -> str:
-    return ", ".join(runs) if len(runs) <= 3 else f"{', '.join(runs[:2])} and {len(runs) - 2} more runs"
+def _source(runs: Sequence[str]) -> str:
+    """The runs that a table came from; many of them unfold."""
+    if not runs:
+        return ""
+    names = f"From {_text(', '.join(runs))}"
+    if len(runs) <= MOST_NAMES:
+        return f'<p class="soft">{names}</p>'
+    return f'<details class="soft"><summary>From {len(runs):,} runs</summary><p>{names}</p></details>'
 
 
 def _text(value: str) -> str:

@@ -68,8 +68,6 @@ class _Pages:
                 self.lines(f"{block.what} Run: {block.command}", BODY)
             case Picture():
                 self.picture(block)
-            case Table(folded=True):
-                self.lines(f"{block.caption}: {len(block.rows):,} rows, in index.html alone.", SMALL)
             case Table():
                 self.table(block)
         self.space(0.1)
@@ -102,18 +100,22 @@ class _Pages:
     def table(self, table: Table) -> None:
         """Columns as wide as they need, or as the page has room for, in letters of one width."""
         self.lines(table.caption, SMALL, bold=True, keep=0.8)
-        letters = int((WIDTH - 2 * MARGIN) * 72 / (TINY * MONO))
-        texts = [list(table.columns), *([_text(cell) for cell in row] for row in table.rows)]
-        widths = _widths(texts, letters)
-        for row in texts:
-            cells = [textwrap.wrap(text, width) or [""] for text, width in zip(row, widths, strict=True)]
-            lines = list(_side_by_side(cells, widths))
+        for lines in table_lines(table, int((WIDTH - 2 * MARGIN) * 72 / (TINY * MONO))):
             self.need(len(lines) * TINY * LINE / 72)
             for line in lines:
                 self.lines(line, TINY, mono=True)
             self.space(0.03)
         if table.runs:
-            self.lines(f"From {', '.join(table.runs[:4])}{' and others' if len(table.runs) > 4 else ''}", SMALL)
+            self.lines(f"From {', '.join(table.runs)}", TINY)
+
+
+def table_lines(table: Table, letters: int) -> Iterator[list[str]]:
+    """The lines of the heads and of each row, of at most `letters` letters where the columns can be that narrow."""
+    texts = [list(table.columns), *([_text(cell) for cell in row] for row in table.rows)]
+    widths = _widths(texts, letters)
+    for row in texts:
+        cells = [textwrap.wrap(text, width) or [""] for text, width in zip(row, widths, strict=True)]
+        yield list(_side_by_side(cells, widths))
 
 
 def _first_height(blocks: Sequence[Block]) -> float:

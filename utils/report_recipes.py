@@ -21,10 +21,14 @@ def data_sets(runs: Sequence[FoundRun]) -> list[Block]:
         data = run.environment["data"]
         parts = [count(data["images_by_part"].get(part, 0)) for part in ("train", "val", "test")]
         kind = "synthetic" if data["synthetic"] else "real"
-        counts = [count(data.get(key, float("nan"))) for key in ("images", "groups", "duplicate_pairs")]
-        rows.append([data["split_hash"], run.config.get("dataset", ""), kind, *counts, *parts])
+        counts = [count(data.get(key, float("nan"))) for key in ("images", "groups")]
+        layout = run.config.get("dataset", "")  # near-duplicates are looked for where no patient is known
+        pairs = count(data.get("duplicate_pairs", float("nan"))) if layout != "chexpert" else "not looked for"
+        rows.append([data["split_hash"], layout, kind, *counts, pairs, *parts])
     columns = ["split", "layout", "X-rays", "images", "groups", "near-duplicate pairs", "train", "val", "test"]
-    caption = "Data sets and splits by hash. No group (a patient, or near-duplicate images) lies in two parts"
+    caption = (
+        "Data sets and splits by hash. No group lies in two parts: a patient, or, where none is known, near-duplicates"
+    )
     blocks: list[Block] = [Table(columns, rows, caption, [run.name for run in splits])]
     for shown in splits:
         same = [run for run in known if run.environment["data"]["split_hash"] == _hash(shown)]
@@ -40,11 +44,13 @@ def labels_by_part(run: FoundRun) -> list[Block]:
     labels = split.assign(label=split["label"].str.split(";")).explode("label") if findings else split
     if findings:
         labels = labels[labels["label"].str.endswith("=1")].assign(label=lambda t: t["label"].str.removesuffix("=1"))
-    counts = labels.groupby(["label", "part"]).size().unstack(fill_value=0).head(MOST_LABELS)
+    counts = labels.groupby(["label", "part"]).size().unstack(fill_value=0)
+    left_out = f", the first {MOST_LABELS} of {len(counts)}" if len(counts) > MOST_LABELS else ""
+    counts = counts.head(MOST_LABELS)
     parts = [part for part in ("train", "val", "test") if part in counts]
     rows: list[list[Cell]] = [[str(label), *(count(row[part]) for part in parts)] for label, row in counts.iterrows()]
     what = "images with each finding" if findings else "images of each class"
-    return [Table([what, *parts], rows, f"Labels of split {_hash(run)}", [run.name])]
+    return [Table([what, *parts], rows, f"Labels of split {_hash(run)}{_marked(run)}{left_out}", [run.name])]
 
 
 def recipe(run: FoundRun) -> list[Block]:
@@ -81,9 +87,8 @@ def scan(run: FoundRun) -> list[Block]:
     columns = ["trial", "linear probe", "full fine-tuning", "pretraining loss", "effective rank"]
     caption = f"{run.label}: {metric} on validation (one run each); the loss, whose scale varies, ranks nothing"
     name = run.name.rpartition("/")[2]
-    failures = [Text(f"{row['trial']} failed: {row['error']}") for row in table[failed].to_dict("records")]
-    drawn = pictures(run, **{name: f"Scores of the trials of {run.name}"})
-    return [Table(columns, rows, caption, [run.name]), *failures, *drawn]
+    drawn = pictures(run, **{name: f"Scores of the trials of {run.label}"})
+    return [Table(columns, rows, caption, [run.name]), *_failures(table), *drawn]
 
 
 def resources(run: FoundRun) -> list[Block]:
@@ -99,13 +104,14 @@ def resources(run: FoundRun) -> list[Block]:
     rows: list[list[Cell]] = []
     for row in table.to_dict("records"):
         cells: list[Cell] = [number(row[column], form) for column, (_, form) in known.items()]
-        memory = "out of memory" if row.get("out_of_memory") is True else str(row.get("bottleneck") or "")
-        rows.append([row["trial"], *cells, memory])
+        bottleneck = row.get("bottleneck")
+        ended = "out of memory" if row.get("out_of_memory") is True else "failed"
+        rows.append([row["trial"], *cells, bottleneck if isinstance(bottleneck, str) else ended])
     epochs = run.config.get("forecast_epochs")
     caption = f"{run.label}: cost of a pretraining (one run each); hours are the forecast for {epochs} epochs"
     columns = ["setting", *(shown for shown, _ in known.values()), "bottleneck"]
     drawn = pictures(run, resources="Forecast hours by image size and batch size")
-    return [Table(columns, rows, caption, [run.name]), *drawn]
+    return [Table(columns, rows, caption, [run.name]), *_failures(table), *drawn]
 
 
 def search(run: FoundRun) -> list[Block]:
@@ -129,15 +135,28 @@ def pretrainings(runs: Sequence[FoundRun]) -> list[Block]:
         loss = change(s["loss_first_epoch"], s["loss_last_epoch"], ".4g")
         rank = change(s["rank_random_network"], s["rank"], ".0f")
         numbers = [count(s["images"]), count(s["epochs"])]
-        rows.append([run.label, *numbers, loss, rank, *probes, number(s["images_per_second"], ",.0f"), s["verdict"]])
-    columns = ["run", "images", "epochs", "loss", "rank", "linear probe", "kNN probe", "images/s", "health"]
+        metric = f"{metric_name(s['metric'])}, chance {s['chance']:.2f}" if "metric" in s else "not said"
+        speed = number(s["images_per_second"], ",.0f")
+        rows.append([run.label, *numbers, loss, rank, *probes, metric, speed, s["verdict"]])
+    columns = [
+        "run",
+        "images",
+        "epochs",
+        "loss",
+        "rank",
+        "linear probe",
+        "kNN probe",
+        "probes' score",
+        "images/s",
+        "health",
+    ]
     caption = "Pretrainings (one run each): loss in the first → last epoch; rank and probes of the random network → now"
     blocks: list[Block] = [Table(columns, rows, caption, [run.name for run in runs])]
     for run in runs:
         blocks += pictures(
             run,
-            curves=f"Loss, effective rank and probes over the epochs of {run.name}",
-            cross_correlation=f"Cross-correlation of two views' embeddings in {run.name}; the goal is the identity",
+            curves=f"Loss, effective rank and probes over the epochs of {run.label}",
+            cross_correlation=f"Cross-correlation of two views' embeddings in {run.label}; the goal is the identity",
         )
     return blocks
 
@@ -197,6 +216,16 @@ def _all(runs: Sequence[FoundRun], kind: str, show: Callable[[FoundRun], list[Bl
 
 def _scans(runs: Sequence[FoundRun], varied: str) -> list[Any]:
     return [(run, scan) for run in runs if run.kind == SCAN and varied in run.config["varied"]]
+
+
+def _marked(run: FoundRun) -> str:
+    return " (synthetic)" if run.synthetic else ""
+
+
+def _failures(table: Any) -> list[Block]:
+    """What went wrong in a sweep's trials."""
+    failed = table[table["error"].fillna("") != ""] if "error" in table else table[:0]
+    return [Text(f"{row['trial']} failed: {row['error']}") for row in failed.to_dict("records")]
 
 
 def _hash(run: FoundRun) -> str:

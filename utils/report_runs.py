@@ -1,5 +1,6 @@
 """What lies under runs/: every run with its kind, and what cannot be shown, with the reason."""
 
+import fnmatch
 import io
 import json
 import os
@@ -16,9 +17,16 @@ from utils.report_blocks import Picture
 PRETRAINING, FINETUNING, COMPARISON, TEST_COMPARISON = "pretraining", "fine-tuning", "comparison", "comparison on test"
 FROZEN, TEST, RANGE, SCAN, TRIAL = "frozen parts", "test", "range test", "scan", "trial of a scan"
 RESOURCES, CELL, SEARCH, EXPLANATION, AUDIT = "resources", "cell of resources", "search", "explanation", "audit"
-TRACES = {"metrics.csv", "summary.json", "environment.json"}  # of a run without a config.json
+# of a run without a config.json
+TRACES = ("metrics.csv", "summary.json", "environment.json", "events.out.tfevents*", "*.pt", "*.pth")
+NAMES: Any = dict.fromkeys(
+    ("arm", "reference", "trial", "trainable", "class"), str
+)  # columns that may look like numbers
 # what a damaged file leads to
-BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, SyntaxError, RecursionError)
+BROKEN = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, SyntaxError, RecursionError),
+    Image.DecompressionBombError,
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class FoundRun:
 
     def table(self, name: str) -> Any:
         """One of its CSVs, by name: a DataFrame, whose cells pandas' stubs take for anything."""
-        return pd.read_csv(self.folder / f"{name}.csv")
+        return pd.read_csv(self.folder / f"{name}.csv", dtype=NAMES)
 
     def figure(self, name: str) -> Path:
         """Where one of its figures is, if it was drawn."""
@@ -76,17 +84,27 @@ class Skipped:
 
 def find_runs(root: Path, leave_out: Path) -> tuple[list[FoundRun], list[Skipped]]:
     """All runs in and below `root`, by name, but for `leave_out`; a folder without a config.json is one if it has
-    what only runs have: metrics or TensorBoard events."""
-    found, skipped = [], []
-    for folder, folders, files in os.walk(root):
+    what only runs have: metrics, TensorBoard events or weights. Links to folders are not followed."""
+    found: list[FoundRun] = []
+    skipped: list[Skipped] = []
+
+    def name_of(path: Path) -> str:
+        name = path.relative_to(root).as_posix() if path != root else root.name
+        return name.encode("utf-8", "backslashreplace").decode()  # of any bytes
+
+    def unreadable(error: OSError) -> None:
+        skipped.append(Skipped(name_of(Path(error.filename)), f"it cannot be opened: {error.strerror}"))
+
+    for folder, folders, files in os.walk(root, onerror=unreadable):
         path = Path(folder)
         folders[:] = sorted(name for name in folders if name[0] != "." and path / name != leave_out)
-        name = path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()  # of any bytes
+        links = [path / name for name in folders if (path / name).is_symlink()]
+        skipped += [Skipped(name_of(link), "a link to another folder, which is not followed") for link in links]
         if "config.json" in files:
-            read = _read(path, name, set(files))
+            read = _read(path, name_of(path), set(files))
             (found if isinstance(read, FoundRun) else skipped).append(read)  # type: ignore[arg-type]  # as tested
-        elif TRACES & set(files) or any(file.startswith("events.out.tfevents") for file in files):
-            skipped.append(Skipped(name, "it has no config.json: made by an older or another program"))
+        elif any(fnmatch.filter(files, trace) for trace in TRACES):
+            skipped.append(Skipped(name_of(path), "it has no config.json: made by an older or another program"))
     return found, skipped
 
 

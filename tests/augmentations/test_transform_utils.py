@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from augmentations.recipes import RECIPES
-from augmentations.transform_utils import TwinViews, denormalise, normalise, step_generator
+from augmentations.transform_utils import TwinViews, denormalise, normalise, operator_views, step_generator
 from utils.config import UserError
 
 
@@ -151,6 +151,22 @@ def test_the_imagenet_recipe_has_two_different_views():
     roughness = [(v[..., 1:] - v[..., :-1]).abs().mean() for v in (first, second)]
     assert roughness[0] < 0.7 * roughness[1]
     assert TwinViews("imagenet", 24).views[0].intensity[1][1] == 1.0
+
+
+def test_each_operator_alone_works_on_every_image(monkeypatch):
+    recipe = [("resample", {"interpolation": "bilinear"}), ("vflip", {"p": 0.1}), ("blur", {"p": 0.5, "sigma": (1, 1)})]
+    monkeypatch.setitem(RECIPES, "tried", (recipe, [("vflip", {"p": 0.9}), ("blur", {"p": 0.5, "sigma": (2, 2)})]))
+    views = operator_views("tried", 40)
+    assert list(views) == ["vflip", "blur", "blur 2"]
+    images = batch().float() / 255
+    flipped = denormalise(views["vflip"](images, step_generator(0, 0, 0)))
+    assert torch.allclose(flipped, images.flip(2), atol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_every_recipe_can_be_taken_apart(recipe):
+    for view in operator_views(recipe, 32).values():
+        assert torch.isfinite(view(batch().float() / 255, step_generator(0, 0, 0))).all()
 
 
 def test_bilinear_is_a_recipes_choice(monkeypatch):

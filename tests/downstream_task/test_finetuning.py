@@ -21,6 +21,7 @@ from self_sup_classes.initialisation import random_backbone
 from self_sup_classes.provenance import Provenance, provenance_of
 from utils import logging_utils
 from utils.config import UserError
+from utils.load_tb_logs import read_scalars
 
 COMPARISON_ONLY = ("encoders", "methods", "fractions", "draws", "lrs")
 SMALL: dict[str, Any] = {
@@ -89,6 +90,8 @@ def test_training_leaves_what_the_house_promises(finetune: Callable[..., logging
     predictions = pd.read_csv(run.folder / "predictions_val.csv")
     np.testing.assert_allclose(predictions.filter(like="p ").sum(axis=1), 1, atol=1e-6)
     assert run.summary["score"] == max(row["val/balanced_accuracy"] for row in run.rows)
+    best = read_scalars(run.folder)[0].query("tag == 'best/balanced_accuracy'")  # by which HParams ranks
+    np.testing.assert_allclose(best["value"], [run.summary["score"]], rtol=1e-6)
     assert weights(run)["fc.weight"].shape == (4, 512)
     before = (run.folder / "summary.json").read_bytes()
     again = finetune()

@@ -65,6 +65,7 @@ def test_a_run_leaves_what_its_readme_says_and_is_not_repeated(name: str, phanto
         "resnet18_final_state_dict.pt",
         "summary.json",
         "figures/views.png",
+        "figures/recipe.png",
         "figures/curves.png",
         "figures/cross_correlation.png",
     } <= files

@@ -7,6 +7,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
 
 from utils.config import UserError
 from utils.files import write_atomically
@@ -77,6 +79,41 @@ def test_events_after_the_checkpoint_are_struck_out_on_resume(tmp_path: Path) ->
     ]  # fmt: skip
 
 
+def test_what_a_row_says_stays_in_tensorboard_when_the_run_dies_after_it(tmp_path: Path) -> None:
+    first = Run("a", CONFIG, tmp_path)
+    first.start()
+    first.add_row({"epoch": 1, "step": 5})
+    first.save_checkpoint({})
+    first.log(5, {"val/accuracy": 0.5})
+    first.save_checkpoint({})  # and then it is killed
+    second = Run("a", CONFIG, tmp_path)
+    second.checkpoint()
+    second.log(5, {"best/accuracy": 0.5})
+    second.finish({})
+    events = EventAccumulator(str(second.folder)).Reload()
+    assert [event.step for event in events.Scalars("val/accuracy")] == [5]
+    assert [event.step for event in events.Scalars("best/accuracy")] == [5]
+
+
+def test_a_training_is_a_row_of_tensorboards_hparams(tmp_path: Path) -> None:
+    run = Run("a", {"lr": 0.1, "dims": [512, 512], "nested": {"steps": 3}}, tmp_path)
+    run.start()
+    run.log(1, {"best/accuracy": 0.5})
+    run.add_row({"epoch": 1, "step": 1})
+    run.finish({})
+    found = [
+        value.metadata.plugin_data.content
+        for file in run.folder.glob("events.out.tfevents.*")
+        for event in EventFileLoader(str(file)).Load()
+        for value in event.summary.value
+        if value.tag == SESSION_START_INFO_TAG
+    ]
+    start = parse_session_start_info_plugin_data(found[0])
+    assert start.hparams["lr"].number_value == 0.1
+    assert start.hparams["dims"].string_value == "[512, 512]"
+    assert start.hparams["nested.steps"].number_value == 3
+
+
 def test_figures_are_files_and_tensorboard_images(tmp_path: Path) -> None:
     run = Run("a", CONFIG, tmp_path)
     run.start()
@@ -100,6 +137,16 @@ def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> Non
         write_atomically(path, fail)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_may_not_be_replaced_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise PermissionError(13, "Access is denied")  # as Windows does where another program shows the file
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(UserError, match=r"report\.pdf cannot be written \(Access is denied\); close what has it open"):
+        write_atomically(tmp_path / "report.pdf", lambda file: file.write(b"new"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
