@@ -35,7 +35,7 @@ config: dict[str, Any] = {
     "probe_every": 1,
 }
 
-SECONDS_A_CELL = 15  # about, most of them for starting Python and torch
+SECONDS_A_CELL = 25  # about, half of them for starting Python and torch
 
 
 def main(config: dict[str, Any]) -> None:

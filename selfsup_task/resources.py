@@ -24,6 +24,7 @@ from utils.config import UserError
 from utils.hardware import choose_device
 from utils.training_utils import check_fit_config
 
+PROBE_SECONDS = 8.0  # of optimiser steps: a machine that others share is now faster, now slower
 SIGKILL = 9  # Windows has none
 SAMPLE = 256  # files that are decoded to see what the store takes, at least a batch of them
 FORWARD = 1 / 6  # of a pair's step that one image's forward pass costs: two views, and backward is twice forward
@@ -125,7 +126,7 @@ def _measured(config: PretrainConfig) -> dict[str, Any]:
         store = store.to(choose_device(config["device"]))
         size = min(len(store), config["batch_size"])
         rows = torch.arange(config["batch_size"]) % size
-        times = time_steps(config, lambda batch: store.gather(rows[: len(batch)]))
+        times = time_steps(config, lambda batch: store.gather(rows[: len(batch)]), PROBE_SECONDS)
         on_gpu = config["store_res"] ** 2 if isinstance(store.array, torch.Tensor) else 0
     return {"times": times._asdict(), "store": decoding, "bytes_on_gpu": on_gpu}
 

@@ -15,6 +15,8 @@ from utils.hardware import choose_device, choose_precision, median_seconds, peak
 from utils.memory import keep_freed_memory
 from utils.optimisation import build_optimizer, gradient_step
 
+STEPS = 3  # that are timed, at least
+
 
 class StepTimes(NamedTuple):
     """Seconds that a batch takes: reading its pixels, making its views, the whole step. Peak memory in bytes."""
@@ -26,12 +28,11 @@ class StepTimes(NamedTuple):
 
 
 def time_steps(
-    config: PretrainConfig, images_of: Callable[[Tensor], Tensor] | None = None, steps: int = 3
+    config: PretrainConfig, images_of: Callable[[Tensor], Tensor] | None = None, seconds: float = 0.0
 ) -> StepTimes:
-    """Medians over `steps` optimiser steps of a network like config's, which is thrown away.
+    """Medians over STEPS optimiser steps, or `seconds` of them, of a network like config's, which is thrown away.
 
     `images_of` gives the pixels uint8 [B, 1, S, S] of a batch of indices 0 to B - 1; by default made-up ones.
-
     The memory is the GPU's, or else that of the process so far.
     """
     if config["threads"] > 0:
@@ -54,8 +55,9 @@ def time_steps(
         "views": lambda: views(pixels, step_generator(config["random_seed"], 0, 0)),
         "step": lambda: gradient_step(model, optimizer, lambda: step(batch, 0, 0), config["lr"], 0.0, dtype),
     }
-    seconds = {name: median_seconds(work, steps, device) for name, work in works.items()}
-    return StepTimes(**seconds, memory=peak_memory(device))
+    least = {"reading": 0.0, "views": 0.0, "step": seconds}
+    times = {name: median_seconds(work, STEPS, device, least[name]) for name, work in works.items()}
+    return StepTimes(**times, memory=peak_memory(device))
 
 
 def seconds_a_pair(config: PretrainConfig) -> float:

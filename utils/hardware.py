@@ -42,10 +42,13 @@ def placed(module: Module, device: torch.device) -> Module:
     return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
 
-def median_seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Of a piece of work, the device's included; a first time, which allocates, does not count."""
-    seconds = []
-    for _ in range(1 + repeats):
+def median_seconds(work: Callable[[], object], repeats: int, device: torch.device, at_least: float = 0.0) -> float:
+    """Of a piece of work, the device's included, done `repeats` times or more, until `at_least` seconds have passed.
+
+    A first time, which allocates, does not count.
+    """
+    seconds: list[float] = []
+    while len(seconds) < 1 + repeats or sum(seconds[1:]) < at_least:
         start = time.perf_counter()
         work()
         if device.type != "cpu":
