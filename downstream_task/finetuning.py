@@ -1,6 +1,7 @@
 """`finetune(config)`: a classifier from an encoder and few labels, by gradient descent or as a linear probe."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from self_sup_classes.classifier import FROZEN_STAGES, Classifier, save_classifi
 from self_sup_classes.initialisation import Start, start_from
 from self_sup_classes.provenance import check_unseen
 from utils.config import UserError, check_at_least, check_choice, check_config
+from utils.files import write_again
 from utils.hardware import choose_device, choose_precision, describe_device, make_deterministic, placed
 from utils.logging_utils import Run
 from utils.memory import keep_freed_memory
@@ -154,7 +156,9 @@ class _Finetuning:
             self.run.log(0, scores)
         if self.config["method"] == "finetune":
             self.train_rest()
-        self.save("final")
+            self.save("final")
+        else:
+            write_again(self.path("final"), self.path("best"))  # there is one evaluation, the best
         self.finish(summary)
 
     def start_head(self) -> dict[str, Any]:
@@ -216,8 +220,10 @@ class _Finetuning:
         return scores
 
     def save(self, which: str) -> None:
-        path = self.run.folder / f"{self.config['backbone']}_{which}_state_dict.pt"
-        save_classifier(path, self.classifier, self.provenance)
+        save_classifier(self.path(which), self.classifier, self.provenance)
+
+    def path(self, which: str) -> Path:
+        return self.run.folder / f"{self.config['backbone']}_{which}_state_dict.pt"
 
     def predict(self, indices: np.ndarray, features: bool = False, prefix: bool = False) -> Tensor:
         """Logits [n, C] of X-rays without augmentation; or their features, or what the frozen stages give."""

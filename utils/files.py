@@ -32,6 +32,19 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def write_again(path: Path, source: Path) -> None:
+    """`path` with the bytes of `source`, atomically: one file of two names where the disk allows it, else a copy."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.hardlink_to(source)
+    except OSError:
+        write_atomically(path, lambda file: file.write(source.read_bytes()))
+    else:
+        temporary.replace(path)
+        temporary.unlink(missing_ok=True)  # a rename between two names of one file does nothing
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     write_atomically(path, lambda file: file.write(text.encode("utf-8")))
