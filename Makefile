@@ -24,20 +24,20 @@ tour: .venv/installed
 	.venv/bin/python selfsup_task/train_barlow_twins.py
 	.venv/bin/python downstream_task/trained_vs_no_trained_compare.py --run-name tour/compare --fractions 0.02 0.1 1.0 \
 		--lrs 1e-3 $(BRIEF)
-	.venv/bin/python downstream_task/train_models_with_frozen_parts.py --run-name tour/frozen --parts fc layer3-4+fc all \
+	.venv/bin/python downstream_task/train_models_with_frozen_parts.py --run-name tour/frozen --parts fc all \
 		--label-fraction 0.1 $(BRIEF)
 	.venv/bin/python downstream_task/confusion_matrix.py --runs $(TOUR)
-	.venv/bin/python interpretability/grad_cam.py --run-name tour/grad_cam --per-class 10 \
+	.venv/bin/python interpretability/grad_cam.py --run-name tour/grad_cam --per-class 6 \
 		--checkpoints '$(TOUR)/random_finetune_*_f1_d0' '$(TOUR)/pretrained_finetune_*_f1_d0'
 	.venv/bin/python interpretability/shortcut_audit.py --run-name tour/audit \
 		--checkpoints '$(TOUR)/pretrained_finetune_*_f1_d0'
 	.venv/bin/python selfsup_task/check_bt_resources.py --run-name tour/resources --backbones resnet18 --batch-sizes 64
-	.venv/bin/python selfsup_task/scan_optimal_lr.py --run-name tour/lr --range-steps 30 \
+	.venv/bin/python selfsup_task/scan_optimal_lr.py --run-name tour/lr --range-steps 25 \
 		--schedulers constant cosine $(SCAN)
 	.venv/bin/python selfsup_task/scan_best_transformations.py --run-name tour/transformations --recipes base short $(SCAN)
 	.venv/bin/python selfsup_task/scan_best_hyperparameters.py --run-name tour/hyperparameters --lambdas 5e-3 5e-4 \
 		--projectors 512 $(SCAN)
-	.venv/bin/python downstream_task/scan_best_supervised_hyperparameters.py --run-name tour/search --num-trials 12 \
+	.venv/bin/python downstream_task/scan_best_supervised_hyperparameters.py --run-name tour/search --num-trials 8 \
 		--label-fraction 0.1
 	.venv/bin/python utils/make_report.py
 

@@ -104,17 +104,21 @@ def environments(runs: Sequence[FoundRun]) -> list[Block]:
 
 def _everything(runs: Sequence[FoundRun], skipped: Sequence[Skipped]) -> Section:
     names = {one.name for one in skipped}
+    shown = [run for run in runs if run.name not in names]
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for run in shown:  # those of a comparison or scan are one row
+        made_by = (str(run.environment.get(key, "")) for key in ("commit", "command"))
+        alike.setdefault((run.name.rpartition("/")[0], run.kind, *made_by), []).append(run.name)
     found: list[list[Cell]] = [
-        [run.name, run.kind, *(str(run.environment.get(key, "")) for key in ("commit", "command"))]
-        for run in runs
-        if run.name not in names
+        [members[0] if len(members) == 1 else f"{parent}/*", count(len(members)), *facts]
+        for (parent, *facts), members in alike.items()
     ]
     left_out: list[list[Cell]] = [[one.name, one.reason] for one in skipped]
     blocks: list[Block] = [
         Table(["folder", "reason"], left_out, f"{len(left_out)} skipped", folded=len(left_out) > 10)
         if left_out
         else Text("No folder was skipped."),
-        Table(["run", "kind", "commit", "command"], found, f"{len(found)} runs that were read", folded=True)
+        Table(["run", "runs", "kind", "commit", "command"], found, f"{len(shown)} runs that were read", folded=True)
         if found
         else Text("There are no runs yet."),
     ]
