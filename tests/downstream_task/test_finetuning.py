@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from finetuning_config import finetuning_config
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -15,7 +16,6 @@ from dataset_loader.phantom_dataset import CHEXPERT_ROOT, COVID_ROOT
 from dataset_loader.xrays import open_xrays
 from downstream_task import finetuning
 from downstream_task.linear_head import fit_linear_head
-from downstream_task.trained_vs_no_trained_compare import config as DEFAULTS
 from self_sup_classes.backbones import Backbone, read_state_dict, save_backbone
 from self_sup_classes.initialisation import random_backbone
 from self_sup_classes.provenance import Provenance, provenance_of
@@ -23,23 +23,9 @@ from utils import logging_utils
 from utils.config import UserError
 from utils.load_tb_logs import read_scalars
 
-COMPARISON_ONLY = ("encoders", "methods", "fractions", "draws", "lrs")
-SMALL: dict[str, Any] = {
-    **{key: value for key, value in DEFAULTS.items() if key not in COMPARISON_ONLY},
-    "dataset": "covid",
-    "img_res": 32,
-    "store_res": 32,
-    "batch_size": 16,
-    "num_steps": 4,
-    "evaluations": 2,
-    "encoder": "random",
-    "method": "finetune",
-    "trainable": "all",
-    "label_fraction": 0.2,
-    "label_draw": 0,
-    "lr": 1e-3,
-    "run_name": "run",
-}
+SMALL = finetuning_config(
+    img_res=32, store_res=32, batch_size=16, num_steps=4, evaluations=2, label_fraction=0.2, run_name="run"
+)
 
 
 @pytest.fixture
