@@ -82,7 +82,7 @@ def schedules(table: pd.DataFrame, losses: Mapping[str, pd.DataFrame], title: st
 def search(table: pd.DataFrame, importances: Mapping[str, float], metric: str, title: str) -> Figure:
     """A hyperparameter search: its history, the importances, and the trials as lines through their parameters.
 
-    table  columns trial, the parameters, score, state ("complete" or "pruned")
+    table  columns trial, the parameters, score, state ("complete", "pruned" or "fail"), error
     """
     figure = Figure(figsize=(12, 8), layout="constrained")
     figure.suptitle(title, fontsize=11)
@@ -110,7 +110,7 @@ def search(table: pd.DataFrame, importances: Mapping[str, float], metric: str, t
 
 def _parallel_coordinates(ax: Axes, table: pd.DataFrame, metric: str) -> None:
     """A line a trial through its parameters, each scaled from its least to its largest value."""
-    names = [name for name in table if name not in ("trial", "score", "state")]
+    names = [name for name in table if name not in ("trial", "score", "state", "error")]
     scaled, labels = {}, []
     for name in names:
         values = table[name].to_numpy(float)

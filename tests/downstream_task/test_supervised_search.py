@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -20,6 +21,7 @@ from downstream_task.shared_study import next_turn, open_study
 from downstream_task.supervised_search import search
 from utils.config import REPO_ROOT, UserError
 from utils.logging_utils import Run
+from utils.scan_plots import search as search_figure
 
 SCRIPT = REPO_ROOT / "downstream_task" / "scan_best_supervised_hyperparameters.py"
 RUNS = REPO_ROOT / "runs" / "tests"
@@ -136,3 +138,11 @@ def test_a_study_that_cannot_be_read_is_one_sentence(names: list[str], phantoms:
     broken.write_bytes(b"no database, but long enough to be taken for one" * 100)
     with pytest.raises(UserError, match="cannot be used"):
         searched(small(names[0], phantoms, storage=f"sqlite:///{broken}"))
+
+
+def test_the_figure_has_an_axis_for_each_parameter_and_for_nothing_else() -> None:
+    table = pd.DataFrame({"trial": [0, 1, 2], "lr": [1e-3, 1e-2, 1e-4], "flip": [True, False, True]})
+    table = table.assign(score=[0.5, 0.6, np.nan], state=["complete", "complete", "fail"], error=[None, None, "no"])
+    figure = search_figure(table, {"lr": 0.8, "flip": 0.2}, "AUROC", "title")
+    ticks = next(ax.get_xticklabels() for ax in figure.axes if ax.get_title().startswith("complete trials"))
+    assert [tick.get_text() for tick in ticks] == ["lr\n0.001 to 0.01 (log)", "flip\n0 to 1"]
