@@ -1,9 +1,10 @@
 """The one door to data: `open_xrays(config)` reads, decodes and splits a data set."""
 
+import hashlib
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -133,6 +134,12 @@ def read_columns(config: DataConfig) -> Columns:
         return read_covid(ensure_phantoms(folder, planted_marker=config["dataset"] == "phantom_marker")[0])
     root = repo_path(config["data_root"]) if config["data_root"] else DEFAULT_ROOTS[config["dataset"]]
     return read_covid(root) if config["dataset"] == "covid" else read_chexpert(root)
+
+
+def described(columns: Columns) -> dict[str, Any]:
+    """What tells a data set from another before its images are decoded: how many there are, a hash of their names."""
+    names = "\n".join(sorted(map(str, columns.paths)))
+    return {"images": len(columns.paths), "names_hash": hashlib.sha256(names.encode()).hexdigest()[:16]}
 
 
 def _duplicates(columns: Columns) -> pd.DataFrame:

@@ -3,24 +3,32 @@
 A trial's index is its place in an undisturbed study; optuna's own number counts the deaths too.
 """
 
-import platform
 import uuid
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from utils.config import UserError
+from utils.files import write_text
 from utils.locks import exclusive_lock, try_lock
 from utils.randomness import mixed_seed
 
+STUDY = "study.db"
 RANDOM_START = 10  # trials before TPE takes over from random draws, and before one may be pruned
 METRICS = ("val/balanced_accuracy", "val/auroc")  # of classes, of findings
-BROKEN = (SQLAlchemyError, optuna.exceptions.StorageInternalError)  # what a database that is no study, or busy, raises
+# what a database that is no study, or busy, raises, and a study of which another worker took a trial away
+BROKEN = (
+    *(SQLAlchemyError, optuna.exceptions.StorageInternalError),
+    optuna.exceptions.UpdateFinishedTrialError,
+)
+SECONDS_TO_SAY_WHERE = 60  # a trial of a shared storage that has not said by then where it runs is dead
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ def open_study(storage: str, name: str, folder: Path, identity: dict[str, Any]) 
     Raises UserError if it is of another `identity` (plain JSON values) or cannot be opened.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    where = storage or f"sqlite:///{folder / 'study.db'}"
+    where = storage or f"sqlite:///{folder / STUDY}"
     try:
         with exclusive_lock(folder / ".ask.lock", "opening the study"):
             study = optuna.create_study(
@@ -72,7 +80,7 @@ def next_turn(study: optuna.Study, folder: Path, num_trials: int, seed: int, num
             return None
         trial = study.ask()
         index = trial.user_attrs.get("index", _next_index(study, trial.number))
-        trial.set_user_attr("machine", _machine())
+        trial.set_user_attr("place", _place(folder))
         trial.set_user_attr("index", index)
         lock = try_lock(_lock_file(folder, index))
     assert lock is not None
@@ -105,7 +113,7 @@ def trials_table(study: optuna.Study) -> pd.DataFrame:
         {
             "trial": trial.user_attrs["index"],
             **trial.params,
-            "score": max([*trial.intermediate_values.values(), trial.value or 0.0]),
+            "score": max(trial.intermediate_values.values(), default=np.nan if trial.value is None else trial.value),
             "state": "failed" if "error" in trial.user_attrs else trial.state.name.lower(),
             "error": trial.user_attrs.get("error", ""),
         }
@@ -125,10 +133,11 @@ def importances(study: optuna.Study) -> dict[str, float]:
 
 
 def _put_back_dead(study: optuna.Study, folder: Path, num_parameters: int) -> None:
-    """Trials under way whose process on this machine is gone wait to be run again, with their index and parameters."""
+    """Trials under way here whose process is gone wait to be run again, with their index and parameters."""
     for trial in study.get_trials(states=[TrialState.RUNNING]):
-        if trial.user_attrs.get("machine", _machine()) != _machine():
-            continue  # without one, it was killed before it could say where it ran, or is about to say it elsewhere
+        elsewhere = trial.user_attrs.get("place", _place(folder)) != _place(folder)
+        if elsewhere or ("place" not in trial.user_attrs and _may_be_elsewhere(trial, folder)):
+            continue
         index = trial.user_attrs.get("index", _next_index(study, trial.number))
         lock = try_lock(_lock_file(folder, index))
         if lock is not None:
@@ -138,8 +147,19 @@ def _put_back_dead(study: optuna.Study, folder: Path, num_parameters: int) -> No
             study.enqueue_trial(complete, user_attrs={"index": index})
 
 
-def _machine() -> str:
-    return f"{platform.node()} {uuid.getnode():x}"
+def _place(folder: Path) -> str:
+    """A name for the folder, whose locks say who is alive: a machine may change its name, and two may share a study."""
+    path = folder / ".place"
+    if not path.exists():
+        write_text(path, uuid.uuid4().hex)
+    return path.read_text(encoding="utf-8")
+
+
+def _may_be_elsewhere(trial: FrozenTrial, folder: Path) -> bool:
+    """Whether a trial that has not said where it runs may be about to: not if the study lies in the folder itself."""
+    begun = trial.datetime_start or datetime.min
+    young = (datetime.now() - begun).total_seconds() < SECONDS_TO_SAY_WHERE  # as optuna has it
+    return young and not (folder / STUDY).exists()
 
 
 def _next_index(study: optuna.Study, number: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import pandas as pd
 import torch
 from optuna.trial import Trial, TrialState
 
@@ -28,6 +29,7 @@ from self_sup_classes.initialisation import random_backbone, start_from
 from self_sup_classes.provenance import check_unseen
 from utils.config import UserError, check_at_least, check_config
 from utils.hardware import choose_device, choose_precision, median_seconds, placed
+from utils.locks import exclusive_lock
 from utils.logging_utils import Run
 from utils.optimisation import build_optimizer, gradient_step
 from utils.progress import progress_bar
@@ -77,10 +79,18 @@ def search(config: SearchConfig) -> Run:
     run.start(alone=False, data=xrays.facts())
     identity = {**shared, "split": xrays.facts()["split_hash"]}
     study = open_study(config["storage"], config["run_name"], run.folder, identity)
+    _check_same_study(study, run)
     try:
         _search(study, config, xrays, labels, run)
     except BROKEN as error:
         raise UserError(f"the study broke off ({str(error).splitlines()[0]}); the same command goes on.") from error
+    with exclusive_lock(run.folder / ".table.lock", "writing the results"):
+        _conclude(study, config, xrays, labels, run)
+    return run
+
+
+def _conclude(study: optuna.Study, config: SearchConfig, xrays: XRays, labels: int, run: Run) -> None:
+    """The table, the winner and the summary of the trials so far; UserError if none ended well."""
     run.save_table("summary", trials_table(study))
     complete = study.get_trials(states=[TrialState.COMPLETE])
     if not complete:
@@ -93,7 +103,18 @@ def search(config: SearchConfig) -> Run:
     }
     found = {"score": study.best_value, "best": best, "importances": importances(study), **others}
     run.finish({"synthetic": xrays.synthetic, "metric": read_targets(xrays, config).metric, "labels": labels, **found})
-    return run
+
+
+def _check_same_study(study: optuna.Study, run: Run) -> None:
+    """Raise UserError if the folder has results of a study in another storage, which would be lost."""
+    table = run.folder / "summary.csv"
+    known = {trial.user_attrs.get("index") for trial in study.trials}
+    lost = set(pd.read_csv(table)["trial"]) - known if table.exists() else set()
+    if lost:
+        raise UserError(
+            f"{run} holds {len(lost)} trials that this study does not have; give the --storage that it was begun with, "
+            "or another run_name."
+        )
 
 
 def _search(study: optuna.Study, config: SearchConfig, xrays: XRays, labels: int, run: Run) -> None:
@@ -110,7 +131,8 @@ def _search(study: optuna.Study, config: SearchConfig, xrays: XRays, labels: int
                 chosen = settings(_drawn(turn.trial, config), labels)
                 _train(study, turn.trial, _finetuning(config, chosen, f"trial_{turn.index:03d}"), xrays)
             bar.update()
-            run.save_table("summary", trials_table(study))
+            with exclusive_lock(run.folder / ".table.lock", "writing the results"):
+                run.save_table("summary", trials_table(study))
 
 
 def settings(params: Mapping[str, Any], labels: int) -> dict[str, Any]:
@@ -178,7 +200,9 @@ def _train(study: optuna.Study, trial: Trial, config: FinetuneConfig, xrays: XRa
         finished = finetune(config, xrays, show_progress=False, after_evaluation=report)
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
-    except (UserError, RuntimeError, ValueError) as error:
+    except BROKEN:
+        raise
+    except Exception as error:
         if not isinstance(error, UserError):
             traceback.print_exc()
         trial.set_user_attr("error", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")

@@ -16,11 +16,12 @@ meanwhile. The same command again goes on where it stopped; other lists add to i
 import sys
 from typing import Any
 
-from dataset_loader.xrays import read_columns
+from dataset_loader.xrays import described, read_columns
 from selfsup_task.resources import cells, check_cell, grids, measure, pretraining
 from selfsup_task.scan_base import PRETRAINING, without
 from utils import scan_plots
 from utils.config import check_at_least, run_script
+from utils.hardware import choose_device, describe_device
 from utils.sweeps import check_all_finished, open_sweep, run_sweep
 
 config: dict[str, Any] = {
@@ -35,7 +36,7 @@ config: dict[str, Any] = {
     "probe_every": 1,
 }
 
-SECONDS_A_CELL = 25  # about, half of them for starting Python and torch
+SECONDS_A_CELL = 25  # half of them for starting Python and torch; steps of ten seconds take longer
 
 
 def main(config: dict[str, Any]) -> None:
@@ -44,22 +45,24 @@ def main(config: dict[str, Any]) -> None:
     grid = ("backbones", "channels", "resolutions", "batch_sizes", "only", "run_name")
     shared = {"varied": list(grid[:4]), **{key: value for key, value in config.items() if key not in grid}}
     run, trials = open_sweep(config["run_name"], shared, cells(config), config["only"])
-    num_images = len(read_columns(config))  # type: ignore[arg-type]  # a part of PretrainConfig
+    data = described(read_columns(config))  # type: ignore[arg-type]  # a part of PretrainConfig
+    num_images = data["images"]
     for one in trials.values():
         check_cell(one.config, num_images)
     todo = [one for name, one in trials.items() if one.summary is None and name in (config["only"] or trials)]
-    print(f"{len(todo)} of {len(trials)} cells to measure, about {SECONDS_A_CELL} s each", file=sys.stderr)
+    print(f"{len(todo)} of {len(trials)} cells to measure, {SECONDS_A_CELL} s each or more", file=sys.stderr)
 
     def trial(cell: dict[str, Any]) -> dict[str, Any]:
         return measure(pretraining(cell), num_images, config["forecast_epochs"])
 
-    table = run_sweep(run, trials, trial, config["only"])
+    device = describe_device(choose_device(config["device"]))
+    table = run_sweep(run, trials, trial, config["only"], data=data, device=device)
     print(table.drop(columns=["error"]).to_string(index=False, float_format="{:.4g}".format))
     hours = f"hours for {config['forecast_epochs']} epochs on {num_images:,} images"
     run.save_figure("resources", scan_plots.heat_maps(grids(table), "Forecast", hours, "{:.3g}"))
     print(f"\n{hours} stand in the column hours\ntable and figure   {run}/")
     print("next               python selfsup_task/train_barlow_twins.py, with the settings that you can afford")
-    check_all_finished(table)
+    check_all_finished(table, config["only"] or list(trials))
 
 
 if __name__ == "__main__":

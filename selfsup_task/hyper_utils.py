@@ -48,6 +48,12 @@ def check_pretrain_config(config: PretrainConfig) -> None:
     check_config(config, PretrainConfig)
     check_choice("pretrain_on", config["pretrain_on"], ["train", "all"])
     check_choice("backbone", config["backbone"], BACKBONES)
+    if config["in_channels"] not in (1, 3):
+        raise UserError(
+            f"in_channels is {config['in_channels']}; expected 1, as X-rays have, or 3, as ImageNet's weights."
+        )
+    if not config["projector_dims"] or min(config["projector_dims"]) < 1:
+        raise UserError(f"projector_dims is {config['projector_dims']}; expected widths such as [512] or [512, 512].")
     check_choice("recipe", config["recipe"], list(RECIPES))
     for key, least in {"batch_size": 2, "probe_every": 1, "barlow_lambda": 0, "split_seed": 0}.items():
         check_at_least(key, config[key], least)
@@ -57,8 +63,6 @@ def check_pretrain_config(config: PretrainConfig) -> None:
 
 def build_model(config: PretrainConfig) -> BarlowTwins:
     """The network, initialised from config["random_seed"] alone."""
-    if not config["projector_dims"] or min(config["projector_dims"]) < 1:
-        raise UserError(f"projector_dims is {config['projector_dims']}; expected widths such as [512] or [512, 512].")
     backbone = random_backbone(config["backbone"], config["in_channels"], config["random_seed"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mixed_seed(config["random_seed"], 1))  # 0 is the backbone's

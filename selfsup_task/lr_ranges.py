@@ -15,6 +15,7 @@ from self_sup_classes.initialisation import random_backbone
 from selfsup_task.hyper_utils import build_model, twin_step
 from selfsup_task.scanning import ScanConfig, finetuning
 from utils.hardware import choose_device, make_deterministic, placed
+from utils.locks import exclusive_lock
 from utils.logging_utils import Run
 from utils.lr_range import lr_range_test, suggest
 from utils.memory import keep_freed_memory
@@ -35,16 +36,23 @@ def range_run(task: str, config: RangeConfig) -> Run:
     needed = {key: value for key, value in config.items() if key not in ("tasks", "schedulers", "only")}
     run = Run(f"{config['run_name']}/range_{task}", needed)
     if run.summary is None:
-        keep_freed_memory()
-        make_deterministic()
-        if config["threads"] > 0:
-            torch.set_num_threads(config["threads"])
-        xrays = open_xrays(config, choose_device(config["device"]))
-        run.start(data=xrays.facts())
-        table = TASKS[task](config, xrays)
-        run.save_table("lr_range", table)
-        run.finish({**suggest(table)._asdict(), "synthetic": xrays.synthetic})
+        with exclusive_lock(run.folder / ".range.lock", f"at work on {run}"):
+            run.reread()
+            if run.summary is None:
+                _test_range(task, config, run)
     return run
+
+
+def _test_range(task: str, config: RangeConfig, run: Run) -> None:
+    keep_freed_memory()
+    make_deterministic()
+    if config["threads"] > 0:
+        torch.set_num_threads(config["threads"])
+    xrays = open_xrays(config, choose_device(config["device"]))
+    run.start(data=xrays.facts())
+    table = TASKS[task](config, xrays)
+    run.save_table("lr_range", table)
+    run.finish({**suggest(table)._asdict(), "synthetic": xrays.synthetic})
 
 
 def _of_pretraining(config: RangeConfig, xrays: XRays) -> pd.DataFrame:

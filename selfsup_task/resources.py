@@ -150,9 +150,13 @@ def _train_share(config: PretrainConfig) -> float:
 
 
 def grids(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Hours by image and batch size for each backbone and channel count; infinite where memory ran out."""
-    table = table.reindex(columns=["trial", "hours", "out_of_memory"])
+    """Hours by image and batch size for each backbone and channel count.
+
+    Infinite where memory ran out, minus infinite where the cell failed.
+    """
+    table = table.reindex(columns=["trial", "hours", "out_of_memory", "error"])
     hours = table["hours"].mask(table["out_of_memory"].eq(True), np.inf)
+    hours = hours.mask(table["error"].fillna("").ne(""), -np.inf)
     keys = table["trial"].str.extract(r"(?P<backbone>.+)_(?P<channels>\d)ch_(?P<size>\d+)px_b(?P<batch>\d+)")
     cells = keys.astype({"size": int, "batch": int}).assign(hours=hours)
     sizes, batches = sorted(set(cells["size"])), sorted(set(cells["batch"]))

@@ -37,12 +37,12 @@ config: dict[str, Any] = {
 def main(config: dict[str, Any]) -> None:
     """Scan the grid, draw it, name the winner."""
     trials = {
-        f"lambda{lambd:g}_p{projector}": {"barlow_lambda": lambd, "projector_dims": widths(projector)}
+        f"lambda{lambd}_p{projector}": {"barlow_lambda": lambd, "projector_dims": widths(projector)}
         for lambd in config["lambdas"]
         for projector in config["projectors"]
     }
     scan = open_scan(config, trials, varied=["lambdas", "projectors"])
-    conclude(scan.run, run_scan(scan), draw)
+    conclude(scan, run_scan(scan), draw)
 
 
 def draw(finished: pd.DataFrame) -> Figure:

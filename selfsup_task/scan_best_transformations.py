@@ -55,7 +55,7 @@ def main(config: dict[str, Any]) -> None:
         title = plots.marked("What each recipe's views look like, and what they are worth", xrays.synthetic)
         return scan_plots.scores_beside_pictures(finished, sheet, title)
 
-    conclude(scan.run, run_scan(scan), draw)
+    conclude(scan, run_scan(scan), draw)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from selfsup_task.lr_ranges import TASKS, range_run
 from selfsup_task.scan_base import SCAN_BASE, without
 from selfsup_task.scanning import conclude, open_scan, run_scan
 from utils import plots, scan_plots
-from utils.config import check_at_least, check_choice, run_script
-from utils.logging_utils import Run
+from utils.config import UserError, check_at_least, check_choice, run_script
+from utils.logging_utils import RUNS_ROOT, Run
 
 config: dict[str, Any] = {
     # selfsup_task/scan_base.py: the pretraining and fine-tuning that are the same
@@ -42,6 +42,8 @@ def main(config: dict[str, Any]) -> None:
         check_choice("tasks", task, list(TASKS))
     for key, least in {"lr_from": 1e-12, "lr_to": 10 * config["lr_from"], "range_steps": 10}.items():
         check_at_least(key, config[key], least)
+    if (RUNS_ROOT / config["run_name"] / "config.json").exists():
+        raise UserError(f"runs/{config['run_name']} holds another run; choose another run_name.")
     trials = {name: schedule(name, config["num_epochs"]) for name in config["schedulers"]}
     schedulers = {**config, "run_name": f"{config['run_name']}/schedulers"}
     scan = open_scan(schedulers, trials, varied=["schedulers", "tasks", "lr_from", "lr_to", "range_steps"])
@@ -54,12 +56,14 @@ def main(config: dict[str, Any]) -> None:
             finished, losses, plots.marked("Schedules on equal budgets", finished["synthetic"].iloc[0])
         )
 
-    conclude(scan.run, run_scan(scan), draw)
+    conclude(scan, run_scan(scan), draw)
 
 
 def schedule(name: str, num_epochs: int) -> dict[str, Any]:
     """ "warmup+cosine" is a cosine after a tenth of the epochs, at least one."""
     warmup = max(1, num_epochs // 10) if name.startswith("warmup+") else 0
+    if warmup >= num_epochs:
+        raise UserError(f"{name} needs 2 epochs or more, and num_epochs is {num_epochs}; leave it out of schedulers.")
     return {"scheduler": name.removeprefix("warmup+"), "warmup_epochs": warmup}
 
 

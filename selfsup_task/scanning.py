@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from augmentations.transform_utils import TwinViews, denormalise, step_generator
 from dataset_loader.splits import SHARES
-from dataset_loader.xrays import DataConfig, XRays, read_columns
+from dataset_loader.xrays import DataConfig, XRays, described, read_columns
 from downstream_task.finetuning import FinetuneConfig, check_finetune_config, finetune
 from downstream_task.targets import TargetConfig
 from selfsup_task.hyper_utils import check_pretrain_config, pretrain
@@ -51,6 +51,7 @@ class Scan(NamedTuple):
     run: Run
     trials: dict[str, Run]
     only: list[str]
+    data: dict[str, Any]
 
 
 def open_scan(config: Mapping[str, Any], trials: Mapping[str, Mapping[str, Any]], varied: Sequence[str]) -> Scan:
@@ -63,16 +64,17 @@ def open_scan(config: Mapping[str, Any], trials: Mapping[str, Mapping[str, Any]]
     run, runs = open_sweep(config["run_name"], {"varied": list(varied), **shared}, trials, config["only"])
     chosen = {name: runs[name] for name in config["only"] or runs}
     any_trial = next(iter(chosen.values())).config
-    images = round(SHARES["train"] * len(read_columns(_pretraining(any_trial))))
+    data = described(read_columns(_pretraining(any_trial)))
+    images = round(SHARES["train"] * data["images"])
     for one in chosen.values():
         check_trial(one.config, images)
     print_plan(chosen, images)
-    return Scan(run, runs, config["only"])
+    return Scan(run, runs, config["only"], data)
 
 
 def run_scan(scan: Scan) -> pd.DataFrame:
     """Run what is not finished: a row a trial (utils.sweeps.run_sweep)."""
-    return run_sweep(scan.run, scan.trials, pretrain_and_probe, scan.only)
+    return run_sweep(scan.run, scan.trials, pretrain_and_probe, scan.only, data=scan.data)
 
 
 def check_trial(config: Mapping[str, Any], images: int) -> None:
@@ -91,8 +93,10 @@ def check_trial(config: Mapping[str, Any], images: int) -> None:
 def pretrain_and_probe(config: Mapping[str, Any]) -> dict[str, Any]:
     """Pretrain on the train part, then a linear probe and a full fine-tuning, both scored on validation.
 
-    Returns linear and full (balanced accuracy, or mean AUROC of findings), by which trials may be ranked, and the
-    pretraining's loss, which may not rank them (its scale depends on lambda, batch and projector), and rank.
+    Returns linear and full (balanced accuracy, or mean AUROC of findings), by which trials may be ranked: where
+    finetune.head is "probe", full starts from linear and is never below it, and full_step, the optimiser step of its
+    best, is 0 where no step gained anything. And the pretraining's loss, which may not rank them (its scale depends
+    on lambda, batch and projector), and rank.
     """
     run = pretrain(_pretraining(config))
     assert run.summary is not None
@@ -103,6 +107,7 @@ def pretrain_and_probe(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "linear": linear["score"],
         "full": full["score"],
+        "full_step": full["step_best"],
         "metric": linear["metric"],
         "loss": run.summary["loss_last_epoch"],
         "rank": run.summary["rank"],
@@ -126,17 +131,17 @@ def finetuning(config: Mapping[str, Any], method: str, encoder: str) -> Finetune
     return whole
 
 
-def conclude(run: Run, table: pd.DataFrame, draw: Callable[[pd.DataFrame], Figure], by: str = "linear") -> None:
-    """Save the figure of the finished trials and print their ranking; UserError with the failed trials, if any."""
-    best = ranked(table, by)
+def conclude(scan: Scan, table: pd.DataFrame, draw: Callable[[pd.DataFrame], Figure]) -> None:
+    """Save the figure of the finished trials and print their ranking; UserError with the failed ones of this call."""
+    run, best = scan.run, ranked(table, by="linear")
     if len(best):
         run.save_figure(run.name.rpartition("/")[2], draw(best.sort_index()))
         print(f"\n{best.to_string(index=False, float_format='{:.3f}'.format)}")
         note = ", synthetic" if best["synthetic"].tolist()[0] else ""
-        print(f"\nbest by {by} on validation, one run each{note}: {best['trial'].iloc[0]}")
+        print(f"\nbest by linear on validation, one run each{note}: {best['trial'].iloc[0]}")
     print(f"table and figure   {run}/")
     print("next               put what you choose into the dict of selfsup_task/train_barlow_twins.py")
-    check_all_finished(table)
+    check_all_finished(table, scan.only or list(scan.trials))
 
 
 def contact_sheet(xrays: XRays, recipes: Sequence[str], size: int, views: int = 4) -> dict[str, np.ndarray]:

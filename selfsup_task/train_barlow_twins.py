@@ -79,11 +79,12 @@ def report(summary: dict[str, Any], folder: str, config: dict[str, Any]) -> str:
         f"  loss             {summary['loss_first_epoch']:.4g} -> {summary['loss_last_epoch']:.4g} (first, last epoch)",
         f"  effective rank   {summary['rank_random_network']:.1f} -> {summary['rank']:.1f} (random network, now)",
     ]
+    metric = metric_name(summary.get("metric", ""))  # older runs do not say
     for tag, name in {"probe/linear": "linear probe", "probe/knn": "kNN probe   "}.items():
         if tag in summary:
             lines.append(
                 f"  {name}     {summary[f'{tag}_random_network']:.3f} -> {summary[tag]:.3f} "
-                f"{metric_name(summary['metric'])} on validation (random network, now; chance {summary['chance']:.2f})"
+                f"{metric} on validation (random network, now; chance {summary['chance']:.2f})"
             )
     lines += [
         f"  speed            {summary['images_per_second']:.0f} images/s",

@@ -44,7 +44,7 @@ class Run:
         self.rows: list[dict[str, float]] = []
         self._check(config)
         self.config = dict(config)
-        self.summary = _read_json(self.folder / "summary.json")
+        self.summary = read_json(self.folder / "summary.json")
         self._writer: SummaryWriter | None = None
         self._lock: IO[bytes] | None = None
 
@@ -55,7 +55,9 @@ class Run:
     def _check(self, config: Mapping[str, Any]) -> None:
         if not self.folder.exists():
             return
-        stored = _read_json(self.folder / "config.json")
+        if not self.folder.is_dir():
+            raise UserError(f"{self} is a file, no run's folder; move it, or choose another run_name.")
+        stored = read_json(self.folder / "config.json")
         if stored is None and any(path.name[0] != "." for path in self.folder.iterdir()):
             raise UserError(f"{self} holds files but no config.json, so it is no run; choose another run_name.")
         keys: list[str] = sorted({*(stored or {}), *config})
@@ -78,7 +80,7 @@ class Run:
         which a run that is resumed must agree: UserError if the data or the number of processes are others.
         """
         now = {"processes": distributed.world_size(), **facts}
-        before = _read_json(self.folder / "environment.json")
+        before = read_json(self.folder / "environment.json")
         different = [key for key in now if before is not None and before.get(key) != now[key]]
         if different:
             raise UserError(
@@ -187,13 +189,19 @@ class Run:
 
     def reread(self) -> None:
         """Look again for the summary, which another process may have written."""
-        self.summary = _read_json(self.folder / "summary.json")
+        self.summary = read_json(self.folder / "summary.json")
 
     @property
     def error(self) -> str:
         """What `fail` recorded; "" if it was never called, or the run was finished since."""
         path = self.folder / "error.txt"
         return path.read_text(encoding="utf-8") if path.exists() and self.summary is None else ""
+
+    @property
+    def failed_at(self) -> int | None:
+        """What tells one failure from the next; None if there is no error.txt."""
+        path = self.folder / "error.txt"
+        return path.stat().st_mtime_ns if path.exists() else None
 
     def fail(self, error: str) -> None:
         """error.txt: why the run could not be finished."""
@@ -214,13 +222,17 @@ class Run:
         return self._writer
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A run's JSON file, None if there is none. Raises UserError if it holds no JSON object."""
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); mend it or delete the run's folder.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object; mend it or delete the run's folder.")
+    return value
 
 
 def _value(config: Mapping[str, Any], key: str) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from utils.config import UserError
 from utils.hardware import choose_precision
 from utils.optimisation import build_optimizer, gradient_step
 from utils.progress import progress_bar
@@ -41,7 +42,8 @@ def lr_range_test(
     """A step at each of the growing learning rates `lrs` (Smith 2017, arXiv 1506.01186, section 3.3).
 
     Returns a row a step with lr, loss and smoothed, up to where the smoothed loss is DIVERGED times its lowest or the
-    loss is not finite. What it trained is thrown away: the module is as it was, without gradients.
+    loss is not finite. What it trained is thrown away, however it ends: the module is as it was, without gradients.
+    Raises UserError if the first loss is not finite.
     """
     before, was_training = copy.deepcopy(module.state_dict()), module.training
     optimizer = build_optimizer(module, config, lr_factors)
@@ -49,21 +51,25 @@ def lr_range_test(
     dtype = choose_precision(config["precision"], next(module.parameters()).device)
     order = torch.from_numpy(endless_order(indices, config["random_seed"], 0, num_steps * config["batch_size"]))
     rows: list[dict[str, float]] = []
-    module.train()
-    with progress_bar(num_steps, "learning rates", unit="step") as bar:
-        for n, (lr, batch) in enumerate(zip(lrs, order.chunk(num_steps), strict=True)):
-            torch.manual_seed(n)  # dropout
-            forward = functools.partial(step, batch, 0, n)
-            metrics = gradient_step(module, optimizer, forward, float(lr), config["gradient_clip"], dtype)
-            loss = metrics["loss"].item()
-            rows.append({"lr": float(lr), "loss": loss, "smoothed": _smoothed([*(r["loss"] for r in rows), loss])})
-            bar.update()
-            too_large = rows[-1]["smoothed"] > DIVERGED * min(row["smoothed"] for row in rows)
-            if not math.isfinite(loss) or (too_large and n >= SETTLING * num_steps):
-                break
-    module.load_state_dict(before)
-    module.train(was_training)
-    module.zero_grad(set_to_none=True)
+    try:
+        module.train()
+        with progress_bar(num_steps, "learning rates", unit="step") as bar:
+            for n, (lr, batch) in enumerate(zip(lrs, order.chunk(num_steps), strict=True)):
+                torch.manual_seed(n)  # dropout
+                forward = functools.partial(step, batch, 0, n)
+                metrics = gradient_step(module, optimizer, forward, float(lr), config["gradient_clip"], dtype)
+                loss = metrics["loss"].item()
+                rows.append({"lr": float(lr), "loss": loss, "smoothed": _smoothed([*(r["loss"] for r in rows), loss])})
+                bar.update()
+                too_large = rows[-1]["smoothed"] > DIVERGED * min(row["smoothed"] for row in rows)
+                if not math.isfinite(loss) or (too_large and n >= SETTLING * num_steps):
+                    break
+    finally:
+        module.load_state_dict(before)
+        module.train(was_training)
+        module.zero_grad(set_to_none=True)
+    if not np.isfinite(rows[0]["loss"]):
+        raise UserError(f"the loss is not finite at the first learning rate, {lrs[0]:.2g}; lower lr_from.")
     return pd.DataFrame(rows)
 
 

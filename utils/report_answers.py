@@ -136,14 +136,17 @@ def _sentences(run: FoundRun) -> list[Text]:
     swapped[["difference", "low", "high"]] *= -1
     table: Any = pd.concat([stored[~flip], swapped[flip]])
     # a fine-tuning that is nowhere better than the probe that it starts from is that probe, and counts once
+    pairs = len(table)
     table = table.drop_duplicates(["arm", "reference", "labels", "difference", "low", "high"])
+    once = "; a fine-tuning that gained nothing on its probe counts as that probe" if len(table) < pairs else ""
     for (arm, reference), rows in table.groupby(["arm", "reference"], sort=False):
         known = int((rows["low"].notna() & rows["high"].notna()).sum())
         above, below = int((rows["low"] > 0).sum()), int((rows["high"] < 0).sum())
         text = (
             f"{run.label}, {PARTS[run.summary['part']]}: {arm} is better than {reference} in {above} of {known} "
             f"pairs of method and number of labels, worse in {below}, not told apart in {known - above - below} "
-            f"(95% intervals, each by itself). {_at(rows, rows['labels'].min())} {_at(rows, rows['labels'].max())}"
+            f"(95% intervals, each by itself{once}). "
+            f"{_at(rows, rows['labels'].min())} {_at(rows, rows['labels'].max())}"
         )
         lead = _verdict(above, below, known) if reference == "random" and arm != "imagenet" else f"{arm}, {reference}:"
         texts.append(Text(text, lead=lead))

@@ -84,8 +84,11 @@ def scan(run: FoundRun) -> list[Block]:
         [row["trial"], *(number(row[key], form) for key, form in forms.items())] for row in ranked.to_dict("records")
     ]
     metric = metric_name(str(table["metric"].dropna().iloc[0]))
-    columns = ["trial", "linear probe", "full fine-tuning", "pretraining loss", "effective rank"]
-    caption = f"{run.label}: {metric} on validation (one run each); the loss, whose scale varies, ranks nothing"
+    columns = ["trial", "linear probe", "fine-tuning", "pretraining loss", "effective rank"]
+    caption = (
+        f"{run.label}: {metric} on validation (one run each); fine-tuning starts from the linear probe and counts "
+        "where it is better; the loss, whose scale varies, ranks nothing"
+    )
     name = run.name.rpartition("/")[2]
     drawn = pictures(run, **{name: f"Scores of the trials of {run.label}"})
     return [Table(columns, rows, caption, [run.name]), *_failures(table), *drawn]

@@ -84,7 +84,7 @@ class Skipped:
 
 def find_runs(root: Path, leave_out: Path) -> tuple[list[FoundRun], list[Skipped]]:
     """All runs in and below `root`, by name, but for `leave_out`; a folder without a config.json is one if it has
-    what only runs have: metrics, TensorBoard events or weights. Links to folders are not followed."""
+    what only runs have: metrics, TensorBoard events or weights. A folder that a link leads to again is shown once."""
     found: list[FoundRun] = []
     skipped: list[Skipped] = []
 
@@ -95,11 +95,16 @@ def find_runs(root: Path, leave_out: Path) -> tuple[list[FoundRun], list[Skipped
     def unreadable(error: OSError) -> None:
         skipped.append(Skipped(name_of(Path(error.filename)), f"it cannot be opened: {error.strerror}"))
 
-    for folder, folders, files in os.walk(root, onerror=unreadable):
+    followed: set[Path] = set()
+    for folder, folders, files in os.walk(root, onerror=unreadable, followlinks=True):
         path = Path(folder)
         folders[:] = sorted(name for name in folders if name[0] != "." and path / name != leave_out)
-        links = [path / name for name in folders if (path / name).is_symlink()]
-        skipped += [Skipped(name_of(link), "a link to another folder, which is not followed") for link in links]
+        for link in [path / name for name in folders if (path / name).is_symlink()]:
+            real = link.resolve()
+            if real in followed or real.is_relative_to(root.resolve()) or root.resolve().is_relative_to(real):
+                folders.remove(link.name)
+                skipped.append(Skipped(name_of(link), f"a link to {real}, which is shown under another name"))
+            followed.add(real)
         if "config.json" in files:
             read = _read(path, name_of(path), set(files))
             (found if isinstance(read, FoundRun) else skipped).append(read)  # type: ignore[arg-type]  # as tested

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -13,12 +12,16 @@ from matplotlib.figure import Figure
 from utils.plots import BLACK, BLUE, GREEN, ORANGE, pictures_beside, styled
 from utils.wording import metric_name
 
-SCAN_SCORES = {"linear": "linear probe", "full": "full fine-tuning"}  # columns of a scan's table
+# columns of a scan's table
+SCAN_SCORES = {"linear": "linear probe", "full": "fine-tuning from that probe, where it is better"}
 LOG_PARAMETERS = ("lr", "weight_decay")
 
 
 def heat_maps(grids: Mapping[str, pd.DataFrame], title: str, unit: str, form: str = "{:.3f}") -> Figure:
-    """A titled heat map for each grid, named by its index and columns; NaN is not run, infinite is out of memory."""
+    """A titled heat map for each grid, named by its index and columns.
+
+    NaN is not run, infinite is out of memory, minus infinite failed.
+    """
     rows, columns = next(iter(grids.values())).shape
     across = min(3, len(grids))
     down = -(-len(grids) // across)
@@ -34,7 +37,7 @@ def heat_maps(grids: Mapping[str, pd.DataFrame], title: str, unit: str, form: st
         for (row, column), value in np.ndenumerate(numbers):
             text, colour = form.format(value), "black" if value > (low + high) / 2 else "white"
             if not np.isfinite(value):
-                text, colour = "not run" if np.isnan(value) else "out of\nmemory", "gray"
+                text, colour = {np.inf: "out of\nmemory", -np.inf: "failed"}.get(float(value), "not run"), "gray"
             ax.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
         ax.set_xticks(range(columns), map(str, grid.columns), rotation=30, ha="right", fontsize=8)
         ax.set_yticks(range(rows), map(str, grid.index), fontsize=8)
@@ -82,7 +85,7 @@ def schedules(table: pd.DataFrame, losses: Mapping[str, pd.DataFrame], title: st
 def search(table: pd.DataFrame, importances: Mapping[str, float], metric: str, title: str) -> Figure:
     """A hyperparameter search: its history, the importances, and the trials as lines through their parameters.
 
-    table  columns trial, the parameters, score, state ("complete", "pruned" or "fail"), error
+    table  columns trial, the parameters, score, state ("complete", "pruned" or "failed"), error
     """
     figure = Figure(figsize=(12, 8), layout="constrained")
     figure.suptitle(title, fontsize=11)
@@ -120,13 +123,13 @@ def _parallel_coordinates(ax: Axes, table: pd.DataFrame, metric: str) -> None:
             values, low, high = np.log(values), np.log(low), np.log(high)
         scaled[name] = (values - low) / max(high - low, 1e-12)
     scores = table["score"].to_numpy(float)
-    order = scores.argsort().argsort() / max(1, len(scores) - 1)  # 0 for the worst, 1 for the best
-    for row in order.argsort():
+    scale = ScalarMappable(Normalize(scores.min(), scores.max()), "cividis")
+    for row in scores.argsort():
         heights = [scaled[name][row] for name in names]
-        ax.plot(range(len(names)), heights, color=colormaps["cividis"](order[row]), linewidth=0.6 + 1.4 * order[row])
+        rise = (scores[row] - scores.min()) / max(np.ptp(scores), 1e-12)
+        ax.plot(range(len(names)), heights, color=scale.to_rgba(scores[row]), linewidth=0.6 + 1.4 * rise)
     ax.set_xticks(range(len(names)), labels, fontsize=8)
     ax.set(ylabel="least to largest value tried", title="complete trials; bright and thick: higher score")
-    scale = ScalarMappable(Normalize(scores.min(), scores.max()), "cividis")
     ax.figure.colorbar(scale, ax=ax, label=metric)
 
 

@@ -4,7 +4,6 @@ Each trial has its own run folder inside the sweep's. Several processes may work
 lock of a trial runs it, and the operating system releases the lock of a process that ends, however it ends.
 """
 
-import json
 import re
 import sys
 import time
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from utils import distributed
 from utils.config import UserError, nearest
 from utils.locks import exclusive_lock
-from utils.logging_utils import Run
+from utils.logging_utils import Run, read_json
 from utils.progress import progress_bar
 
 Overrides = Mapping[str, Any]
@@ -52,24 +51,29 @@ def open_sweep(
     return run, {trial: Run(config["run_name"], config) for trial, config in configs.items()}
 
 
-def run_sweep(run: Run, trials: Mapping[str, Run], trial: TrialFunction, only: Sequence[str] = ()) -> pd.DataFrame:
+def run_sweep(
+    run: Run, trials: Mapping[str, Run], trial: TrialFunction, only: Sequence[str] = (), **facts: Any
+) -> pd.DataFrame:
     """Run what is not finished of the trials, or of `only`; a row for each that is: its numbers, error ("" if none).
 
     A finished trial is looked up, a broken one resumed if `trial` can. One that fails is recorded with its error and
     the others go on; the next call tries it again. The rows, which summary.csv holds too, are those of all trials in
-    the sweep's folder, whichever process or call made them, these first.
+    the sweep's folder, whichever process or call made them, these first. `facts` are what all calls must agree in
+    (Run.start): trials on other images, or timed on another machine, do not compare.
     """
-    run.start(alone=False)
+    run.start(alone=False, **facts)
     waiting = {name: trials[name] for name in only or trials}
-    failed_before = {name for name, one in waiting.items() if one.error}
-    with progress_bar(len(waiting), str(run), unit="trial") as bar:
+    failed_before = {name: one.failed_at for name, one in waiting.items()}
+    done = sum(one.summary is not None for one in waiting.values())
+    with progress_bar(len(waiting) - done, str(run), unit="trial") as bar:
         while waiting:
             for name, one in list(waiting.items()):
-                if _settle(one, trial, retry=name in failed_before):
+                looked_up = one.summary is not None
+                if _settle(one, trial, failed_before[name]):
                     del waiting[name]
                     _update_table(run, trials)
                     tqdm.write(_line(name, one), file=sys.stderr)
-                    bar.update()
+                    bar.update(0 if looked_up else 1)
             if waiting:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
     return _update_table(run, trials)
@@ -81,22 +85,26 @@ def ranked(table: pd.DataFrame, by: str) -> pd.DataFrame:
     return finished.sort_values(by=by, ascending=False, kind="stable") if len(finished) else finished
 
 
-def check_all_finished(table: pd.DataFrame) -> None:
-    """Raise UserError with the list of failed trials, if there are any."""
-    failed = [f"{row['trial']} ({row['error']})" for row in table.to_dict("records") if row["error"]]
+def check_all_finished(table: pd.DataFrame, names: Sequence[str]) -> None:
+    """Raise UserError with the list of those of the trials `names` that failed, if there are any."""
+    rows = table.to_dict("records")
+    failed = [f"{row['trial']} ({row['error']})" for row in rows if row["error"] and row["trial"] in names]
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(table)} trials failed: {'; '.join(failed)}. What went well is kept; the same "
+            f"{len(failed)} of {len(names)} trials failed: {'; '.join(failed)}. What went well is kept; the same "
             "command tries the failed ones again."
         )
 
 
-def _settle(one: Run, trial: TrialFunction, retry: bool) -> bool:
-    """Whether the trial is finished or has failed, now or before; False while another process is at work on it."""
+def _settle(one: Run, trial: TrialFunction, failed_before: int | None) -> bool:
+    """Whether the trial is finished or has failed; False while another process is at work on it.
+
+    One that failed is tried again unless another process did so since `failed_before`.
+    """
     if not one.try_lock():
         return False
     one.reread()
-    if one.summary is None and (retry or not one.error):
+    if one.summary is None and one.failed_at == failed_before:
         one.start()
         try:
             one.finish(trial(dict(one.config)))
@@ -124,9 +132,10 @@ def _stored_trials(run: Run, known: Mapping[str, Run]) -> dict[str, Run]:
     """The trials of earlier calls with other lists, by name."""
     found = {}
     for path in sorted(run.folder.glob("*/config.json")):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if path.parent.name not in known and config.get("run_name") == f"{run.name}/{path.parent.name}":
-            found[path.parent.name] = Run(config["run_name"], config)
+        name = path.parent.name
+        config = read_json(path) if name not in known else None
+        if config is not None and config.get("run_name") == f"{run.name}/{name}":
+            found[name] = Run(config["run_name"], config)
     return found
 
 

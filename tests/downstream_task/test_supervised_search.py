@@ -1,5 +1,7 @@
 """The search over supervised training: the same seed, a killed worker, a broken study."""
 
+import json
+import math
 import os
 import shutil
 import signal
@@ -8,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -125,6 +128,90 @@ def test_a_trial_that_fails_counts_and_the_others_go_on(
     assert table(names[0])["error"].tolist()[0] == "UserError: the loss is not finite"
 
 
+class Stub:
+    """In the place of `finetune`: scores that depend on the settings alone, falling from the tenth trial on."""
+
+    def __init__(self) -> None:
+        self.configs: list[dict[str, Any]] = []
+
+    def __call__(self, config: Any, xrays: Any, show_progress: bool, after_evaluation: Any) -> Any:
+        self.configs.append(config)
+        if config["run_name"].endswith("trial_003"):
+            raise ZeroDivisionError("a bug")
+        score = 0.9 - abs(math.log10(config["lr"]) + 3) / 4 - 0.3 * (len(self.configs) > 10)
+        for epoch in range(1, config["evaluations"] + 1):
+            after_evaluation(epoch, score)
+        return SimpleNamespace(summary={"score": score})
+
+
+def test_a_search_draws_prunes_and_names_its_best(
+    names: list[str], phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        stub = Stub()
+        monkeypatch.setattr(supervised_search, "finetune", stub)
+        changes = {"num_trials": 14, "epochs_range": [3, 3], "random_seed": seed}
+        searched(small(f"{names[0]}/{name}", phantoms, **changes))
+        runs.append((table(f"{names[0]}/{name}"), stub.configs))
+    (first, configs), (again, _), (other, _) = runs
+    pd.testing.assert_frame_equal(first, again)
+    assert not set(first["lr"]) & set(other["lr"])
+    assert first["state"].tolist()[:4] == ["complete"] * 3 + ["failed"]
+    assert np.isnan(first["score"][3])
+    assert "pruned" not in first["state"].tolist()[:10]
+    assert "pruned" in first["state"].tolist()[10:]
+    recipes = {(0, 0): "none", (1, 0): "supervised", (0, 1): "crop", (1, 1): "supervised+crop"}
+    for row, config in zip(first.to_dict("records"), configs, strict=True):
+        assert config["recipe"] == recipes[int(row["flip"]), int(row["crop"])]
+        settings = [config[key] for key in ("lr", "optimizer_weight_decay", "batch_size")]
+        assert settings == [row["lr"], row["weight_decay"], row["batch_size"]]
+    best = json.loads((REPO_ROOT / "runs" / names[0] / "a" / "best.json").read_text())
+    assert best["lr"] == first.loc[first["score"].idxmax(), "lr"]
+
+
+def test_a_shared_study_leaves_the_trials_of_other_machines_alone(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    here, there = tmp_path / "here", tmp_path / "there"
+    ours, theirs = (open_study(storage, "study", folder, {}) for folder in (here, there))
+    unsaid = ours.ask()  # it has not come to say where it runs
+    turn = next_turn(ours, here, 9, seed=0, num_parameters=1)
+    assert turn is not None
+    turn.lock.close()  # dead, as only its own machine can know
+    another = next_turn(theirs, there, 9, seed=0, num_parameters=1)
+    assert another is not None
+    assert another.index == 2
+    states = {trial.number: trial.state.name for trial in theirs.trials}
+    assert states == {unsaid.number: "RUNNING", turn.trial.number: "RUNNING", another.trial.number: "RUNNING"}
+    again = next_turn(ours, here, 9, seed=0, num_parameters=1)
+    assert again is not None
+    assert again.index == turn.index
+
+
+def test_a_machine_that_changes_its_name_goes_on_with_its_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = open_study("", "study", tmp_path, {})
+    turn = next_turn(study, tmp_path, 1, seed=0, num_parameters=1)
+    assert turn is not None
+    turn.lock.close()
+    monkeypatch.setattr("platform.node", lambda: "another")
+    monkeypatch.setattr("uuid.getnode", lambda: 1)
+    again = next_turn(study, tmp_path, 1, seed=0, num_parameters=1)
+    assert again is not None
+    assert again.index == turn.index
+
+
+def test_results_of_a_study_in_another_storage_are_not_overwritten(
+    names: list[str], phantoms: Path, tmp_path: Path
+) -> None:
+    searched(small(names[0], phantoms, num_trials=1))
+    before = (REPO_ROOT / "runs" / names[0] / "summary.csv").read_bytes()
+    with pytest.raises(UserError, match="1 trials that this study does not have; give the --storage"):
+        searched(small(names[0], phantoms, num_trials=1, storage=f"sqlite:///{tmp_path / 'other.db'}"))
+    assert (REPO_ROOT / "runs" / names[0] / "summary.csv").read_bytes() == before
+
+
 def test_a_study_of_another_config_is_refused(names: list[str], phantoms: Path, tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
     searched(small(names[0], phantoms, num_trials=1, storage=storage))
@@ -142,7 +229,7 @@ def test_a_study_that_cannot_be_read_is_one_sentence(names: list[str], phantoms:
 
 def test_the_figure_has_an_axis_for_each_parameter_and_for_nothing_else() -> None:
     table = pd.DataFrame({"trial": [0, 1, 2], "lr": [1e-3, 1e-2, 1e-4], "flip": [True, False, True]})
-    table = table.assign(score=[0.5, 0.6, np.nan], state=["complete", "complete", "fail"], error=[None, None, "no"])
+    table = table.assign(score=[0.5, 0.6, np.nan], state=["complete", "complete", "failed"], error=[None, None, "no"])
     figure = search_figure(table, {"lr": 0.8, "flip": 0.2}, "AUROC", "title")
     ticks = next(ax.get_xticklabels() for ax in figure.axes if ax.get_title().startswith("complete trials"))
     assert [tick.get_text() for tick in ticks] == ["lr\n0.001 to 0.01 (log)", "flip\n0 to 1"]

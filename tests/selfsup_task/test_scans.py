@@ -1,6 +1,8 @@
 """The scans as a user runs them: small, killed and run again; what they refuse; cells that run out of memory."""
 
 import importlib
+import json
+import math
 import os
 import shutil
 import signal
@@ -18,8 +20,10 @@ import torch
 from dataset_loader.phantom_dataset import COVID_ROOT
 from selfsup_task import resources
 from selfsup_task.scan_base import PRETRAINING, SCAN_BASE
+from selfsup_task.scan_best_hyperparameters import draw as draw_grid
 from selfsup_task.timing import StepTimes
 from utils.config import REPO_ROOT, UserError
+from utils.scan_plots import heat_maps
 
 RUNS = REPO_ROOT / "runs" / "tests"
 SMALL = {"img_res": 32, "store_res": 32, "batch_size": 64, "threads": 1, "projector_dims": [16]}
@@ -89,6 +93,13 @@ def test_transformations_and_another_scan_in_their_folder(names: list[str], phan
         scan("scan_best_hyperparameters", small(names[0], phantoms, **GRID))
     table = pd.read_csv(REPO_ROOT / "runs" / names[0] / "summary.csv")
     assert table["trial"].tolist() == ["base"]
+    for column, method in (("linear", "linear"), ("full", "finetune")):
+        folder = REPO_ROOT / "runs" / names[0] / "base" / method
+        config, found = (json.loads((folder / f"{part}.json").read_text()) for part in ("config", "summary"))
+        assert table[column].tolist() == [found["score"]]
+        assert (config["method"], config["trainable"]) == (method, "all")
+        assert config["encoder"].endswith(f"{names[0]}/base/pretrain/resnet18_final_state_dict.pt")
+    assert table["full_step"].tolist() == [found["step_best"]]
     assert table[["linear", "full"]].notna().to_numpy().all()
 
 
@@ -98,6 +109,8 @@ def test_learning_rates(names: list[str], phantoms: Path, capsys: pytest.Capture
     assert "pretraining: the smoothed loss falls steepest at lr" in capsys.readouterr().out
     assert (REPO_ROOT / "runs" / names[0] / "range_finetuning" / "figures" / "lr_range.png").exists()
     assert (REPO_ROOT / "runs" / names[0] / "schedulers" / "summary.csv").exists()
+    with pytest.raises(UserError, match="holds another run"):
+        scan("scan_optimal_lr", small(f"{names[0]}/schedulers", phantoms, **changes))
 
 
 @pytest.mark.parametrize(
@@ -112,6 +125,9 @@ def test_learning_rates(names: list[str], phantoms: Path, capsys: pytest.Capture
         ("scan_best_hyperparameters", {"finetune": {"lr": 1.0}}, "config lacks findings"),
         ("scan_best_hyperparameters", {"batch_size": 1000}, "batch_size is 1000 but there are"),
         ("check_bt_resources", {"batch_sizes": [1000]}, "batch_size is 1000 but there are"),
+        ("scan_optimal_lr", {"schedulers": ["warmup+cosine"], "num_epochs": 1}, "needs 2 epochs or more"),
+        ("check_bt_resources", {"channels": [2]}, "in_channels is 2"),
+        ("check_bt_resources", {"projector_dims": [0]}, "projector_dims is"),
         ("scan_optimal_lr", {"tasks": ["finetune"]}, "did you mean 'finetuning'"),
         ("check_bt_resources", {"backbones": []}, "has no trials"),
     ],
@@ -123,6 +139,35 @@ def test_what_cannot_be_scanned_is_refused(
     with pytest.raises(UserError, match=message):
         scan(script, {**config, **changes})
     assert not (REPO_ROOT / "runs" / names[0]).exists()
+
+
+def test_both_heat_maps_show_their_own_score() -> None:
+    scores = {"linear": [0.1, 0.2], "full": [0.3, 0.4], "metric": "auroc", "synthetic": False}
+    figure = draw_grid(pd.DataFrame({"trial": ["lambda0.005_p512", "lambda0.0005_p512"], **scores}))
+    shown = {ax.get_title(): [text.get_text() for text in ax.texts] for ax in figure.axes if ax.texts}
+    assert list(shown.values()) == [["0.100", "0.200"], ["0.300", "0.400"]]  # the larger lambda on top
+    assert next(iter(shown)) == "linear probe"
+
+
+def test_cost_and_forecast_of_known_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = StepTimes(reading=0.1, views=0.3, step=0.5, memory=2_000_000_000)
+    answer = {"times": times._asdict(), "store": 0.01, "bytes_on_gpu": 100}
+    monkeypatch.setattr(resources, "_in_a_process", lambda config: answer)
+    row = resources.measure(cell(batch_size=10), num_images=1000, forecast_epochs=2)
+    # 2 x 80 steps, and forward passes: (2 + 1) x 800 for health, 500 + 100 for a probe, at a sixth of a pair
+    assert row["hours"] == pytest.approx((1000 * 0.01 + (160 + 3000 / 6 / 10) * 0.5) / 3600)
+    assert row["bottleneck"] == "views (60%)"
+    assert row["images_per_second"] == 20
+    assert row["peak_memory_gb"] == pytest.approx(2.0001)
+
+
+def test_the_forecasts_grid_by_size_and_batch() -> None:
+    trials = ["resnet18_1ch_32px_b8", "resnet18_1ch_32px_b16", "resnet18_1ch_64px_b8", "resnet18_1ch_64px_b16"]
+    ends = {"out_of_memory": [False, True, None, False], "error": ["", "", "no such layer", ""]}
+    grid = resources.grids(pd.DataFrame({"trial": trials, "hours": [1.0, None, None, 4.0], **ends}))
+    assert grid["resnet18, 1 channel"].to_numpy().tolist() == [[1, math.inf], [-math.inf, 4]]
+    figure = heat_maps(grid, "Forecast", "hours", "{:.0f}")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1", "out of\nmemory", "failed", "4"]
 
 
 def cell(**changes: Any) -> Any:

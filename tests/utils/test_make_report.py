@@ -378,7 +378,7 @@ def broken_runs(root: Path) -> dict[str, str]:
     return {
         **{name: reason for name, (_, _, reason) in BROKEN.items()},
         **{"half": "not finished", "failed": "the disk was full", "other": "not known here"},
-        "link": "not followed",
+        "link": "shown under another name",
         **dict.fromkeys(["torn", "lacking", "picture"], "cannot be shown"),
     }
 

@@ -50,7 +50,7 @@ def test_each_trial_gets_its_config_and_the_best_comes_first(elsewhere: Path) ->
     assert ranked(table, "score")["trial"].tolist() == ["b", "c", "a"]
     stored = pd.read_csv(elsewhere / "scan" / "summary.csv", keep_default_na=False)
     pd.testing.assert_frame_equal(stored, table)
-    check_all_finished(table)
+    check_all_finished(table, ["a", "b", "c"])
 
 
 def test_finished_trials_are_looked_up_and_only_runs_a_part(elsewhere: Path) -> None:
@@ -74,9 +74,47 @@ def test_a_failing_trial_is_recorded_and_tried_again_by_the_next_call(elsewhere:
     assert table["error"].tolist() == ["", "no such thing", "ZeroDivisionError: a bug"]
     assert ranked(table, "score")["trial"].tolist() == ["a"]
     with pytest.raises(UserError, match=r"2 of 3 trials failed: b \(no such thing\); c \(ZeroDivisionError"):
-        check_all_finished(table)
+        check_all_finished(table, ["a", "b", "c"])
+    check_all_finished(table, ["a"])  # those of earlier calls are not this call's
     assert sweep(score)["error"].tolist() == ["", "", ""]
     assert begun(elsewhere) == ["scan_a", "scan_b", "scan_c"]
+
+
+def test_a_failed_trial_is_not_tried_again_by_each_process_that_saw_it_fail(elsewhere: Path) -> None:
+    def fails(config: dict[str, Any]) -> dict[str, Any]:
+        score(config)
+        raise UserError("no such thing")
+
+    _, trials = open_sweep("scan", SHARED, {"a": TRIALS["a"]})
+    assert sweeps._settle(trials["a"], fails, failed_before=None)
+    seen = trials["a"].failed_at
+    assert seen is not None
+    assert sweeps._settle(trials["a"], fails, failed_before=seen)  # the first process that comes back to it
+    assert sweeps._settle(trials["a"], fails, failed_before=seen)  # the second
+    assert begun(elsewhere) == ["scan_a", "scan_a"]
+
+
+def test_trials_on_other_images_are_refused(elsewhere: Path) -> None:
+    run_sweep(*open_sweep("scan", SHARED, TRIALS), score, data={"images": 240})
+    with pytest.raises(UserError, match="was begun with other data"):
+        run_sweep(*open_sweep("scan", SHARED, TRIALS), score, data={"images": 160})
+
+
+@pytest.mark.parametrize(("content", "message"), [("{", "is not JSON"), ("[1]", "holds no JSON object")])
+def test_a_damaged_trial_is_one_sentence(elsewhere: Path, content: str, message: str) -> None:
+    sweep(score)
+    (elsewhere / "scan" / "b" / "config.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        sweep(score, only=("a",))
+    with pytest.raises(UserError, match=message):
+        sweep(score, {"d": {"value": 0.1}})
+
+
+def test_a_file_in_a_trials_place_is_one_sentence(elsewhere: Path) -> None:
+    sweep(score, only=("b",))
+    (elsewhere / "scan" / "a").touch()
+    with pytest.raises(UserError, match="is a file, no run's folder"):
+        sweep(score)
 
 
 @pytest.mark.parametrize(
