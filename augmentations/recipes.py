@@ -64,7 +64,7 @@ RECIPES: dict[str, Recipe | tuple[Recipe, Recipe]] = {
     ],
     "imagenet": (IMAGENET_FIRST, IMAGENET_SECOND),
     # pretraining, milder than "original" in what they crop, stronger in photometry. On 1,869 X-rays of the COVID
-    # layout "xray+smallcrops" gained nothing over a random network where "base" did (README, "What to expect")
+    # layout "xray+smallcrops" gained nothing over a random network where "base" did (README, "Measured")
     "xray": [("crop", {"scale": (0.5, 1.0)}), *XRAY],
     "xray+smallcrops": [("crop", {"scale": (0.2, 1.0)}), *XRAY],
     # pretraining for minutes: crops that keep most of both lungs, exposures that say nothing

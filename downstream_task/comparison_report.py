@@ -1,11 +1,24 @@
 """What a comparison says, on validation or on the test part: a figure, a table, and what pretraining saves."""
 
+import numpy as np
 import pandas as pd
 
 from downstream_task.curves import interval_cells
 from utils import plots
 from utils.logging_utils import Run
 from utils.wording import METHOD_NAMES, interval_text, metric_name, savings_sentence
+
+
+def _probes_kept(run: Run) -> list[str]:
+    """How many fine-tunings ended as the linear probe that they began with."""
+    path = run.folder / "summary.csv"
+    if not path.exists():
+        return []
+    table = pd.read_csv(path)
+    fine, linear = (table[table["method"] == method] for method in ("finetune", "linear"))
+    both = fine.merge(linear, on=["arm", "fraction", "draw"], suffixes=("", " of the probe"))
+    kept = sum(np.equal(both["score"].to_numpy(), both["score of the probe"].to_numpy()).tolist())
+    return [f"{kept} of {len(fine)} fine-tunings kept the linear probe that they began with."] if kept else []
 
 
 def report(run: Run) -> str:
@@ -26,6 +39,9 @@ def report(run: Run) -> str:
         sentence = savings_sentence(row, row["arm"], row["reference"], min(labels), max(labels))
         lines.append(f"{METHOD_NAMES[row['method']]}, {row['labels']} labels: {gap} points. {sentence}")
     lines.append("Intervals are for new images and new draws of labels, not for a new pretraining run.")
+    if 2 in curves["draws"].tolist():
+        lines.append("Two draws say next to nothing about the next one: three or more give useful intervals.")
+    lines += _probes_kept(run)
     left_out = [f"left out: {name}" for name in run.summary["left_out"]]
     where = ["", f"tables and figure   {run}/"]
     if run.summary["part"] != "test":

@@ -42,7 +42,8 @@ def analyse(table: pd.DataFrame, folder: Path, file: str) -> tuple[pd.DataFrame,
         gap = paired_difference(cell.scores, base.scores, cell.resampled, base.resampled, cell.units)
         others = [c for (a, m, _), c in cells.items() if (a, m) == (reference, method)]
         needed = labels_needed(cell.resampled, cell.scores, [(c.labels, c.scores, c.resampled) for c in others])
-        found = {"difference": gap.mean, "low": gap.low, "high": gap.high, **needed}
+        low, high = np.clip([gap.low, gap.high], -1, 1)
+        found = {"difference": gap.mean, "low": low, "high": high, **needed}
         row = {"arm": arm, "reference": reference, "method": method, "fraction": fraction, "labels": cell.labels}
         differences.append({**row, **found})
     return pd.DataFrame(curves), pd.DataFrame(differences, columns=DIFFERENCE_COLUMNS)
@@ -64,7 +65,8 @@ class _Cell:
     def row(self) -> dict[str, float]:
         nothing = np.zeros_like(self.scores), np.zeros_like(self.resampled)
         over = paired_difference(self.scores, nothing[0], self.resampled, nothing[1], self.units)
-        return {"labels": self.labels, "draws": len(self.scores), "mean": over.mean, "low": over.low, "high": over.high}
+        low, high = np.clip([over.low, over.high], 0, 1)  # Student's t knows no bounds
+        return {"labels": self.labels, "draws": len(self.scores), "mean": over.mean, "low": low, "high": high}
 
 
 def interval_cells(table: pd.DataFrame) -> list[str]:

@@ -12,6 +12,7 @@ trials take minutes on two cores on synthetic X-rays. The same command again goe
 num_trials adds to it; several may work on one search at once.
 """
 
+import json
 from typing import Any
 
 import pandas as pd
@@ -32,7 +33,7 @@ config: dict[str, Any] = {
     "blank": "zero",
     "class_weights": True,
     # run
-    "run_name": "search/phantom",
+    "run_name": "search/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
     "random_seed": 0,
     "num_trials": 55,
     "storage": "",  # where optuna keeps the study: any URL that it takes; "" is study.db in the run's folder
@@ -68,7 +69,7 @@ def main(config: dict[str, Any]) -> None:
     title = plots.marked(f"Search over supervised training, {found['labels']:,} labels", found["synthetic"])
     run.save_figure("search", scan_plots.search(table, found["importances"], metric, title))
     print(f"\n{len(table)} trials, {found['pruned']} pruned; best {metric}, chosen among them: {found['score']:.3f}")
-    print("\n".join(f'    "{key}": {value!r},' for key, value in found["best"].items()))
+    print("\n".join(f'    "{key}": {json.dumps(value)},' for key, value in found["best"].items()))
     print(f"\ntable, best.json and figure   {run}/")
     print("next   put these values into the dict of downstream_task/trained_vs_no_trained_compare.py and run it")
     if found["failed"]:

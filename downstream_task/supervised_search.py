@@ -96,6 +96,8 @@ def _conclude(study: optuna.Study, config: SearchConfig, xrays: XRays, labels: i
     if not complete:
         raise UserError(f"none of the {config['num_trials']} trials in {run} ended well; summary.csv has their errors.")
     best = settings(study.best_trial.params, labels)
+    shared = {key: config[key] for key in ("head", "optimizer", "backbone_lr_factor")}
+    best = {"lrs": [best.pop("lr")], **best, **shared}  # as a comparison's dict has them
     run.save_json("best", best)
     others = {
         "pruned": len(study.get_trials(states=[TrialState.PRUNED])),

@@ -31,7 +31,7 @@ config: dict[str, Any] = {
     "blank": "zero",
     "class_weights": True,
     # run
-    "run_name": "frozen/phantom",
+    "run_name": "frozen/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
     "random_seed": 0,
     # arms
     "encoders": [

@@ -30,7 +30,7 @@ config: dict[str, Any] = {
     "blank": "zero",  # CheXpert's blanks: "zero" (not mentioned is negative, as its authors count) | "ignore"
     "class_weights": True,  # rare classes count as much as frequent ones
     # run
-    "run_name": "compare/phantom",
+    "run_name": "compare/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
     "random_seed": 0,  # of the first draw; draw k has random_seed + k
     # arms
     "encoders": [  # "random" | "imagenet" | "imagenet:FILE" | *_state_dict.pt; differences are to the first

@@ -70,7 +70,9 @@ def explain(config: ExplainConfig) -> Run:
         for name in config["classes"]:
             check_choice("classes", name, classes)
     hashes = {name: finished.weights_hash() for name, finished in runs.items()}
-    run = Run(config["run_name"], {**config, "weights": hashes, "files": _stamp(config["images"])})
+    first = next(iter(runs.values())).name
+    name = config["run_name"] or f"grad_cam/{first if len(runs) == 1 else first.rpartition('/')[0]}"
+    run = Run(name, {**config, "weights": hashes, "files": _stamp(config["images"])})
     if run.summary is None:
         _explain(config, run, runs)
     return run

@@ -36,7 +36,7 @@ config: dict[str, Any] = {
     "patch": 0,  # of occlusion, in the network's pixels; 0 is an eighth of the image
     "stride": 0,  # of occlusion; 0 is half a patch
     "sanity_check": True,
-    "run_name": "grad_cam/phantom",
+    "run_name": "",  # runs/<run_name>/; "" is grad_cam/ and where the checkpoints come from
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves it to torch
 }

@@ -76,7 +76,7 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for the many ways in which a file can be broken
-        raise UserError(f"{path} is not a state_dict that torch can read ({str(error).splitlines()[0]}).") from error
+        raise UserError(f"{path} is no state_dict that torch can read; give a *_state_dict.pt.") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} holds no state_dict: expected a dict of tensors by name.")
     return state

@@ -27,7 +27,7 @@ from utils.sweeps import check_all_finished, open_sweep, run_sweep
 config: dict[str, Any] = {
     # selfsup_task/scan_base.py
     **without(PRETRAINING, "backbone", "in_channels", "img_res", "store_res", "batch_size", "num_epochs"),
-    "run_name": "resources/phantom",
+    "run_name": "resources/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
     "backbones": ["resnet18", "efficientnet_b0"],
     "channels": [1],
     "resolutions": [32, 64],
@@ -58,7 +58,7 @@ def main(config: dict[str, Any]) -> None:
     device = describe_device(choose_device(config["device"]))
     table = run_sweep(run, trials, trial, config["only"], data=data, device=device)
     print(table.drop(columns=["error"]).to_string(index=False, float_format="{:.4g}".format))
-    hours = f"hours for {config['forecast_epochs']} epochs on {num_images:,} images"
+    hours = f"hours for {config['forecast_epochs']} epochs on the train part of {num_images:,} images"
     run.save_figure("resources", scan_plots.heat_maps(grids(table), "Forecast", hours, "{:.3g}"))
     print(f"\n{hours} stand in the column hours\ntable and figure   {run}/")
     print("next               python selfsup_task/train_barlow_twins.py, with the settings that you can afford")

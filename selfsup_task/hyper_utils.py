@@ -9,7 +9,7 @@ from torch import Tensor
 
 from augmentations.recipes import RECIPES
 from augmentations.transform_utils import TwinViews, step_generator
-from dataset_loader.xrays import check_sizes, open_xrays
+from dataset_loader.xrays import check_sizes, open_xrays, read_columns
 from self_sup_classes.backbones import BACKBONES, save_backbone
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
 from self_sup_classes.initialisation import random_backbone
@@ -37,7 +37,11 @@ def pretrain(config: PretrainConfig) -> Run:
     make_deterministic()
     device = choose_device(config["device"])
     with distributed.process_group(device):
-        run = Run(config["run_name"] or derived_name(config), config)
+        try:
+            run = Run(config["run_name"] or derived_name(config), config)
+        except UserError:
+            read_columns(config)  # of two mistakes, a data folder that is not there is the one to be told of
+            raise
         if run.summary is None:
             _pretrain(config, device, run)
         return run

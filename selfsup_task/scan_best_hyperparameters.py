@@ -28,7 +28,7 @@ from utils.wording import metric_name
 config: dict[str, Any] = {
     # selfsup_task/scan_base.py: the pretraining and fine-tuning that are the same
     **without(SCAN_BASE, "barlow_lambda", "projector_dims"),
-    "run_name": "scans/phantom_hyperparameters",
+    "run_name": "scans/{dataset}_hyperparameters",  # runs/<run_name>/; {dataset} is the name of the data set
     "lambdas": [5e-2, 5e-3, 5e-4],
     "projectors": ["512", "2048", "512-512"],
 }

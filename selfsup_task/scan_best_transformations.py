@@ -25,7 +25,7 @@ from utils.hardware import choose_device
 
 config: dict[str, Any] = {
     **without(SCAN_BASE, "recipe"),  # selfsup_task/scan_base.py: the pretraining and fine-tuning that are the same
-    "run_name": "scans/phantom_transformations",
+    "run_name": "scans/{dataset}_transformations",  # runs/<run_name>/; {dataset} is the name of the data set
     "recipes": [
         # one extra each
         "base",

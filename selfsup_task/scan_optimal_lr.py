@@ -22,12 +22,13 @@ from selfsup_task.scanning import conclude, open_scan, run_scan
 from utils import plots, scan_plots
 from utils.config import UserError, check_at_least, check_choice, run_script
 from utils.logging_utils import RUNS_ROOT, Run
+from utils.optimisation import SCHEDULERS
 
 config: dict[str, Any] = {
     # selfsup_task/scan_base.py: the pretraining and fine-tuning that are the same
     **without(SCAN_BASE, "scheduler", "warmup_epochs"),
     "num_epochs": 3,
-    "run_name": "scans/phantom_lr",
+    "run_name": "scans/{dataset}_lr",  # runs/<run_name>/; {dataset} is the name of the data set
     "tasks": ["pretraining", "finetuning"],  # what a range test is run for
     "lr_from": 1e-6,
     "lr_to": 1.0,
@@ -40,6 +41,8 @@ def main(config: dict[str, Any]) -> None:
     """Test the ranges, compare the schedules."""
     for task in config["tasks"]:
         check_choice("tasks", task, list(TASKS))
+    for name in config["schedulers"]:
+        check_choice("schedulers", name, [*SCHEDULERS, *(f"warmup+{known}" for known in SCHEDULERS)])
     for key, least in {"lr_from": 1e-12, "lr_to": 10 * config["lr_from"], "range_steps": 10}.items():
         check_at_least(key, config[key], least)
     if (RUNS_ROOT / config["run_name"] / "config.json").exists():

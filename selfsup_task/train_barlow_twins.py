@@ -5,7 +5,7 @@
         --store-res 256
 
 As it stands, the config trains on built-in synthetic X-rays and takes a few minutes on two cores, which shows that
-everything works and that the probes rise (README, "What to expect"). Afterwards runs/<run_name>/ holds the
+everything works and that the probes rise (README, "Measured"). Afterwards runs/<run_name>/ holds the
 backbone (plain torchvision weights), metrics.csv, TensorBoard events and figures. Look at figures/views.png first: it
 shows what the network has to see as the same. The same command again resumes an interrupted run, and prints the
 summary of a finished one.
@@ -21,6 +21,7 @@ On several GPUs: torchrun --nproc-per-node 4 selfsup_task/train_barlow_twins.py 
 """
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 from selfsup_task.hyper_utils import pretrain
@@ -63,6 +64,9 @@ config: dict[str, Any] = {
 }
 
 
+WORSE = 0.02  # of the probe's score, below which it is worth a word
+
+
 def main(config: dict[str, Any]) -> None:
     """Pretrain, then say how it went, where things are, and what to do next."""
     run = pretrain(config)  # type: ignore[arg-type]  # checked there against PretrainConfig
@@ -86,6 +90,8 @@ def report(summary: dict[str, Any], folder: str, config: dict[str, Any]) -> str:
                 f"  {name}     {summary[f'{tag}_random_network']:.3f} -> {summary[tag]:.3f} "
                 f"{metric} on validation (random network, now; chance {summary['chance']:.2f})"
             )
+    if summary.get("probe/linear", 1) < summary.get("probe/linear_random_network", 0) - WORSE:
+        lines.append("  the features tell less than a random network's: train longer, or change lr or recipe")
     lines += [
         f"  speed            {summary['images_per_second']:.0f} images/s",
         "",
@@ -100,7 +106,7 @@ def report(summary: dict[str, Any], folder: str, config: dict[str, Any]) -> str:
 def _comparison(config: dict[str, Any], folder: str) -> str:
     """The command that says what the encoder is worth, on the same data and at the same size."""
     shared = ("dataset", "data_root", "store_res", "img_res", "split_seed", "backbone", "in_channels")
-    words = ["python", "downstream_task/trained_vs_no_trained_compare.py", "--run-name", f"compare/{config['dataset']}"]
+    words = ["python", "downstream_task/trained_vs_no_trained_compare.py", "--run-name", f"compare/{Path(folder).name}"]
     words += [word for key in shared if config[key] != "" for word in (f"--{key.replace('_', '-')}", str(config[key]))]
     words += ["--allow-seen"] if config["pretrain_on"] == "all" else []
     return shlex.join([*words, "--encoders", "random", f"{folder}/{config['backbone']}_final_state_dict.pt"])

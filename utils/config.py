@@ -73,7 +73,7 @@ def run_script(
 ) -> None:
     """Run an entry script: every key of `config` becomes a typed flag; a UserError becomes one line, exit 1.
 
-    A first argument that is no flag is the value of the key `first`.
+    A first argument that is no flag is the value of the key `first`. `{dataset}` in a run_name stands for that key.
     """
     arguments = sys.argv[1:]
     if first and arguments and not arguments[0].startswith("-"):
@@ -82,8 +82,11 @@ def run_script(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace", line_buffering=True)  # a Windows console may lack a sign
     try:
-        main(tyro.cli(dict, default=config, description=description, args=arguments))  # type: ignore[arg-type]  # tyro takes a dict as a type, its stubs do not
+        chosen: dict[str, Any] = tyro.cli(dict, default=config, description=description, args=arguments)  # type: ignore[arg-type]  # tyro takes a dict as a type, its stubs do not
+        if "dataset" in chosen:
+            chosen["run_name"] = chosen["run_name"].replace("{dataset}", chosen["dataset"])
+        main(chosen)
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped by Ctrl-C; the same command goes on from the last checkpoint.")
+        sys.exit("stopped by Ctrl-C; the same command goes on from the last checkpoint, if there is one yet.")

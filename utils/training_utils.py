@@ -93,7 +93,7 @@ def check_fit_config(config: FitConfig, num_images: int) -> None:
     if not 0 <= config["warmup_epochs"] < config["num_epochs"]:
         raise UserError(
             f"warmup_epochs is {config['warmup_epochs']} of {config['num_epochs']} epochs; it must be at least 0 "
-            "and less than num_epochs."
+            "and less than num_epochs; set warmup_epochs to 0 for a single one."
         )
     distributed.local_batch_size(config["batch_size"])
 

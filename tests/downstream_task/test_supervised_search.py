@@ -22,6 +22,7 @@ from downstream_task import supervised_search
 from downstream_task.scan_best_supervised_hyperparameters import config as DEFAULTS
 from downstream_task.shared_study import next_turn, open_study
 from downstream_task.supervised_search import search
+from downstream_task.trained_vs_no_trained_compare import config as COMPARISON
 from utils.config import REPO_ROOT, UserError
 from utils.logging_utils import Run
 from utils.scan_plots import search as search_figure
@@ -167,7 +168,8 @@ def test_a_search_draws_prunes_and_names_its_best(
         settings = [config[key] for key in ("lr", "optimizer_weight_decay", "batch_size")]
         assert settings == [row["lr"], row["weight_decay"], row["batch_size"]]
     best = json.loads((REPO_ROOT / "runs" / names[0] / "a" / "best.json").read_text())
-    assert best["lr"] == first.loc[first["score"].idxmax(), "lr"]
+    assert best["lrs"] == [first.loc[first["score"].idxmax(), "lr"]]
+    assert set(best) <= set(COMPARISON)  # ready to paste
 
 
 def test_a_shared_study_leaves_the_trials_of_other_machines_alone(tmp_path: Path) -> None:
