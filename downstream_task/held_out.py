@@ -7,7 +7,6 @@ from typing import Any, TypedDict
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from dataset_loader.xrays import XRays
 from downstream_task.comparison_report import report
@@ -22,6 +21,7 @@ from utils.hardware import choose_device, choose_precision, describe_device
 from utils.intervals import bootstrap_intervals, fewest_groups
 from utils.logging_utils import RUNS_ROOT, Run
 from utils.metrics import CLASS_SCORES, calibration_error, confusion_counts, fit_temperature, per_class_scores
+from utils.progress import progress_bar
 
 REPEATS = 300  # resamples behind an interval
 SCORE_COLUMNS = ["score", "value", "low", "high"]
@@ -47,7 +47,11 @@ def score_on_test(config: HeldOutConfig) -> list[Run]:
     if not runs:
         raise UserError("runs is empty; name at least one folder under runs/.")
     data = OpenedData(choose_device(config["device"]))  # a comparison's runs share theirs
-    tested = [_test_run(finished, data) for finished in tqdm(runs, desc="testing", unit="run")]
+    tested = []
+    with progress_bar(len(runs), "testing", unit="run") as bar:
+        for finished in runs:
+            tested.append(_test_run(finished, data))
+            bar.update()
     for name in config["runs"]:
         folder = repo_path(name)
         if (folder / "differences.csv").exists():
