@@ -59,7 +59,7 @@ def main(config: dict[str, Any]) -> None:
     table = run_sweep(run, trials, trial, config["only"], data=data, device=device)
     print(table.drop(columns=["error"]).to_string(index=False, float_format="{:.4g}".format))
     hours = f"hours for {config['forecast_epochs']} epochs on the train part of {num_images:,} images"
-    run.save_figure("resources", scan_plots.heat_maps(grids(table), "Forecast", hours, "{:.3g}"))
+    run.save_figure("resources", scan_plots.heat_maps(grids(table), f"Forecast: {hours}", "hours", "{:.3g}"))
     print(f"\n{hours} stand in the column hours\ntable and figure   {run}/")
     print("next               python selfsup_task/train_barlow_twins.py, with the settings that you can afford")
     check_all_finished(table, config["only"] or list(trials))
