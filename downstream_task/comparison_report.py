@@ -1,24 +1,11 @@
 """What a comparison says, on validation or on the test part: a figure, a table, and what pretraining saves."""
 
-import numpy as np
 import pandas as pd
 
 from downstream_task.curves import interval_cells
 from utils import plots
 from utils.logging_utils import Run
 from utils.wording import METHOD_NAMES, interval_text, metric_name, savings_sentence
-
-
-def _probes_kept(run: Run) -> list[str]:
-    """How many fine-tunings ended as the linear probe that they began with."""
-    path = run.folder / "summary.csv"
-    if not path.exists():
-        return []
-    table = pd.read_csv(path)
-    fine, linear = (table[table["method"] == method] for method in ("finetune", "linear"))
-    both = fine.merge(linear, on=["arm", "fraction", "draw"], suffixes=("", " of the probe"))
-    kept = sum(np.equal(both["score"].to_numpy(), both["score of the probe"].to_numpy()).tolist())
-    return [f"{kept} of {len(fine)} fine-tunings kept the linear probe that they began with."] if kept else []
 
 
 def report(run: Run) -> str:
@@ -47,3 +34,15 @@ def report(run: Run) -> str:
     if run.summary["part"] != "test":
         where.append(f"next                python downstream_task/confusion_matrix.py --runs {run}")
     return "\n".join([*lines, *left_out, *notes, *where])
+
+
+def _probes_kept(run: Run) -> list[str]:
+    """How many fine-tunings ended as the linear probe that they began with."""
+    path = run.folder / "summary.csv"
+    if not path.exists():
+        return []
+    table = pd.read_csv(path)
+    fine, linear = (table[table["method"] == method] for method in ("finetune", "linear"))
+    both = fine.merge(linear, on=["arm", "fraction", "draw"], suffixes=("", " of the probe"))
+    kept = int((both["score"].to_numpy() == both["score of the probe"].to_numpy()).sum())
+    return [f"{kept} of {len(fine)} fine-tunings kept the linear probe that they began with."] if kept else []

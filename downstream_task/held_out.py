@@ -21,7 +21,7 @@ from utils.hardware import choose_device, choose_precision, describe_device
 from utils.intervals import bootstrap_intervals, fewest_groups
 from utils.logging_utils import RUNS_ROOT, Run
 from utils.metrics import CLASS_SCORES, calibration_error, confusion_counts, fit_temperature, per_class_scores
-from utils.progress import progress_bar
+from utils.progress import tracked
 
 REPEATS = 300  # resamples behind an interval
 SCORE_COLUMNS = ["score", "value", "low", "high"]
@@ -47,11 +47,7 @@ def score_on_test(config: HeldOutConfig) -> list[Run]:
     if not runs:
         raise UserError("runs is empty; name at least one folder under runs/.")
     data = OpenedData(choose_device(config["device"]))  # a comparison's runs share theirs
-    tested = []
-    with progress_bar(len(runs), "testing", unit="run") as bar:
-        for finished in runs:
-            tested.append(_test_run(finished, data))
-            bar.update()
+    tested = [_test_run(finished, data) for finished in tracked(runs, "testing", "run")]
     for name in config["runs"]:
         folder = repo_path(name)
         if (folder / "differences.csv").exists():

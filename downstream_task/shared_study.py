@@ -134,9 +134,10 @@ def importances(study: optuna.Study) -> dict[str, float]:
 
 def _put_back_dead(study: optuna.Study, folder: Path, num_parameters: int) -> None:
     """Trials under way here whose process is gone wait to be run again, with their index and parameters."""
+    here = _place(folder)
     for trial in study.get_trials(states=[TrialState.RUNNING]):
-        elsewhere = trial.user_attrs.get("place", _place(folder)) != _place(folder)
-        if elsewhere or ("place" not in trial.user_attrs and _may_be_elsewhere(trial, folder)):
+        place = trial.user_attrs.get("place")
+        if _may_be_elsewhere(trial, folder) if place is None else place != here:
             continue
         index = trial.user_attrs.get("index", _next_index(study, trial.number))
         lock = try_lock(_lock_file(folder, index))
@@ -158,7 +159,7 @@ def _place(folder: Path) -> str:
 def _may_be_elsewhere(trial: FrozenTrial, folder: Path) -> bool:
     """Whether a trial that has not said where it runs may be about to: not if the study lies in the folder itself."""
     begun = trial.datetime_start or datetime.min
-    young = (datetime.now() - begun).total_seconds() < SECONDS_TO_SAY_WHERE  # as optuna has it
+    young = (datetime.now() - begun).total_seconds() < SECONDS_TO_SAY_WHERE
     return young and not (folder / STUDY).exists()
 
 

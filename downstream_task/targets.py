@@ -27,6 +27,11 @@ class TargetConfig(TypedDict):
     class_weights: bool
 
 
+def metric_of(labels: np.ndarray) -> str:
+    """The score of classes [N], or of findings [N, C]."""
+    return "auroc" if labels.ndim > 1 else "balanced_accuracy"
+
+
 @dataclass(frozen=True)
 class Targets:
     """Targets of N X-rays: classes [N] int64, or findings [N, C] float32: 1, 0, or NaN where not to be counted."""
@@ -37,7 +42,7 @@ class Targets:
     @property
     def metric(self) -> str:
         """The score on validation that choices are made by."""
-        return "auroc" if self.values.ndim > 1 else "balanced_accuracy"
+        return metric_of(self.values)
 
     def strata(self) -> np.ndarray:
         """[N] int64: what label subsets are stratified by."""

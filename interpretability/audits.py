@@ -14,7 +14,7 @@ from utils import plots
 from utils.config import check_config
 from utils.hardware import choose_device, describe_device
 from utils.logging_utils import Run
-from utils.progress import progress_bar
+from utils.progress import tracked
 from utils.randomness import fixed_order
 
 PROJECTED = 1000  # test images in TensorBoard's projector, whose sprite has a largest size
@@ -41,15 +41,12 @@ def audit(config: AuditConfig) -> dict[str, Run]:
         torch.set_num_threads(config["threads"])
     data = OpenedData(choose_device(config["device"]))
     runs = {}
-    checkpoints = open_checkpoints(config["checkpoints"])
-    with progress_bar(len(checkpoints), "auditing", unit="network") as bar:
-        for name, finished in checkpoints.items():
-            table = read_sources(config["source_table"], data.of(finished).columns.root)
-            facts = {"weights": finished.weights_hash(), "sources": "" if table is None else _digest(table)}
-            runs[name] = Run(f"{config['run_name']}/{finished.name}", {"checkpoint": finished.name, **facts})
-            if runs[name].summary is None:
-                _audit(runs[name], finished, data, table)
-            bar.update()
+    for name, finished in tracked(open_checkpoints(config["checkpoints"]).items(), "auditing", "network"):
+        table = read_sources(config["source_table"], data.of(finished).columns.root)
+        facts = {"weights": finished.weights_hash(), "sources": "" if table is None else _digest(table)}
+        runs[name] = Run(f"{config['run_name']}/{finished.name}", {"checkpoint": finished.name, **facts})
+        if runs[name].summary is None:
+            _audit(runs[name], finished, data, table)
     return runs
 
 

@@ -25,7 +25,7 @@ from utils.hardware import choose_device, describe_device
 from utils.intervals import bootstrap_intervals, grouped_mean_interval
 from utils.logging_utils import Run
 from utils.plots import marked
-from utils.progress import progress_bar
+from utils.progress import tracked
 from utils.wording import SALIENCY_NAMES
 
 PEAK_REPEATS = 1000  # resamples behind an interval
@@ -92,12 +92,10 @@ def _explain(config: ExplainConfig, run: Run, runs: Mapping[str, Finished]) -> N
     synthetic = any(is_phantom(picture.path) for picture in pictures)
     settings = Settings(config["layer"], config["patch"], config["stride"])
     explained = {}
-    with progress_bar(len(runs), "looking", unit="network") as bar:
-        for name, finished in runs.items():
-            explained[name] = look(
-                finished, pictures, config["target"], config["method"], settings, config["sanity_check"], device
-            )
-            bar.update()
+    for name, finished in tracked(runs.items(), "looking", "network"):
+        explained[name] = look(
+            finished, pictures, config["target"], config["method"], settings, config["sanity_check"], device
+        )
     run.start(device=describe_device(device), images=[str(picture.path) for picture in pictures])
     _write(run, pictures, explained, config, synthetic, notes)
 

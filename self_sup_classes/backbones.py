@@ -33,14 +33,19 @@ class Backbone(nn.Module):
         return self.net(x)
 
 
+def check_backbone(name: str, in_channels: int) -> None:
+    """Raise UserError for a name that is not in BACKBONES or channels other than 1 and 3."""
+    check_choice("backbone", name, BACKBONES)
+    if in_channels not in (1, 3):
+        raise UserError(f"in_channels is {in_channels}; an X-ray has 1, a network for colour images 3.")
+
+
 def torchvision_model(name: str, in_channels: int) -> nn.Module:
     """torchvision's own network, randomly initialised, with a first convolution for `in_channels`.
 
     Raises UserError for a name that is not in BACKBONES or channels other than 1 and 3.
     """
-    check_choice("backbone", name, BACKBONES)
-    if in_channels not in (1, 3):
-        raise UserError(f"in_channels is {in_channels}; an X-ray has 1, a network for colour images 3.")
+    check_backbone(name, in_channels)
     net = models.get_model(name, weights=None)
     if in_channels == 1:
         conv_name, conv = first_conv(net)

@@ -13,6 +13,7 @@ from augmentations.transform_utils import TwinViews, denormalise, operator_views
 from dataset_loader.splits import label_subset, strata_of
 from dataset_loader.xrays import XRays
 from downstream_task.probes import forward_all, probe, probe_labels, probed_classes
+from downstream_task.targets import metric_of
 from self_sup_classes.backbones import save_backbone
 from self_sup_classes.barlow import BarlowTwins, cross_correlation, random_embedding_loss
 from self_sup_classes.health import Health, measure_health
@@ -95,7 +96,7 @@ class Gauge:
     @property
     def metric(self) -> str:
         """What the probes' scores are."""
-        return "auroc" if self.labels.ndim > 1 else "balanced_accuracy"
+        return metric_of(self.labels)
 
     @property
     def chance(self) -> float:

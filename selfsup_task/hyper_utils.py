@@ -10,7 +10,7 @@ from torch import Tensor
 from augmentations.recipes import RECIPES
 from augmentations.transform_utils import TwinViews, step_generator
 from dataset_loader.xrays import check_sizes, open_xrays, read_columns
-from self_sup_classes.backbones import BACKBONES, save_backbone
+from self_sup_classes.backbones import check_backbone, save_backbone
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
 from self_sup_classes.initialisation import random_backbone
 from selfsup_task.gauge import PROBES, Gauge
@@ -51,11 +51,7 @@ def check_pretrain_config(config: PretrainConfig) -> None:
     """Raise UserError for whatever can be known to be wrong before the data are read."""
     check_config(config, PretrainConfig)
     check_choice("pretrain_on", config["pretrain_on"], ["train", "all"])
-    check_choice("backbone", config["backbone"], BACKBONES)
-    if config["in_channels"] not in (1, 3):
-        raise UserError(
-            f"in_channels is {config['in_channels']}; expected 1, as X-rays have, or 3, as ImageNet's weights."
-        )
+    check_backbone(config["backbone"], config["in_channels"])
     if not config["projector_dims"] or min(config["projector_dims"]) < 1:
         raise UserError(f"projector_dims is {config['projector_dims']}; expected widths such as [512] or [512, 512].")
     check_choice("recipe", config["recipe"], list(RECIPES))

@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from selfsup_task.scan_base import SCAN_BASE, without
-from selfsup_task.scanning import conclude, open_scan, run_scan
+from selfsup_task.scanning import open_scan, run_scan
 from utils import plots, scan_plots
 from utils.config import UserError, run_script
 from utils.wording import metric_name
@@ -42,7 +42,7 @@ def main(config: dict[str, Any]) -> None:
         for projector in config["projectors"]
     }
     scan = open_scan(config, trials, varied=["lambdas", "projectors"])
-    conclude(scan, run_scan(scan), draw)
+    run_scan(scan, draw)
 
 
 def draw(finished: pd.DataFrame) -> Figure:

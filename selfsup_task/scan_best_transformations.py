@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from dataset_loader.xrays import open_xrays
 from selfsup_task.scan_base import SCAN_BASE, without
-from selfsup_task.scanning import conclude, contact_sheet, open_scan, run_scan
+from selfsup_task.scanning import contact_sheet, open_scan, run_scan
 from utils import plots, scan_plots
 from utils.config import run_script
 from utils.hardware import choose_device
@@ -55,7 +55,7 @@ def main(config: dict[str, Any]) -> None:
         title = plots.marked("What each recipe's views look like, and what they are worth", xrays.synthetic)
         return scan_plots.scores_beside_pictures(finished, sheet, title)
 
-    conclude(scan, run_scan(scan), draw)
+    run_scan(scan, draw)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from selfsup_task.lr_ranges import TASKS, range_run
 from selfsup_task.scan_base import SCAN_BASE, without
-from selfsup_task.scanning import conclude, open_scan, run_scan
+from selfsup_task.scanning import open_scan, run_scan
 from utils import plots, scan_plots
 from utils.config import UserError, check_at_least, check_choice, run_script
 from utils.logging_utils import RUNS_ROOT, Run
@@ -59,7 +59,7 @@ def main(config: dict[str, Any]) -> None:
             finished, losses, plots.marked("Schedules on equal budgets", finished["synthetic"].iloc[0])
         )
 
-    conclude(scan, run_scan(scan), draw)
+    run_scan(scan, draw)
 
 
 def schedule(name: str, num_epochs: int) -> dict[str, Any]:

@@ -72,11 +72,6 @@ def open_scan(config: Mapping[str, Any], trials: Mapping[str, Mapping[str, Any]]
     return Scan(run, runs, config["only"], data)
 
 
-def run_scan(scan: Scan) -> pd.DataFrame:
-    """Run what is not finished: a row a trial (utils.sweeps.run_sweep)."""
-    return run_sweep(scan.run, scan.trials, pretrain_and_probe, scan.only, data=scan.data)
-
-
 def check_trial(config: Mapping[str, Any], images: int) -> None:
     """Raise UserError for whatever can be known to be wrong with a trial on so many training images."""
     check_config({key: value for key, value in config.items() if key != "varied"} | {"only": []}, ScanConfig)
@@ -131,9 +126,14 @@ def finetuning(config: Mapping[str, Any], method: str, encoder: str) -> Finetune
     return whole
 
 
-def conclude(scan: Scan, table: pd.DataFrame, draw: Callable[[pd.DataFrame], Figure]) -> None:
-    """Save the figure of the finished trials and print their ranking; UserError with the failed ones of this call."""
-    run, best = scan.run, ranked(table, by="linear")
+def run_scan(scan: Scan, draw: Callable[[pd.DataFrame], Figure]) -> None:
+    """Run what is not finished, save the figure of the trials that are, print their ranking.
+
+    `draw` gets a row a trial (utils.sweeps.run_sweep). UserError with the failed ones of this call.
+    """
+    run = scan.run
+    table = run_sweep(run, scan.trials, pretrain_and_probe, scan.only, data=scan.data)
+    best = ranked(table, by="linear")
     if len(best):
         run.save_figure(run.name.rpartition("/")[2], draw(best.sort_index()))
         print(f"\n{best.to_string(index=False, float_format='{:.3f}'.format)}")

@@ -55,8 +55,9 @@ def time_steps(
         "views": lambda: views(pixels, step_generator(config["random_seed"], 0, 0)),
         "step": lambda: gradient_step(model, optimizer, lambda: step(batch, 0, 0), config["lr"], 0.0, dtype),
     }
-    least = {"reading": 0.0, "views": 0.0, "step": seconds}
-    times = {name: median_seconds(work, STEPS, device, least[name]) for name, work in works.items()}
+    times = {
+        name: median_seconds(work, STEPS, device, seconds if name == "step" else 0.0) for name, work in works.items()
+    }
     return StepTimes(**times, memory=peak_memory(device))
 
 

@@ -15,7 +15,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
     Raises UserError where the system does not let it: no right to write, or, on Windows, a program that shows the file.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -34,7 +34,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 def write_again(path: Path, source: Path) -> None:
     """`path` with the bytes of `source`, atomically: one file of two names where the disk allows it, else a copy."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     temporary.unlink(missing_ok=True)
     try:
         temporary.hardlink_to(source)
@@ -43,6 +43,10 @@ def write_again(path: Path, source: Path) -> None:
     else:
         temporary.replace(path)
         temporary.unlink(missing_ok=True)  # a rename between two names of one file does nothing
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -68,7 +68,7 @@ def lr_range_test(
         module.load_state_dict(before)
         module.train(was_training)
         module.zero_grad(set_to_none=True)
-    if not np.isfinite(rows[0]["loss"]):
+    if not math.isfinite(rows[0]["loss"]):
         raise UserError(f"the loss is not finite at the first learning rate, {lrs[0]:.2g}; lower lr_from.")
     return pd.DataFrame(rows)
 

@@ -74,14 +74,13 @@ def _shown(what: Any, show: Any, skipped: list[Skipped]) -> list[Block]:
     try:
         return show(what)
     except BROKEN as error:
-        if not isinstance(what, FoundRun):
-            fine = [run for run in what if _shown([run], show, skipped)] if len(what) > 1 else []
-            if fine:
-                return show(fine)
-        if not isinstance(what, FoundRun) and len(what) != 1:
-            return []
-        name = what.name if isinstance(what, FoundRun) else what[0].name
-        skipped.append(Skipped(name, f"its tables cannot be shown: {type(error).__name__}: {error}".splitlines()[0]))
+        runs = [what] if isinstance(what, FoundRun) else what
+        if len(runs) != 1:
+            fine = [run for run in runs if _shown([run], show, skipped)]
+            return show(fine) if fine else []
+        skipped.append(
+            Skipped(runs[0].name, f"its tables cannot be shown: {type(error).__name__}: {error}".splitlines()[0])
+        )
         return []
 
 

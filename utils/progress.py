@@ -1,12 +1,16 @@
 """Progress: a bar with rate and time left on a terminal, a line now and then where output is a file."""
 
 import sys
-from typing import Any
+from collections.abc import Collection, Iterator
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 30
 CURSOR_UP = "\x1b[A"  # how tqdm goes back from a bar inside another
+
+
+Item = TypeVar("Item")
 
 
 class _Lines:
@@ -34,3 +38,11 @@ def progress_bar(total: int, description: str, done: int = 0, show: bool = True,
             "maxinterval": interval,
         }
     return tqdm(total=total, initial=done, desc=description, unit=unit, disable=not show, **style)
+
+
+def tracked(items: Collection[Item], description: str, unit: str) -> Iterator[Item]:
+    """The items, one by one, under a bar over them."""
+    with progress_bar(len(items), description, unit=unit) as bar:
+        for item in items:
+            yield item
+            bar.update()

@@ -25,8 +25,9 @@ def in_order(runs: Sequence[FoundRun]) -> list[FoundRun]:
 
 def answer(runs: Sequence[FoundRun]) -> list[Block]:
     """Does pretraining help? What each comparison says, and the picture of the first."""
-    sentences: list[Block] = [sentence for run in runs for sentence in _sentences(run)]
-    pictured = next((run for run in runs if _sentences(run)), None)
+    said = {run.name: _sentences(run) for run in runs}
+    pictured = next((run for run in runs if said[run.name]), None)
+    sentences: list[Block] = [sentence for sentences in said.values() for sentence in sentences]
     return [*sentences, *(_curves(pictured) if pictured else [])]
 
 

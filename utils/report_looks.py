@@ -32,14 +32,8 @@ def explanation(run: FoundRun) -> list[Block]:
     caption = f"{run.label}: {method} on {images}; mean [95% interval]"
     blocks: list[Block] = [Table(["network", *QUANTITIES.values(), "sanity check"], rows, caption, [run.name])]
     if gaps:
-        blocks.append(
-            Table(
-                ["networks", *QUANTITIES.values()],
-                gaps,
-                f"{run.label}: differences on the same images; mean [95% interval]",
-                [run.name],
-            )
-        )
+        caption = f"{run.label}: differences on the same images; mean [95% interval]"
+        blocks.append(Table(["networks", *QUANTITIES.values()], gaps, caption, [run.name]))
     alt = f"X-rays with the {method} of each network laid over them, a row a network"
     return [*blocks, *(Text(note) for note in summary.get("notes", [])), *pictures(run, panel=alt)]
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from utils.plots import marked
 from utils.report_blocks import Block, Cell, Missing, Table, Text, change, count, number
 from utils.report_runs import PRETRAINING, RANGE, RESOURCES, SCAN, SEARCH, FoundRun, first_of_each, pictures
 from utils.wording import metric_name
@@ -50,7 +51,9 @@ def labels_by_part(run: FoundRun) -> list[Block]:
     parts = [part for part in ("train", "val", "test") if part in counts]
     rows: list[list[Cell]] = [[str(label), *(count(row[part]) for part in parts)] for label, row in counts.iterrows()]
     what = "images with each finding" if findings else "images of each class"
-    return [Table([what, *parts], rows, f"Labels of split {_hash(run)}{_marked(run)}{left_out}", [run.name])]
+    return [
+        Table([what, *parts], rows, marked(f"Labels of split {_hash(run)}", bool(run.synthetic)) + left_out, [run.name])
+    ]
 
 
 def recipe(run: FoundRun) -> list[Block]:
@@ -77,8 +80,7 @@ def lr_range(run: FoundRun) -> list[Block]:
 def scan(run: FoundRun) -> list[Block]:
     """The trials of a scan, best first."""
     table = run.table("summary")
-    failed = table["error"].notna() & (table["error"] != "")
-    ranked = table[~failed].sort_values("linear", ascending=False)
+    ranked = table[~_failed(table)].sort_values("linear", ascending=False)
     forms = {"linear": ".3f", "full": ".3f", "loss": ".4g", "rank": ".0f"}
     rows: list[list[Cell]] = [
         [row["trial"], *(number(row[key], form) for key, form in forms.items())] for row in ranked.to_dict("records")
@@ -221,14 +223,15 @@ def _scans(runs: Sequence[FoundRun], varied: str) -> list[Any]:
     return [(run, scan) for run in runs if run.kind == SCAN and varied in run.config["varied"]]
 
 
-def _marked(run: FoundRun) -> str:
-    return " (synthetic)" if run.synthetic else ""
-
-
 def _failures(table: Any) -> list[Block]:
     """What went wrong in a sweep's trials."""
-    failed = table[table["error"].fillna("") != ""] if "error" in table else table[:0]
-    return [Text(f"{row['trial']} failed: {row['error']}") for row in failed.to_dict("records")]
+    rows = table[_failed(table)].to_dict("records") if "error" in table else []
+    return [Text(f"{row['trial']} failed: {row['error']}") for row in rows]
+
+
+def _failed(table: Any) -> Any:
+    """Which rows of a sweep's table have an error."""
+    return table["error"].fillna("") != ""
 
 
 def _hash(run: FoundRun) -> str:

@@ -19,9 +19,8 @@ FROZEN, TEST, RANGE, SCAN, TRIAL = "frozen parts", "test", "range test", "scan",
 RESOURCES, CELL, SEARCH, EXPLANATION, AUDIT = "resources", "cell of resources", "search", "explanation", "audit"
 # of a run without a config.json
 TRACES = ("metrics.csv", "summary.json", "environment.json", "events.out.tfevents*", "*.pt", "*.pth")
-NAMES: Any = dict.fromkeys(
-    ("arm", "reference", "trial", "trainable", "class"), str
-)  # columns that may look like numbers
+# columns whose names may look like numbers
+NAMES: Any = dict.fromkeys(("arm", "reference", "trial", "trainable", "class"), str)
 # what a damaged file leads to
 BROKEN = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, SyntaxError, RecursionError),
@@ -95,13 +94,13 @@ def find_runs(root: Path, leave_out: Path) -> tuple[list[FoundRun], list[Skipped
     def unreadable(error: OSError) -> None:
         skipped.append(Skipped(name_of(Path(error.filename)), f"it cannot be opened: {error.strerror}"))
 
-    followed: set[Path] = set()
+    whole, followed = root.resolve(), set[Path]()
     for folder, folders, files in os.walk(root, onerror=unreadable, followlinks=True):
         path = Path(folder)
         folders[:] = sorted(name for name in folders if name[0] != "." and path / name != leave_out)
         for link in [path / name for name in folders if (path / name).is_symlink()]:
             real = link.resolve()
-            if real in followed or real.is_relative_to(root.resolve()) or root.resolve().is_relative_to(real):
+            if real in followed or real.is_relative_to(whole) or whole.is_relative_to(real):
                 folders.remove(link.name)
                 skipped.append(Skipped(name_of(link), f"a link to {real}, which is shown under another name"))
             followed.add(real)

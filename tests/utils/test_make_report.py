@@ -249,7 +249,7 @@ def test_fractions_with_equally_many_labels_keep_a_row_each(tmp_path: Path, scri
     run = comparison(tmp_path, "compare/a")
     for name in ("curves", "differences"):
         table = pd.read_csv(run.folder / f"{name}.csv")
-        run.save_table(name, table.assign(fraction=np.where(table["labels"] == 20, 0.01, 0.05), labels=20, arm_id=1))
+        run.save_table(name, table.assign(fraction=np.where(table["labels"] == 20, 0.01, 0.05), labels=20))
     page, _ = report(script, tmp_path)
     assert [row[1][0] for row in page.table("mean [95% interval]")] == ["1%", "5%", "1%", "5%"]
 
