@@ -1,0 +1,72 @@
+"""Convolutions on small inputs: torch's own values and gradients, whatever the shape."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision import models
+
+from self_sup_classes.backbones import torchvision_model
+from self_sup_classes.convolution import Conv2d
+
+SHAPES = [  # kernel, stride, padding, size
+    (3, 1, 1, (1, 1)),
+    (3, 1, 1, (2, 2)),
+    (3, 2, 1, (2, 2)),
+    (3, 2, 1, (1, 1)),
+    (3, 1, 1, (1, 2)),
+    (3, 1, 1, (2, 5)),  # not all is seen along the second axis
+    (3, 1, 1, (3, 3)),
+    (1, 1, 0, (1, 1)),
+    (1, 2, 0, (2, 2)),  # a stride that skips pixels
+    (3, 1, 0, (3, 3)),
+    (5, 2, 2, (3, 3)),
+    (5, 1, 2, (3, 3)),
+]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kernel, stride, padding, size", SHAPES)
+def test_values_and_gradients_are_those_of_torchs_convolution(
+    kernel: int, stride: int, padding: int, size: tuple[int, int], layout: torch.memory_format, bias: bool
+) -> None:
+    torch.manual_seed(0)
+    ours = Conv2d(3, 4, kernel, stride, padding, bias=bias).double().to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
+    x = torch.randn(5, 3, *size, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    expected = F.conv2d(x, ours.weight, ours.bias, stride, padding)
+    found = ours(x)
+    torch.testing.assert_close(found, expected)
+    weighting = torch.randn_like(expected)
+    wanted = [x, *ours.parameters()]
+    torch.testing.assert_close(_gradients(found, weighting, wanted), _gradients(expected, weighting, wanted))
+
+
+def _gradients(y: Tensor, weighting: Tensor, wanted: list[Tensor]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(y, wanted, weighting, retain_graph=True)
+
+
+@pytest.mark.parametrize("kernel, stride, padding, size, calls", [(3, 1, 1, (2, 2), 0), (3, 1, 1, (3, 3), 1)])
+def test_torchs_convolution_is_used_where_an_output_does_not_see_all(
+    monkeypatch: pytest.MonkeyPatch, kernel: int, stride: int, padding: int, size: tuple[int, int], calls: int
+) -> None:
+    seen: list[Tensor] = []
+    plain = nn.Conv2d.forward
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: seen.append(x) or plain(self, x))
+    Conv2d(3, 4, kernel, stride, padding)(torch.randn(2, 3, *size))
+    assert len(seen) == calls
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "efficientnet_b0"])
+@pytest.mark.parametrize("size", [32, 48, 64])
+def test_a_network_gives_what_torchvisions_does(name: str, size: int) -> None:
+    torch.manual_seed(0)
+    ours, plain = torchvision_model(name, 3).double(), models.get_model(name).double()
+    plain.load_state_dict(ours.state_dict())
+    assert [key for key, _ in ours.named_modules()] == [key for key, _ in plain.named_modules()]
+    x = torch.randn(4, 3, size, size, dtype=torch.float64)
+    torch.testing.assert_close(ours.eval()(x), plain.eval()(x))
+    ours(x).square().sum().backward()
+    plain(x).square().sum().backward()
+    for (key, mine), theirs in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, msg=lambda text, key=key: f"{key}: {text}")
