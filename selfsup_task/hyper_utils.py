@@ -9,7 +9,7 @@ from torch import Tensor
 
 from augmentations.recipes import RECIPES
 from augmentations.transform_utils import TwinViews, step_generator
-from dataset_loader.xrays import check_sizes, open_xrays, read_columns
+from dataset_loader.xrays import PHANTOMS, check_sizes, open_xrays, read_columns
 from self_sup_classes.backbones import check_backbone, save_backbone
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
 from self_sup_classes.initialisation import random_backbone
@@ -40,7 +40,8 @@ def pretrain(config: PretrainConfig) -> Run:
         try:
             run = Run(config["run_name"] or derived_name(config), config)
         except UserError:
-            read_columns(config)  # of two mistakes, a data folder that is not there is the one to be told of
+            if config["dataset"] not in PHANTOMS:  # which would be drawn there
+                read_columns(config)  # of two mistakes, a data folder that is not there is the one to be told of
             raise
         if run.summary is None:
             _pretrain(config, device, run)

@@ -60,6 +60,10 @@ def lr_range(table: pd.DataFrame, found: Mapping[str, float | None], title: str)
         if lr is not None:
             ax.axvline(lr, color=colour, linestyle=style, label=f"{key}, {lr:.2g}")
     ax.set(xscale="log", yscale="log", xlabel="learning rate (log scale)", ylabel="training loss (log scale)")
+    low, high = ax.get_ylim()
+    if high < 10 * low:  # then plain numbers are read more easily than powers of ten
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("{x:g}")
     ax.set_title(title, fontsize=10)
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
@@ -73,8 +77,9 @@ def schedules(table: pd.DataFrame, losses: Mapping[str, pd.DataFrame], title: st
     curves, bars = figure.subplots(1, 2)
     for name, colour, marker in styled(losses):
         curves.plot(
-            losses[name]["step"], losses[name]["train/loss"], color=colour, marker=marker, markersize=4, label=name
-        )
+            losses[name]["step"], losses[name]["train/loss"], color=colour, marker=marker, markersize=4,
+            label=_spaced(name),
+        )  # fmt: skip
     curves.set(xlabel="optimiser steps", ylabel="Barlow Twins loss, mean of an epoch")
     curves.grid(alpha=0.3)
     curves.legend(fontsize=8)
@@ -133,6 +138,11 @@ def _parallel_coordinates(ax: Axes, table: pd.DataFrame, metric: str) -> None:
     ax.figure.colorbar(scale, ax=ax, label=metric)
 
 
+def _spaced(trial: str) -> str:
+    """A trial's name as words between which a line may break."""
+    return trial.replace("+", " + ")
+
+
 def _score_bars(ax: Axes, table: pd.DataFrame) -> None:
     """The two scores of a scan's trials, a trial a row from the top."""
     n = len(table)
@@ -141,7 +151,7 @@ def _score_bars(ax: Axes, table: pd.DataFrame) -> None:
         ax.bar_label(drawn, fmt="%.3f", fontsize=7, padding=2)
     largest = float(table[list(SCAN_SCORES)].to_numpy().max())
     ax.set(ylim=(n - 0.5, -0.5), xlim=(0, 1.22 * largest))
-    ax.set_yticks(range(n), [name.replace("+", " + ") for name in table["trial"]], fontsize=8, wrap=True)
+    ax.set_yticks(range(n), [_spaced(name) for name in table["trial"]], fontsize=8, wrap=True)
     ax.set_xlabel(f"{metric_name(table['metric'].iloc[0])} on validation (one run each)", fontsize=9)
     ax.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
 
@@ -149,11 +159,12 @@ def _score_bars(ax: Axes, table: pd.DataFrame) -> None:
 def scores_beside_pictures(table: pd.DataFrame, pictures: Mapping[str, np.ndarray], title: str) -> Figure:
     """A scan's two scores as bars, a trial a row, and beside them the trial's pictures [k, H, W] in 0..1."""
     n, k = len(table), len(next(iter(pictures.values())))
-    figure = Figure(figsize=(6.5 + 0.95 * k, 0.95 * n + 1.4))
-    figure.suptitle(title, fontsize=11)
+    height = 0.95 * n + 1.5
+    figure = Figure(figsize=(6.5 + 0.95 * k, height))
+    figure.suptitle(title, fontsize=11, y=1 - 0.1 / height, va="top")
     grid = figure.add_gridspec(
         n, k + 1, width_ratios=[3.4] + [0.95] * k, wspace=0.06, hspace=0.08,
-        left=0.28, right=0.99, bottom=0.75 / (0.95 * n + 1.4), top=1 - 0.55 / (0.95 * n + 1.4),
+        left=0.28, right=0.99, bottom=0.75 / height, top=1 - 0.7 / height,
     )  # fmt: skip
     _score_bars(figure.add_subplot(grid[:, 0]), table)
     pictures_beside(figure, grid, [pictures[name] for name in table["trial"]])

@@ -112,3 +112,13 @@ def test_a_run_is_not_resumed_on_other_data(config: Any, monkeypatch: pytest.Mon
     finally:
         victim.write_bytes(pixels)
     assert pretrain(named).summary is not None
+
+
+def test_under_a_name_that_is_taken_a_missing_data_folder_is_what_is_told(config: Any, tmp_path: Path) -> None:
+    logging_utils.Run("taken", {"another": "config"}, tmp_path / "runs").start()
+    absent = {**config, "run_name": "taken", "data_root": str(tmp_path / "absent")}
+    with pytest.raises(UserError, match="absent"):
+        pretrain(absent)
+    with pytest.raises(UserError, match="holds a run with another config"):
+        pretrain({**absent, "dataset": "phantom"})
+    assert not (tmp_path / "absent").exists()  # no phantoms are drawn for a refusal
