@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from downstream_task.held_out import score_on_test
-from utils.config import run_script
+from utils.scripts import run_script
 from utils.wording import interval_text, metric_name
 
 config: dict[str, Any] = {

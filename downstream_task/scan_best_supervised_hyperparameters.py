@@ -19,7 +19,8 @@ import pandas as pd
 
 from downstream_task.supervised_search import search
 from utils import plots, scan_plots
-from utils.config import UserError, run_script
+from utils.config import UserError
+from utils.scripts import run_script
 from utils.wording import metric_name
 
 config: dict[str, Any] = {
@@ -34,22 +35,22 @@ config: dict[str, Any] = {
     "class_weights": True,
     # run
     "run_name": "search/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
-    "random_seed": 0,
-    "num_trials": 55,
+    "random_seed": 0,  # of the search, the labels and the weights
+    "num_trials": 55,  # in all, with those of earlier calls
     "storage": "",  # where optuna keeps the study: any URL that it takes; "" is study.db in the run's folder
     # network
     "encoder": "random",  # "random" | "imagenet" | "imagenet:FILE" | *_state_dict.pt
-    "trainable": "all",
+    "trainable": "all",  # "all", "fc", or blocks with the head, such as "layer3-4+fc"
     "backbone": "resnet18",
     "in_channels": 1,
     "allow_seen": False,
-    # what is searched: least and largest, on a log scale for lr and weight decay; flip and crop are on or off
-    "lr_range": [1e-4, 1e-2],
-    "weight_decay_range": [1e-6, 1e-2],
-    "epochs_range": [1, 4],
+    # what is searched, on a log scale for lr and weight decay; flip and crop are on or off
+    "lr_range": [1e-4, 1e-2],  # least and largest
+    "weight_decay_range": [1e-6, 1e-2],  # least and largest
+    "epochs_range": [1, 4],  # least and most, of the labelled images
     "batch_sizes": [16, 32, 64, 96],
     # training
-    "label_fraction": 0.25,
+    "label_fraction": 0.25,  # of the train part's labels
     "img_res": 32,
     "head": "zeros",
     "optimizer": "adam",

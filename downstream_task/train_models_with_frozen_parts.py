@@ -17,7 +17,7 @@ import pandas as pd
 from downstream_task.curves import interval_cells
 from downstream_task.frozen_parts import train_with_frozen_parts
 from utils import plots
-from utils.config import run_script
+from utils.scripts import run_script
 from utils.wording import metric_name
 
 config: dict[str, Any] = {
@@ -43,7 +43,7 @@ config: dict[str, Any] = {
     "in_channels": 1,
     "allow_seen": False,
     # labels
-    "label_fraction": 0.25,
+    "label_fraction": 0.25,  # of the train part's labels
     "draws": 3,
     # training
     "head": "probe",
@@ -53,7 +53,7 @@ config: dict[str, Any] = {
     "evaluations": 4,
     "batch_size": 32,
     "optimizer": "adam",
-    "lr": 1e-3,
+    "lr": 1e-3,  # of the head; the backbone's is backbone_lr_factor of it
     "backbone_lr_factor": 0.3,
     "optimizer_weight_decay": 1e-5,
     "precision": "auto",

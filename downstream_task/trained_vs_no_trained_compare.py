@@ -17,7 +17,7 @@ from typing import Any
 
 from downstream_task.compare_networks import compare
 from downstream_task.comparison_report import report
-from utils.config import run_script
+from utils.scripts import run_script
 
 config: dict[str, Any] = {
     # data
@@ -38,24 +38,24 @@ config: dict[str, Any] = {
         "imagenet",
         "runs/pretrain/phantom_resnet18_32px_short_b64_lr0.0005_lambda0.005_p512_e10_s0/resnet18_final_state_dict.pt",
     ],
-    "backbone": "resnet18",
-    "in_channels": 1,
+    "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
+    "in_channels": 1,  # 1 (gray) | 3
     "allow_seen": False,  # True: take encoders that have seen held-out images, and say so in every result
     # labels
     "fractions": [0.01, 0.05, 0.10, 0.15, 0.20, 0.25, 0.50, 1.0],  # of the train part's labels; nested
     "draws": 3,  # label subsets for each fraction
     # training
-    "methods": ["linear", "finetune"],
+    "methods": ["linear", "finetune"],  # "linear" (probe on features computed once) | "finetune"
     "head": "probe",  # fine-tuning starts from the linear "probe" (LP-FT) | "zeros"
-    "img_res": 32,
+    "img_res": 32,  # pixels a side of what the network sees
     "recipe": "supervised",  # a name in augmentations/recipes.py
     "num_steps": 40,  # optimiser steps of a fine-tuning, the same for every arm and fraction
     "evaluations": 4,  # on validation, every num_steps / evaluations steps; the best one's weights are kept
-    "batch_size": 32,
-    "optimizer": "adam",
+    "batch_size": 32,  # labelled images a step
+    "optimizer": "adam",  # "adam" | "adamw" | "sgd"
     "lrs": [1e-3, 3e-3],  # to choose from on validation, for each arm
     "backbone_lr_factor": 0.3,  # the backbone learns at this share of the head's rate
-    "optimizer_weight_decay": 1e-5,
+    "optimizer_weight_decay": 1e-5,  # of weights; not of biases and BatchNorm
     "precision": "auto",  # "auto" | "float32" | "bfloat16"
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves it to torch

@@ -11,6 +11,7 @@ runs/<run_name>/, figures/panel.png (a row a run, a column an X-ray; lungs outli
   peak in lungs    share of the images whose strongest evidence lies there (pointing game)
   deletion, insertion  area under the class's probability as pixels go or come, strongest evidence first
   sanity check     whether the maps change when the weights are made random; maps that do not are not to be trusted
+
 As it stands it takes two runs that trained_vs_no_trained_compare.py leaves, on synthetic X-rays: half a minute.
 """
 
@@ -18,7 +19,7 @@ import shlex
 from typing import Any
 
 from interpretability.explanations import QUANTITIES, explain
-from utils.config import run_script
+from utils.scripts import run_script
 from utils.wording import interval_text
 
 config: dict[str, Any] = {
@@ -35,7 +36,7 @@ config: dict[str, Any] = {
     "layer": "",  # of Grad-CAM, such as "layer3"; "" is the last with a map of 4 x 4 or more
     "patch": 0,  # of occlusion, in the network's pixels; 0 is an eighth of the image
     "stride": 0,  # of occlusion; 0 is half a patch
-    "sanity_check": True,
+    "sanity_check": True,  # also maps of networks with random weights, which should differ
     "run_name": "",  # runs/<run_name>/; "" is grad_cam/ and where the checkpoints come from
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves it to torch

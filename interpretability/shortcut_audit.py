@@ -25,7 +25,7 @@ from typing import Any
 import pandas as pd
 
 from interpretability.audits import audit
-from utils.config import run_script
+from utils.scripts import run_script
 from utils.wording import interval_text, metric_name
 
 config: dict[str, Any] = {
@@ -34,7 +34,7 @@ config: dict[str, Any] = {
         "runs/compare/phantom/pretrained_finetune_*_f1_d0",
     ],
     "source_table": "",  # a CSV with the columns file (below the data's folder) and source; "" looks for sources.csv
-    "run_name": "shortcut_audit",
+    "run_name": "shortcut_audit",  # runs/<run_name>/
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves it to torch
 }

@@ -20,20 +20,21 @@ from dataset_loader.xrays import described, read_columns
 from selfsup_task.resources import cells, check_cell, grids, measure, pretraining
 from selfsup_task.scan_base import PRETRAINING, without
 from utils import scan_plots
-from utils.config import check_at_least, run_script
+from utils.config import check_at_least
 from utils.hardware import choose_device, describe_device
+from utils.scripts import run_script
 from utils.sweeps import check_all_finished, open_sweep, run_sweep
 
 config: dict[str, Any] = {
     # selfsup_task/scan_base.py
     **without(PRETRAINING, "backbone", "in_channels", "img_res", "store_res", "batch_size", "num_epochs"),
     "run_name": "resources/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
-    "backbones": ["resnet18", "efficientnet_b0"],
-    "channels": [1],
-    "resolutions": [32, 64],
-    "batch_sizes": [32, 64],
-    "forecast_epochs": 100,
-    "probe_every": 1,
+    "backbones": ["resnet18", "efficientnet_b0"],  # resnet18/34/50/101, efficientnet_b0 ... b4
+    "channels": [1],  # 1 (gray) | 3
+    "resolutions": [32, 64],  # pixels a side of the views; the store's are 8 / 7 of them
+    "batch_sizes": [32, 64],  # pairs of views a step
+    "forecast_epochs": 100,  # for which hours are forecast
+    "probe_every": 1,  # epochs between probes, in the forecast
 }
 
 SECONDS_A_CELL = 25  # half of them for starting Python and torch; steps of ten seconds take longer

@@ -22,15 +22,16 @@ from matplotlib.figure import Figure
 from selfsup_task.scan_base import SCAN_BASE, without
 from selfsup_task.scanning import open_scan, run_scan
 from utils import plots, scan_plots
-from utils.config import UserError, run_script
+from utils.config import UserError
+from utils.scripts import run_script
 from utils.wording import metric_name
 
 config: dict[str, Any] = {
     # selfsup_task/scan_base.py: the pretraining and fine-tuning that are the same
     **without(SCAN_BASE, "barlow_lambda", "projector_dims"),
     "run_name": "scans/{dataset}_hyperparameters",  # runs/<run_name>/; {dataset} is the name of the data set
-    "lambdas": [5e-2, 5e-3, 5e-4],
-    "projectors": ["512", "2048", "512-512"],
+    "lambdas": [5e-2, 5e-3, 5e-4],  # weights of the off-diagonal term
+    "projectors": ["512", "2048", "512-512"],  # widths with dashes; the last is the embedding's
 }
 
 

@@ -20,13 +20,13 @@ from dataset_loader.xrays import open_xrays
 from selfsup_task.scan_base import SCAN_BASE, without
 from selfsup_task.scanning import contact_sheet, open_scan, run_scan
 from utils import plots, scan_plots
-from utils.config import run_script
 from utils.hardware import choose_device
+from utils.scripts import run_script
 
 config: dict[str, Any] = {
     **without(SCAN_BASE, "recipe"),  # selfsup_task/scan_base.py: the pretraining and fine-tuning that are the same
     "run_name": "scans/{dataset}_transformations",  # runs/<run_name>/; {dataset} is the name of the data set
-    "recipes": [
+    "recipes": [  # names in augmentations/recipes.py
         # one extra each
         "base",
         "base+blur+noise",

@@ -20,9 +20,10 @@ from selfsup_task.lr_ranges import TASKS, range_run
 from selfsup_task.scan_base import SCAN_BASE, without
 from selfsup_task.scanning import open_scan, run_scan
 from utils import plots, scan_plots
-from utils.config import UserError, check_at_least, check_choice, run_script
+from utils.config import UserError, check_at_least, check_choice
 from utils.logging_utils import RUNS_ROOT, Run
 from utils.optimisation import SCHEDULERS
+from utils.scripts import run_script
 
 config: dict[str, Any] = {
     # selfsup_task/scan_base.py: the pretraining and fine-tuning that are the same
@@ -30,9 +31,9 @@ config: dict[str, Any] = {
     "num_epochs": 3,
     "run_name": "scans/{dataset}_lr",  # runs/<run_name>/; {dataset} is the name of the data set
     "tasks": ["pretraining", "finetuning"],  # what a range test is run for
-    "lr_from": 1e-6,
-    "lr_to": 1.0,
-    "range_steps": 60,
+    "lr_from": 1e-6,  # where the range test begins
+    "lr_to": 1.0,  # where it ends, if it does not diverge before
+    "range_steps": 60,  # optimiser steps of a range test
     "schedulers": ["constant", "multiplicative", "cosine", "warmup+cosine"],  # compared on equal budgets
 }
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from selfsup_task.hyper_utils import pretrain
-from utils.config import run_script
+from utils.scripts import run_script
 from utils.wording import metric_name
 
 config: dict[str, Any] = {
@@ -37,23 +37,23 @@ config: dict[str, Any] = {
     "pretrain_on": "train",  # "train" | "all" (then no held-out image is unseen any more)
     # run
     "run_name": "",  # runs/<run_name>/; "" derives one from what varies
-    "random_seed": 0,
+    "random_seed": 0,  # of weights, views and the order of images
     # network
     "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
-    "in_channels": 1,
+    "in_channels": 1,  # 1 (gray) | 3
     "projector_dims": [512],  # widths of the projector's layers; one width is one linear layer
     "barlow_lambda": 5e-3,  # weight of the off-diagonal (redundancy) term
     # views
     "img_res": 32,  # pixels a side of the views
     "recipe": "short",  # a name in augmentations/recipes.py; for real X-rays start with "base"
     # optimisation
-    "num_epochs": 10,
+    "num_epochs": 10,  # passes over the unlabelled images
     "batch_size": 64,  # over all processes; pairs of views
     "optimizer": "adamw",  # "adam" | "adamw" | "sgd"
-    "lr": 5e-4,
-    "optimizer_weight_decay": 1e-4,
+    "lr": 5e-4,  # its largest value, after the warmup
+    "optimizer_weight_decay": 1e-4,  # of weights; not of biases and BatchNorm
     "scheduler": "cosine",  # "cosine" | "constant" | "multiplicative"
-    "warmup_epochs": 1,
+    "warmup_epochs": 1,  # in which the learning rate rises from 0
     "gradient_clip": 0.0,  # largest gradient norm; 0 is off
     "precision": "auto",  # "auto" (bfloat16 where the hardware is made for it) | "float32" | "bfloat16"
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"

@@ -1,14 +1,10 @@
-"""Configs: a dict of literals at the top of a script, checked against a TypedDict, with a flag per key."""
+"""Configs: a dict of literals at the top of a script, checked against a TypedDict."""
 
 import difflib
-import io
 import math
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
-
-import tyro
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 
@@ -66,27 +62,3 @@ def _has_type(value: Any, expected: Any) -> bool:
     if expected is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, dict if is_typeddict(expected) else expected)
-
-
-def run_script(
-    main: Callable[[dict[str, Any]], object], config: dict[str, Any], description: str | None, first: str = ""
-) -> None:
-    """Run an entry script: every key of `config` becomes a typed flag; a UserError becomes one line, exit 1.
-
-    A first argument that is no flag is the value of the key `first`. `{dataset}` in a run_name stands for that key.
-    """
-    arguments = sys.argv[1:]
-    if first and arguments and not arguments[0].startswith("-"):
-        arguments = [f"--{first}", *arguments]
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace", line_buffering=True)  # a Windows console may lack a sign
-    try:
-        chosen: dict[str, Any] = tyro.cli(dict, default=config, description=description, args=arguments)  # type: ignore[arg-type]  # tyro takes a dict as a type, its stubs do not
-        if "dataset" in chosen:
-            chosen["run_name"] = chosen["run_name"].replace("{dataset}", chosen["dataset"])
-        main(chosen)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped by Ctrl-C; the same command goes on from the last checkpoint, if there is one yet.")

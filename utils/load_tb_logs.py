@@ -21,8 +21,9 @@ from tensorboard.compat.tensorflow_stub import errors
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 from tensorboard.util.tensor_util import make_ndarray
 
-from utils.config import UserError, repo_path, run_script
+from utils.config import UserError, repo_path
 from utils.files import write_text
+from utils.scripts import run_script
 
 COLUMNS = ["run", "tag", "step", "value", "wall_time"]
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from PIL import Image
 
-from utils.config import UserError, repo_path, run_script
+from utils.config import UserError, repo_path
 from utils.files import write_atomically
+from utils.scripts import run_script
 
 config: dict[str, Any] = {
     "runs": "runs",  # where the tour's runs are

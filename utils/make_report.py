@@ -11,7 +11,7 @@ been run is named with the command that runs it; what cannot be read is listed w
 from collections.abc import Sequence
 from typing import Any
 
-from utils.config import UserError, repo_path, run_script
+from utils.config import UserError, repo_path
 from utils.files import write_text
 from utils.report_answers import sections_of_answers
 from utils.report_blocks import Block, Cell, Missing, Section, Table, Text, count
@@ -20,6 +20,7 @@ from utils.report_page import page
 from utils.report_pdf import write_pdf
 from utils.report_recipes import sections_of_recipes
 from utils.report_runs import BROKEN, FoundRun, Skipped, find_runs
+from utils.scripts import run_script
 
 TITLE = "Label-efficient chest X-ray learning"
 

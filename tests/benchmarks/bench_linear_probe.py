@@ -26,9 +26,9 @@ from downstream_task.linear_head import fit_linear_head
 from downstream_task.probes import forward_all
 from self_sup_classes.backbones import Backbone
 from self_sup_classes.initialisation import random_backbone
-from utils.config import run_script
 from utils.metrics import balanced_accuracy
 from utils.randomness import epoch_order
+from utils.scripts import run_script
 
 EPOCHS = 15
 BATCH = 96

@@ -34,9 +34,10 @@ from augmentations.transform_utils import TwinViews, step_generator
 from dataset_loader.image_store import open_store
 from self_sup_classes.backbones import Backbone
 from self_sup_classes.barlow import BarlowTwins, barlow_twins_loss
-from utils.config import UserError, repo_path, run_script
+from utils.config import UserError, repo_path
 from utils.hardware import choose_device, choose_precision, describe_device
 from utils.memory import keep_freed_memory
+from utils.scripts import run_script
 
 LAMBDA = 5e-3
 STORE_RES = 256

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from interpretability.saliency import IMAGES_AT_ONCE, plain_copy, saliency_maps
 from self_sup_classes.backbones import Backbone
 from self_sup_classes.classifier import Classifier
-from utils.config import run_script
 from utils.hardware import choose_device, describe_device
+from utils.scripts import run_script
 
 config: dict[str, Any] = {
     "images": 100,

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from self_sup_classes.backbones import torchvision_model
-from utils.config import run_script
 from utils.hardware import choose_device, describe_device, placed
+from utils.scripts import run_script
 
 config: dict[str, Any] = {
     "backbone": "resnet18",

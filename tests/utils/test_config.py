@@ -1,26 +1,11 @@
 """Configs: what a user types wrong is said in one sentence."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, TypedDict
 
 import pytest
 
 from utils.config import REPO_ROOT, UserError, check_config, repo_path
-
-SCRIPT = """
-from utils.config import UserError, run_script
-config = {"lr": 1e-3, "num_epochs": 3, "projector_dims": [8], "run_name": "", "flag": False}
-def main(config):
-    if config["run_name"] == "bad":
-        raise UserError("this is bad.")
-    if config["run_name"] == "bug":
-        raise RuntimeError("a bug")
-    print(config)
-run_script(main, config, "What it does.")
-"""
 
 
 class Schema(TypedDict):
@@ -31,39 +16,6 @@ class Schema(TypedDict):
 
 
 GOOD: dict[str, Any] = {"lr": 1e-3, "num_epochs": 3, "projector_dims": [8], "run_name": ""}
-
-
-def script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=os.sep,
-        env={**os.environ, "PYTHONPATH": str(REPO_ROOT)},
-    )
-
-
-def test_each_key_is_a_typed_flag() -> None:
-    done = script("--lr", "1", "--projector-dims", "8", "16", "--run-name", "x y", "--flag")
-    expected = {"lr": 1.0, "num_epochs": 3, "projector_dims": [8, 16], "run_name": "x y", "flag": True}
-    assert done.stdout.strip() == str(expected)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"), [(["--num-epoch", "3"], "--num-epochs"), (["--num-epochs", "three"], "three")]
-)
-def test_unknown_flags_and_wrong_types_are_refused(arguments: list[str], words: str) -> None:
-    done = script(*arguments)
-    assert done.returncode != 0
-    assert words in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_a_users_mistake_is_one_line_and_a_bug_a_traceback() -> None:
-    bad, bug = script("--run-name", "bad"), script("--run-name", "bug")
-    assert (bad.returncode, bad.stderr) == (1, "error: this is bad.\n")
-    assert bug.returncode == 1
-    assert "Traceback" in bug.stderr
 
 
 @pytest.mark.parametrize(
