@@ -1,5 +1,6 @@
 """The sanity check: maps that do not hang on the weights are flagged."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -37,11 +38,21 @@ def test_a_trained_network_passes_and_maps_of_a_randomised_one_fail(plain: Run) 
     def of_a_randomised_network(_: nn.Module) -> Tensor:
         return saliency_maps(randomised, images, classes)
 
-    trusted, words = verdict(sanity_check(net, grad_cam, 48, seed=1), empty=0.0)  # seed 0 draws maps that vanish
+    trusted, words = verdict(sanity_check(net, grad_cam, 48), empty=0.0)
     assert trusted, words
     trusted, words = verdict(sanity_check(net, of_a_randomised_network, 48), empty=0.0)
     assert not trusted
     assert "survive" in words
+
+
+def test_what_all_random_weights_give_is_the_mean_over_three_networks() -> None:
+    shown, nothing = torch.rand(2, 8, 8), torch.zeros(2, 8, 8)
+    answers = iter([shown] * 7 + [nothing, shown, shown])  # the network, then from its head down; then all random twice
+    table = sanity_check(Classifier(Backbone("resnet18", 1), 3).net, lambda _: next(answers), 8)
+    assert list(table["randomised"]) == ["fc", "layer4", "layer3", "layer2", "layer1", "bn1", "conv1"]
+    assert table["vanished"].tolist() == pytest.approx([0] * 6 + [1 / 3])
+    assert table["rank_correlation"].tolist() == pytest.approx([1] * 6 + [2 / 3])
+    assert next(answers, None) is None
 
 
 def test_maps_without_evidence_are_not_trusted() -> None:
