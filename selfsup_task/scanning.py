@@ -22,6 +22,8 @@ from utils.logging_utils import Run
 from utils.sweeps import check_all_finished, open_sweep, ranked, run_sweep
 from utils.training_utils import check_fit_config
 
+SECONDS_A_TRIAL = 14  # for probes, heads, figures and files, on two cores
+
 
 class FinetunePart(TargetConfig):
     """How a scan fine-tunes: what FinetuneConfig has and the pretraining does not say."""
@@ -163,7 +165,9 @@ def print_plan(runs: Mapping[str, Run], images: int) -> None:
 
 def _minutes(configs: Sequence[Mapping[str, Any]], images: int) -> str:
     try:
-        seconds = sum(seconds_a_pair(_pretraining(config)) * _pairs(config, images) for config in configs)
+        seconds = sum(
+            SECONDS_A_TRIAL + seconds_a_pair(_pretraining(config)) * _pairs(config, images) for config in configs
+        )
     except (RuntimeError, MemoryError) as error:  # one trial needs more memory than there is: the others will run
         return f"an unknown number of ({str(error).splitlines()[0] if str(error) else 'out of memory'})"
     return str(max(1, round(seconds / 60)))
