@@ -28,6 +28,14 @@ def styled(names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
     return zip(names, itertools.cycle(COLOURS), itertools.cycle("osD^v"), strict=False)
 
 
+def plain_log_labels(ax: Axes) -> None:
+    """Where a logarithmic y axis spans less than a decade: 300, 400 instead of powers of ten."""
+    low, high = ax.get_ylim()
+    if high < 10 * low:
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("{x:g}")
+
+
 def image_grid(columns: Mapping[str, np.ndarray], title: str) -> Figure:
     """X-rays in a grid: a titled column for each entry, an image a row; values [n, H, W] in 0..1."""
     names, n = list(columns), len(next(iter(columns.values())))
@@ -70,6 +78,7 @@ def training_curves(
     loss, rank, score = figure.subplots(1, 3)
     _lines(loss, rows, {"train/loss": "loss", "train/on_diagonal": "on-diagonal"}, levels)
     loss.set_yscale("log")
+    plain_log_labels(loss)
     _finish(loss, "Barlow Twins loss", "mean over the epoch (log scale)")
     _lines(rank, rows, {"health/rank": "embeddings", "health/feature_rank": "features"}, levels)
     _finish(rank, "Effective rank", "RankMe (dimensions)")

@@ -30,7 +30,7 @@ nav ul { list-style: none; padding: 0; margin: .5rem 0; display: flex; flex-wrap
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 .caption { margin: 1rem 0 .35rem; }
 th, td { padding: .3rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-td.long { min-width: 14rem; overflow-wrap: anywhere; }
+td.long { min-width: 11rem; overflow-wrap: anywhere; }
 td.number { white-space: nowrap; }
 th { background: var(--wash); }
 th button { all: unset; cursor: pointer; font-weight: 600; }

@@ -70,7 +70,9 @@ def recipe(run: FoundRun) -> list[Block]:
 def lr_range(run: FoundRun) -> list[Block]:
     """What a range test suggests."""
     found = run.summary
-    rates = [number(found[key], ".2g") for key in ("steepest", "lowest", "diverged")]
+    rates: list[Cell] = [number(found[key], ".2g") for key in ("steepest", "lowest", "diverged")]
+    if found["diverged"] is None:
+        rates[-1] = "never"
     columns = ["training", "steepest fall", "lowest loss", "diverged"]
     rows: list[list[Cell]] = [[run.name.rpartition("range_")[2], *rates]]
     table = Table(columns, rows, f"{run.label}: learning rates of a range test (one run)", [run.name])

@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from utils.plots import BLACK, BLUE, GREEN, ORANGE, pictures_beside, styled
+from utils.plots import BLACK, BLUE, GREEN, ORANGE, pictures_beside, plain_log_labels, styled
 from utils.wording import metric_name
 
 # columns of a scan's table
@@ -25,7 +26,7 @@ def heat_maps(grids: Mapping[str, pd.DataFrame], title: str, unit: str, form: st
     rows, columns = next(iter(grids.values())).shape
     across = min(3, len(grids))
     down = -(-len(grids) // across)
-    size = (across * (1.6 + 0.75 * columns) + 1, down * (1.5 + 0.42 * rows) + 0.4)
+    size = (across * max(3.6, 1.6 + 0.75 * columns) + 1, down * max(2.6, 1.5 + 0.42 * rows) + 0.4)
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title, fontsize=11)
     values = np.stack([grid.to_numpy(float) for grid in grids.values()])
@@ -60,10 +61,7 @@ def lr_range(table: pd.DataFrame, found: Mapping[str, float | None], title: str)
         if lr is not None:
             ax.axvline(lr, color=colour, linestyle=style, label=f"{key}, {lr:.2g}")
     ax.set(xscale="log", yscale="log", xlabel="learning rate (log scale)", ylabel="training loss (log scale)")
-    low, high = ax.get_ylim()
-    if high < 10 * low:  # then plain numbers are read more easily than powers of ten
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_formatter("{x:g}")
+    plain_log_labels(ax)
     ax.set_title(title, fontsize=10)
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
@@ -105,13 +103,15 @@ def search(table: pd.DataFrame, importances: Mapping[str, float], metric: str, t
         complete["trial"], complete["score"].cummax(), where="post", color=BLACK, linewidth=1, label="best so far"
     )
     history.set(xlabel="trial", ylabel=metric, title="history")
+    history.xaxis.set_major_locator(MaxNLocator(integer=True))
     history.grid(alpha=0.3)
     history.legend(fontsize=8)
     names = sorted(importances, key=importances.__getitem__)
     bars.barh(names, [importances[name] for name in names], color=BLUE)
-    bars.set(
-        xlabel="share of the score's variance (fANOVA)", title="importance" if names else "importance: too few trials"
-    )
+    bars.set(xlabel="share of the score's variance (fANOVA)", title="importance")
+    if not names:
+        bars.set_axis_off()
+        bars.set_title("importance: too few trials")
     _parallel_coordinates(parallel, complete, metric)
     return figure
 
