@@ -48,7 +48,7 @@ config: dict[str, Any] = {
     "lr_range": [1e-4, 1e-2],  # least and largest
     "weight_decay_range": [1e-6, 1e-2],  # least and largest
     "epochs_range": [1, 4],  # least and most, of the labelled images
-    "batch_sizes": [16, 32, 64, 96],
+    "batch_sizes": [16, 32, 64, 96],  # to choose from
     # training
     "label_fraction": 0.25,  # of the train part's labels
     "img_res": 32,

@@ -44,16 +44,16 @@ config: dict[str, Any] = {
     "allow_seen": False,
     # labels
     "label_fraction": 0.25,  # of the train part's labels
-    "draws": 3,
+    "draws": 3,  # label subsets
     # training
     "head": "probe",
     "img_res": 32,
     "recipe": "none",
-    "num_steps": 40,
+    "num_steps": 40,  # optimiser steps, the same for every arm and part
     "evaluations": 4,
     "batch_size": 32,
     "optimizer": "adam",
-    "lr": 1e-3,  # of the head; the backbone's is backbone_lr_factor of it
+    "lr": 3e-4,  # of the head; the backbone's is backbone_lr_factor of it
     "backbone_lr_factor": 0.3,
     "optimizer_weight_decay": 1e-5,
     "precision": "auto",

@@ -49,11 +49,11 @@ config: dict[str, Any] = {
     "head": "probe",  # fine-tuning starts from the linear "probe" (LP-FT) | "zeros"
     "img_res": 32,  # pixels a side of what the network sees
     "recipe": "supervised",  # a name in augmentations/recipes.py
-    "num_steps": 40,  # optimiser steps of a fine-tuning, the same for every arm and fraction
+    "num_steps": 40,  # optimiser steps of a fine-tuning, however many labels it has
     "evaluations": 4,  # on validation, every num_steps / evaluations steps; the best one's weights are kept
     "batch_size": 32,  # labelled images a step
     "optimizer": "adam",  # "adam" | "adamw" | "sgd"
-    "lrs": [1e-3, 3e-3],  # to choose from on validation, for each arm
+    "lrs": [3e-4, 1e-3],  # to choose from on validation, for each arm
     "backbone_lr_factor": 0.3,  # the backbone learns at this share of the head's rate
     "optimizer_weight_decay": 1e-5,  # of weights; not of biases and BatchNorm
     "precision": "auto",  # "auto" | "float32" | "bfloat16"

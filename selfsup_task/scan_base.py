@@ -49,14 +49,14 @@ SCAN_BASE: dict[str, Any] = {
         "uncertain": "ignore",
         "blank": "zero",
         "class_weights": True,
-        "label_fraction": 1.0,
+        "label_fraction": 1.0,  # of the train part's labels
         "head": "probe",
         "recipe": "supervised",
         "num_steps": 40,
         "evaluations": 4,
         "batch_size": 32,
         "optimizer": "adam",
-        "lr": 1e-3,
+        "lr": 3e-4,  # of the head; the backbone's is backbone_lr_factor of it
         "backbone_lr_factor": 0.3,
         "optimizer_weight_decay": 1e-5,
     },

@@ -4,7 +4,7 @@
     python selfsup_task/train_barlow_twins.py --dataset covid --recipe base --num-epochs 300 --img-res 224 \\
         --store-res 256
 
-As it stands, the config trains on built-in synthetic X-rays and takes a few minutes on two cores, which shows that
+As it stands, the config trains on built-in synthetic X-rays and takes two minutes on two cores, which shows that
 everything works and that the probes rise (README, "Measured"). Afterwards runs/<run_name>/ holds the
 backbone (plain torchvision weights), metrics.csv, TensorBoard events and figures. Look at figures/views.png first: it
 shows what the network has to see as the same. The same command again resumes an interrupted run, and prints the
@@ -17,6 +17,7 @@ The original project's final trainings (ResNet-18, 224 px, Adam, RTX 2070 Super)
         (lambda 5e-3, projector 512 and cosine are the defaults)
     CheXpert, 60 epochs, 32 h there:
         the same with --dataset chexpert --num-epochs 60
+
 On several GPUs: torchrun --nproc-per-node 4 selfsup_task/train_barlow_twins.py --batch-size 512
 """
 

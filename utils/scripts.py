@@ -54,8 +54,9 @@ def parse_flags(
     finetuning, pretraining, scans, own = (
         key_comments(path.read_text(encoding="utf-8")) for path in (FINETUNING, PRETRAINING, SCANS, script)
     )
-    comments = {**({**pretraining, **scans} if script.parent == PRETRAINING.parent else finetuning), **own}
-    comments |= {f"finetune.{key}": comment for key, comment in finetuning.items()}
+    pretrains = script.resolve().parent == PRETRAINING.parent
+    comments = {**({**pretraining, **scans} if pretrains else finetuning), **own}
+    comments |= {f"finetune.{key}": comment for key, comment in {**finetuning, **scans}.items()}
     chosen, unknown = tyro.cli(
         _schema(config, comments),
         default=config,
@@ -65,9 +66,9 @@ def parse_flags(
     )
     if unknown:
         flag = unknown[0].partition("=")[0]
-        close = difflib.get_close_matches(flag, [f"--{name}" for name in _names(config)], n=1)
+        close = difflib.get_close_matches(flag, _flags(config), n=1) if flag.startswith("--") else []
         hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"{flag} is no flag of {script.name}; {hint}--help lists them all.")
+        raise UserError(f"{flag!r} is no flag of {script.name}, and no value of one; {hint}--help lists them all.")
     return dict(chosen)
 
 
@@ -100,10 +101,13 @@ def _type(value: object, comments: Mapping[str, str], prefix: str) -> Any:
     return type(value)
 
 
-def _names(config: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """num-epochs, finetune.num-steps, ..."""
-    names = []
+def _flags(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """--num-epochs, --sanity-check, --no-sanity-check, --finetune.num-steps, ..."""
+    flags = []
     for key, value in config.items():
-        name = prefix + key.replace("_", "-")
-        names += _names(value, f"{name}.") if isinstance(value, dict) else [name]
-    return names
+        name = key.replace("_", "-")
+        if isinstance(value, dict):
+            flags += _flags(value, f"{prefix}{name}.")
+        else:
+            flags += [f"--{prefix}{name}", *([f"--{prefix}no-{name}"] if isinstance(value, bool) else [])]
+    return flags

@@ -45,7 +45,7 @@ STORE_RES = 256
 config: dict[str, Any] = {
     "data_root": "",  # a folder with images, searched through; "" draws noise images of 299 px
     "img_res": 224,
-    "batch_size": 128,
+    "batch_size": 128,  # pairs of views a step
     "projector": 2048,  # D
     "rounds": 3,  # timed rounds of each variant, after one that is not timed
     "ablations": True,  # False: only classic and ours; each variant's process needs about 6 GB at batch 128

@@ -20,7 +20,7 @@ from utils.scripts import run_script
 
 config: dict[str, Any] = {
     "backbone": "resnet18",
-    "batch_size": 128,
+    "batch_size": 128,  # images a step
     "img_res": [32, 48, 64, 96],
     "rounds": 7,  # timed, after one that is not
     "device": "auto",

@@ -46,13 +46,21 @@ def test_a_trained_network_passes_and_maps_of_a_randomised_one_fail(plain: Run) 
 
 
 def test_what_all_random_weights_give_is_the_mean_over_three_networks() -> None:
-    shown, nothing = torch.rand(2, 8, 8), torch.zeros(2, 8, 8)
-    answers = iter([shown] * 7 + [nothing, shown, shown])  # the network, then from its head down; then all random twice
-    table = sanity_check(Classifier(Backbone("resnet18", 1), 3).net, lambda _: next(answers), 8)
+    shown, seen = torch.rand(2, 8, 8), []
+
+    def maps(net: nn.Module) -> Tensor:
+        seen.append(net.get_parameter("conv1.weight").detach().clone())
+        return torch.zeros(2, 8, 8) if len(seen) == 8 else shown  # the first that is all random shows nothing
+
+    table = sanity_check(Classifier(Backbone("resnet18", 1), 3).net, maps, 8)
     assert list(table["randomised"]) == ["fc", "layer4", "layer3", "layer2", "layer1", "bn1", "conv1"]
     assert table["vanished"].tolist() == pytest.approx([0] * 6 + [1 / 3])
     assert table["rank_correlation"].tolist() == pytest.approx([1] * 6 + [2 / 3])
-    assert next(answers, None) is None
+    assert len(seen) == 10
+    assert len({weight.sum().item() for weight in seen[7:]} - {seen[0].sum().item()}) == 3  # three others, all random
+    trusted, words = verdict(table, empty=0.0)  # all that show anything survive
+    assert not trusted
+    assert "1.00" in words
 
 
 def test_maps_without_evidence_are_not_trusted() -> None:

@@ -1,5 +1,7 @@
 """Convolutions on small inputs: torch's own values and gradients, whatever the shape."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,21 +9,24 @@ from torch.nn import functional as F
 from torchvision import models
 
 from self_sup_classes.backbones import torchvision_model
-from self_sup_classes.convolution import Conv2d
+from self_sup_classes.convolution import Conv2d, with_fast_convolutions
 
+IMAGES = 16  # FEWEST_IMAGES
 SHAPES = [  # kernel, stride, padding, size
-    (3, 1, 1, (1, 1)),
-    (3, 1, 1, (2, 2)),
-    (3, 2, 1, (2, 2)),
-    (3, 2, 1, (1, 1)),
-    (3, 1, 1, (1, 2)),
-    (3, 1, 1, (2, 5)),  # not all is seen along the second axis
-    (3, 1, 1, (3, 3)),
-    (1, 1, 0, (1, 1)),
-    (1, 2, 0, (2, 2)),  # a stride that skips pixels
-    (3, 1, 0, (3, 3)),
-    (5, 2, 2, (3, 3)),
-    (5, 1, 2, (3, 3)),
+    ((3, 3), (1, 1), (1, 1), (1, 1)),
+    ((3, 3), (1, 1), (1, 1), (2, 2)),
+    ((3, 3), (2, 2), (1, 1), (2, 2)),
+    ((3, 3), (2, 2), (1, 1), (1, 1)),
+    ((3, 3), (1, 1), (1, 1), (1, 2)),
+    ((3, 3), (1, 1), (1, 1), (2, 5)),  # not all is seen along the second axis
+    ((3, 3), (1, 1), (1, 1), (3, 3)),
+    ((1, 1), (1, 1), (0, 0), (1, 1)),
+    ((1, 1), (2, 2), (0, 0), (2, 2)),  # a stride that skips pixels
+    ((3, 3), (1, 1), (0, 0), (3, 3)),
+    ((5, 5), (2, 2), (2, 2), (3, 3)),
+    ((5, 5), (1, 1), (2, 2), (3, 3)),
+    ((3, 5), (1, 2), (1, 2), (2, 3)),
+    ((5, 3), (2, 1), (2, 1), (3, 2)),
 ]
 
 
@@ -29,11 +34,11 @@ SHAPES = [  # kernel, stride, padding, size
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("kernel, stride, padding, size", SHAPES)
 def test_values_and_gradients_are_those_of_torchs_convolution(
-    kernel: int, stride: int, padding: int, size: tuple[int, int], layout: torch.memory_format, bias: bool
+    kernel: Any, stride: Any, padding: Any, size: Any, layout: torch.memory_format, bias: bool
 ) -> None:
     torch.manual_seed(0)
     ours = Conv2d(3, 4, kernel, stride, padding, bias=bias).double().to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
-    x = torch.randn(5, 3, *size, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    x = torch.randn(IMAGES, 3, *size, dtype=torch.float64).to(memory_format=layout).requires_grad_()
     expected = F.conv2d(x, ours.weight, ours.bias, stride, padding)
     found = ours(x)
     torch.testing.assert_close(found, expected)
@@ -42,19 +47,33 @@ def test_values_and_gradients_are_those_of_torchs_convolution(
     torch.testing.assert_close(_gradients(found, weighting, wanted), _gradients(expected, weighting, wanted))
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_type_under_autocast_is_that_of_torchs_convolution(bias: bool) -> None:
+    ours = Conv2d(3, 4, 3, padding=1, bias=bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours(torch.randn(IMAGES, 3, 2, 2)).dtype == torch.bfloat16
+
+
 def _gradients(y: Tensor, weighting: Tensor, wanted: list[Tensor]) -> tuple[Tensor, ...]:
     return torch.autograd.grad(y, wanted, weighting, retain_graph=True)
 
 
-@pytest.mark.parametrize("kernel, stride, padding, size, calls", [(3, 1, 1, (2, 2), 0), (3, 1, 1, (3, 3), 1)])
-def test_torchs_convolution_is_used_where_an_output_does_not_see_all(
-    monkeypatch: pytest.MonkeyPatch, kernel: int, stride: int, padding: int, size: tuple[int, int], calls: int
+@pytest.mark.parametrize("images, size, calls", [(IMAGES, 2, 0), (IMAGES, 3, 1), (IMAGES - 1, 2, 1)])
+def test_torchs_convolution_is_used_where_it_is_faster(
+    monkeypatch: pytest.MonkeyPatch, images: int, size: int, calls: int
 ) -> None:
     seen: list[Tensor] = []
     plain = nn.Conv2d.forward
     monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: seen.append(x) or plain(self, x))
-    Conv2d(3, 4, kernel, stride, padding)(torch.randn(2, 3, *size))
+    Conv2d(3, 4, 3, padding=1)(torch.randn(images, 3, size, size))
     assert len(seen) == calls
+
+
+def test_only_convolutions_that_can_be_faster_are_exchanged() -> None:
+    kinds: list[dict[str, Any]] = [{}, {"dilation": 2}, {"groups": 2}, {"padding_mode": "reflect"}, {"padding": "same"}]
+    net = with_fast_convolutions(nn.Sequential(*(nn.Conv2d(2, 2, 3, **kind) for kind in kinds)))
+    assert [type(module) is Conv2d for module in net.children()] == [True, False, False, False, False]
+    assert all(type(m) is Conv2d for m in torchvision_model("resnet18", 1).modules() if isinstance(m, nn.Conv2d))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "efficientnet_b0"])
@@ -64,7 +83,7 @@ def test_a_network_gives_what_torchvisions_does(name: str, size: int) -> None:
     ours, plain = torchvision_model(name, 3).double(), models.get_model(name).double()
     plain.load_state_dict(ours.state_dict())
     assert [key for key, _ in ours.named_modules()] == [key for key, _ in plain.named_modules()]
-    x = torch.randn(4, 3, size, size, dtype=torch.float64)
+    x = torch.randn(IMAGES, 3, size, size, dtype=torch.float64)
     torch.testing.assert_close(ours.eval()(x), plain.eval()(x))
     ours(x).square().sum().backward()
     plain(x).square().sum().backward()

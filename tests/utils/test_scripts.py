@@ -77,6 +77,14 @@ def test_help_says_what_stands_beside_the_keys_or_in_the_main_script_of_its_kind
     assert "belongs to no key" not in text
 
 
+def test_a_scan_explains_what_it_varies_by_the_pretrainings_words_wherever_the_repo_is_linked(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(REPO_ROOT, target_is_directory=True)
+    text = call(tmp_path / "link" / "selfsup_task" / "scan_best_hyperparameters.py", "--help").stdout
+    text = " ".join(text.replace("│", " ").split())
+    assert "pairs of views" in text  # --batch-size
+    assert "labelled images a step" in text  # --finetune.batch-size
+
+
 def test_comments_are_found_by_key_whatever_the_values_hold() -> None:
     lines = ["config = {", "'a': '# no',", "'b': [  # two", "1,", "],", "**c,  # three", "'d': 1,  # 4 #5", "}"]
     assert key_comments("\n".join(lines)) == {"b": "two", "d": "4 #5"}
@@ -87,10 +95,14 @@ def test_comments_are_found_by_key_whatever_the_values_hold() -> None:
     [
         (
             ["--num-epoch", "3"],
-            "--num-epoch is no flag of stones.py; did you mean --num-epochs? --help",
+            "'--num-epoch' is no flag of stones.py, and no value of one; did you mean --num-epochs? ",
         ),
-        (["--finetune.num-step=3"], "--finetune.num-step is no flag of stones.py; did you mean --finetune.num-steps?"),
-        (["3"], "3 is no flag of stones.py; --help lists them all."),
+        (
+            ["--finetune.num-step=3"],
+            "'--finetune.num-step' is no flag of stones.py, and no value of one; did you mean --finetune.num-steps?",
+        ),
+        (["--no-flagg"], "'--no-flagg' is no flag of stones.py, and no value of one; did you mean --no-flag?"),
+        (["3"], "'3' is no flag of stones.py, and no value of one; --help lists them all."),
     ],
 )
 def test_a_flag_that_does_not_exist_is_refused_in_one_line(path: Path, arguments: list[str], sentence: str) -> None:
