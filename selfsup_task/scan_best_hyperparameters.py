@@ -46,7 +46,7 @@ def main(config: dict[str, Any]) -> None:
     run_scan(scan, draw)
 
 
-def draw(finished: pd.DataFrame) -> Figure:
+def draw(finished: pd.DataFrame, random: float) -> Figure:
     """Both scores over the whole grid that is finished, whichever call made it."""
     cells = finished.join(finished["trial"].str.extract(r"lambda(?P<lambda>.+)_p(?P<projector>.+)"))
     lambdas = sorted(set(cells["lambda"]), key=float, reverse=True)
@@ -55,7 +55,8 @@ def draw(finished: pd.DataFrame) -> Figure:
         title: cells.pivot(index="lambda", columns="projector", values=column).reindex(lambdas, columns=projectors)
         for column, title in scan_plots.SCAN_SCORES.items()
     }
-    title = plots.marked("Which lambda and which projector?", bool(finished["synthetic"].tolist()[0]))
+    title = f"Which lambda and which projector? One run each; random weights, linear probe: {random:.3f}"
+    title = plots.marked(title, bool(finished["synthetic"].tolist()[0]))
     return scan_plots.heat_maps(grids, title, metric_name(finished["metric"].iloc[0]) + " on validation")
 
 

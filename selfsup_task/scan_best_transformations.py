@@ -49,11 +49,11 @@ def main(config: dict[str, Any]) -> None:
     trials = {recipe: {"recipe": recipe} for recipe in config["recipes"]}
     scan = open_scan(config, trials, varied=["recipes"])
 
-    def draw(finished: pd.DataFrame) -> Figure:
+    def draw(finished: pd.DataFrame, random: float) -> Figure:
         xrays = open_xrays(config, choose_device("cpu"))  # type: ignore[arg-type]  # a part of ScanConfig
         sheet = contact_sheet(xrays, list(finished["trial"]), config["img_res"])
         title = plots.marked("What each recipe's views look like, and what they are worth", xrays.synthetic)
-        return scan_plots.scores_beside_pictures(finished, sheet, title)
+        return scan_plots.scores_beside_pictures(finished, random, sheet, title)
 
     run_scan(scan, draw)
 

@@ -54,11 +54,10 @@ def main(config: dict[str, Any]) -> None:
     for task in config["tasks"]:
         print(report(task, range_run(task, {**config, "scheduler": "constant", "warmup_epochs": 0})))  # type: ignore[arg-type]  # checked above
 
-    def draw(finished: pd.DataFrame) -> Figure:
+    def draw(finished: pd.DataFrame, random: float) -> Figure:
         losses = {name: pd.read_csv(scan.run.folder / name / "pretrain" / "metrics.csv") for name in finished["trial"]}
-        return scan_plots.schedules(
-            finished, losses, plots.marked("Schedules on equal budgets", finished["synthetic"].iloc[0])
-        )
+        title = plots.marked("Schedules on equal budgets", finished["synthetic"].iloc[0])
+        return scan_plots.schedules(finished, random, losses, title)
 
     run_scan(scan, draw)
 

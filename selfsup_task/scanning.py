@@ -18,6 +18,7 @@ from selfsup_task.hyper_utils import check_pretrain_config, pretrain
 from selfsup_task.pretrain_config import PretrainConfig
 from selfsup_task.timing import seconds_a_pair
 from utils.config import UserError, check_config
+from utils.locks import exclusive_lock
 from utils.logging_utils import Run
 from utils.sweeps import check_all_finished, open_sweep, ranked, run_sweep
 from utils.training_utils import check_fit_config
@@ -112,6 +113,16 @@ def pretrain_and_probe(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def random_score(scan: Scan) -> float:
+    """What every trial has to beat: the linear probe's score of the random weights that they start from."""
+    any_trial = next(iter(scan.trials.values())).config  # trials differ in nothing that a fine-tuning reads
+    config = finetuning({**any_trial, "run_name": f"{scan.run.name}/random"}, "linear", "random")
+    with exclusive_lock(scan.run.folder / ".random.lock", "probing random weights"):
+        summary = finetune(config).summary
+    assert summary is not None
+    return summary["score"]
+
+
 def finetuning(config: Mapping[str, Any], method: str, encoder: str) -> FinetuneConfig:
     """The fine-tuning of a trial."""
     shared = {key: config[key] for key in (*DataConfig.__annotations__, *_SHARED)}
@@ -128,19 +139,24 @@ def finetuning(config: Mapping[str, Any], method: str, encoder: str) -> Finetune
     return whole
 
 
-def run_scan(scan: Scan, draw: Callable[[pd.DataFrame], Figure]) -> None:
+def run_scan(scan: Scan, draw: Callable[[pd.DataFrame, float], Figure]) -> None:
     """Run what is not finished, save the figure of the trials that are, print their ranking.
 
-    `draw` gets a row a trial (utils.sweeps.run_sweep). UserError with the failed ones of this call.
+    `draw` gets a row a trial (utils.sweeps.run_sweep), and the linear probe's score of random weights. UserError with
+    the failed ones of this call.
     """
     run = scan.run
     table = run_sweep(run, scan.trials, pretrain_and_probe, scan.only, data=scan.data)
     best = ranked(table, by="linear")
     if len(best):
-        run.save_figure(run.name.rpartition("/")[2], draw(best.sort_index()))
+        random = random_score(scan)
+        run.save_figure(run.name.rpartition("/")[2], draw(best.sort_index(), random))
         print(f"\n{best.to_string(index=False, float_format='{:.3f}'.format)}")
         note = ", synthetic" if best["synthetic"].tolist()[0] else ""
         print(f"\nbest by linear on validation, one run each{note}: {best['trial'].iloc[0]}")
+        print(f"random weights, linear: {random:.3f}")
+        if best["linear"].tolist()[0] <= random:
+            print("No trial is better than random weights: pretrain for longer, or on more X-rays, before you choose.")
     print(f"table and figure   {run}/")
     print("next               put what you choose into the dict of selfsup_task/train_barlow_twins.py")
     check_all_finished(table, scan.only or list(scan.trials))
@@ -160,7 +176,7 @@ def print_plan(runs: Mapping[str, Run], images: int) -> None:
     todo = [run.config for run in runs.values() if run.summary is None]
     print(f"{len(todo)} of {len(runs)} trials to run: {', '.join(str(c['run_name']) for c in todo)}", file=sys.stderr)
     if todo:
-        print(f"about {_minutes(todo, images)} minutes by a probe of a few steps", file=sys.stderr)
+        print(f"about {_minutes(todo, images)} by a probe of a few steps", file=sys.stderr)
 
 
 def _minutes(configs: Sequence[Mapping[str, Any]], images: int) -> str:
@@ -169,8 +185,8 @@ def _minutes(configs: Sequence[Mapping[str, Any]], images: int) -> str:
             SECONDS_A_TRIAL + seconds_a_pair(_pretraining(config)) * _pairs(config, images) for config in configs
         )
     except (RuntimeError, MemoryError) as error:  # one trial needs more memory than there is: the others will run
-        return f"an unknown number of ({str(error).splitlines()[0] if str(error) else 'out of memory'})"
-    return str(max(1, round(seconds / 60)))
+        return f"an unknown number of minutes ({str(error).splitlines()[0] if str(error) else 'out of memory'})"
+    return f"{max(1, round(seconds / 60))} min"
 
 
 def _pairs(config: Mapping[str, Any], images: int) -> float:

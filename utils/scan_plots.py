@@ -68,8 +68,11 @@ def lr_range(table: pd.DataFrame, found: Mapping[str, float | None], title: str)
     return figure
 
 
-def schedules(table: pd.DataFrame, losses: Mapping[str, pd.DataFrame], title: str) -> Figure:
-    """The loss over steps of each trial (columns step, train/loss), and the scan's two scores of each as bars."""
+def schedules(table: pd.DataFrame, random: float, losses: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """The loss over steps of each trial (columns step, train/loss), and the scan's two scores of each as bars.
+
+    random  the linear probe's score of random weights, a line
+    """
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     figure.suptitle(title, fontsize=11)
     curves, bars = figure.subplots(1, 2)
@@ -81,7 +84,7 @@ def schedules(table: pd.DataFrame, losses: Mapping[str, pd.DataFrame], title: st
     curves.set(xlabel="optimiser steps", ylabel="Barlow Twins loss, mean of an epoch")
     curves.grid(alpha=0.3)
     curves.legend(fontsize=8)
-    _score_bars(bars, table)
+    _score_bars(bars, table, random)
     return figure
 
 
@@ -143,29 +146,38 @@ def _spaced(trial: str) -> str:
     return trial.replace("+", " + ")
 
 
-def _score_bars(ax: Axes, table: pd.DataFrame) -> None:
-    """The two scores of a scan's trials, a trial a row from the top."""
+def _score_bars(ax: Axes, table: pd.DataFrame, random: float) -> None:
+    """The two scores of a scan's trials, a trial a row from the top, and a line for the score of random weights."""
     n = len(table)
     for shift, (column, name), colour in zip((-0.19, 0.19), SCAN_SCORES.items(), (BLUE, ORANGE), strict=True):
         drawn = ax.barh(np.arange(n) + shift, table[column], 0.36, color=colour, label=name)
         ax.bar_label(drawn, fmt="%.3f", fontsize=7, padding=2)
-    largest = float(table[list(SCAN_SCORES)].to_numpy().max())
+    ax.axvline(random, color=BLACK, linestyle="--", linewidth=1)
+    largest = max(random, float(table[list(SCAN_SCORES)].to_numpy().max()))
     ax.set(ylim=(n - 0.5, -0.5), xlim=(0, 1.22 * largest))
     ax.set_yticks(range(n), [_spaced(name) for name in table["trial"]], fontsize=8, wrap=True)
-    ax.set_xlabel(f"{metric_name(table['metric'].iloc[0])} on validation (one run each)", fontsize=9)
+    metric = metric_name(table["metric"].iloc[0])
+    ax.set_xlabel(
+        f"{metric} on validation (one run each)\ndashed: random weights, linear probe {random:.3f}", fontsize=9
+    )
     ax.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
 
 
-def scores_beside_pictures(table: pd.DataFrame, pictures: Mapping[str, np.ndarray], title: str) -> Figure:
-    """A scan's two scores as bars, a trial a row, and beside them the trial's pictures [k, H, W] in 0..1."""
+def scores_beside_pictures(
+    table: pd.DataFrame, random: float, pictures: Mapping[str, np.ndarray], title: str
+) -> Figure:
+    """A scan's two scores as bars, a trial a row, and beside them the trial's pictures [k, H, W] in 0..1.
+
+    random  the linear probe's score of random weights, a line
+    """
     n, k = len(table), len(next(iter(pictures.values())))
-    height = 0.95 * n + 1.5
+    height = 0.95 * n + 1.65
     figure = Figure(figsize=(6.5 + 0.95 * k, height))
     figure.suptitle(title, fontsize=11, y=1 - 0.1 / height, va="top")
     grid = figure.add_gridspec(
         n, k + 1, width_ratios=[3.4] + [0.95] * k, wspace=0.06, hspace=0.08,
-        left=0.28, right=0.99, bottom=0.75 / height, top=1 - 0.7 / height,
+        left=0.28, right=0.99, bottom=0.9 / height, top=1 - 0.7 / height,
     )  # fmt: skip
-    _score_bars(figure.add_subplot(grid[:, 0]), table)
+    _score_bars(figure.add_subplot(grid[:, 0]), table, random)
     pictures_beside(figure, grid, [pictures[name] for name in table["trial"]])
     return figure

@@ -87,8 +87,11 @@ def test_a_killed_scan_ends_with_the_table_of_an_undisturbed_one(
     assert list((REPO_ROOT / "runs" / names[1] / "figures").glob("*.png"))
 
 
-def test_transformations_and_another_scan_in_their_folder(names: list[str], phantoms: Path) -> None:
+def test_transformations_and_another_scan_in_their_folder(
+    names: list[str], phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     scan("scan_best_transformations", small(names[0], phantoms, recipes=["base"]))
+    printed = capsys.readouterr().out
     with pytest.raises(UserError, match="holds a run with another config: "):
         scan("scan_best_hyperparameters", small(names[0], phantoms, **GRID))
     table = pd.read_csv(REPO_ROOT / "runs" / names[0] / "summary.csv")
@@ -100,6 +103,11 @@ def test_transformations_and_another_scan_in_their_folder(names: list[str], phan
         assert (config["method"], config["trainable"]) == (method, "all")
         assert config["encoder"].endswith(f"{names[0]}/base/pretrain/resnet18_final_state_dict.pt")
     assert table["full_step"].tolist() == [found["step_best"]]
+    folder = REPO_ROOT / "runs" / names[0] / "random" / "linear"
+    random, setting = (json.loads((folder / f"{part}.json").read_text()) for part in ("summary", "config"))
+    assert (setting["encoder"], setting["random_seed"]) == ("random", config["random_seed"])
+    assert f"random weights, linear: {random['score']:.3f}" in printed
+    assert ("No trial is better than random weights" in printed) == (table["linear"].max() <= random["score"])
     assert table[["linear", "full"]].notna().to_numpy().all()
 
 
@@ -143,10 +151,11 @@ def test_what_cannot_be_scanned_is_refused(
 
 def test_both_heat_maps_show_their_own_score() -> None:
     scores = {"linear": [0.1, 0.2], "full": [0.3, 0.4], "metric": "auroc", "synthetic": False}
-    figure = draw_grid(pd.DataFrame({"trial": ["lambda0.005_p512", "lambda0.0005_p512"], **scores}))
+    figure = draw_grid(pd.DataFrame({"trial": ["lambda0.005_p512", "lambda0.0005_p512"], **scores}), 0.25)
     shown = {ax.get_title(): [text.get_text() for text in ax.texts] for ax in figure.axes if ax.texts}
     assert list(shown.values()) == [["0.100", "0.200"], ["0.300", "0.400"]]  # the larger lambda on top
     assert next(iter(shown)) == "linear probe"
+    assert "random weights, linear probe: 0.250" in figure.get_suptitle()
 
 
 def test_cost_and_forecast_of_known_times(monkeypatch: pytest.MonkeyPatch) -> None:
