@@ -33,6 +33,7 @@ from utils.locks import exclusive_lock
 from utils.logging_utils import Run
 from utils.optimisation import build_optimizer, gradient_step
 from utils.progress import progress_bar
+from utils.wording import about_minutes
 
 NUM_PARAMETERS = 6  # of a trial
 RECIPES = {(False, False): "none", (True, False): "supervised", (False, True): "crop", (True, True): "supervised+crop"}
@@ -125,8 +126,8 @@ def _search(study: optuna.Study, config: SearchConfig, xrays: XRays, labels: int
     print(f"{max(0, left)} of {config['num_trials']} trials to run", file=sys.stderr)
     if left > 0:
         images = left * labels * sum(config["epochs_range"]) / 2
-        minutes = images * _seconds_an_image(config, xrays) / 60
-        print(f"about {max(1, round(minutes))} minutes by a probe of a few steps, if none is pruned", file=sys.stderr)
+        forecast = about_minutes(images * _seconds_an_image(config, xrays))
+        print(f"{forecast} by a probe of a few steps, if none is pruned", file=sys.stderr)
     with progress_bar(config["num_trials"], str(run), len(ended(study)), unit="trial") as bar:
         while turn := next_turn(study, run.folder, config["num_trials"], config["random_seed"], NUM_PARAMETERS):
             with turn.lock:

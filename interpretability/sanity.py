@@ -15,7 +15,7 @@ from interpretability.measures import enlarged, structural_similarity
 from interpretability.saliency import blocks, plain_copy
 
 SURVIVES = 0.5  # mean rank correlation with the randomised network's maps from which on a method is not to be trusted
-RANDOM_NETWORKS = 3
+RANDOM_NETWORKS = 3  # whose maps, all blocks random, the verdict is about
 
 MapFunction = Callable[[nn.Module], Tensor]
 

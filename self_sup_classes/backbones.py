@@ -44,7 +44,7 @@ def check_backbone(name: str, in_channels: int) -> None:
 def torchvision_model(name: str, in_channels: int) -> nn.Module:
     """torchvision's own network, randomly initialised, with a first convolution for `in_channels`.
 
-    Its convolutions are those of self_sup_classes.convolution: same weights and values, faster on small inputs.
+    Its convolutions are those of self_sup_classes.convolution: same weights, same values to rounding.
     Raises UserError for a name that is not in BACKBONES or channels other than 1 and 3.
     """
     check_backbone(name, in_channels)

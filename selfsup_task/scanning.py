@@ -22,6 +22,7 @@ from utils.locks import exclusive_lock
 from utils.logging_utils import Run
 from utils.sweeps import check_all_finished, open_sweep, ranked, run_sweep
 from utils.training_utils import check_fit_config
+from utils.wording import about_minutes
 
 SECONDS_A_TRIAL = 14  # for probes, heads, figures and files, on two cores
 
@@ -176,17 +177,17 @@ def print_plan(runs: Mapping[str, Run], images: int) -> None:
     todo = [run.config for run in runs.values() if run.summary is None]
     print(f"{len(todo)} of {len(runs)} trials to run: {', '.join(str(c['run_name']) for c in todo)}", file=sys.stderr)
     if todo:
-        print(f"about {_minutes(todo, images)} by a probe of a few steps", file=sys.stderr)
+        print(f"{_forecast(todo, images)} by a probe of a few steps", file=sys.stderr)
 
 
-def _minutes(configs: Sequence[Mapping[str, Any]], images: int) -> str:
+def _forecast(configs: Sequence[Mapping[str, Any]], images: int) -> str:
     try:
         seconds = sum(
             SECONDS_A_TRIAL + seconds_a_pair(_pretraining(config)) * _pairs(config, images) for config in configs
         )
     except (RuntimeError, MemoryError) as error:  # one trial needs more memory than there is: the others will run
-        return f"an unknown number of minutes ({str(error).splitlines()[0] if str(error) else 'out of memory'})"
-    return f"{max(1, round(seconds / 60))} min"
+        return f"about an unknown number of minutes ({str(error).splitlines()[0] if str(error) else 'out of memory'})"
+    return about_minutes(seconds)
 
 
 def _pairs(config: Mapping[str, Any], images: int) -> float:

@@ -77,10 +77,8 @@ def schedules(table: pd.DataFrame, random: float, losses: Mapping[str, pd.DataFr
     figure.suptitle(title, fontsize=11)
     curves, bars = figure.subplots(1, 2)
     for name, colour, marker in styled(losses):
-        curves.plot(
-            losses[name]["step"], losses[name]["train/loss"], color=colour, marker=marker, markersize=4,
-            label=_spaced(name),
-        )  # fmt: skip
+        steps, loss = losses[name]["step"], losses[name]["train/loss"]
+        curves.plot(steps, loss, color=colour, marker=marker, markersize=4, label=_spaced(name))
     curves.set(xlabel="optimiser steps", ylabel="Barlow Twins loss, mean of an epoch")
     curves.grid(alpha=0.3)
     curves.legend(fontsize=8)
@@ -111,10 +109,11 @@ def search(table: pd.DataFrame, importances: Mapping[str, float], metric: str, t
     history.legend(fontsize=8)
     names = sorted(importances, key=importances.__getitem__)
     bars.barh(names, [importances[name] for name in names], color=BLUE)
-    bars.set(xlabel="share of the score's variance (fANOVA)", title="importance")
+    bars.set(
+        xlabel="share of the score's variance (fANOVA)", title="importance" if names else "importance: too few trials"
+    )
     if not names:
         bars.set_axis_off()
-        bars.set_title("importance: too few trials")
     _parallel_coordinates(parallel, complete, metric)
     return figure
 
