@@ -61,7 +61,7 @@ def main(config: dict[str, Any]) -> None:
         if source:
             cell = interval_text(source["value"], source["low"], source["high"])
             alone = f", by the class alone {source['by_class']:.2f}" if "by_class" in source else ""
-            what = "source" if config["source_table"] else "projection (AP or PA)"
+            what = "source" if run.config["sources"] else "projection (AP or PA)"
             print(f"  {what}, by a probe: balanced accuracy {cell}, chance {source['chance']:.2f}{alone}")
         else:
             print("  source: not known; --source-table takes a CSV with the columns file and source")

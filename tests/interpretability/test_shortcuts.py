@@ -10,7 +10,7 @@ import torch
 
 from dataset_loader.phantom_dataset import MARKED_CLASS, SOURCES
 from downstream_task.finished import OpenedData, find_finished
-from interpretability import audits
+from interpretability import audits, shortcut_audit
 from interpretability.alterations import ALTERATIONS, AS_IS, GRID, NO_LUNGS, ONLY_BORDER, ONLY_LUNGS, SHUFFLED
 from interpretability.shortcut_audit import config as DEFAULTS
 from interpretability.shortcuts import RELEARNT, TRAINED
@@ -70,7 +70,9 @@ def value(run: Run, images: str, head: str, score: str) -> tuple[float, float, f
     return row["value"], row["low"], row["high"]
 
 
-def test_a_planted_marker_is_exposed(marked: Run, plain: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_marker_is_exposed(
+    marked: Run, plain: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     shortcut = audit(marked, tmp_path / "marked", monkeypatch)
     honest = audit(plain, tmp_path / "plain", monkeypatch)
     assert shortcut.summary is not None and honest.summary is not None
@@ -89,6 +91,9 @@ def test_a_planted_marker_is_exposed(marked: Run, plain: Run, tmp_path: Path, mo
     assert shortcut.summary["source"]["low"] > 0.6  # the marker, by a probe on the features
     assert 0.7 < shortcut.summary["source"]["by_class"] < 1
     assert honest.summary["source"] == {}
+    monkeypatch.setattr(shortcut_audit, "audit", lambda config: {"marked": shortcut})
+    shortcut_audit.main(DEFAULTS)
+    assert "\n  source, by a probe: balanced accuracy" in capsys.readouterr().out  # sources.csv, found beside the data
     assert (shortcut.folder / "figures" / "audit.png").exists()
     assert list(shortcut.folder.rglob("metadata.tsv")), "nothing for TensorBoard's projector"
     assert audit(marked, tmp_path / "marked", monkeypatch).summary == shortcut.summary
