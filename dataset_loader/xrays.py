@@ -16,7 +16,7 @@ from dataset_loader.columns import Columns
 from dataset_loader.covid_dataset import read_covid
 from dataset_loader.duplicates import THUMBNAIL, find_duplicates, joined_groups
 from dataset_loader.image_store import ImageStore, open_store
-from dataset_loader.phantom_dataset import RECORD, ensure_phantoms
+from dataset_loader.phantoms.dataset import RECORD, ensure_phantoms
 from dataset_loader.splits import PARTS, image_ids, split_by_group, split_hash, strata_of, write_split
 from utils.config import REPO_ROOT, UserError, check_at_least, check_choice, repo_path
 from utils.files import write_text

@@ -1,8 +1,8 @@
 """Arms side by side: the same label subsets for every initialisation, and what their scores say with intervals."""
 
 from dataset_loader.xrays import XRays, open_xrays
-from downstream_task.curves import analyse
 from downstream_task.finetuning import METHODS, TrainingConfig
+from downstream_task.label_efficiency import analyse
 from downstream_task.trials import Trial, check_lists, check_trials, run_trial, run_trials, shared_summary, usable_arms
 from utils.config import check_at_least, check_choice, check_config
 from utils.hardware import choose_device

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from downstream_task.curves import interval_cells
+from downstream_task.label_efficiency import interval_cells
 from utils import plots
 from utils.logging_utils import Run
 from utils.wording import METHOD_NAMES, interval_text, metric_name, savings_sentence

@@ -12,11 +12,11 @@ from augmentations.recipes import RECIPES
 from augmentations.transform_utils import TwinViews, step_generator
 from dataset_loader.splits import label_subset
 from dataset_loader.xrays import DataConfig, XRays, check_sizes, open_xrays
+from downstream_task.classifier import FROZEN_STAGES, Classifier, save_classifier
 from downstream_task.linear_head import fit_linear_head, knn_probabilities
 from downstream_task.predictions import predictions_table
 from downstream_task.probes import forward_all
 from downstream_task.targets import TargetConfig, Targets, check_learnable, loss_function, read_targets
-from self_sup_classes.classifier import FROZEN_STAGES, Classifier, save_classifier
 from self_sup_classes.initialisation import Start, start_from
 from self_sup_classes.provenance import check_unseen
 from utils.config import UserError, check_at_least, check_choice, check_config

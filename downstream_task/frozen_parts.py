@@ -3,10 +3,10 @@
 import pandas as pd
 
 from dataset_loader.xrays import open_xrays
-from downstream_task.curves import analyse
+from downstream_task.classifier import FROZEN_STAGES
 from downstream_task.finetuning import TrainingConfig
+from downstream_task.label_efficiency import analyse
 from downstream_task.trials import Trial, check_lists, check_trials, run_trials, shared_summary, usable_arms
-from self_sup_classes.classifier import FROZEN_STAGES
 from utils.config import check_at_least, check_choice, check_config
 from utils.hardware import choose_device
 from utils.logging_utils import Run

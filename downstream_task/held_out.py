@@ -10,8 +10,8 @@ import torch
 
 from dataset_loader.xrays import XRays
 from downstream_task.comparison_report import report
-from downstream_task.curves import analyse
-from downstream_task.finished import Finished, OpenedData, find_finished, run_name
+from downstream_task.finished_runs import Finished, OpenedData, find_finished, run_name
+from downstream_task.label_efficiency import analyse
 from downstream_task.predictions import predictions_table
 from downstream_task.probes import forward_all
 from downstream_task.targets import Targets

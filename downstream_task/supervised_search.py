@@ -13,6 +13,7 @@ import torch
 from optuna.trial import Trial, TrialState
 
 from dataset_loader.xrays import DataConfig, XRays, open_xrays
+from downstream_task.classifier import Classifier
 from downstream_task.finetuning import (
     FinetuneConfig,
     check_finetune_config,
@@ -24,7 +25,6 @@ from downstream_task.finetuning import (
 from downstream_task.shared_study import BROKEN, ended, importances, next_turn, open_study, report_stored, trials_table
 from downstream_task.targets import TargetConfig, check_learnable, loss_function, read_targets
 from downstream_task.trials import check_lists
-from self_sup_classes.classifier import Classifier
 from self_sup_classes.initialisation import random_backbone, start_from
 from self_sup_classes.provenance import check_unseen
 from utils.config import UserError, check_at_least, check_config

@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from downstream_task.curves import interval_cells
 from downstream_task.frozen_parts import train_with_frozen_parts
+from downstream_task.label_efficiency import interval_cells
 from utils import plots
 from utils.scripts import run_script
 from utils.wording import metric_name

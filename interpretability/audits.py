@@ -6,7 +6,7 @@ from typing import TypedDict
 import pandas as pd
 import torch
 
-from downstream_task.finished import Finished, OpenedData, open_checkpoints
+from downstream_task.finished_runs import Finished, OpenedData, open_checkpoints
 from interpretability.shortcuts import Audited
 from interpretability.sources import known_sources, read_sources
 from interpretability.verdicts import audit_verdict

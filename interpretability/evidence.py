@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dataset_loader.lung_masks import seen_part
-from downstream_task.finished import Finished
-from interpretability.measures import area_share, deletion_and_insertion, enlarged, mass_inside, peak_inside
+from downstream_task.finished_runs import Finished
+from interpretability.faithfulness import area_share, deletion_and_insertion, enlarged, mass_inside, peak_inside
 from interpretability.pictures import Picture, network_input
 from interpretability.saliency import IMAGES_AT_ONCE, Settings, default_layer, plain_copy, saliency_maps
 from interpretability.sanity import sanity_check

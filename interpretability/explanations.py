@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from downstream_task.finished import Finished, OpenedData, open_checkpoints
+from downstream_task.finished_runs import Finished, OpenedData, open_checkpoints
 from interpretability.evidence import Explained, look
 from interpretability.overlays import overlay, panel
 from interpretability.pictures import (

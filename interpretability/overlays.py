@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from dataset_loader.decoding import central_square
-from interpretability.measures import enlarged
+from interpretability.faithfulness import enlarged
 
 COLOURS = "inferno"
 OPACITY = 0.65  # of the strongest evidence; none is transparent

@@ -11,9 +11,9 @@ from torch import Tensor
 from augmentations.transform_utils import plain_view
 from dataset_loader.decoding import IMAGE_SUFFIXES, BrokenImageError, decode_square, decode_upright
 from dataset_loader.lung_masks import read_mask
-from dataset_loader.phantom_dataset import RECORD
+from dataset_loader.phantoms.dataset import RECORD
 from dataset_loader.xrays import XRays
-from downstream_task.finished import Finished
+from downstream_task.finished_runs import Finished
 from downstream_task.targets import Targets
 from utils.config import UserError, repo_path
 from utils.randomness import fixed_order

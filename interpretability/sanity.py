@@ -11,7 +11,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from interpretability.measures import enlarged, structural_similarity
+from interpretability.faithfulness import enlarged, structural_similarity
 from interpretability.saliency import blocks, plain_copy
 
 SURVIVES = 0.5  # mean rank correlation with the randomised network's maps from which on a method is not to be trusted

@@ -10,12 +10,12 @@ from torch import Tensor
 from augmentations.transform_utils import plain_view
 from dataset_loader.lung_masks import masks_of
 from dataset_loader.xrays import XRays
-from downstream_task.finished import Finished
+from downstream_task.finished_runs import Finished
 from downstream_task.linear_head import fit_linear_head
 from downstream_task.probes import linear_probe, probed_classes
 from downstream_task.targets import Targets, check_learnable
 from interpretability.alterations import ALTERATIONS, AS_IS, NEEDS_MASKS
-from interpretability.measures import area_share, enlarged, mass_inside
+from interpretability.faithfulness import area_share, enlarged, mass_inside
 from interpretability.saliency import saliency_maps
 from utils.config import UserError
 from utils.intervals import bootstrap_intervals, fewest_groups, grouped_mean_interval

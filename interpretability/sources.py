@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dataset_loader.phantom_dataset import SOURCES
+from dataset_loader.phantoms.dataset import SOURCES
 from dataset_loader.xrays import XRays
 from utils.config import UserError, repo_path
 

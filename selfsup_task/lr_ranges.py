@@ -8,16 +8,16 @@ import pandas as pd
 import torch
 
 from dataset_loader.xrays import XRays, open_xrays
+from downstream_task.classifier import Classifier
 from downstream_task.finetuning import classify_step, engine_config, labelled_subset, lr_factors
 from downstream_task.targets import loss_function, read_targets
-from self_sup_classes.classifier import Classifier
 from self_sup_classes.initialisation import random_backbone
-from selfsup_task.hyper_utils import build_model, twin_step
-from selfsup_task.scanning import ScanConfig, finetuning
+from selfsup_task.hyper_utils import ScanConfig, finetuning
+from selfsup_task.lr_range import lr_range_test, suggest
+from selfsup_task.pretraining import build_model, twin_step
 from utils.hardware import choose_device, make_deterministic, placed
 from utils.locks import exclusive_lock
 from utils.logging_utils import Run
-from utils.lr_range import lr_range_test, suggest
 from utils.memory import keep_freed_memory
 
 

@@ -16,9 +16,9 @@ import torch
 from dataset_loader.image_store import open_store
 from dataset_loader.splits import SHARES
 from dataset_loader.xrays import read_columns
-from selfsup_task.gauge import FINDING_LABELS, HEALTH_IMAGES, PROBE_DRAWS, PROBE_LABELS, PROBE_TESTS
-from selfsup_task.hyper_utils import check_pretrain_config
+from selfsup_task.monitor import FINDING_LABELS, HEALTH_IMAGES, PROBE_DRAWS, PROBE_LABELS, PROBE_TESTS
 from selfsup_task.pretrain_config import PretrainConfig
+from selfsup_task.pretraining import check_pretrain_config
 from selfsup_task.timing import StepTimes, time_steps
 from utils.config import UserError
 from utils.hardware import choose_device

@@ -19,8 +19,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from selfsup_task.hyper_utils import open_scan, run_scan
 from selfsup_task.scan_base import SCAN_BASE, without
-from selfsup_task.scanning import open_scan, run_scan
 from utils import plots, scan_plots
 from utils.config import UserError
 from utils.scripts import run_script

@@ -17,8 +17,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from dataset_loader.xrays import open_xrays
+from selfsup_task.hyper_utils import contact_sheet, open_scan, run_scan
 from selfsup_task.scan_base import SCAN_BASE, without
-from selfsup_task.scanning import contact_sheet, open_scan, run_scan
 from utils import plots, scan_plots
 from utils.hardware import choose_device
 from utils.scripts import run_script

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from augmentations.transform_utils import TwinViews, step_generator
-from selfsup_task.hyper_utils import build_model, twin_step
 from selfsup_task.pretrain_config import PretrainConfig
+from selfsup_task.pretraining import build_model, twin_step
 from utils.hardware import choose_device, choose_precision, median_seconds, peak_memory, placed
 from utils.memory import keep_freed_memory
 from utils.optimisation import build_optimizer, gradient_step

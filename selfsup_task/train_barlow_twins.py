@@ -25,7 +25,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from selfsup_task.hyper_utils import pretrain
+from selfsup_task.pretraining import pretrain
 from utils.scripts import run_script
 from utils.wording import metric_name
 

@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-from dataset_loader.phantom_dataset import ensure_phantoms
+from dataset_loader.phantoms.dataset import ensure_phantoms
 from utils.config import REPO_ROOT
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -17,7 +17,7 @@ PACKAGES = set().union(*FLOORS)
 
 
 def sources() -> list[Path]:
-    return [path for package in sorted(PACKAGES) for path in sorted((REPO_ROOT / package).glob("*.py"))]
+    return [path for package in sorted(PACKAGES) for path in sorted((REPO_ROOT / package).rglob("*.py"))]
 
 
 def imported(path: Path) -> set[str]:
@@ -38,7 +38,7 @@ def is_entry_script(path: Path) -> bool:
 def test_imports_point_down() -> None:
     floor_of = {package: number for number, floor in enumerate(FLOORS) for package in floor}
     for path in sources():
-        here = path.parent.name
+        here = path.relative_to(REPO_ROOT).parts[0]
         for name in imported(path):
             there = name.split(".")[0]
             assert floor_of[there] >= floor_of[here], f"{path} imports {name} from a floor above"
@@ -47,7 +47,9 @@ def test_imports_point_down() -> None:
 
 
 def test_nothing_imports_an_entry_script() -> None:
-    entries = {f"{path.parent.name}.{path.stem}" for path in sources() if is_entry_script(path)}
+    entries = {
+        ".".join(path.relative_to(REPO_ROOT).with_suffix("").parts) for path in sources() if is_entry_script(path)
+    }
     assert entries
     for path in sources():
         assert not imported(path) & entries, path
@@ -71,7 +73,8 @@ def test_entry_scripts_have_a_docstring_a_config_and_a_main() -> None:
 
 def test_packages_are_listed_and_nobody_touches_the_import_path() -> None:
     listed = tomllib.loads((REPO_ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert set(listed["tool"]["setuptools"]["packages"]) == PACKAGES
+    packages = {".".join(path.relative_to(REPO_ROOT).parent.parts) for path in sources()}
+    assert set(listed["tool"]["setuptools"]["packages"]) == packages
     for path in sources():
         assert "sys.path" not in path.read_text(encoding="utf-8"), path
 

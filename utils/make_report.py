@@ -13,13 +13,13 @@ from typing import Any
 
 from utils.config import UserError, repo_path
 from utils.files import write_text
-from utils.report_answers import sections_of_answers
-from utils.report_blocks import Block, Cell, Missing, Section, Table, Text, count
-from utils.report_looks import sections_of_looks
-from utils.report_page import page
-from utils.report_pdf import write_pdf
-from utils.report_recipes import sections_of_recipes
-from utils.report_runs import BROKEN, FoundRun, Skipped, find_runs
+from utils.report.answers import sections_of_answers
+from utils.report.blocks import Block, Cell, Missing, Section, Table, Text, count
+from utils.report.looks import sections_of_looks
+from utils.report.page import page
+from utils.report.pdf import write_pdf
+from utils.report.recipes import sections_of_recipes
+from utils.report.runs import BROKEN, FoundRun, Skipped, find_runs
 from utils.scripts import run_script
 
 TITLE = "Label-efficient chest X-ray learning"

@@ -91,7 +91,7 @@ def training_curves(
 def label_efficiency(curves: pd.DataFrame, metric: str, title: str, chance: float) -> Figure:
     """Score over labels (log scale), a panel a method, a line with its 95% interval an arm.
 
-    curves  columns arm, method, labels, mean, low, high, as downstream_task.curves gives them
+    curves  columns arm, method, labels, mean, low, high, as downstream_task.label_efficiency gives them
     """
     methods, arms = list(dict.fromkeys(curves["method"])), list(dict.fromkeys(curves["arm"]))
     figure = Figure(figsize=(5.2 * len(methods) + 0.6, 4.4), layout="constrained")

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from downstream_task.classifier import Classifier
 from interpretability.saliency import IMAGES_AT_ONCE, plain_copy, saliency_maps
 from self_sup_classes.backbones import Backbone
-from self_sup_classes.classifier import Classifier
 from utils.hardware import choose_device, describe_device
 from utils.scripts import run_script
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance
 
 from dataset_loader.duplicates import MAX_DISTANCE, find_duplicates, joined_groups
 from dataset_loader.image_store import open_store
-from dataset_loader.phantom_dataset import COVID_ROOT
+from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.xrays import XRays, open_xrays
 
 

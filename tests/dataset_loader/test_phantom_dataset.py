@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_loader import phantom_dataset
 from dataset_loader.chexpert_dataset import read_chexpert
 from dataset_loader.covid_dataset import read_covid
-from dataset_loader.phantom_anatomy import Anatomy, Chest, Pose
-from dataset_loader.phantom_dataset import CovidImage, class_counts, ensure_phantoms
-from dataset_loader.phantom_patients import consensus, plan_patient, report
-from dataset_loader.phantom_signs import SIGNS, Findings
-from dataset_loader.phantom_views import MARKER_SHARE
+from dataset_loader.phantoms import dataset as phantom_dataset
+from dataset_loader.phantoms.anatomy import Anatomy, Chest, Pose
+from dataset_loader.phantoms.dataset import CovidImage, class_counts, ensure_phantoms
+from dataset_loader.phantoms.patients import consensus, plan_patient, report
+from dataset_loader.phantoms.signs import SIGNS, Findings
+from dataset_loader.phantoms.views import MARKER_SHARE
 from utils.config import UserError
 
 SIZE = 96
@@ -250,7 +250,7 @@ def test_a_script_without_a_main_guard_gets_its_phantoms(tmp_path: Path) -> None
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\n"
-        "from dataset_loader.phantom_dataset import ensure_phantoms\n"
+        "from dataset_loader.phantoms.dataset import ensure_phantoms\n"
         f"folder = Path({str(tmp_path / 'phantom')!r})\n"
         "ensure_phantoms(folder, covid_images=30, chexpert_patients=2, size=64, workers=2)\n"
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset_loader.phantom_dataset import CHEXPERT_ROOT, COVID_ROOT
+from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
 from dataset_loader.xrays import XRays, open_xrays
 from utils.config import UserError
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dataset_loader.phantom_dataset import COVID_ROOT
+from dataset_loader.phantoms.dataset import COVID_ROOT
 from downstream_task.label_savings import labels_needed
 from downstream_task.train_models_with_frozen_parts import config as FROZEN_DEFAULTS
 from downstream_task.trained_vs_no_trained_compare import config as DEFAULTS

@@ -12,7 +12,7 @@ from finetuning_config import finetuning_config
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from dataset_loader.phantom_dataset import CHEXPERT_ROOT, COVID_ROOT
+from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
 from dataset_loader.xrays import open_xrays
 from downstream_task import finetuning
 from downstream_task.linear_head import fit_linear_head

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset_loader.phantom_dataset import COVID_ROOT
+from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.xrays import open_xrays
 from downstream_task.probes import forward_all, linear_probe, probe, probe_labels
 from self_sup_classes.backbones import Backbone

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dataset_loader.phantom_dataset import COVID_ROOT
+from dataset_loader.phantoms.dataset import COVID_ROOT
 from downstream_task import supervised_search
 from downstream_task.scan_best_supervised_hyperparameters import config as DEFAULTS
 from downstream_task.shared_study import next_turn, open_study

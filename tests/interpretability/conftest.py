@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 from finetuning_config import finetuning_config
 
-from dataset_loader.phantom_dataset import ensure_phantoms
+from dataset_loader.phantoms.dataset import ensure_phantoms
 from downstream_task import finetuning
 from utils import logging_utils
 from utils.locks import exclusive_lock

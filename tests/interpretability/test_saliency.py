@@ -8,10 +8,10 @@ from captum.attr import IntegratedGradients, LayerGradCam, Occlusion
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from interpretability.measures import mass_inside
+from downstream_task.classifier import Classifier
+from interpretability.faithfulness import mass_inside
 from interpretability.saliency import METHODS, PATH_STEPS, Settings, default_layer, saliency_maps
 from self_sup_classes.backbones import Backbone
-from self_sup_classes.classifier import Classifier
 from utils.config import UserError
 
 SIZE = 32

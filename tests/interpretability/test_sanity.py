@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from downstream_task.finished import OpenedData, find_finished
+from downstream_task.classifier import Classifier
+from downstream_task.finished_runs import OpenedData, find_finished
 from interpretability.saliency import saliency_maps
 from interpretability.sanity import randomised_from_the_head, sanity_check, verdict
 from self_sup_classes.backbones import Backbone
-from self_sup_classes.classifier import Classifier
 from utils.logging_utils import Run
 
 

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from dataset_loader.phantom_dataset import MARKED_CLASS, SOURCES
-from downstream_task.finished import OpenedData, find_finished
+from dataset_loader.phantoms.dataset import MARKED_CLASS, SOURCES
+from downstream_task.finished_runs import OpenedData, find_finished
 from interpretability import audits, shortcut_audit
 from interpretability.alterations import ALTERATIONS, AS_IS, GRID, NO_LUNGS, ONLY_BORDER, ONLY_LUNGS, SHUFFLED
 from interpretability.shortcut_audit import config as DEFAULTS

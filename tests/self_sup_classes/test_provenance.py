@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset_loader.phantom_dataset import COVID_ROOT
+from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.xrays import XRays, open_xrays
 from self_sup_classes.provenance import NOTHING_SEEN, Provenance, check_unseen
 from utils.config import UserError

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dataset_loader.phantom_dataset import COVID_ROOT
+from dataset_loader.phantoms.dataset import COVID_ROOT
 from selfsup_task import resources
 from selfsup_task.scan_base import PRETRAINING, SCAN_BASE
 from selfsup_task.scan_best_hyperparameters import draw as draw_grid

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from dataset_loader.phantom_dataset import CHEXPERT_ROOT, COVID_ROOT
+from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
 from utils.config import REPO_ROOT
 
 TRAIN = "selfsup_task/train_barlow_twins.py"

@@ -15,8 +15,8 @@ from test_house import is_entry_script, sources
 
 from utils.config import REPO_ROOT
 from utils.logging_utils import Run
-from utils.report_blocks import Cell, Table, count, estimate
-from utils.report_pdf import table_lines
+from utils.report.blocks import Cell, Table, count, estimate
+from utils.report.pdf import table_lines
 
 HOSTILE = """<img src=x onerror=alert(1)> "q" & 'r' $x$ {y}"""
 ARMS = ("random", "pretrained")

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torchvision import models
 
+from downstream_task.classifier import FROZEN_STAGES, Classifier, load_classifier, save_classifier
 from self_sup_classes.backbones import Backbone
-from self_sup_classes.classifier import FROZEN_STAGES, Classifier, load_classifier, save_classifier
 from self_sup_classes.provenance import Provenance, provenance_of
 from utils.config import UserError
 

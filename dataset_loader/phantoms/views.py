@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dataset_loader.phantom_anatomy import AIR, Anatomy, Chest, Grid, Pose, bones, soft_tissue, vessels
-from dataset_loader.phantom_raster import Array, blur, bump, low_pass, norm, smooth_noise, step, text_stencil
-from dataset_loader.phantom_signs import SIGNS, Findings, devices
+from dataset_loader.phantoms.anatomy import AIR, Anatomy, Chest, Grid, Pose, bones, soft_tissue, vessels
+from dataset_loader.phantoms.raster import Array, blur, bump, low_pass, norm, smooth_noise, step, text_stencil
+from dataset_loader.phantoms.signs import SIGNS, Findings, devices
 
 Severities = Mapping[str, float]  # of findings by name, from 0 (not to be seen) to 1 (plain)
 

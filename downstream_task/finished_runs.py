@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from dataset_loader.xrays import DataConfig, XRays, open_xrays
+from downstream_task.classifier import Classifier, load_classifier
 from downstream_task.finetuning import FinetuneConfig
 from downstream_task.targets import Targets, read_targets
 from self_sup_classes.backbones import read_state_dict
-from self_sup_classes.classifier import Classifier, load_classifier
 from self_sup_classes.provenance import check_unseen, provenance_of
 from utils.config import UserError, repo_path
 from utils.hardware import placed

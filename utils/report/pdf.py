@@ -10,7 +10,7 @@ from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 
 from utils.files import write_atomically
-from utils.report_blocks import Block, Cell, Missing, Number, Picture, Section, Table, Text
+from utils.report.blocks import Block, Cell, Missing, Number, Picture, Section, Table, Text
 
 WIDTH, HEIGHT, MARGIN = 8.27, 11.69, 0.7  # inches
 BODY, SMALL, TINY = 10, 8, 6.5  # points

@@ -22,9 +22,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dataset_loader.phantom_anatomy import Anatomy, Pose
-from dataset_loader.phantom_patients import HEADER, View, plan_patient
-from dataset_loader.phantom_views import annotate, frontal, plant_marker, to_bytes
+from dataset_loader.phantoms.anatomy import Anatomy, Pose
+from dataset_loader.phantoms.patients import HEADER, View, plan_patient
+from dataset_loader.phantoms.views import annotate, frontal, plant_marker, to_bytes
 from utils.config import UserError
 from utils.files import write_json, write_text
 from utils.locks import exclusive_lock

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from utils.report_blocks import Block, Cell, Missing, Table, Text, count, estimate, row_estimate
-from utils.report_runs import AUDIT, EXPLANATION, FoundRun, pictures
+from utils.report.blocks import Block, Cell, Missing, Table, Text, count, estimate, row_estimate
+from utils.report.runs import AUDIT, EXPLANATION, FoundRun, pictures
 from utils.wording import SALIENCY_NAMES, interval_text, metric_name
 
 QUANTITIES = {

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from utils.report_blocks import Block, Cell, Missing, Number, Table, Text, count, estimate, number, row_estimate
-from utils.report_runs import COMPARISON, FROZEN, TEST, TEST_COMPARISON, FoundRun, pictures
+from utils.report.blocks import Block, Cell, Missing, Number, Table, Text, count, estimate, number, row_estimate
+from utils.report.runs import COMPARISON, FROZEN, TEST, TEST_COMPARISON, FoundRun, pictures
 from utils.wording import METHOD_NAMES, interval_text, metric_name, savings_sentence
 
 PARTS = {"validation": "the validation part, by which choices were made too", "test": "the test part"}

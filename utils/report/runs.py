@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from utils.report_blocks import Picture
+from utils.report.blocks import Picture
 
 PRETRAINING, FINETUNING, COMPARISON, TEST_COMPARISON = "pretraining", "fine-tuning", "comparison", "comparison on test"
 FROZEN, TEST, RANGE, SCAN, TRIAL = "frozen parts", "test", "range test", "scan", "trial of a scan"

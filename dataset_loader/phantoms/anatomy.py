@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dataset_loader.phantom_raster import Array, blur, bump, norm, smooth_noise, splat, step
+from dataset_loader.phantoms.raster import Array, blur, bump, norm, smooth_noise, splat, step
 
 AIR = 1.5  # optical depths of tissue that a fully aerated lung takes away
 

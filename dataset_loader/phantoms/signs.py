@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dataset_loader.phantom_anatomy import Chest
-from dataset_loader.phantom_raster import Array, bump, norm, smooth_noise, step
+from dataset_loader.phantoms.anatomy import Chest
+from dataset_loader.phantoms.raster import Array, bump, norm, smooth_noise, step
 
 
 class Findings:

@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 
 from utils.plots import marked
-from utils.report_blocks import Block, Cell, Missing, Table, Text, change, count, number
-from utils.report_runs import PRETRAINING, RANGE, RESOURCES, SCAN, SEARCH, FoundRun, first_of_each, pictures
+from utils.report.blocks import Block, Cell, Missing, Table, Text, change, count, number
+from utils.report.runs import PRETRAINING, RANGE, RESOURCES, SCAN, SEARCH, FoundRun, first_of_each, pictures
 from utils.wording import metric_name
 
 MOST_LABELS = 30  # classes or findings that the split's table lists

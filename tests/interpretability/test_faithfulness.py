@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from interpretability.measures import (
+from interpretability.faithfulness import (
     area_share,
     deletion_and_insertion,
     enlarged,

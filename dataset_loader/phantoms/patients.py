@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset_loader.phantom_anatomy import Anatomy, Pose
-from dataset_loader.phantom_views import annotate, frontal, lateral, to_bytes
+from dataset_loader.phantoms.anatomy import Anatomy, Pose
+from dataset_loader.phantoms.views import annotate, frontal, lateral, to_bytes
 
 LABELS = (
     "No Finding",

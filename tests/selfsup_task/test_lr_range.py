@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from selfsup_task.lr_range import lr_range_test, suggest
 from utils.config import UserError
-from utils.lr_range import lr_range_test, suggest
 from utils.training_utils import FitConfig
 
 CONFIG: FitConfig = {

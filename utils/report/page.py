@@ -4,7 +4,7 @@ import base64
 import html
 from collections.abc import Sequence
 
-from utils.report_blocks import Block, Cell, Missing, Number, Picture, Section, Table, Text
+from utils.report.blocks import Block, Cell, Missing, Number, Picture, Section, Table, Text
 
 # what the page may load: nothing but what is inside it
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"

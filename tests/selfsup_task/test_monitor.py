@@ -7,8 +7,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dataset_loader.phantom_dataset import COVID_ROOT
-from selfsup_task import hyper_utils
+from dataset_loader.phantoms.dataset import COVID_ROOT
+from selfsup_task import pretraining
 from selfsup_task.train_barlow_twins import config as DEFAULTS
 from utils import logging_utils
 from utils.config import UserError
@@ -29,13 +29,13 @@ class Killed(Exception):
 
 
 def pretrain(config: Any) -> logging_utils.Run:
-    return hyper_utils.pretrain(config)
+    return pretraining.pretrain(config)
 
 
 @pytest.fixture
 def config(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A small config whose runs lie in this test's folder."""
-    monkeypatch.setattr(hyper_utils, "Run", lambda name, config: logging_utils.Run(name, config, tmp_path / "runs"))
+    monkeypatch.setattr(pretraining, "Run", lambda name, config: logging_utils.Run(name, config, tmp_path / "runs"))
     return {**SMALL, "data_root": str(phantoms / COVID_ROOT)}
 
 
@@ -56,7 +56,7 @@ def test_a_resumed_run_keeps_its_events_and_ends_with_a_verdict(config: Any, mon
 
     named = {**config, "run_name": "resumed"}
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(hyper_utils, "save_backbone", killed)  # between the last epoch and the last files
+        patch.setattr(pretraining, "save_backbone", killed)  # between the last epoch and the last files
         pretrain(named)
     run = pretrain(named)
     assert run.summary is not None
@@ -101,7 +101,7 @@ def test_a_run_is_not_resumed_on_other_data(config: Any, monkeypatch: pytest.Mon
 
     named = {**config, "run_name": "moved"}
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(hyper_utils, "fit", killed)
+        patch.setattr(pretraining, "fit", killed)
         pretrain(named)
     victim = next((Path(config["data_root"]) / "Normal" / "images").iterdir())
     pixels = victim.read_bytes()

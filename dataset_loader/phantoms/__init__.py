@@ -1,0 +1,1 @@
+"""Synthetic X-rays in the layouts of both data sets."""
