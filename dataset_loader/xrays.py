@@ -4,7 +4,7 @@ import hashlib
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,12 +18,11 @@ from dataset_loader.duplicates import THUMBNAIL, find_duplicates, joined_groups
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.phantoms.dataset import RECORD, ensure_phantoms
 from dataset_loader.splits import PARTS, image_ids, split_by_group, split_hash, strata_of, write_split
-from utils.config import REPO_ROOT, UserError, check_at_least, check_choice, repo_path
+from utils.config import DATASETS_ROOT, Config, UserError, check_at_least, check_choice, repo_path
 from utils.files import write_text
 
 PHANTOMS = ["phantom", "phantom_marker"]  # built in; the second with a shortcut planted, for an audit to find
 DATASETS = [*PHANTOMS, "covid", "chexpert"]
-DATASETS_ROOT = REPO_ROOT / "datasets"
 DEFAULT_ROOTS = {
     "covid": DATASETS_ROOT / "COVID-19_Radiography_Dataset",
     "chexpert": DATASETS_ROOT / "CheXpert-v1.0-small",
@@ -31,13 +30,26 @@ DEFAULT_ROOTS = {
 NO_DUPLICATES = pd.DataFrame({"file": [], "other": [], "distance": []})
 
 
-class DataConfig(TypedDict):
-    """What `open_xrays` reads of a script's config."""
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Config):
+    """What `open_xrays` reads of a script's config, and the size that the network sees."""
 
     dataset: str
     data_root: str
     store_res: int
+    img_res: int
     split_seed: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("dataset", self.dataset, DATASETS)
+        check_at_least("img_res", self.img_res, 1)
+        check_at_least("split_seed", self.split_seed, 0)
+        if self.store_res < self.img_res:
+            raise UserError(
+                f"store_res is {self.store_res} and img_res {self.img_res}: the images would be blown up; "
+                f"set store_res to img_res or a little more, such as {round(self.img_res * 8 / 7)}."
+            )
 
 
 @dataclass(frozen=True)
@@ -103,12 +115,12 @@ def open_xrays(config: DataConfig, device: torch.device) -> XRays:
     Raises UserError if the data are missing or unusable, saying where to get them and how to place them.
     """
     columns = read_columns(config)
-    store = open_store(columns.root, list(columns.paths), config["store_res"], DATASETS_ROOT / ".cache")
+    store = open_store(columns.root, list(columns.paths), config.store_res, DATASETS_ROOT / ".cache")
     columns = columns.take(store.kept)
-    duplicates = _duplicates(columns) if config["dataset"] != "chexpert" else NO_DUPLICATES
+    duplicates = _duplicates(columns) if config.dataset != "chexpert" else NO_DUPLICATES
     columns = replace(columns, groups=joined_groups(columns.paths, columns.groups, duplicates))
-    parts = split_by_group(columns.paths, columns.groups, strata_of(columns.labels), config["split_seed"])
-    source = "phantom" if _is_phantom(columns.root) else config["dataset"]
+    parts = split_by_group(columns.paths, columns.groups, strata_of(columns.labels), config.split_seed)
+    source = "phantom" if _is_phantom(columns.root) else config.dataset
     xrays = XRays(columns, store.to(device), parts, duplicates, source)
     described = ", ".join(f"{int((parts == part).sum()):,} {part}" for part in PARTS)
     kind = " (synthetic)" if xrays.synthetic else ""
@@ -116,24 +128,13 @@ def open_xrays(config: DataConfig, device: torch.device) -> XRays:
     return xrays
 
 
-def check_sizes(store_res: int, img_res: int) -> None:
-    """Raise UserError unless images of img_res pixels can be made from stored ones of store_res."""
-    check_at_least("img_res", img_res, 1)
-    if store_res < img_res:
-        raise UserError(
-            f"store_res is {store_res} and img_res {img_res}: the images would be blown up; "
-            f"set store_res to img_res or a little more, such as {round(img_res * 8 / 7)}."
-        )
-
-
 def read_columns(config: DataConfig) -> Columns:
     """The columns of the data set that `config` names; phantoms are drawn if they are not there yet."""
-    check_choice("dataset", config["dataset"], DATASETS)
-    if config["dataset"] in PHANTOMS:
-        folder = repo_path(config["data_root"]) if config["data_root"] else DATASETS_ROOT / config["dataset"]
-        return read_covid(ensure_phantoms(folder, planted_marker=config["dataset"] == "phantom_marker")[0])
-    root = repo_path(config["data_root"]) if config["data_root"] else DEFAULT_ROOTS[config["dataset"]]
-    return read_covid(root) if config["dataset"] == "covid" else read_chexpert(root)
+    if config.dataset in PHANTOMS:
+        folder = repo_path(config.data_root) if config.data_root else DATASETS_ROOT / config.dataset
+        return read_covid(ensure_phantoms(folder, planted_marker=config.dataset == "phantom_marker")[0])
+    root = repo_path(config.data_root) if config.data_root else DEFAULT_ROOTS[config.dataset]
+    return read_covid(root) if config.dataset == "covid" else read_chexpert(root)
 
 
 def described(columns: Columns) -> dict[str, Any]:

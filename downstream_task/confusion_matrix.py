@@ -12,11 +12,7 @@ Calibration error stands before and after temperature scaling, whose temperature
 
 from typing import Any
 
-import pandas as pd
-
-from downstream_task.held_out import score_on_test
-from utils.scripts import run_script
-from utils.wording import interval_text, metric_name
+from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
     "runs": ["runs/compare/phantom"],  # folders under runs/
@@ -24,10 +20,18 @@ config: dict[str, Any] = {
     "threads": 0,  # CPU threads; 0 leaves it to torch
 }
 
+if __name__ == "__main__":
+    config = flags(config, __doc__, __file__)  # before the slow imports
 
-def main(config: dict[str, Any]) -> None:
+import pandas as pd
+
+from downstream_task.held_out import score_on_test
+from utils.wording import interval_text, metric_name
+
+
+def main(config: HeldOutConfig) -> None:
     """Test, then print every score."""
-    tested = score_on_test(config)  # type: ignore[arg-type]  # checked there against HeldOutConfig
+    tested = score_on_test(config)
     for run in tested:
         scores = pd.read_csv(run.folder / "scores.csv")
         assert run.summary is not None
@@ -43,4 +47,4 @@ def main(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, config, __doc__)
+    run_script(main, HeldOutConfig, config)

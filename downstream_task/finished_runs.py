@@ -18,9 +18,8 @@ from downstream_task.finetuning import FinetuneConfig
 from downstream_task.targets import Targets, read_targets
 from self_sup_classes.backbones import read_state_dict
 from self_sup_classes.provenance import check_unseen, provenance_of
-from utils.config import UserError, repo_path
+from utils.config import RUNS_ROOT, UserError, make_config, part_of, repo_path
 from utils.hardware import placed
-from utils.logging_utils import RUNS_ROOT
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Finished:
     @property
     def weights(self) -> Path:
         """The file of the weights that were best on validation."""
-        return self.folder / f"{self.config['backbone']}_best_state_dict.pt"
+        return self.folder / f"{self.config.backbone}_best_state_dict.pt"
 
     def weights_hash(self) -> str:
         """16 hex digits that name those weights."""
@@ -53,7 +52,7 @@ class Finished:
     def classifier(self, device: torch.device) -> Classifier:
         """The network with those weights."""
         names = tuple(self.summary["classes"])
-        classifier = load_classifier(self.weights, self.config["backbone"], self.config["in_channels"], names)
+        classifier = load_classifier(self.weights, self.config.backbone, self.config.in_channels, names)
         return placed(classifier, device)
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -73,7 +72,7 @@ class Finished:
                 "other data. Restore them, or train again."
             )
         provenance = provenance_of(read_state_dict(self.weights))
-        note = check_unseen(provenance, xrays, self.config["allow_seen"], str(self.weights))
+        note = check_unseen(provenance, xrays, self.config.allow_seen, str(self.weights))
         return read_targets(xrays, self.config), note
 
 
@@ -86,10 +85,9 @@ class OpenedData:
 
     def of(self, finished: Finished) -> XRays:
         """The data that a run was trained and is to be judged on."""
-        config: Any = finished.config
-        key = json.dumps([config[name] for name in DataConfig.__annotations__])
+        key = json.dumps(part_of(finished.config, DataConfig))
         if key not in self.opened:
-            self.opened[key] = open_xrays(config, self.device)
+            self.opened[key] = open_xrays(finished.config, self.device)
         return self.opened[key]
 
 
@@ -114,7 +112,10 @@ def find_finished(name: str) -> list[Finished]:
             f"{repo_path(name)} names no finished fine-tuning run; run "
             "downstream_task/trained_vs_no_trained_compare.py first, or name one of the folders that it leaves."
         )
-    return [Finished(path, _json(path / "config.json"), _json(path / "summary.json")) for path in found]
+    return [
+        Finished(path, make_config(FinetuneConfig, _json(path / "config.json")), _json(path / "summary.json"))
+        for path in found
+    ]
 
 
 def open_checkpoints(names: Sequence[str]) -> dict[str, Finished]:

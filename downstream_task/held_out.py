@@ -1,8 +1,9 @@
 """The test part, read once: predictions of finished classifiers on it, scored with intervals."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,10 +17,10 @@ from downstream_task.predictions import predictions_table
 from downstream_task.probes import forward_all
 from downstream_task.targets import Targets
 from utils import plots
-from utils.config import UserError, check_config, repo_path
-from utils.hardware import choose_device, choose_precision, describe_device
+from utils.config import RUNS_ROOT, Config, UserError, as_dict, repo_path
+from utils.hardware import choose_precision, describe_device, prepare
 from utils.intervals import bootstrap_intervals, fewest_groups
-from utils.logging_utils import RUNS_ROOT, Run
+from utils.logging_utils import Run
 from utils.metrics import CLASS_SCORES, calibration_error, confusion_counts, fit_temperature, per_class_scores
 from utils.progress import tracked
 
@@ -27,7 +28,8 @@ REPEATS = 300  # resamples behind an interval
 SCORE_COLUMNS = ["score", "value", "low", "high"]
 
 
-class HeldOutConfig(TypedDict):
+@dataclass(frozen=True, kw_only=True)
+class HeldOutConfig(Config):
     """Every key of downstream_task/confusion_matrix.py."""
 
     runs: list[str]
@@ -40,15 +42,13 @@ def score_on_test(config: HeldOutConfig) -> list[Run]:
 
     Raises UserError, before any testing, for a folder that holds no finished fine-tuning.
     """
-    check_config(config, HeldOutConfig)
-    if config["threads"] > 0:
-        torch.set_num_threads(config["threads"])
-    runs = [finished for name in config["runs"] for finished in find_finished(name)]
+    device = prepare(config.device, config.threads)
+    runs = [finished for name in config.runs for finished in find_finished(name)]
     if not runs:
         raise UserError("runs is empty; name at least one folder under runs/.")
-    data = OpenedData(choose_device(config["device"]))  # a comparison's runs share theirs
+    data = OpenedData(device)  # a comparison's runs share theirs
     tested = [_test_run(finished, data) for finished in tracked(runs, "testing", "run")]
-    for name in config["runs"]:
+    for name in config.runs:
         folder = repo_path(name)
         if (folder / "differences.csv").exists():
             _analyse_comparison(folder)
@@ -56,15 +56,15 @@ def score_on_test(config: HeldOutConfig) -> list[Run]:
 
 
 def _test_run(finished: Finished, data: OpenedData) -> Run:
-    facts = {"tested": finished.name, "weights": finished.weights_hash(), "trained": finished.config}
-    run = Run(f"test/{finished.name}", facts)
+    facts = {"tested": finished.name, "weights": finished.weights_hash(), "trained": as_dict(finished.config)}
+    run = Run(f"test/{finished.name}", facts, "test")
     if run.summary is not None:
         return run
     trained, device, xrays = finished.config, data.device, data.of(finished)
     targets, note = finished.held_out(xrays)
-    classifier, dtype = finished.classifier(device), choose_precision(trained["precision"], device)
+    classifier, dtype = finished.classifier(device), choose_precision(trained.precision, device)
     val, test = (
-        forward_all(classifier, xrays, xrays.indices(part), trained["img_res"], trained["in_channels"], dtype)
+        forward_all(classifier, xrays, xrays.indices(part), trained.img_res, trained.in_channels, dtype)
         .double()
         .numpy()
         for part in ("val", "test")
@@ -128,7 +128,7 @@ def _analyse_comparison(folder: Path) -> None:
     """What trained_vs_no_trained_compare.py says of a comparison on validation, on its runs' test predictions."""
     compared: Any = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     name = run_name(folder)
-    run = Run(f"test/{name}/all", {"tested": name, "compared": compared})
+    run = Run(f"test/{name}/all", {"tested": name, "compared": compared}, "test comparison")
     if run.summary is None:
         table = pd.read_csv(folder / "summary.csv")
         run.start()

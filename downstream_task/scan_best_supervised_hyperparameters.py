@@ -12,16 +12,9 @@ trials take minutes on two cores on synthetic X-rays. The same command again goe
 num_trials adds to it; several may work on one search at once.
 """
 
-import json
 from typing import Any
 
-import pandas as pd
-
-from downstream_task.supervised_search import search
-from utils import plots, scan_plots
-from utils.config import UserError
-from utils.scripts import run_script
-from utils.wording import metric_name
+from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
     # data; trained_vs_no_trained_compare.py explains the keys that are not explained here
@@ -60,10 +53,22 @@ config: dict[str, Any] = {
     "threads": 0,
 }
 
+if __name__ == "__main__":
+    config = flags(config, __doc__, __file__)  # before the slow imports
 
-def main(config: dict[str, Any]) -> None:
+import json
+
+import pandas as pd
+
+from downstream_task.supervised_search import search
+from utils import plots, scan_plots
+from utils.config import UserError
+from utils.wording import metric_name
+
+
+def main(config: SearchConfig) -> None:
     """Search, draw, print the winner ready to paste."""
-    run = search(config)  # type: ignore[arg-type]  # checked there against SearchConfig
+    run = search(config)
     assert run.summary is not None
     found, table = run.summary, pd.read_csv(run.folder / "summary.csv")
     metric = f"{metric_name(found['metric'])} on validation"
@@ -78,4 +83,4 @@ def main(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, config, __doc__)
+    run_script(main, SearchConfig, config)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypedDict
 
 import numpy as np
 import torch
@@ -11,20 +10,26 @@ from torch.nn import functional as F
 
 from dataset_loader.splits import strata_of
 from dataset_loader.xrays import XRays
-from utils.config import UserError, check_choice
+from utils.config import Config, UserError, check_choice
 from utils.metrics import classification_scores, finding_scores
 
 UNCERTAIN = ["ignore", "zeros", "ones"]
 BLANK = ["zero", "ignore"]
 
 
-class TargetConfig(TypedDict):
-    """The keys of a config that say what is taught."""
+@dataclass(frozen=True, kw_only=True)
+class TargetConfig(Config):
+    """What a classifier is taught: findings (CheXpert alone), and policies for uncertain and blank labels."""
 
     findings: list[str]
     uncertain: str
     blank: str
     class_weights: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("uncertain", self.uncertain, UNCERTAIN)
+        check_choice("blank", self.blank, BLANK)
 
 
 def metric_of(labels: np.ndarray) -> str:
@@ -65,17 +70,15 @@ def read_targets(xrays: XRays, config: TargetConfig) -> Targets:
     CheXpert's findings: 1 is positive, 0 negative, -1 uncertain, blank not mentioned, which its authors count as
     negative (Irvin et al. 2019, sections 2 and 3, where "ignore", "zeros" and "ones" are the U-policies).
     """
-    check_choice("uncertain", config["uncertain"], UNCERTAIN)
-    check_choice("blank", config["blank"], BLANK)
     labels, names = xrays.columns.labels, xrays.columns.label_names
     if labels.ndim == 1:
         return Targets(labels, names)
-    for finding in config["findings"]:
+    for finding in config.findings:
         check_choice("findings", finding, list(names))
-    if not config["findings"]:
+    if not config.findings:
         raise UserError(f"findings is empty; name at least one of {', '.join(names)}.")
-    chosen = labels[:, [names.index(finding) for finding in config["findings"]]]
-    return Targets(apply_policy(chosen, config["uncertain"], config["blank"]), tuple(config["findings"]))
+    chosen = labels[:, [names.index(finding) for finding in config.findings]]
+    return Targets(apply_policy(chosen, config.uncertain, config.blank), tuple(config.findings))
 
 
 def apply_policy(labels: np.ndarray, uncertain: str, blank: str) -> np.ndarray:

@@ -12,13 +12,7 @@ As it stands, minutes on two cores on synthetic X-rays.
 
 from typing import Any
 
-import pandas as pd
-
-from downstream_task.frozen_parts import train_with_frozen_parts
-from downstream_task.label_efficiency import interval_cells
-from utils import plots
-from utils.scripts import run_script
-from utils.wording import metric_name
+from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
     # data; trained_vs_no_trained_compare.py explains the keys that are not explained here
@@ -61,12 +55,22 @@ config: dict[str, Any] = {
     "threads": 0,
 }
 
+if __name__ == "__main__":
+    config = flags(config, __doc__, __file__)  # before the slow imports
+
+import pandas as pd
+
+from downstream_task.frozen_parts import train_with_frozen_parts
+from downstream_task.label_efficiency import interval_cells
+from utils import plots
+from utils.wording import metric_name
+
 NEXT = "next                python utils/make_report.py"
 
 
-def main(config: dict[str, Any]) -> None:
+def main(config: FrozenPartsConfig) -> None:
     """Train, draw the figure, print the table."""
-    run = train_with_frozen_parts(config)  # type: ignore[arg-type]  # checked there against FrozenPartsConfig
+    run = train_with_frozen_parts(config)
     assert run.summary is not None
     table = pd.read_csv(run.folder / "table.csv")
     notes, metric = run.summary["notes"], metric_name(run.summary["metric"])
@@ -80,4 +84,4 @@ def main(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, config, __doc__)
+    run_script(main, FrozenPartsConfig, config)

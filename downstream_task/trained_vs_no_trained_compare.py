@@ -15,9 +15,7 @@ The same command again goes on where it stopped. As it stands, eight minutes on 
 
 from typing import Any
 
-from downstream_task.compare_networks import compare
-from downstream_task.comparison_report import report
-from utils.scripts import run_script
+from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
     # data
@@ -61,11 +59,17 @@ config: dict[str, Any] = {
     "threads": 0,  # CPU threads; 0 leaves it to torch
 }
 
+if __name__ == "__main__":
+    config = flags(config, __doc__, __file__)  # before the slow imports
 
-def main(config: dict[str, Any]) -> None:
+from downstream_task.compare_networks import compare
+from downstream_task.comparison_report import report
+
+
+def main(config: CompareConfig) -> None:
     """Compare, draw the figure, say what pretraining saves."""
-    print(report(compare(config)))  # type: ignore[arg-type]  # checked there against CompareConfig
+    print(report(compare(config)))
 
 
 if __name__ == "__main__":
-    run_script(main, config, __doc__)
+    run_script(main, CompareConfig, config)

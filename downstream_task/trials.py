@@ -1,7 +1,7 @@
 """The runs that comparisons are made of: which arm, method and label subset; checked together, run one by one."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from dataset_loader.xrays import XRays
-from downstream_task.finetuning import FinetuneConfig, TrainingConfig, check_finetune_config, finetune, labelled_subset
+from downstream_task.finetuning import FinetuneConfig, TrainingConfig, finetune, labelled_subset
 from downstream_task.targets import check_learnable, read_targets
 from self_sup_classes.initialisation import start_from
 from self_sup_classes.provenance import check_unseen
-from utils.config import UserError
+from utils.config import UserError, part_of
 from utils.logging_utils import Run
 from utils.progress import progress_bar
 
@@ -66,8 +66,8 @@ def usable_arms(config: TrainingConfig, encoders: list[str], xrays: XRays) -> di
     arms = arm_names(encoders)
     for name, encoder in list(arms.items()):
         try:
-            start = start_from(encoder, config["backbone"], config["in_channels"], config["random_seed"])
-            check_unseen(start.provenance, xrays, config["allow_seen"], encoder)
+            start = start_from(encoder, config.backbone, config.in_channels, config.random_seed)
+            check_unseen(start.provenance, xrays, config.allow_seen, encoder)
         except UserError as error:
             if encoder != "imagenet":
                 raise
@@ -84,26 +84,25 @@ def check_trials(trials: Sequence[Trial], config: TrainingConfig, xrays: XRays) 
     check_learnable(targets, {"the validation part": xrays.indices("val")})
     for trial in trials:
         whole = trial_config(trial, config)
-        check_finetune_config(whole)
         train = labelled_subset(xrays, targets, whole)
         check_learnable(targets, {f"the {trial.fraction:.0%} of the labels in draw {trial.draw}": train})
 
 
 def trial_config(trial: Trial, config: TrainingConfig) -> FinetuneConfig:
     """The config of one fine-tuning."""
-    shared = {key: config[key] for key in TrainingConfig.__annotations__}
-    whole: Any = {
-        **shared,
-        "run_name": f"{config['run_name']}/{trial.name}",
-        "encoder": trial.encoder,
-        "method": trial.method,
-        "trainable": trial.trainable,
-        "label_fraction": trial.fraction,
-        "label_draw": trial.draw,
-        "lr": trial.lr,
-        "random_seed": config["random_seed"] + trial.draw,
-    }
-    return whole
+    return FinetuneConfig(
+        **{
+            **part_of(config, TrainingConfig),
+            "run_name": f"{config.run_name}/{trial.name}",
+            "random_seed": config.random_seed + trial.draw,
+        },
+        encoder=trial.encoder,
+        method=trial.method,
+        trainable=trial.trainable,
+        label_fraction=trial.fraction,
+        label_draw=trial.draw,
+        lr=trial.lr,
+    )
 
 
 def run_trial(trial: Trial, config: TrainingConfig, xrays: XRays) -> dict[str, Any]:
@@ -141,12 +140,3 @@ def shared_summary(table: pd.DataFrame, config: TrainingConfig, arms: dict[str, 
         "arms": arms,
         "notes": sorted(set(table["note"]) - {""}),
     }
-
-
-def check_lists(config: Mapping[str, Any], *keys: str) -> None:
-    """Raise UserError for a list that is empty or holds a value twice, which would count as another draw."""
-    for key in keys:
-        if not config[key]:
-            raise UserError(f"{key} is empty; give at least one.")
-        if len(set(config[key])) < len(config[key]):
-            raise UserError(f"{key} is {config[key]}, with a value more than once; give each once.")

@@ -1,7 +1,7 @@
 """The shortcut audit of several networks: scores, figure, source probe, verdict."""
 
 import hashlib
-from typing import TypedDict
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -11,8 +11,8 @@ from interpretability.shortcuts import Audited
 from interpretability.sources import known_sources, read_sources
 from interpretability.verdicts import audit_verdict
 from utils import plots
-from utils.config import check_config
-from utils.hardware import choose_device, describe_device
+from utils.config import Config
+from utils.hardware import describe_device, prepare
 from utils.logging_utils import Run
 from utils.progress import tracked
 from utils.randomness import fixed_order
@@ -21,7 +21,8 @@ PROJECTED = 1000  # test images in TensorBoard's projector, whose sprite has a l
 EXAMPLES = 3
 
 
-class AuditConfig(TypedDict):
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig(Config):
     """Every key of interpretability/shortcut_audit.py."""
 
     checkpoints: list[str]
@@ -36,15 +37,12 @@ def audit(config: AuditConfig) -> dict[str, Run]:
 
     Raises UserError for a checkpoint or a table that cannot be used.
     """
-    check_config(config, AuditConfig)
-    if config["threads"] > 0:
-        torch.set_num_threads(config["threads"])
-    data = OpenedData(choose_device(config["device"]))
+    data = OpenedData(prepare(config.device, config.threads))
     runs = {}
-    for name, finished in tracked(open_checkpoints(config["checkpoints"]).items(), "auditing", "network"):
-        table = read_sources(config["source_table"], data.of(finished).columns.root)
+    for name, finished in tracked(open_checkpoints(config.checkpoints).items(), "auditing", "network"):
+        table = read_sources(config.source_table, data.of(finished).columns.root)
         facts = {"weights": finished.weights_hash(), "sources": "" if table is None else _digest(table)}
-        runs[name] = Run(f"{config['run_name']}/{finished.name}", {"checkpoint": finished.name, **facts})
+        runs[name] = Run(f"{config.run_name}/{finished.name}", {"checkpoint": finished.name, **facts}, "audit")
         if runs[name].summary is None:
             _audit(runs[name], finished, data, table)
     return runs

@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,8 +21,8 @@ from interpretability.pictures import (
 )
 from interpretability.saliency import METHODS, Settings
 from interpretability.sanity import verdict
-from utils.config import check_at_least, check_choice, check_config
-from utils.hardware import choose_device, describe_device
+from utils.config import Config, as_dict, check_at_least, check_choice
+from utils.hardware import describe_device, prepare
 from utils.intervals import bootstrap_intervals, grouped_mean_interval
 from utils.logging_utils import Run
 from utils.plots import marked
@@ -32,7 +33,8 @@ PEAK_REPEATS = 1000  # resamples behind an interval
 QUANTITIES = ("lung_mass", "lung_mass_over_area", "peak_in_lungs", "deletion", "insertion")
 
 
-class ExplainConfig(TypedDict):
+@dataclass(frozen=True, kw_only=True)
+class ExplainConfig(Config):
     """Every key of interpretability/grad_cam.py."""
 
     checkpoints: list[str]
@@ -50,52 +52,50 @@ class ExplainConfig(TypedDict):
     device: str
     threads: int
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("method", self.method, list(METHODS))
+        for key, least in {"per_class": 1, "shown": 1, "patch": 0, "stride": 0}.items():
+            check_at_least(key, getattr(self, key), least)
+
 
 def explain(config: ExplainConfig) -> Run:
     """Look at every image with every checkpoint; the finished run, or the stored one.
 
     Raises UserError, before anything is written, for a checkpoint, an image, a class or a layer that cannot be used.
     """
-    check_config(config, ExplainConfig)
-    check_choice("method", config["method"], list(METHODS))
-    for key, least in {"per_class": 1, "shown": 1, "patch": 0, "stride": 0}.items():
-        check_at_least(key, config[key], least)
-    if config["threads"] > 0:
-        torch.set_num_threads(config["threads"])
-    runs = open_checkpoints(config["checkpoints"])
+    device = prepare(config.device, config.threads)
+    runs = open_checkpoints(config.checkpoints)
     for finished in runs.values():
         classes = finished.summary["classes"]
-        for name in [config["target"]] if config["target"] else []:
+        for name in [config.target] if config.target else []:
             check_choice("target", name, classes)
-        for name in config["classes"]:
+        for name in config.classes:
             check_choice("classes", name, classes)
     hashes = {name: finished.weights_hash() for name, finished in runs.items()}
     first = next(iter(runs.values())).name
-    name = config["run_name"] or f"grad_cam/{first if len(runs) == 1 else first.rpartition('/')[0]}"
-    run = Run(name, {**config, "weights": hashes, "files": _stamp(config["images"])})
+    name = config.run_name or f"grad_cam/{first if len(runs) == 1 else first.rpartition('/')[0]}"
+    run = Run(name, {**as_dict(config), "weights": hashes, "files": _stamp(config.images)}, "maps")
     if run.summary is None:
-        _explain(config, run, runs)
+        _explain(config, device, run, runs)
     return run
 
 
-def _explain(config: ExplainConfig, run: Run, runs: Mapping[str, Finished]) -> None:
-    device = choose_device(config["device"])
+def _explain(config: ExplainConfig, device: torch.device, run: Run, runs: Mapping[str, Finished]) -> None:
     first = next(iter(runs.values()))
-    if config["images"]:
-        pictures = pictures_of_files(config["images"], first.summary["classes"])
+    if config.images:
+        pictures = pictures_of_files(config.images, first.summary["classes"])
         notes = [f"{name} was trained on synthetic X-rays" for name in runs if runs[name].summary["synthetic"]]
     else:
         xrays = OpenedData(device).of(first)
         found = [finished.held_out(xrays) for finished in runs.values()]
         notes = sorted({note for _, note in found if note})
-        pictures = pictures_of_test(xrays, found[0][0], config["classes"], config["per_class"])
+        pictures = pictures_of_test(xrays, found[0][0], config.classes, config.per_class)
     synthetic = any(is_phantom(picture.path) for picture in pictures)
-    settings = Settings(config["layer"], config["patch"], config["stride"])
+    settings = Settings(config.layer, config.patch, config.stride)
     explained = {}
     for name, finished in tracked(runs.items(), "looking", "network"):
-        explained[name] = look(
-            finished, pictures, config["target"], config["method"], settings, config["sanity_check"], device
-        )
+        explained[name] = look(finished, pictures, config.target, config.method, settings, config.sanity_check, device)
     run.start(device=describe_device(device), images=[str(picture.path) for picture in pictures])
     _write(run, pictures, explained, config, synthetic, notes)
 
@@ -111,7 +111,7 @@ def _write(
     """Tables, overlays, panel and summary."""
     tables = {name: found.table for name, found in explained.items()}
     run.save_table("saliency", pd.concat(tables, names=["checkpoint"]).reset_index(level=0))
-    shown = slice(min(config["shown"], len(pictures)))
+    shown = slice(min(config.shown, len(pictures)))
     overlays: dict[str, list[np.ndarray]] = {}
     for name, found in explained.items():
         where = str(found.table["layer"].iloc[0])
@@ -119,14 +119,14 @@ def _write(
         for picture, heat in zip(pictures, found.maps.numpy(), strict=True):
             pixels = overlay(picture.gray, heat, picture.mask)
             run.save_picture(f"overlays/{name}/{picture.name}", pixels)
-            row += [pixels] if len(row) < config["shown"] else []
+            row += [pixels] if len(row) < config.shown else []
     figure = panel(
         [overlay(picture.gray, None, picture.mask) for picture in pictures[shown]],
         [picture.label or picture.name for picture in pictures[shown]],
         overlays,
         {row: found.captions[shown] for row, found in zip(overlays, explained.values(), strict=True)},
         marked(
-            f"{SALIENCY_NAMES[config['method']]} of the {config['target'] or 'predicted'} class",
+            f"{SALIENCY_NAMES[config.method]} of the {config.target or 'predicted'} class",
             synthetic,
             any("transductive" in note for note in notes),
         ),

@@ -15,12 +15,9 @@ runs/<run_name>/, figures/panel.png (a row a run, a column an X-ray; lungs outli
 As it stands it takes two runs that trained_vs_no_trained_compare.py leaves, on synthetic X-rays: half a minute.
 """
 
-import shlex
 from typing import Any
 
-from interpretability.explanations import QUANTITIES, explain
-from utils.scripts import run_script
-from utils.wording import interval_text
+from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
     "checkpoints": [  # fine-tuning runs, a * for any part of a comparison's; differences are to the first
@@ -42,10 +39,18 @@ config: dict[str, Any] = {
     "threads": 0,  # CPU threads; 0 leaves it to torch
 }
 
+if __name__ == "__main__":
+    config = flags(config, __doc__, __file__)  # before the slow imports
 
-def main(config: dict[str, Any]) -> None:
+import shlex
+
+from interpretability.explanations import QUANTITIES, explain
+from utils.wording import interval_text
+
+
+def main(config: ExplainConfig) -> None:
     """Explain, then print each network's quantities and how they differ."""
-    run = explain(config)  # type: ignore[arg-type]  # checked there against ExplainConfig
+    run = explain(config)
     assert run.summary is not None
     kind = "synthetic X-rays" if run.summary["synthetic"] else "X-rays"
     print(f"\n{run.summary['images']} {kind}, {run.summary['with_lung_mask']} with a lung mask; mean [95% interval]")
@@ -62,7 +67,7 @@ def main(config: dict[str, Any]) -> None:
     for note in run.summary["notes"]:
         print(f"\n{note}")
     print(f"\npanel   {run}/figures/panel.png\ntables  {run}/saliency.csv")
-    print(f"next    python interpretability/shortcut_audit.py --checkpoints {shlex.join(config['checkpoints'])}")
+    print(f"next    python interpretability/shortcut_audit.py --checkpoints {shlex.join(config.checkpoints)}")
 
 
 def _cell(values: list[float | None], sign: str = "") -> str:
@@ -73,4 +78,4 @@ def _cell(values: list[float | None], sign: str = "") -> str:
 
 
 if __name__ == "__main__":
-    run_script(main, config, __doc__)
+    run_script(main, ExplainConfig, config)

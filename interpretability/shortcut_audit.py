@@ -22,11 +22,7 @@ To see it catch a shortcut: --dataset phantom_marker draws synthetic X-rays of w
 
 from typing import Any
 
-import pandas as pd
-
-from interpretability.audits import audit
-from utils.scripts import run_script
-from utils.wording import interval_text, metric_name
+from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
     "checkpoints": [  # fine-tuning runs, a * for any part of a comparison's
@@ -39,10 +35,18 @@ config: dict[str, Any] = {
     "threads": 0,  # CPU threads; 0 leaves it to torch
 }
 
+if __name__ == "__main__":
+    config = flags(config, __doc__, __file__)  # before the slow imports
 
-def main(config: dict[str, Any]) -> None:
+import pandas as pd
+
+from interpretability.audits import audit
+from utils.wording import interval_text, metric_name
+
+
+def main(config: AuditConfig) -> None:
     """Audit, then print scores and verdicts."""
-    for name, run in audit(config).items():  # type: ignore[arg-type]  # checked there against AuditConfig
+    for name, run in audit(config).items():
         assert run.summary is not None
         kind = "synthetic test X-rays" if run.summary["synthetic"] else "test X-rays"
         print(f"\n{name}: {run.summary['images']:,} {kind} {run.summary['note']}")
@@ -61,7 +65,7 @@ def main(config: dict[str, Any]) -> None:
         if source:
             cell = interval_text(source["value"], source["low"], source["high"])
             alone = f", by the class alone {source['by_class']:.2f}" if "by_class" in source else ""
-            what = "source" if run.config["sources"] else "projection (AP or PA)"
+            what = "source" if run.config.sources else "projection (AP or PA)"
             print(f"  {what}, by a probe: balanced accuracy {cell}, chance {source['chance']:.2f}{alone}")
         else:
             print("  source: not known; --source-table takes a CSV with the columns file and source")
@@ -71,4 +75,4 @@ def main(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, config, __doc__)
+    run_script(main, AuditConfig, config)

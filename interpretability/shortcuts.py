@@ -158,7 +158,7 @@ class Audited:
         test = torch.from_numpy(self._features(name, self.indices, self.masks))
         weight, bias = (values.detach().cpu() for values in (self.classifier.head.weight, self.classifier.head.bias))
         (x, y), (val, val_y) = ((self._features(name, *part), self.targets.values[part[0]]) for part in self.learning)
-        head = fit_linear_head(x, y, val, val_y, self.finished.config["class_weights"], STRENGTHS)
+        head = fit_linear_head(x, y, val, val_y, self.finished.config.class_weights, STRENGTHS)
         heads = {TRAINED: (weight, bias), RELEARNT: (torch.from_numpy(head.weight), torch.from_numpy(head.bias))}
         logits = {head: test @ weight.T + bias for head, (weight, bias) in heads.items()}
         return {head: self.targets.probabilities(values) for head, values in logits.items()}
@@ -178,7 +178,7 @@ class Audited:
         return self.xrays.batch(torch.from_numpy(indices))
 
     def _input(self, images: Tensor) -> Tensor:
-        return plain_view(images, self.finished.config["img_res"], self.finished.config["in_channels"])
+        return plain_view(images, self.finished.config.img_res, self.finished.config.in_channels)
 
     def _scores_of(self, p: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
         labels = self.targets.values[self.indices]

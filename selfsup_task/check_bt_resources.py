@@ -13,17 +13,11 @@ memory, the bottleneck, hours for forecast_epochs on your images) and a figure o
 meanwhile. The same command again goes on where it stopped; other lists add to it.
 """
 
-import sys
 from typing import Any
 
-from dataset_loader.xrays import described, read_columns
-from selfsup_task.resources import cells, check_cell, grids, measure, pretraining
+from selfsup_task import scan_base
 from selfsup_task.scan_base import PRETRAINING, without
-from utils import scan_plots
-from utils.config import check_at_least
-from utils.hardware import choose_device, describe_device
-from utils.scripts import run_script
-from utils.sweeps import check_all_finished, open_sweep, run_sweep
+from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
     # selfsup_task/scan_base.py
@@ -37,34 +31,46 @@ config: dict[str, Any] = {
     "probe_every": 1,  # epochs between probes, in the forecast
 }
 
+if __name__ == "__main__":
+    config = flags(config, __doc__, __file__, scan_base.__file__)  # before the slow imports
+
+import sys
+
+from dataset_loader.xrays import described, read_columns
+from selfsup_task.resources import cells, check_cell, grids, measure, pretraining
+from utils import scan_plots
+from utils.config import check_at_least
+from utils.hardware import choose_device, describe_device
+from utils.sweeps import check_all_finished, open_sweep, run_sweep
+
 SECONDS_A_CELL = 25  # half of them for starting Python and torch; steps of ten seconds take longer
 
 
-def main(config: dict[str, Any]) -> None:
+def main(config: ResourcesConfig) -> None:
     """Measure every cell, draw the forecast, print the table."""
-    check_at_least("forecast_epochs", config["forecast_epochs"], 1)
+    check_at_least("forecast_epochs", config.forecast_epochs, 1)
     grid = ("backbones", "channels", "resolutions", "batch_sizes", "only", "run_name")
     shared = {"varied": list(grid[:4]), **{key: value for key, value in config.items() if key not in grid}}
-    run, trials = open_sweep(config["run_name"], shared, cells(config), config["only"])
-    data = described(read_columns(config))  # type: ignore[arg-type]  # a part of PretrainConfig
+    run, trials = open_sweep(config.run_name, shared, cells(config), config.only)
+    data = described(read_columns(config))
     num_images = data["images"]
     for one in trials.values():
         check_cell(one.config, num_images)
-    todo = [one for name, one in trials.items() if one.summary is None and name in (config["only"] or trials)]
+    todo = [one for name, one in trials.items() if one.summary is None and name in (config.only or trials)]
     print(f"{len(todo)} of {len(trials)} cells to measure, {SECONDS_A_CELL} s each or more", file=sys.stderr)
 
     def trial(cell: dict[str, Any]) -> dict[str, Any]:
-        return measure(pretraining(cell), num_images, config["forecast_epochs"])
+        return measure(pretraining(cell), num_images, config.forecast_epochs)
 
-    device = describe_device(choose_device(config["device"]))
-    table = run_sweep(run, trials, trial, config["only"], data=data, device=device)
+    device = describe_device(choose_device(config.device))
+    table = run_sweep(run, trials, trial, config.only, data=data, device=device)
     print(table.drop(columns=["error"]).to_string(index=False, float_format="{:.4g}".format))
-    hours = f"hours for {config['forecast_epochs']} epochs on the train part of {num_images:,} images"
+    hours = f"hours for {config.forecast_epochs} epochs on the train part of {num_images:,} images"
     run.save_figure("resources", scan_plots.heat_maps(grids(table), f"Forecast: {hours}", "hours", "{:.3g}"))
     print(f"\n{hours} stand in the column hours\ntable and figure   {run}/")
     print("next               python selfsup_task/train_barlow_twins.py, with the settings that you can afford")
-    check_all_finished(table, config["only"] or list(trials))
+    check_all_finished(table, config.only or list(trials))
 
 
 if __name__ == "__main__":
-    run_script(main, config, __doc__)
+    run_script(main, ResourcesConfig, config)

@@ -48,8 +48,8 @@ def lr_range_test(
     before, was_training = copy.deepcopy(module.state_dict()), module.training
     optimizer = build_optimizer(module, config, lr_factors)
     num_steps = len(lrs)
-    dtype = choose_precision(config["precision"], next(module.parameters()).device)
-    order = torch.from_numpy(endless_order(indices, config["random_seed"], 0, num_steps * config["batch_size"]))
+    dtype = choose_precision(config.precision, next(module.parameters()).device)
+    order = torch.from_numpy(endless_order(indices, config.random_seed, 0, num_steps * config.batch_size))
     rows: list[dict[str, float]] = []
     try:
         module.train()
@@ -57,7 +57,7 @@ def lr_range_test(
             for n, (lr, batch) in enumerate(zip(lrs, order.chunk(num_steps), strict=True)):
                 torch.manual_seed(n)  # dropout
                 forward = functools.partial(step, batch, 0, n)
-                metrics = gradient_step(module, optimizer, forward, float(lr), config["gradient_clip"], dtype)
+                metrics = gradient_step(module, optimizer, forward, float(lr), config.gradient_clip, dtype)
                 loss = metrics["loss"].item()
                 rows.append({"lr": float(lr), "loss": loss, "smoothed": _smoothed([*(r["loss"] for r in rows), loss])})
                 bar.update()

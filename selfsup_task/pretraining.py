@@ -7,21 +7,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from augmentations.recipes import RECIPES
 from augmentations.transform_utils import TwinViews, step_generator
-from dataset_loader.xrays import PHANTOMS, check_sizes, open_xrays, read_columns
-from self_sup_classes.backbones import check_backbone, save_backbone
+from dataset_loader.xrays import PHANTOMS, open_xrays, read_columns
+from self_sup_classes.backbones import save_backbone
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
 from self_sup_classes.initialisation import random_backbone
 from selfsup_task.monitor import PROBES, Gauge
 from selfsup_task.pretrain_config import PretrainConfig, derived_name
 from utils import distributed
-from utils.config import UserError, check_at_least, check_choice, check_config
-from utils.hardware import choose_device, describe_device, make_deterministic, placed
+from utils.config import UserError
+from utils.hardware import describe_device, placed, prepare
 from utils.logging_utils import Run
-from utils.memory import keep_freed_memory
 from utils.randomness import mixed_seed
-from utils.training_utils import StepFunction, check_fit_config, fit
+from utils.training_utils import StepFunction, check_batch_size, fit
 
 
 def pretrain(config: PretrainConfig) -> Run:
@@ -30,17 +28,12 @@ def pretrain(config: PretrainConfig) -> Run:
     Under torchrun, the loss and the BatchNorm statistics are those of the global batch.
     Raises UserError for a config, data or a run folder that cannot be used, before anything is written.
     """
-    check_pretrain_config(config)
-    if config["threads"] > 0:
-        torch.set_num_threads(config["threads"])
-    keep_freed_memory()
-    make_deterministic()
-    device = choose_device(config["device"])
+    device = prepare(config.device, config.threads)
     with distributed.process_group(device):
         try:
-            run = Run(config["run_name"] or derived_name(config), config)
+            run = Run(config.run_name or derived_name(config), config, "pretraining")
         except UserError:
-            if config["dataset"] not in PHANTOMS:  # which would be drawn there
+            if config.dataset not in PHANTOMS:  # which would be drawn there
                 read_columns(config)  # of two mistakes, a data folder that is not there is the one to be told of
             raise
         if run.summary is None:
@@ -48,38 +41,24 @@ def pretrain(config: PretrainConfig) -> Run:
         return run
 
 
-def check_pretrain_config(config: PretrainConfig) -> None:
-    """Raise UserError for whatever can be known to be wrong before the data are read."""
-    check_config(config, PretrainConfig)
-    check_choice("pretrain_on", config["pretrain_on"], ["train", "all"])
-    check_backbone(config["backbone"], config["in_channels"])
-    if not config["projector_dims"] or min(config["projector_dims"]) < 1:
-        raise UserError(f"projector_dims is {config['projector_dims']}; expected widths such as [512] or [512, 512].")
-    check_choice("recipe", config["recipe"], list(RECIPES))
-    for key, least in {"batch_size": 2, "probe_every": 1, "barlow_lambda": 0, "split_seed": 0}.items():
-        check_at_least(key, config[key], least)
-    check_sizes(config["store_res"], config["img_res"])
-    check_fit_config(config, num_images=config["batch_size"])
-
-
 def build_model(config: PretrainConfig) -> BarlowTwins:
-    """The network, initialised from config["random_seed"] alone."""
-    backbone = random_backbone(config["backbone"], config["in_channels"], config["random_seed"])
+    """The network, initialised from config.random_seed alone."""
+    backbone = random_backbone(config.backbone, config.in_channels, config.random_seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(mixed_seed(config["random_seed"], 1))  # 0 is the backbone's
-        return BarlowTwins(backbone, config["projector_dims"], config["barlow_lambda"])
+        torch.manual_seed(mixed_seed(config.random_seed, 1))  # 0 is the backbone's
+        return BarlowTwins(backbone, config.projector_dims, config.barlow_lambda)
 
 
 def twin_step(
     twins: Callable[[Tensor, Tensor], BarlowTwinsLoss], images_of: Callable[[Tensor], Tensor], config: PretrainConfig
 ) -> StepFunction:
     """The engine's step for Barlow Twins; `images_of` gives the pixels uint8 [B, 1, S, S] of a batch of indices."""
-    views = TwinViews(config["recipe"], config["img_res"])
+    views = TwinViews(config.recipe, config.img_res)
 
     def step(batch: Tensor, epoch: int, step_in_epoch: int) -> Mapping[str, Tensor]:
-        generator = step_generator(config["random_seed"], epoch, step_in_epoch, distributed.rank())
+        generator = step_generator(config.random_seed, epoch, step_in_epoch, distributed.rank())
         y1, y2 = views(images_of(batch), generator)  # float32 [B, 1, R, R] each
-        channels = config["in_channels"]
+        channels = config.in_channels
         return twins(y1.expand(-1, channels, -1, -1), y2.expand(-1, channels, -1, -1))._asdict()
 
     return step
@@ -89,14 +68,14 @@ def _pretrain(config: PretrainConfig, device: torch.device, run: Run) -> None:
     model = build_model(config)
     with distributed.main_process_first():
         xrays = open_xrays(config, device)
-    indices = xrays.indices(config["pretrain_on"])
-    check_fit_config(config, len(indices))
+    indices = xrays.indices(config.pretrain_on)
+    check_batch_size(config.batch_size, len(indices))
     run.start(device=describe_device(device), data=xrays.facts(), pretrained_on=len(indices))
     if run.is_writer:
         xrays.write_split(run.folder)
     model = placed(model, device).eval()
     step = twin_step(distributed.data_parallel(model), xrays.batch, config)
-    gauge = Gauge(model, TwinViews(config["recipe"], config["img_res"]), xrays, indices, config, run)
+    gauge = Gauge(model, TwinViews(config.recipe, config.img_res), xrays, indices, config, run)
     if run.is_writer and run.checkpoint() is None:
         run.save_figure("views", gauge.views_figure(), step=0)
         run.save_figure("recipe", gauge.recipe_figure(), step=0)
@@ -105,7 +84,7 @@ def _pretrain(config: PretrainConfig, device: torch.device, run: Run) -> None:
         run.add_row({"epoch": 0, "step": 0, **random_network})
     fit(model, step, gauge, indices, config, run)
     if run.is_writer:
-        save_backbone(run.folder / f"{config['backbone']}_final_state_dict.pt", model.backbone, gauge.provenance)
+        save_backbone(run.folder / f"{config.backbone}_final_state_dict.pt", model.backbone, gauge.provenance)
         run.save_figure("curves", gauge.curves_figure(), step=int(run.rows[-1]["step"]))
         run.finish(_summary(config, gauge, run, len(indices)))
     distributed.barrier()
@@ -120,7 +99,7 @@ def _summary(config: PretrainConfig, gauge: Gauge, run: Run, images: int) -> dic
         "synthetic": gauge.xrays.synthetic,
         "verdict": gauge.health(last).verdict(),
         "images": images,
-        "epochs": config["num_epochs"],
+        "epochs": config.num_epochs,
         "loss_first_epoch": first["train/loss"],
         "loss_last_epoch": last["train/loss"],
         "rank_random_network": before["health/rank"],

@@ -16,15 +16,9 @@ goes on where it stopped, another part of the grid adds to it, and several may w
 
 from typing import Any
 
-import pandas as pd
-from matplotlib.figure import Figure
-
-from selfsup_task.hyper_utils import open_scan, run_scan
+from selfsup_task import scan_base
 from selfsup_task.scan_base import SCAN_BASE, without
-from utils import plots, scan_plots
-from utils.config import UserError
-from utils.scripts import run_script
-from utils.wording import metric_name
+from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
     # selfsup_task/scan_base.py: the pretraining and fine-tuning that are the same
@@ -34,13 +28,24 @@ config: dict[str, Any] = {
     "projectors": ["512", "2048", "512-512"],  # widths with dashes; the last is the embedding's
 }
 
+if __name__ == "__main__":
+    config = flags(config, __doc__, __file__, scan_base.__file__)  # before the slow imports
 
-def main(config: dict[str, Any]) -> None:
+import pandas as pd
+from matplotlib.figure import Figure
+
+from selfsup_task.hyper_utils import open_scan, run_scan
+from utils import plots, scan_plots
+from utils.config import UserError
+from utils.wording import metric_name
+
+
+def main(config: ScanConfig) -> None:
     """Scan the grid, draw it, name the winner."""
     trials = {
         f"lambda{lambd}_p{projector}": {"barlow_lambda": lambd, "projector_dims": widths(projector)}
-        for lambd in config["lambdas"]
-        for projector in config["projectors"]
+        for lambd in config.lambdas
+        for projector in config.projectors
     }
     scan = open_scan(config, trials, varied=["lambdas", "projectors"])
     run_scan(scan, draw)
@@ -69,4 +74,4 @@ def widths(projector: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    run_script(main, config, __doc__)
+    run_script(main, ScanConfig, config)

@@ -13,15 +13,9 @@ to choose by. The same command again goes on where it stopped, and several may w
 
 from typing import Any
 
-import pandas as pd
-from matplotlib.figure import Figure
-
-from dataset_loader.xrays import open_xrays
-from selfsup_task.hyper_utils import contact_sheet, open_scan, run_scan
+from selfsup_task import scan_base
 from selfsup_task.scan_base import SCAN_BASE, without
-from utils import plots, scan_plots
-from utils.hardware import choose_device
-from utils.scripts import run_script
+from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
     **without(SCAN_BASE, "recipe"),  # selfsup_task/scan_base.py: the pretraining and fine-tuning that are the same
@@ -43,15 +37,26 @@ config: dict[str, Any] = {
     ],
 }
 
+if __name__ == "__main__":
+    config = flags(config, __doc__, __file__, scan_base.__file__)  # before the slow imports
 
-def main(config: dict[str, Any]) -> None:
+import pandas as pd
+from matplotlib.figure import Figure
+
+from dataset_loader.xrays import open_xrays
+from selfsup_task.hyper_utils import contact_sheet, open_scan, run_scan
+from utils import plots, scan_plots
+from utils.hardware import choose_device
+
+
+def main(config: ScanConfig) -> None:
     """Scan the recipes, draw the table, name the winner."""
-    trials = {recipe: {"recipe": recipe} for recipe in config["recipes"]}
+    trials = {recipe: {"recipe": recipe} for recipe in config.recipes}
     scan = open_scan(config, trials, varied=["recipes"])
 
     def draw(finished: pd.DataFrame, random: float) -> Figure:
-        xrays = open_xrays(config, choose_device("cpu"))  # type: ignore[arg-type]  # a part of ScanConfig
-        sheet = contact_sheet(xrays, list(finished["trial"]), config["img_res"])
+        xrays = open_xrays(config, choose_device("cpu"))
+        sheet = contact_sheet(xrays, list(finished["trial"]), config.img_res)
         title = plots.marked("What each recipe's views look like, and what they are worth", xrays.synthetic)
         return scan_plots.scores_beside_pictures(finished, random, sheet, title)
 
@@ -59,4 +64,4 @@ def main(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, config, __doc__)
+    run_script(main, ScanConfig, config)

@@ -13,17 +13,9 @@ X-rays, too short to choose by. The same command again goes on where it stopped.
 
 from typing import Any
 
-import pandas as pd
-from matplotlib.figure import Figure
-
-from selfsup_task.hyper_utils import open_scan, run_scan
-from selfsup_task.lr_ranges import TASKS, range_run
+from selfsup_task import scan_base
 from selfsup_task.scan_base import SCAN_BASE, without
-from utils import plots, scan_plots
-from utils.config import UserError, check_at_least, check_choice
-from utils.logging_utils import RUNS_ROOT, Run
-from utils.optimisation import SCHEDULERS
-from utils.scripts import run_script
+from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
     # selfsup_task/scan_base.py: the pretraining and fine-tuning that are the same
@@ -37,22 +29,35 @@ config: dict[str, Any] = {
     "schedulers": ["constant", "multiplicative", "cosine", "warmup+cosine"],  # compared on equal budgets
 }
 
+if __name__ == "__main__":
+    config = flags(config, __doc__, __file__, scan_base.__file__)  # before the slow imports
 
-def main(config: dict[str, Any]) -> None:
+import pandas as pd
+from matplotlib.figure import Figure
+
+from selfsup_task.hyper_utils import open_scan, run_scan
+from selfsup_task.lr_ranges import TASKS, range_run
+from utils import plots, scan_plots
+from utils.config import UserError, check_at_least, check_choice
+from utils.logging_utils import RUNS_ROOT, Run
+from utils.optimisation import SCHEDULERS
+
+
+def main(config: ScanConfig) -> None:
     """Test the ranges, compare the schedules."""
-    for task in config["tasks"]:
+    for task in config.tasks:
         check_choice("tasks", task, list(TASKS))
-    for name in config["schedulers"]:
+    for name in config.schedulers:
         check_choice("schedulers", name, [*SCHEDULERS, *(f"warmup+{known}" for known in SCHEDULERS)])
-    for key, least in {"lr_from": 1e-12, "lr_to": 10 * config["lr_from"], "range_steps": 10}.items():
+    for key, least in {"lr_from": 1e-12, "lr_to": 10 * config.lr_from, "range_steps": 10}.items():
         check_at_least(key, config[key], least)
-    if (RUNS_ROOT / config["run_name"] / "config.json").exists():
-        raise UserError(f"runs/{config['run_name']} holds another run; choose another run_name.")
-    trials = {name: schedule(name, config["num_epochs"]) for name in config["schedulers"]}
-    schedulers = {**config, "run_name": f"{config['run_name']}/schedulers"}
+    if (RUNS_ROOT / config.run_name / "config.json").exists():
+        raise UserError(f"runs/{config.run_name} holds another run; choose another run_name.")
+    trials = {name: schedule(name, config.num_epochs) for name in config.schedulers}
+    schedulers = {**config, "run_name": f"{config.run_name}/schedulers"}
     scan = open_scan(schedulers, trials, varied=["schedulers", "tasks", "lr_from", "lr_to", "range_steps"])
-    for task in config["tasks"]:
-        print(report(task, range_run(task, {**config, "scheduler": "constant", "warmup_epochs": 0})))  # type: ignore[arg-type]  # checked above
+    for task in config.tasks:
+        print(report(task, range_run(task, {**config, "scheduler": "constant", "warmup_epochs": 0})))
 
     def draw(finished: pd.DataFrame, random: float) -> Figure:
         losses = {name: pd.read_csv(scan.run.folder / name / "pretrain" / "metrics.csv") for name in finished["trial"]}
@@ -84,4 +89,4 @@ def report(task: str, run: Run) -> str:
 
 
 if __name__ == "__main__":
-    run_script(main, config, __doc__)
+    run_script(main, ScanConfig, config)

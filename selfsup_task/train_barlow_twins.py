@@ -21,13 +21,9 @@ The original project's final trainings (ResNet-18, 224 px, Adam, RTX 2070 Super)
 On several GPUs: torchrun --nproc-per-node 4 selfsup_task/train_barlow_twins.py --batch-size 512
 """
 
-import shlex
-from pathlib import Path
 from typing import Any
 
-from selfsup_task.pretraining import pretrain
-from utils.scripts import run_script
-from utils.wording import metric_name
+from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
     # data
@@ -64,13 +60,22 @@ config: dict[str, Any] = {
     "checkpoint_every": 500,  # steps between checkpoints inside an epoch; each epoch ends with one
 }
 
+if __name__ == "__main__":
+    config = flags(config, __doc__, __file__)  # before the slow imports
+
+import shlex
+from pathlib import Path
+
+from selfsup_task.pretrain_config import PretrainConfig
+from selfsup_task.pretraining import pretrain
+from utils.wording import metric_name
 
 WORSE = 0.02  # of the probe's score, below which it is worth a word
 
 
-def main(config: dict[str, Any]) -> None:
+def main(config: PretrainConfig) -> None:
     """Pretrain, then say how it went, where things are, and what to do next."""
-    run = pretrain(config)  # type: ignore[arg-type]  # checked there against PretrainConfig
+    run = pretrain(config)
     if run.is_writer and run.summary is not None:
         print(report(run.summary, str(run), config))
 
@@ -96,7 +101,7 @@ def report(summary: dict[str, Any], folder: str, config: dict[str, Any]) -> str:
     lines += [
         f"  speed            {summary['images_per_second']:.0f} images/s",
         "",
-        f"weights   {folder}/{config['backbone']}_final_state_dict.pt",
+        f"weights   {folder}/{config.backbone}_final_state_dict.pt",
         f"figures   {folder}/figures/",
         "curves    tensorboard --logdir runs",
         f"next      {_comparison(config, folder)}",
@@ -109,9 +114,9 @@ def _comparison(config: dict[str, Any], folder: str) -> str:
     shared = ("dataset", "data_root", "store_res", "img_res", "split_seed", "backbone", "in_channels")
     words = ["python", "downstream_task/trained_vs_no_trained_compare.py", "--run-name", f"compare/{Path(folder).name}"]
     words += [word for key in shared if config[key] != "" for word in (f"--{key.replace('_', '-')}", str(config[key]))]
-    words += ["--allow-seen"] if config["pretrain_on"] == "all" else []
-    return shlex.join([*words, "--encoders", "random", f"{folder}/{config['backbone']}_final_state_dict.pt"])
+    words += ["--allow-seen"] if config.pretrain_on == "all" else []
+    return shlex.join([*words, "--encoders", "random", f"{folder}/{config.backbone}_final_state_dict.pt"])
 
 
 if __name__ == "__main__":
-    run_script(main, config, __doc__)
+    run_script(main, PretrainConfig, config)

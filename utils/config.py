@@ -1,25 +1,92 @@
-"""Configs: a dict of literals at the top of a script, checked against a TypedDict."""
+"""Configs: the dict at the top of a script becomes a frozen dataclass, checked once, at the door."""
 
+import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
+# The environment variables put results and data elsewhere: on a larger disk, or, in tests, into a temporary folder.
+RUNS_ROOT = Path(os.environ.get("CXR_RUNS") or REPO_ROOT / "runs").resolve()
+DATASETS_ROOT = Path(os.environ.get("CXR_DATASETS") or REPO_ROOT / "datasets").resolve()
 
 
 class UserError(Exception):
     """A user's mistake: one sentence that says what was found, what was expected and what to do."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A config whose values have the types of its fields; subclasses check the values in __post_init__."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value that cannot be used; each class checks its own fields and calls the next."""
+        for key, expected in get_type_hints(type(self)).items():
+            value = getattr(self, key)
+            if not _has_type(value, expected):
+                name = expected.__name__ if get_origin(expected) is None else str(expected)
+                raise UserError(f"config key {key!r} is {value!r} ({type(value).__name__}), expected {name}.")
+
+    # transitional: config["key"], {**config}
+    def __getitem__(self, key: str) -> Any:
+        return getattr(self, key)
+
+    def keys(self) -> list[str]:
+        return [field.name for field in dataclasses.fields(self)]
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def make_config(kind: type[AnyConfig], values: Mapping[str, Any]) -> AnyConfig:
+    """Return a config of the dataclass `kind` from a dict of its keys, nested configs as dicts.
+
+    Raises UserError if a key is missing or unknown, naming the nearest one, or a value cannot be used.
+    """
+    types = get_type_hints(kind)
+    for key in values:
+        if key not in types:
+            raise UserError(f"config key {key!r} is unknown; {nearest(key, sorted(types))}")
+    missing = [key for key in types if key not in values]
+    if missing:
+        raise UserError(f"config lacks {', '.join(missing)}; add it to the dict at the top of the script.")
+    nested = {
+        key: make_config(types[key], value)
+        for key, value in values.items()
+        if isinstance(types[key], type) and issubclass(types[key], Config) and isinstance(value, Mapping)
+    }
+    return kind(**{**values, **nested})
+
+
+def part_of(config: Config, kind: type[Config]) -> dict[str, Any]:
+    """Return the values of those fields of `config` that the dataclass `kind` has, by name."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name in names}
+
+
+def as_dict(config: "Config | Mapping[str, Any]") -> dict[str, Any]:
+    """Return a config as a plain dict, nested ones too, as config.json holds it."""
+    return dataclasses.asdict(config) if isinstance(config, Config) else dict(config)
+
+
 def repo_path(path: str | Path) -> Path:
-    """A path as configs write it: absolute, or relative to the repo root (never to the working directory)."""
-    return (REPO_ROOT / Path(path).expanduser()).resolve()
+    """Return a path as configs write it: absolute, or relative to the repo root (never to the working directory).
+
+    Paths under runs/ and datasets/ follow these folders where CXR_RUNS and CXR_DATASETS put them.
+    """
+    path = Path(path).expanduser()
+    roots = {"runs": RUNS_ROOT, "datasets": DATASETS_ROOT}
+    if path.parts and path.parts[0] in roots:
+        return roots[path.parts[0]].joinpath(*path.parts[1:]).resolve()
+    return (REPO_ROOT / path).resolve()
 
 
 def nearest(word: str, words: list[str]) -> str:
-    """The end of an error sentence: the closest known word if there is one, and all of them."""
+    """Return the end of an error sentence: the closest known word if there is one, and all of them."""
     close = difflib.get_close_matches(word, words, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}Known: {', '.join(words)}."
@@ -37,21 +104,12 @@ def check_at_least(key: str, value: float, least: float) -> None:
         raise UserError(f"{key} is {value}; it must be at least {least}.")
 
 
-def check_config(config: Mapping[str, Any], schema: type) -> None:
-    """Raise UserError if a key is unknown or missing, or a value has another type than `schema` (a TypedDict)."""
-    types = get_type_hints(schema)
-    for key in config:
-        if key not in types:
-            raise UserError(f"config key {key!r} is unknown; {nearest(key, sorted(types))}")
-    missing = [key for key in types if key not in config]
-    if missing:
-        raise UserError(f"config lacks {', '.join(missing)}; add it to the dict at the top of the script.")
-    for key, expected in types.items():
-        if is_typeddict(expected) and isinstance(config[key], dict):
-            check_config(config[key], expected)
-        elif not _has_type(config[key], expected):
-            name = getattr(expected, "__name__", None) if get_origin(expected) is None else str(expected)
-            raise UserError(f"config key {key!r} is {config[key]!r} ({type(config[key]).__name__}), expected {name}.")
+def check_list(key: str, values: list[Any]) -> None:
+    """Raise UserError for a list that is empty or holds a value twice."""
+    if not values:
+        raise UserError(f"{key} is empty; give at least one.")
+    if len(set(values)) < len(values):
+        raise UserError(f"{key} is {values}, with a value more than once; give each once.")
 
 
 def _has_type(value: Any, expected: Any) -> bool:
@@ -61,4 +119,4 @@ def _has_type(value: Any, expected: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if expected is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, dict if is_typeddict(expected) else expected)
+    return isinstance(value, expected)

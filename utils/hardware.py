@@ -12,11 +12,24 @@ import torch
 from torch import nn
 
 from utils.config import UserError, check_choice
+from utils.memory import keep_freed_memory
 
 Module = TypeVar("Module", bound=nn.Module)
 
 DEVICES = ["auto", "cuda", "mps", "cpu"]
 PRECISIONS = ["auto", "float32", "bfloat16"]
+
+
+def prepare(device: str, threads: int) -> torch.device:
+    """Set what every training and measurement shares: CPU threads (0 leaves them to torch), memory, determinism.
+
+    Returns the device of that name; raises UserError if it is not there.
+    """
+    if threads > 0:
+        torch.set_num_threads(threads)
+    keep_freed_memory()
+    make_deterministic()
+    return choose_device(device)
 
 
 def choose_device(name: str) -> torch.device:

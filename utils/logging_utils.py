@@ -7,24 +7,23 @@ import math
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from matplotlib.figure import Figure
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from utils import distributed
-from utils.config import REPO_ROOT, UserError
+from utils.config import REPO_ROOT, RUNS_ROOT, Config, UserError, as_dict
 from utils.files import write_atomically, write_json, write_text
 from utils.locks import try_lock
-
-RUNS_ROOT = REPO_ROOT / "runs"
 
 
 class Run:
@@ -35,18 +34,22 @@ class Run:
     must be on a disk that all of them see.
     """
 
-    def __init__(self, name: str, config: Mapping[str, Any], runs_root: Path = RUNS_ROOT):
-        """Raises UserError if the folder holds a run with another config, or something that is no run."""
-        self.name, self.folder = name, runs_root / name
+    def __init__(self, name: str, config: "Config | Mapping[str, Any]", kind: str, runs_root: Path = RUNS_ROOT):
+        """Open the folder `name`, which `kind` of run ("pretraining", "comparison", ...) is recorded with.
+
+        Raises UserError if the folder holds a run with another config, or something that is not a run.
+        """
+        config = as_dict(config)
+        self.name, self.folder, self.kind, self._root = name, runs_root / name, kind, runs_root
         if not self.folder.resolve().is_relative_to(runs_root.resolve()):
             raise UserError(f"run_name is {name!r}, which lies outside {runs_root}; give a name such as 'covid/first'.")
         self.is_writer = distributed.rank() == 0
         self.rows: list[dict[str, float]] = []
         self._check(config)
-        self.config = dict(config)
+        self.config = config
         self.summary = read_json(self.folder / "summary.json")
         self._writer: SummaryWriter | None = None
-        self._lock: IO[bytes] | None = None
+        self._lock: FileLock | None = None
 
     def __str__(self) -> str:
         inside = self.folder.is_relative_to(REPO_ROOT)
@@ -79,7 +82,7 @@ class Run:
         The latter holds command, commit, versions, and the `facts` that the caller knows (plain JSON values), by
         which a run that is resumed must agree: UserError if the data or the number of processes are others.
         """
-        now = {"processes": distributed.world_size(), **facts}
+        now = {"kind": self.kind, "processes": distributed.world_size(), **facts}
         before = read_json(self.folder / "environment.json")
         different = [key for key in now if before is not None and before.get(key) != now[key]]
         if different:
@@ -184,12 +187,23 @@ class Run:
     def unlock(self) -> None:
         """Let other processes have it."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
 
     def reread(self) -> None:
         """Look again for the summary, which another process may have written."""
         self.summary = read_json(self.folder / "summary.json")
+
+    def inner_runs(self, except_for: Collection[str]) -> dict[str, "Run"]:
+        """Return the trials of earlier calls in this folder, by name, `except_for` those named."""
+        found = {}
+        for path in sorted(self.folder.glob("*/environment.json")):
+            name, environment = path.parent.name, read_json(path) or {}
+            if name not in except_for and environment.get("kind") == "trial":
+                found[name] = Run(
+                    f"{self.name}/{name}", read_json(path.with_name("config.json")) or {}, "trial", self._root
+                )
+        return found
 
     @property
     def error(self) -> str:

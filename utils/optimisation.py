@@ -2,17 +2,21 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypedDict
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from utils.config import Config, UserError, check_at_least, check_choice
 
 OPTIMIZERS = ["adam", "adamw", "sgd"]
 SCHEDULERS = ["cosine", "constant", "multiplicative"]
 
 
-class OptimiserConfig(TypedDict):
-    """The keys of a config that say how weights are updated."""
+@dataclass(frozen=True, kw_only=True)
+class OptimiserConfig(Config):
+    """How weights are updated: the keys that `build_optimizer` and `lr_multiplier` read."""
 
     num_epochs: int
     optimizer: str
@@ -20,6 +24,19 @@ class OptimiserConfig(TypedDict):
     optimizer_weight_decay: float
     scheduler: str
     warmup_epochs: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("scheduler", self.scheduler, SCHEDULERS)
+        check_at_least("num_epochs", self.num_epochs, 1)
+        for key in ("lr", "optimizer_weight_decay"):
+            check_at_least(key, getattr(self, key), 0)
+        if not 0 <= self.warmup_epochs < self.num_epochs:
+            raise UserError(
+                f"warmup_epochs is {self.warmup_epochs} of {self.num_epochs} epochs; it must be at least 0 and less "
+                "than num_epochs; set warmup_epochs to 0 for a single one."
+            )
 
 
 def build_optimizer(
@@ -34,16 +51,16 @@ def build_optimizer(
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             factor = next((f for prefix, f in (lr_factors or {}).items() if name.startswith(prefix)), 1.0)
-            decay = config["optimizer_weight_decay"] if parameter.ndim > 1 else 0.0
+            decay = config.optimizer_weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((factor, decay), []).append(parameter)
     settings: list[dict[str, Any]] = [
-        {"params": parameters, "lr_factor": factor, "lr": config["lr"] * factor, "weight_decay": decay}
+        {"params": parameters, "lr_factor": factor, "lr": config.lr * factor, "weight_decay": decay}
         for (factor, decay), parameters in groups.items()
     ]
     fused = next(module.parameters()).device.type in ("cuda", "cpu")
-    if config["optimizer"] == "sgd":
+    if config.optimizer == "sgd":
         return torch.optim.SGD(settings, momentum=0.9, fused=fused)
-    kind = torch.optim.AdamW if config["optimizer"] == "adamw" else torch.optim.Adam
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(settings, fused=fused)
 
 
@@ -77,12 +94,12 @@ def lr_multiplier(global_step: int, steps_per_epoch: int, config: OptimiserConfi
     After a linear warmup over warmup_epochs: "constant" 1; "cosine" half a cosine from 1 to 0; "multiplicative"
     the same factor each epoch, from 1 to 0.01 over the run (0.63 an epoch for 10 epochs).
     """
-    warmup = config["warmup_epochs"] * steps_per_epoch
+    warmup = config.warmup_epochs * steps_per_epoch
     if global_step < warmup:
         return (global_step + 1) / warmup
-    if config["scheduler"] == "constant":
+    if config.scheduler == "constant":
         return 1.0
-    if config["scheduler"] == "multiplicative":
-        return 0.01 ** (global_step // steps_per_epoch / config["num_epochs"])
-    total = config["num_epochs"] * steps_per_epoch
+    if config.scheduler == "multiplicative":
+        return 0.01 ** (global_step // steps_per_epoch / config.num_epochs)
+    total = config.num_epochs * steps_per_epoch
     return 0.5 * (1 + math.cos(math.pi * (global_step - warmup) / (total - warmup)))

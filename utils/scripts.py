@@ -1,5 +1,6 @@
-"""An entry script's start: a flag for every key of its config dict, explained by the comments beside the keys."""
+"""The start of an entry script: a flag for every key of its config dict, and mistakes as one sentence."""
 
+import argparse
 import ast
 import difflib
 import io
@@ -7,24 +8,18 @@ import sys
 import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Any, NoReturn
 
-import tyro
-
-from utils.config import REPO_ROOT, UserError
-
-# scripts whose dicts explain what the others only name
-FINETUNING = REPO_ROOT / "downstream_task" / "trained_vs_no_trained_compare.py"
-PRETRAINING = REPO_ROOT / "selfsup_task" / "train_barlow_twins.py"
-SCANS = REPO_ROOT / "selfsup_task" / "scan_base.py"
+from utils.config import AnyConfig, UserError, make_config
 
 
-def run_script(
-    main: Callable[[dict[str, Any]], object], config: dict[str, Any], description: str | None, first: str = ""
-) -> None:
-    """Run an entry script: every key of `config` becomes a typed flag; a UserError becomes one line, exit 1.
+def flags(config: Mapping[str, Any], description: str | None, *files: str, first: str = "") -> dict[str, Any]:
+    """Return a script's config with what the command line changes.
 
-    A first argument that is no flag is the value of the key `first`. `{dataset}` in a run_name stands for that key.
+    Each key becomes a typed flag, `--num-epochs 20`; --help shows it with the comment at the end of its line in the
+    Python `files`, the script's own first, and exits. A first argument that is not a flag is the value of `first`.
+    `{dataset}` in a run_name becomes the value of that key. An unknown flag or a value of the wrong type ends the
+    script with one sentence. Call it before the slow imports, so that both answers come at once.
     """
     arguments = sys.argv[1:]
     if first and arguments and not arguments[0].startswith("-"):
@@ -32,48 +27,55 @@ def run_script(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace", line_buffering=True)  # a Windows console may lack a sign
+    comments: dict[str, str] = {}
+    for path in reversed(files):
+        comments |= key_comments(Path(path).read_text(encoding="utf-8"))
     try:
-        chosen = parse_flags(config, description, arguments, Path(main.__code__.co_filename))
-        if "dataset" in chosen:
-            chosen["run_name"] = chosen["run_name"].replace("{dataset}", chosen["dataset"])
-        main(chosen)
+        chosen = parse_flags(config, comments, description, arguments)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    if "dataset" in chosen and "run_name" in chosen:
+        chosen["run_name"] = chosen["run_name"].replace("{dataset}", chosen["dataset"])
+    return chosen
+
+
+def run_script(main: Callable[[AnyConfig], object], kind: type[AnyConfig], config: Mapping[str, Any]) -> None:
+    """Call `main` with the config as the dataclass `kind`; a UserError becomes one line and exit 1."""
+    try:
+        main(make_config(kind, config))
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped by Ctrl-C; the same command goes on from the last checkpoint, if there is one yet.")
+        sys.exit("stopped by Ctrl-C; the same command resumes from the last checkpoint, if there is one yet.")
 
 
 def parse_flags(
-    config: dict[str, Any], description: str | None, arguments: Sequence[str], script: Path
+    config: Mapping[str, Any], comments: Mapping[str, str], description: str | None, arguments: Sequence[str]
 ) -> dict[str, Any]:
-    """`config` with what the arguments change; --help prints `description` and the comments of `script`, and exits.
+    """Return `config` with what the arguments change; --help prints `description` and the comments, and exits.
 
-    What a script only names is explained by those of its kind.
-    Raises UserError for a flag that does not exist, naming the nearest.
+    Raises UserError for a flag that does not exist, naming the nearest, and for a value of another type.
     """
-    finetuning, pretraining, scans, own = (
-        key_comments(path.read_text(encoding="utf-8")) for path in (FINETUNING, PRETRAINING, SCANS, script)
-    )
-    pretrains = script.resolve().parent == PRETRAINING.parent
-    comments = {**({**pretraining, **scans} if pretrains else finetuning), **own}
-    comments |= {f"finetune.{key}": comment for key, comment in {**finetuning, **scans}.items()}
-    chosen, unknown = tyro.cli(
-        _schema(config, comments),
-        default=config,
-        description=description,
-        args=arguments,
-        return_unknown_args=True,
-    )
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    values = _flat(config)
+    for key, value in values.items():
+        comment = comments.get(key, comments.get(key.rpartition(".")[2], ""))
+        shown = " ".join(map(str, value)) if isinstance(value, list) else value
+        text = f"{comment} (default: {shown})".replace("%", "%%")
+        parser.add_argument(_flag(key), dest=key, default=value, help=text, **_parsing(value))
+    # a value may begin with a dash (a negative number); an underscore in a flag is a dash
+    normal = [_flag(word[2:].partition("=")[0]) + _tail(word) if word.startswith("--") else word for word in arguments]
+    found, unknown = parser.parse_known_args(normal)
     if unknown:
-        flag = unknown[0].partition("=")[0]
-        close = difflib.get_close_matches(flag, _flags(config), n=1) if flag.startswith("--") else []
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"{flag!r} is no flag of {script.name}, and no value of one; {hint}--help lists them all.")
-    return dict(chosen)
+        word = unknown[0].partition("=")[0]
+        close = difflib.get_close_matches(word, list(parser._option_string_actions), n=1)
+        hint = f"did you mean {close[0]}? " if close and word.startswith("--") else ""
+        raise UserError(f"{word!r} is not a flag or a value of one; {hint}--help lists them all.")
+    return _nested(vars(found))
 
 
 def key_comments(source: str) -> dict[str, str]:
-    """{key: the comment at the end of its line} for the keys of the dict literals in Python source."""
+    """Return {key: the comment at the end of its line} for the keys of the dict literals in Python source."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     by_line = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
     keys = [key for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Dict) for key in node.keys]
@@ -84,30 +86,52 @@ def key_comments(source: str) -> dict[str, str]:
     }
 
 
-def _schema(config: Mapping[str, Any], comments: Mapping[str, str], prefix: str = "") -> Any:
-    """A TypedDict of the config's keys, which tyro makes flags of."""
-    fields = {
-        key: Annotated[_type(value, comments, f"{prefix}{key}."), tyro.conf.arg(help=comments.get(prefix + key, ""))]
-        for key, value in config.items()
-    }
-    return TypedDict("Config", fields)  # type: ignore[operator]  # its keys are known only now
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        flag, _, problem = message.removeprefix("argument ").partition(": ")
+        raise UserError(f"{flag}: {problem}; --help lists the flags." if problem else f"{message}; see --help.")
 
 
-def _type(value: object, comments: Mapping[str, str], prefix: str) -> Any:
-    if isinstance(value, dict):
-        return _schema(value, comments, prefix)
+def _parsing(value: object) -> dict[str, Any]:
+    """What argparse does with a flag whose default is `value`."""
+    if isinstance(value, bool):
+        return {"action": argparse.BooleanOptionalAction}
     if isinstance(value, list):
-        return list[type(value[0]) if value else str]
-    return type(value)
+        return {"nargs": "*", "type": _typed(type(value[0]) if value else str), "metavar": "VALUE"}
+    return {"type": _typed(type(value)), "metavar": "VALUE"}
 
 
-def _flags(config: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """--num-epochs, --sanity-check, --no-sanity-check, --finetune.num-steps, ..."""
-    flags = []
+def _typed(kind: type) -> Callable[[str], Any]:
+    names = {int: "a whole number", float: "a number"}
+
+    def convert(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {names[kind]}") from None
+
+    return convert
+
+
+def _flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def _tail(word: str) -> str:
+    return f"={word.partition('=')[2]}" if "=" in word else ""
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"finetune.num_steps": 40, ...}"""
+    flat: dict[str, Any] = {}
     for key, value in config.items():
-        name = key.replace("_", "-")
-        if isinstance(value, dict):
-            flags += _flags(value, f"{prefix}{name}.")
-        else:
-            flags += [f"--{prefix}{name}", *([f"--{prefix}no-{name}"] if isinstance(value, bool) else [])]
-    return flags
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        outer, _, inner = key.rpartition(".")
+        (nested.setdefault(outer, {}) if outer else nested)[inner] = value
+    return nested

@@ -18,7 +18,7 @@ from utils.config import UserError, check_at_least, check_choice
 from utils.freezing import assert_unchanged, frozen_tensors, train_mode
 from utils.hardware import PRECISIONS, choose_precision
 from utils.logging_utils import Run
-from utils.optimisation import OPTIMIZERS, SCHEDULERS, OptimiserConfig, build_optimizer, gradient_step, lr_multiplier
+from utils.optimisation import OptimiserConfig, build_optimizer, gradient_step, lr_multiplier
 from utils.progress import progress_bar
 from utils.randomness import endless_order, epoch_order, mixed_seed
 
@@ -30,6 +30,7 @@ StepFunction = Callable[[Tensor, int, int], Mapping[str, Tensor]]
 EpochFunction = Callable[[int, int, Mapping[str, float]], Mapping[str, float]]
 
 
+@dataclass(frozen=True, kw_only=True)
 class FitConfig(OptimiserConfig):
     """What `fit` reads of a script's config; see there for what the values mean."""
 
@@ -38,6 +39,12 @@ class FitConfig(OptimiserConfig):
     gradient_clip: float
     precision: str
     checkpoint_every: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("precision", self.precision, PRECISIONS)
+        for key, least in {"batch_size": 2, "checkpoint_every": 1, "random_seed": 0, "gradient_clip": 0}.items():
+            check_at_least(key, getattr(self, key), least)
 
 
 def fit(
@@ -51,7 +58,7 @@ def fit(
     steps_per_epoch: int | None = None,
     show_progress: bool = True,
 ) -> None:
-    """Train `module`, which is on its device, on the images `indices` for config["num_epochs"] epochs.
+    """Train `module`, which is on its device, on the images `indices` for `config.num_epochs` epochs.
 
     The order of an epoch and every random number inside a step are functions of (seed, epoch, step), so a run
     resumed from `run.checkpoint()`, in the middle of an epoch too, equals an undisturbed one to the bit.
@@ -64,38 +71,26 @@ def fit(
     Raises UserError for a batch larger than the data, a setting that does not exist, a checkpoint that does not
     fit, or a loss that is not finite (the last good checkpoint stays).
     """
-    check_fit_config(config, len(indices) if steps_per_epoch is None else config["batch_size"])
+    check_batch_size(config.batch_size, len(indices) if steps_per_epoch is None else config.batch_size)
     show = show_progress and run.is_writer
     loop = _Loop(module, step, indices, config, run, lr_factors, steps_per_epoch, show)
     frozen = frozen_tensors(module)
     loop.resume()
-    while loop.progress.epoch < config["num_epochs"]:
+    while loop.progress.epoch < config.num_epochs:
         images_per_second = loop.run_epoch()
         loop.finish_epoch(end_of_epoch, images_per_second)
     loop.bar.close()
     assert_unchanged(module, frozen)
 
 
-def check_fit_config(config: FitConfig, num_images: int) -> None:
-    """Raise UserError for settings that `fit` cannot train `num_images` images with."""
-    check_choice("optimizer", config["optimizer"], OPTIMIZERS)
-    check_choice("scheduler", config["scheduler"], SCHEDULERS)
-    check_choice("precision", config["precision"], PRECISIONS)
-    for key in ("num_epochs", "batch_size", "checkpoint_every"):
-        check_at_least(key, config[key], 1)
-    for key in ("random_seed", "lr", "optimizer_weight_decay", "gradient_clip"):
-        check_at_least(key, config[key], 0)
-    if num_images < config["batch_size"]:
+def check_batch_size(batch_size: int, num_images: int) -> None:
+    """Raise UserError for a batch larger than the data, or one that the processes cannot share evenly."""
+    if num_images < batch_size:
         raise UserError(
-            f"batch_size is {config['batch_size']} but there are {num_images} training images; "
+            f"batch_size is {batch_size} but there are {num_images} training images; "
             "lower batch_size or use more images."
         )
-    if not 0 <= config["warmup_epochs"] < config["num_epochs"]:
-        raise UserError(
-            f"warmup_epochs is {config['warmup_epochs']} of {config['num_epochs']} epochs; it must be at least 0 "
-            "and less than num_epochs; set warmup_epochs to 0 for a single one."
-        )
-    distributed.local_batch_size(config["batch_size"])
+    distributed.local_batch_size(batch_size)
 
 
 @dataclass
@@ -130,10 +125,10 @@ class _Loop:
     ):
         self.module, self.step, self.indices, self.config, self.run = module, step, indices, config, run
         self.device = next(module.parameters()).device
-        self.dtype = choose_precision(config["precision"], self.device)
-        self.local_batch_size = distributed.local_batch_size(config["batch_size"])
+        self.dtype = choose_precision(config.precision, self.device)
+        self.local_batch_size = distributed.local_batch_size(config.batch_size)
         self.endless = steps_per_epoch is not None
-        self.steps_per_epoch = steps_per_epoch or len(indices) // config["batch_size"]
+        self.steps_per_epoch = steps_per_epoch or len(indices) // config.batch_size
         self.optimizer = build_optimizer(module, config, lr_factors)
         self.progress = _Progress()
         self.show = show_progress
@@ -148,7 +143,7 @@ class _Loop:
         if state is not None:
             self.load(state)
             self.say(f"resuming {self.run} at epoch {self.progress.epoch + 1}, step {self.progress.step + 1}")
-        batch_size, steps = self.config["batch_size"], self.config["num_epochs"] * self.steps_per_epoch
+        batch_size, steps = self.config.batch_size, self.config.num_epochs * self.steps_per_epoch
         done = self.global_step * batch_size
         self.bar = progress_bar(steps * batch_size, "training", done, show=self.show)
 
@@ -173,31 +168,31 @@ class _Loop:
         start, first_step = time.perf_counter(), progress.step
         while progress.step < self.steps_per_epoch:
             self.take_step(order)
-            if progress.step % config["checkpoint_every"] == 0 and progress.step < self.steps_per_epoch:
+            if progress.step % config.checkpoint_every == 0 and progress.step < self.steps_per_epoch:
                 self.save()
-        images = (progress.step - first_step) * config["batch_size"]
+        images = (progress.step - first_step) * config.batch_size
         return images / (time.perf_counter() - start)
 
     def order(self) -> np.ndarray:
         """The images of the epoch under way, in their order."""
-        seed, epoch = self.config["random_seed"], self.progress.epoch
+        seed, epoch = self.config.random_seed, self.progress.epoch
         if not self.endless:
             return epoch_order(self.indices, seed, epoch)
-        images = self.steps_per_epoch * self.config["batch_size"]
+        images = self.steps_per_epoch * self.config.batch_size
         return endless_order(self.indices, seed, epoch * images, images)
 
     def take_step(self, order: np.ndarray) -> None:
         """One optimiser step, with this process's share of the batch."""
         progress, config = self.progress, self.config
-        lr = config["lr"] * lr_multiplier(self.global_step, self.steps_per_epoch, config)
+        lr = config.lr * lr_multiplier(self.global_step, self.steps_per_epoch, config)
         # dropout and stochastic depth draw from torch's global generator
-        torch.manual_seed(mixed_seed(config["random_seed"], progress.epoch, progress.step, distributed.rank()))
-        first = progress.step * config["batch_size"] + distributed.rank() * self.local_batch_size
+        torch.manual_seed(mixed_seed(config.random_seed, progress.epoch, progress.step, distributed.rank()))
+        first = progress.step * config.batch_size + distributed.rank() * self.local_batch_size
         batch = torch.from_numpy(order[first : first + self.local_batch_size])
         forward = functools.partial(self.step, batch, progress.epoch, progress.step)
-        metrics = gradient_step(self.module, self.optimizer, forward, lr, config["gradient_clip"], self.dtype)
+        metrics = gradient_step(self.module, self.optimizer, forward, lr, config.gradient_clip, self.dtype)
         progress.add(metrics)
-        self.bar.update(config["batch_size"])
+        self.bar.update(config.batch_size)
         if progress.step % LOG_EVERY == 0 or progress.step == self.steps_per_epoch:
             self.report(metrics, lr)
 
@@ -227,7 +222,7 @@ class _Loop:
         extra["time/images_per_second"] = images_per_second
         self.run.log(self.global_step, extra)
         self.run.add_row({"epoch": self.progress.epoch, "step": self.global_step, **means, **extra})
-        self.say(_line(self.run.rows[-1], self.config["num_epochs"]))
+        self.say(_line(self.run.rows[-1], self.config.num_epochs))
         self.save()
 
     def save(self) -> None:
