@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,8 @@ class Number:
 
 
 Cell = str | Number
-Column = str | Callable[[Mapping[Any, Any]], Cell]  # name of a text column, or a function of the row
+Row = Mapping[Any, Any]
+Column = Callable[[Row], Cell]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,6 @@ class Note:
 
     text: str
     lead: str = ""
-    kind: ClassVar = "note"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,6 @@ class Figure:
     png: str
     width: int
     alt: str
-    kind: ClassVar = "figure"
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,6 @@ class Table:
     rows: list[list[Cell]]
     runs: list[str]
     folded: bool = False
-    kind: ClassVar = "table"
 
 
 Block = Note | Figure | Table
@@ -60,12 +58,15 @@ Block = Note | Figure | Table
 
 def table(
     caption: str,
-    rows: pd.DataFrame | Iterable[Mapping[Any, Any]],
-    columns: Mapping[str, Column],
+    rows: Any,
+    columns: Mapping[str, str | Column],
     runs: Iterable[str] = (),
     folded: bool = False,
 ) -> Table:
-    """Return the table of `rows` with one column per entry of `columns`. Raises KeyError or TypeError for bad rows."""
+    """Return a table of `rows`; `columns` maps each heading to a function of the row, or to the name of a text value.
+
+    Raises KeyError or TypeError for rows that lack a value or hold another type.
+    """
     records = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows
     cells = [[_text(row, col) if isinstance(col, str) else col(row) for col in columns.values()] for row in records]
     return Table(caption, list(columns), cells, list(runs), folded)
@@ -89,33 +90,31 @@ def share(name: str) -> Column:
 def change(before: str, now: str, form: str = ".3f", unknown: str = "not known") -> Column:
     """Return a column of two numbers, before → now, sorted by the second."""
 
-    def cell(row: Mapping[Any, Any]) -> Cell:
-        if not (_is_known(row.get(before)) and _is_known(row.get(now))):
-            return unknown
-        return Number(f"{row[before]:{form}} → {row[now]:{form}}", float(row[now]))
+    def cell(row: Row) -> Cell:
+        known = _is_known(row.get(before)) and _is_known(row.get(now))
+        return Number(f"{row[before]:{form}} → {row[now]:{form}}", float(row[now])) if known else unknown
 
     return cell
 
 
 def estimate(value: str = "value", form: str = ".3f", scale: float = 1) -> Column:
-    """Return a column of numbers with the interval in the row's low and high."""
-    return lambda row: interval_cell(scale * row[value], scale * row["low"], scale * row["high"], form)
+    """Return a column of numbers with the 95% interval that the row gives as low and high."""
+    return lambda row: _interval(*(scale * row[key] for key in (value, "low", "high")), form=form)
 
 
 def triple(name: str, form: str = ".3f") -> Column:
-    """Return a column of [value, low, high] lists; each, or the list itself, may be None."""
-    return lambda row: interval_cell(*row[name], form=form) if row.get(name) else "not known"
+    """Return a column of [value, low, high] lists, or of None."""
+    return lambda row: _interval(*row[name], form=form) if row.get(name) else "not known"
 
 
-def interval_cell(value: float | None, low: float | None, high: float | None, form: str = ".3f") -> Cell:
-    """Return a number with its 95% interval, or with the remark that there is none."""
+def _interval(value: Any, low: Any, high: Any, form: str = ".3f") -> Cell:
     if not _is_known(value):
         return "not known"
-    bounds = (float(low), float(high)) if _is_known(low) and _is_known(high) else (None, None)  # type: ignore[arg-type]
-    return Number(interval_text(value, *bounds, form), float(value), *bounds)  # type: ignore[arg-type]  # known
+    bounds = (float(low), float(high)) if _is_known(low) and _is_known(high) else (None, None)
+    return Number(interval_text(value, *bounds, form), float(value), *bounds)
 
 
-def _text(row: Mapping[Any, Any], name: str) -> str:
+def _text(row: Row, name: str) -> str:
     if not isinstance(row[name], str):
         raise TypeError(f"expected text under {name!r}, not {row[name]!r}")
     return row[name]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from utils.report.content import Block, Note, Table, change, count, number, run_table, table
+from utils.report.content import Block, Note, Table, change, count, number, table
 from utils.report.runs import FoundRun
 from utils.wording import metric_name
 
@@ -28,7 +28,9 @@ def data_sets(runs: Sequence[FoundRun]) -> list[Block]:
     }
     caption = "Splits. No group is in two parts: a patient or, where patients are unknown, a set of near-duplicates"
     listed = _first_of_each([run for run in known if (run.folder / "split.csv").exists()], _split)
-    return [table(caption, rows, columns, splits), *map(_labels_by_part, listed)] if splits else []
+    return (
+        [table(caption, rows, columns, [run.name for run in splits]), *map(_labels_by_part, listed)] if splits else []
+    )
 
 
 def recipes(runs: Sequence[FoundRun]) -> list[Block]:
@@ -37,7 +39,7 @@ def recipes(runs: Sequence[FoundRun]) -> list[Block]:
     for run in _first_of_each(_own(runs), lambda run: (run.config.get("dataset"), run.config["recipe"])):
         name = run.config["recipe"]
         blocks += run.figures(
-            recipe=f"One X-ray through each operator of recipe {name} alone, several draws",
+            recipe=f"one X-ray through each operator of recipe {name} alone, several draws",
             views=f"X-rays and two views of each by recipe {name}, which the network learns to embed at the same point",
         )
     return blocks
@@ -47,13 +49,13 @@ def learning_rates(run: FoundRun) -> list[Block]:
     """Show what a learning-rate range test suggests."""
     columns = {name: number(key, ".2g") for name, key in {"steepest fall": "steepest", "lowest loss": "lowest"}.items()}
     columns["diverged"] = number("diverged", ".2g", "never")
-    rates = run_table(run, "learning rates of a range test (one run)", [run.summary], columns)
-    return [rates, *run.figures(lr_range="Training loss over the learning rate of a range test")]
+    rates = run.table("learning rates of a range test (one run)", [run.summary], columns)
+    return [rates, *run.figures(lr_range="training loss over the learning rate of a range test")]
 
 
 def scan(run: FoundRun) -> list[Block]:
     """Show the trials of a scan, the best first."""
-    trials = run.table("summary")
+    trials = run.csv("summary")
     finished = trials[trials["error"].isna()]
     if finished.empty:
         return _failures(run, trials)
@@ -66,13 +68,13 @@ def scan(run: FoundRun) -> list[Block]:
         **{"trial": "trial", "linear probe": number("linear"), "fine-tuning": number("full")},
         **{"pretraining loss": number("loss", ".4g"), "effective rank": number("rank", ".0f")},
     }
-    drawn = {path.stem: "Scores of the trials" for path in sorted((run.folder / "figures").glob("*.png"))}
-    return [run_table(run, caption, ranked, columns), *_failures(run, trials), *run.figures(**drawn)]
+    drawn = {path.stem: "scores of the trials" for path in sorted((run.folder / "figures").glob("*.png"))}
+    return [run.table(caption, ranked, columns), *_failures(run, trials), *run.figures(**drawn)]
 
 
 def resources(run: FoundRun) -> list[Block]:
     """Show time and memory of each setting."""
-    settings = run.table("summary")
+    settings = run.csv("summary")
     columns = {
         "images/s": ("images_per_second", ",.0f"),
         "s per batch": ("seconds_step", ".3f"),
@@ -83,8 +85,8 @@ def resources(run: FoundRun) -> list[Block]:
     ended = settings["out_of_memory"].map({True: "out of memory"}).fillna("failed")
     settings["bottleneck"] = settings.get("bottleneck", ended).astype(object).fillna(ended)
     caption = f"cost of pretraining (one run each); hours are the forecast for {run.config['forecast_epochs']} epochs"
-    costs = run_table(run, caption, settings, {"setting": "trial", **known, "bottleneck": "bottleneck"})
-    return [costs, *_failures(run, settings), *run.figures(resources="Forecast hours by image size and batch size")]
+    costs = run.table(caption, settings, {"setting": "trial", **known, "bottleneck": "bottleneck"})
+    return [costs, *_failures(run, settings), *run.figures(resources="forecast hours by image size and batch size")]
 
 
 def search(run: FoundRun) -> list[Block]:
@@ -94,7 +96,7 @@ def search(run: FoundRun) -> list[Block]:
         f"best {metric_name(run.summary['metric'])} on validation {run.summary['score']:.3f} (one run; the best of "
         f"many trials, so too high) with {', '.join(best)}."
     )
-    return [Note(text, f"{run.label}:"), *run.figures(search="History, importances and trials of the search")]
+    return [Note(text, f"{run.label}:"), *run.figures(search="history, importances and trials of the search")]
 
 
 def pretrainings(runs: Sequence[FoundRun]) -> list[Block]:
@@ -110,11 +112,11 @@ def pretrainings(runs: Sequence[FoundRun]) -> list[Block]:
     }
     caption = "Pretrainings (one run each): loss of the first → last epoch; rank and probes of the random network → now"
     rows = [{**run.summary, "run": run.label, "score": _score(run.summary)} for run in own]
-    blocks: list[Block] = [table(caption, rows, columns, own)] if own else []
+    blocks: list[Block] = [table(caption, rows, columns, [run.name for run in own])] if own else []
     for run in own:
         blocks += run.figures(
-            curves="Loss, effective rank and probes over the epochs",
-            cross_correlation="Cross-correlation of two views' embeddings, which should be the identity",
+            curves="loss, effective rank and probes over the epochs",
+            cross_correlation="cross-correlation of two views' embeddings, which should be the identity",
         )
     return blocks
 
@@ -130,7 +132,7 @@ def _labels_by_part(run: FoundRun) -> Table:
     columns = {"images with each finding" if findings else "images of each class": "label"}
     columns |= {part: count(part) for part in PARTS if part in counts}
     left_out = f", the first {MAX_LABELS} of {len(counts)}" if len(counts) > MAX_LABELS else ""
-    return run_table(run, f"labels of split {_split(run)}{left_out}", counts.head(MAX_LABELS), columns)
+    return run.table(f"labels of split {_split(run)}{left_out}", counts.head(MAX_LABELS), columns)
 
 
 def _own(runs: Sequence[FoundRun]) -> list[FoundRun]:

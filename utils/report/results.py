@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from utils.report.content import Block, Cell, Note, count, estimate, run_table, share, table, triple
+from utils.report.content import Block, Cell, Note, count, estimate, share, table, triple
 from utils.report.runs import FoundRun
 from utils.wording import METHOD_NAMES, SALIENCY_NAMES, interval_text, metric_name, savings_sentence
 
@@ -27,7 +27,7 @@ def answers(runs: Sequence[FoundRun]) -> list[Block]:
 
 def comparison(run: FoundRun) -> list[Block]:
     """Show a comparison's scores and the differences between its arms."""
-    curves, differences = run.table("curves"), run.table("differences")
+    curves, differences = run.csv("curves"), run.csv("differences")
     metric, arms = metric_name(run.summary["metric"]), dict.fromkeys(curves["arm"])
     score, setting = estimate("mean"), {"method": _method, "share": share("fraction"), "labels": count("labels")}
     rows = [
@@ -48,8 +48,8 @@ def comparison(run: FoundRun) -> list[Block]:
         "pretraining run"
     )
     notes = [*run.summary.get("notes", []), *(f"left out: {name}" for name in run.summary.get("left_out", []))]
-    blocks: list[Block] = [*_curves(run), run_table(run, where, rows, {**setting, **scores})]
-    blocks += [run_table(run, caption, differences, gaps)] if len(differences) else []
+    blocks: list[Block] = [*_curves(run), run.table(where, rows, {**setting, **scores})]
+    blocks += [run.table(caption, differences, gaps)] if len(differences) else []
     return [*blocks, *(Note(note, f"{run.name}:") for note in notes)]
 
 
@@ -58,20 +58,18 @@ def frozen_parts(run: FoundRun) -> list[Block]:
     metric = metric_name(run.summary["metric"])
     columns = {"trained": "trainable", "start": "arm", "labels": count("labels"), metric: estimate("mean")}
     caption = f"{metric} on validation by what is trained, mean [95% interval]; everything else is frozen"
-    drawn = run.figures(frozen_parts="Score by what is trained, one marker per initialisation")
-    return [run_table(run, caption, run.table("table"), columns), *drawn]
+    drawn = run.figures(frozen_parts="score by what is trained, one marker per initialisation")
+    return [run.table(caption, run.csv("table"), columns), *drawn]
 
 
 def tested(runs: Sequence[FoundRun]) -> list[Block]:
     """Show scores on the test part, and the confusion matrix of one network for each arm and method."""
-    rows = [
-        {**run.summary, **run.table("scores").set_index("score").to_dict("index"), "run": run.label} for run in runs
-    ]
+    rows = [{**run.summary, **run.csv("scores").set_index("score").to_dict("index"), "run": run.label} for run in runs]
     columns = {"network": "run", "images": count("images"), **{metric_name(name): _score(name) for name in TEST_SCORES}}
     caption = "Each network on the test part [95% interval over patients or duplicate groups]"
-    blocks: list[Block] = [table(caption, rows, columns, runs, folded=len(rows) > MAX_ROWS)]
+    blocks: list[Block] = [table(caption, rows, columns, [run.name for run in runs], len(rows) > MAX_ROWS)]
     for run in _most_labels(runs):
-        alt = "Confusion matrix on the test part, as counts and as shares of each label"
+        alt = "confusion matrix on the test part, as counts and as shares of each label"
         blocks += [*run.figures(confusion_matrix=alt), *_classes(run)]
     return blocks
 
@@ -84,37 +82,39 @@ def maps(run: FoundRun) -> list[Block]:
     gaps = [{"networks": f"{name} - {first}", **values} for name, values in found["differences"].items()]
     images = f"{found['images']} X-rays, {found['with_lung_mask']} with a lung mask"
     columns = {"network": "network", **_quantities(".3f"), "sanity check": "sanity"}
-    blocks: list[Block] = [run_table(run, f"{method} on {images}; mean [95% interval]", networks, columns)]
+    blocks: list[Block] = [run.table(f"{method} on {images}; mean [95% interval]", networks, columns)]
     if gaps:
         caption = "differences on the same images; mean [95% interval]"
-        blocks.append(run_table(run, caption, gaps, {"networks": "networks", **_quantities("+.3f")}))
+        blocks.append(run.table(caption, gaps, {"networks": "networks", **_quantities("+.3f")}))
     blocks += [Note(note, f"{run.name}:") for note in found.get("notes", [])]
     return [*blocks, *run.figures(panel=f"X-rays with the {method} of each network over them, one row per network")]
 
 
 def audit(run: FoundRun) -> list[Block]:
     """Show scores on X-rays with parts removed, lung mass by class, the source probe and the verdict."""
-    found, scores, masses = run.summary, run.table("scores"), run.table("lung_mass")
+    found, scores, masses = run.summary, run.csv("scores"), run.csv("lung_mass")
     metric, source = metric_name(found["metric"]), found.get("source")
     scores = scores[scores["score"] == found["metric"]]
     caption = f"{metric} on {found['images']:,} test X-rays [95% interval], chance {found['chance']:.2f}"
     columns = {"X-rays": "images", "head": "head", metric: estimate()}
-    blocks: list[Block] = [Note(found["verdict"], f"{run.label}:"), run_table(run, caption, scores, columns)]
+    blocks: list[Block] = [Note(found["verdict"], f"{run.label}:"), run.table(caption, scores, columns)]
     if len(masses):
         columns = {"class": "class", "method": lambda row: SALIENCY_NAMES[row["method"]], "images": count("images")}
         columns["lung mass over area (1 is chance)"] = estimate(form=".2f")
-        blocks.append(run_table(run, "lung mass by class [95% interval]", masses, columns))
+        blocks.append(run.table("lung mass by class [95% interval]", masses, columns))
     if source:
         accuracy = interval_text(source["value"], source["low"], source["high"])
         alone = f"; from the class alone: {source['by_class']:.3f}" if "by_class" in source else ""
-        text = f"a probe predicts the source of an X-ray with balanced accuracy {accuracy}, chance {source['chance']:.2f}"
+        text = (
+            f"a probe predicts the source of an X-ray with balanced accuracy {accuracy}, chance {source['chance']:.2f}"
+        )
         blocks.append(Note(f"{text}{alone}.", f"{run.label}:"))
-    return [*blocks, *run.figures(audit="Score by what is left of the X-rays, and beside it what that looks like")]
+    return [*blocks, *run.figures(audit="score by what is left of the X-rays, and beside it what that looks like")]
 
 
 def _verdicts(run: FoundRun) -> list[Block]:
     """Count the 95% intervals above and below 0 for each pair of arms; encoders against random get a verdict."""
-    gaps = _towards_random(run.table("differences"))
+    gaps: Any = _towards_random(run.csv("differences"))
     # a fine-tuning that is never better than the probe it starts from is that probe: count it once
     distinct = gaps.drop_duplicates(["arm", "reference", "labels", "difference", "low", "high"])
     once = "; a fine-tuning equal to the probe it starts from counts once" if len(distinct) < len(gaps) else ""
@@ -132,7 +132,7 @@ def _verdicts(run: FoundRun) -> list[Block]:
     return notes
 
 
-def _towards_random(gaps: pd.DataFrame) -> pd.DataFrame:
+def _towards_random(gaps: Any) -> Any:
     """Swap arm and reference where the arm is "random", so that random is always the reference."""
     flip = gaps["arm"] == "random"
     swapped = gaps[flip].rename(columns={"arm": "reference", "reference": "arm", "low": "high", "high": "low"})
@@ -151,17 +151,19 @@ def _verdict(above: int, below: int, pairs: int) -> str:
     return ("Yes" if above else "It hurts") + ("." if above + below > pairs / 2 else ", in part.")
 
 
-def _at(rows: pd.DataFrame, labels: float) -> str:
+def _at(rows: Any, labels: float) -> str:
     """Say the differences at one number of labels."""
-    points = [
-        f"{METHOD_NAMES[row['method']]} {interval_text(*(100 * row[key] for key in ('difference', 'low', 'high')), '+.1f')}"
-        for row in rows[rows["labels"] == labels].to_dict("records")
-    ]
+    points = []
+    for row in rows[rows["labels"] == labels].to_dict("records"):
+        value, low, high = (100 * row[key] for key in ("difference", "low", "high"))
+        points.append(f"{METHOD_NAMES[row['method']]} {interval_text(value, low, high, '+.1f')}")
     return f"With {labels:,.0f} labels, in points: {', '.join(points)}."
 
 
 def _curves(run: FoundRun) -> list[Any]:
-    return run.figures(label_efficiency="Score over the number of labels, one line with its interval per initialisation")
+    return run.figures(
+        label_efficiency="score over the number of labels, one line with its interval per initialisation"
+    )
 
 
 def _method(row: Any) -> Cell:
@@ -179,7 +181,9 @@ def _quantities(form: str) -> dict[str, Any]:
 def _most_labels(runs: Sequence[FoundRun]) -> list[FoundRun]:
     """Return, for each comparison, arm and method, the network trained on most labels (of several: the first draw)."""
     best: dict[Any, FoundRun] = {}
-    for run in sorted(runs, key=lambda run: (-run.config["trained"]["label_fraction"], run.config["trained"]["label_draw"])):
+    for run in sorted(
+        runs, key=lambda run: (-run.config["trained"]["label_fraction"], run.config["trained"]["label_draw"])
+    ):
         trained = run.config["trained"]
         best.setdefault((run.folder.parent, trained["encoder"], trained["method"], trained["trainable"]), run)
     return [run for run in runs if run in best.values()]
@@ -189,11 +193,12 @@ def _classes(run: FoundRun) -> list[Block]:
     """Show each class against the rest, and the temperature; findings have no such table."""
     if not (run.folder / "classes.csv").exists():
         return []
-    classes = run.table("classes")
+    classes = run.csv("classes")
     rows = [
-        {"class": name, **rows.set_index("score").to_dict("index")} for name, rows in classes.groupby("class", sort=False)
+        {"class": name, **rows.set_index("score").to_dict("index")}
+        for name, rows in classes.groupby("class", sort=False)
     ]
     columns = {"class": "class", **{metric_name(name): _score(name) for name in dict.fromkeys(classes["score"])}}
     temperature = f"temperature {run.summary['temperature']:.2f}, fitted on validation."
-    shown = run_table(run, "each class against the rest [95% interval]", rows, columns)
+    shown = run.table("each class against the rest [95% interval]", rows, columns)
     return [shown, Note(temperature, f"{run.label}:")]

@@ -5,7 +5,7 @@ import fnmatch
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from utils.report.content import Figure
+from utils.report.content import Column, Figure, Table, table
 
 # what environment.json can give as "kind"; a trial belongs to a scan, a search or a table of resources
 KINDS = (
@@ -49,14 +49,18 @@ class FoundRun:
     synthetic: bool | None
     transductive: bool
 
-    def table(self, name: str) -> Any:
+    def csv(self, name: str) -> Any:
         """Return one of its CSV files as a DataFrame."""
         return pd.read_csv(self.folder / f"{name}.csv", dtype=TEXT_COLUMNS)
 
+    def table(self, caption: str, rows: Any, columns: Mapping[str, str | Column]) -> Table:
+        """Return a table of this run; see utils.report.content.table."""
+        return table(f"{self.label}: {caption}", rows, columns, [self.name])
+
     def figures(self, **alts: str) -> list[Figure]:
         """Return those of the named figures that exist. Raises OSError if one is not an image."""
-        paths = {alt: self.folder / "figures" / f"{name}.png" for name, alt in alts.items()}
-        return [_figure(path, f"{alt}: {self.label}") for alt, path in paths.items() if path.exists()]
+        paths = {name: self.folder / "figures" / f"{name}.png" for name in alts}
+        return [_figure(path, f"{self.label}: {alts[name]}") for name, path in paths.items() if path.exists()]
 
     @property
     def origin(self) -> str:
@@ -133,7 +137,9 @@ def _open(path: Path, name: str, files: list[str]) -> FoundRun | Skipped:
         return Skipped(name, reason, foreign=True)
     if not summary and (kind not in SWEEPS or "summary.csv" not in files):
         if "error.txt" in files:
-            return Skipped(name, f"failed: {(path / 'error.txt').read_text(encoding='utf-8', errors='replace').strip()}")
+            return Skipped(
+                name, f"failed: {(path / 'error.txt').read_text(encoding='utf-8', errors='replace').strip()}"
+            )
         return Skipped(name, "not finished: the same command resumes it")
     stated = {**data, **summary}
     synthetic = bool(stated["synthetic"]) if "synthetic" in stated else None
