@@ -28,9 +28,8 @@ def data_sets(runs: Sequence[FoundRun]) -> list[Block]:
     }
     caption = "Splits. No group is in two parts: a patient or, where patients are unknown, a set of near-duplicates"
     listed = _first_of_each([run for run in known if (run.folder / "split.csv").exists()], _split)
-    return (
-        [table(caption, rows, columns, [run.name for run in splits]), *map(_labels_by_part, listed)] if splits else []
-    )
+    shown = table(caption, rows, columns, [run.name for run in splits])
+    return [shown, *map(_labels_by_part, listed)] if splits else []
 
 
 def recipes(runs: Sequence[FoundRun]) -> list[Block]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from utils.report.content import Block, Cell, Note, count, estimate, share, table, triple
+from utils.report.content import Block, Cell, Note, count, estimate, number, share, table, triple
 from utils.report.runs import FoundRun
 from utils.wording import METHOD_NAMES, SALIENCY_NAMES, interval_text, metric_name, savings_sentence
 
@@ -66,6 +66,7 @@ def tested(runs: Sequence[FoundRun]) -> list[Block]:
     """Show scores on the test part, and the confusion matrix of one network for each arm and method."""
     rows = [{**run.summary, **run.csv("scores").set_index("score").to_dict("index"), "run": run.label} for run in runs]
     columns = {"network": "run", "images": count("images"), **{metric_name(name): _score(name) for name in TEST_SCORES}}
+    columns["temperature, fitted on validation"] = number("temperature", ".2f")
     caption = "Each network on the test part [95% interval over patients or duplicate groups]"
     blocks: list[Block] = [table(caption, rows, columns, [run.name for run in runs], len(rows) > MAX_ROWS)]
     for run in _most_labels(runs):
@@ -181,16 +182,19 @@ def _quantities(form: str) -> dict[str, Any]:
 def _most_labels(runs: Sequence[FoundRun]) -> list[FoundRun]:
     """Return, for each comparison, arm and method, the network trained on most labels (of several: the first draw)."""
     best: dict[Any, FoundRun] = {}
-    for run in sorted(
-        runs, key=lambda run: (-run.config["trained"]["label_fraction"], run.config["trained"]["label_draw"])
-    ):
-        trained = run.config["trained"]
+    trained_with = {run.name: run.config["trained"] for run in runs}
+
+    def rank(run: FoundRun) -> tuple[float, int]:
+        return -trained_with[run.name]["label_fraction"], trained_with[run.name]["label_draw"]
+
+    for run in sorted(runs, key=rank):
+        trained = trained_with[run.name]
         best.setdefault((run.folder.parent, trained["encoder"], trained["method"], trained["trainable"]), run)
     return [run for run in runs if run in best.values()]
 
 
 def _classes(run: FoundRun) -> list[Block]:
-    """Show each class against the rest, and the temperature; findings have no such table."""
+    """Show each class against the rest."""
     if not (run.folder / "classes.csv").exists():
         return []
     classes = run.csv("classes")
@@ -199,6 +203,4 @@ def _classes(run: FoundRun) -> list[Block]:
         for name, rows in classes.groupby("class", sort=False)
     ]
     columns = {"class": "class", **{metric_name(name): _score(name) for name in dict.fromkeys(classes["score"])}}
-    temperature = f"temperature {run.summary['temperature']:.2f}, fitted on validation."
-    shown = run.table("each class against the rest [95% interval]", rows, columns)
-    return [shown, Note(temperature, f"{run.label}:")]
+    return [run.table("each class against the rest [95% interval]", rows, columns)]
