@@ -85,13 +85,13 @@ def _environments(runs: Sequence[FoundRun]) -> list[Block]:
 
 def _read(runs: Sequence[FoundRun]) -> list[Block]:
     """List all runs; those of one folder, kind, commit and command share a row."""
-    alike: dict[tuple[str, ...], list[str]] = {}
+    grouped: dict[tuple[str, ...], list[str]] = {}
     for run in runs:
         made_by = (str(run.environment.get(key, "")) for key in ("commit", "command"))
-        alike.setdefault((run.name.rpartition("/")[0], run.kind, *made_by), []).append(run.name)
+        grouped.setdefault((run.name.rpartition("/")[0], run.kind, *made_by), []).append(run.name)
     rows = [
         (names[0] if len(names) == 1 else f"{folder}/*", len(names), *facts)
-        for (folder, *facts), names in alike.items()
+        for (folder, *facts), names in grouped.items()
     ]
     tally = pd.DataFrame(rows, columns=["run", "n", "kind", "commit", "command"])
     columns = {"run": "run", "runs": count("n"), **{name: name for name in ("kind", "commit", "command")}}
