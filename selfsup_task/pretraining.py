@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from augmentations.recipes import RECIPES
-from augmentations.transform_utils import TwinViews, step_generator
+from augmentations.transform_utils import Views, step_generator
 from dataset_loader.xrays import PHANTOMS, check_sizes, open_xrays, read_columns
 from self_sup_classes.backbones import check_backbone, save_backbone
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
@@ -56,7 +56,7 @@ def check_pretrain_config(config: PretrainConfig) -> None:
     if not config["projector_dims"] or min(config["projector_dims"]) < 1:
         raise UserError(f"projector_dims is {config['projector_dims']}; expected widths such as [512] or [512, 512].")
     check_choice("recipe", config["recipe"], list(RECIPES))
-    for key, least in {"batch_size": 2, "probe_every": 1, "barlow_lambda": 0, "split_seed": 0}.items():
+    for key, least in {"views": 2, "batch_size": 2, "probe_every": 1, "barlow_lambda": 0, "split_seed": 0}.items():
         check_at_least(key, config[key], least)
     check_sizes(config["store_res"], config["img_res"])
     check_fit_config(config, num_images=config["batch_size"])
@@ -71,16 +71,15 @@ def build_model(config: PretrainConfig) -> BarlowTwins:
 
 
 def twin_step(
-    twins: Callable[[Tensor, Tensor], BarlowTwinsLoss], images_of: Callable[[Tensor], Tensor], config: PretrainConfig
+    twins: Callable[..., BarlowTwinsLoss], images_of: Callable[[Tensor], Tensor], config: PretrainConfig
 ) -> StepFunction:
     """The engine's step for Barlow Twins; `images_of` gives the pixels uint8 [B, 1, S, S] of a batch of indices."""
-    views = TwinViews(config["recipe"], config["img_res"])
+    views = Views(config["recipe"], config["img_res"], config["views"])
 
     def step(batch: Tensor, epoch: int, step_in_epoch: int) -> Mapping[str, Tensor]:
         generator = step_generator(config["random_seed"], epoch, step_in_epoch, distributed.rank())
-        y1, y2 = views(images_of(batch), generator)  # float32 [B, 1, R, R] each
-        channels = config["in_channels"]
-        return twins(y1.expand(-1, channels, -1, -1), y2.expand(-1, channels, -1, -1))._asdict()
+        drawn = views(images_of(batch), generator)  # float32 [B, 1, R, R] each
+        return twins(*(y.expand(-1, config["in_channels"], -1, -1) for y in drawn))._asdict()
 
     return step
 
@@ -96,7 +95,7 @@ def _pretrain(config: PretrainConfig, device: torch.device, run: Run) -> None:
         xrays.write_split(run.folder)
     model = placed(model, device).eval()
     step = twin_step(distributed.data_parallel(model), xrays.batch, config)
-    gauge = Gauge(model, TwinViews(config["recipe"], config["img_res"]), xrays, indices, config, run)
+    gauge = Gauge(model, xrays, indices, config, run)
     if run.is_writer and run.checkpoint() is None:
         run.save_figure("views", gauge.views_figure(), step=0)
         run.save_figure("recipe", gauge.recipe_figure(), step=0)

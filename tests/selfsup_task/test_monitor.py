@@ -75,6 +75,8 @@ def test_a_resumed_run_keeps_its_events_and_ends_with_a_verdict(config: Any, mon
         ({"optimizer": "adm"}, "did you mean 'adam'"),
         ({"batch_size": 500}, "batch_size is 500 but there are 19. training images"),
         ({"batch_size": 1}, "batch_size is 1"),
+        ({"views": 1}, "views is 1; it must be at least 2"),
+        ({"views": 0}, "views is 0; it must be at least 2"),
         ({"store_res": 999}, "store_res"),
         ({"img_res": 64}, "store_res is 32 and img_res 64"),
         ({"projector_dims": [0]}, "projector_dims"),
