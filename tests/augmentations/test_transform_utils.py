@@ -1,5 +1,6 @@
 """Recipes as a user meets them: draws, independence, repeatability, errors, real X-rays."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -151,6 +152,18 @@ def test_the_imagenet_recipe_has_two_different_views():
     roughness = [(v[..., 1:] - v[..., :-1]).abs().mean() for v in (first, second)]
     assert roughness[0] < 0.7 * roughness[1]
     assert Views("imagenet", 24).views[0].intensity[1][1] == 1.0
+
+
+@pytest.mark.parametrize("recipe", ["original", "imagenet"])
+def test_more_views_are_further_draws_after_the_same_two(recipe: str) -> None:
+    """So two views are what they are however many can be asked for; a pair of recipes alternates."""
+    images = batch()
+    two, four = (Views(recipe, 24, count)(images, step_generator(0, 0, 0)) for count in (2, 4))
+    assert [view.shape for view in four] == [two[0].shape] * 4
+    assert torch.equal(two[0], four[0]) and torch.equal(two[1], four[1])
+    assert all(not torch.equal(first, second) for first, second in itertools.combinations(four, 2))
+    steps = [view.intensity for view in Views(recipe, 24, 4).views]
+    assert steps[:2] == steps[2:]
 
 
 def test_each_operator_alone_works_on_every_image(monkeypatch):
