@@ -9,14 +9,14 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from augmentations.transform_utils import TwinViews, denormalise, step_generator
+from augmentations.transform_utils import Views, denormalise, step_generator
 from dataset_loader.splits import SHARES
 from dataset_loader.xrays import DataConfig, XRays, described, read_columns
 from downstream_task.finetuning import FinetuneConfig, check_finetune_config, finetune
 from downstream_task.targets import TargetConfig
 from selfsup_task.pretrain_config import PretrainConfig
 from selfsup_task.pretraining import check_pretrain_config, pretrain
-from selfsup_task.timing import seconds_a_pair
+from selfsup_task.timing import seconds_an_image
 from utils.config import UserError, check_config
 from utils.locks import exclusive_lock
 from utils.logging_utils import Run
@@ -167,7 +167,7 @@ def contact_sheet(xrays: XRays, recipes: Sequence[str], size: int, views: int = 
     """What each recipe makes of one training X-ray: [views, size, size] in 0..1 by recipe."""
     image = xrays.batch(torch.from_numpy(xrays.indices("train")[:1]).expand(views))
     return {
-        recipe: denormalise(TwinViews(recipe, size)(image, step_generator(0, 0, 0))[0])[:, 0].cpu().numpy()
+        recipe: denormalise(Views(recipe, size)(image, step_generator(0, 0, 0))[0])[:, 0].cpu().numpy()
         for recipe in recipes
     }
 
@@ -183,17 +183,19 @@ def print_plan(runs: Mapping[str, Run], images: int) -> None:
 def _forecast(configs: Sequence[Mapping[str, Any]], images: int) -> str:
     try:
         seconds = sum(
-            SECONDS_A_TRIAL + seconds_a_pair(_pretraining(config)) * _pairs(config, images) for config in configs
+            SECONDS_A_TRIAL + seconds_an_image(_pretraining(config)) * _steps_of_an_image(config, images)
+            for config in configs
         )
     except (RuntimeError, MemoryError) as error:  # one trial needs more memory than there is: the others will run
         return f"about an unknown number of minutes ({str(error).splitlines()[0] if str(error) else 'out of memory'})"
     return about_minutes(seconds)
 
 
-def _pairs(config: Mapping[str, Any], images: int) -> float:
-    """Pairs of views that a trial costs: a fine-tuning step costs half, a forward pass a sixth."""
+def _steps_of_an_image(config: Mapping[str, Any], images: int) -> float:
+    """What a trial costs, in pretraining steps of one X-ray: fine-tuning sees one view, a forward pass is a third."""
     part = config["finetune"]
-    return config["num_epochs"] * images + part["num_steps"] * part["batch_size"] / 2 + 3 * images / 6
+    one_view = part["num_steps"] * part["batch_size"] + 3 * images / 3
+    return config["num_epochs"] * images + one_view / config["views"]
 
 
 def _pretraining(config: Mapping[str, Any]) -> PretrainConfig:

@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from augmentations.transform_utils import TwinViews, denormalise, operator_views, step_generator
+from augmentations.transform_utils import Views, denormalise, operator_views, step_generator
 from dataset_loader.splits import label_subset, strata_of
 from dataset_loader.xrays import XRays
 from downstream_task.probes import forward_all, probe, probe_labels, probed_classes
 from downstream_task.targets import metric_of
 from self_sup_classes.backbones import save_backbone
-from self_sup_classes.barlow import BarlowTwins, cross_correlation, random_embedding_loss
+from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss, cross_correlation, random_embedding_parts
 from self_sup_classes.health import Health, measure_health
 from self_sup_classes.provenance import Provenance
 from selfsup_task.pretrain_config import PretrainConfig
@@ -26,6 +26,7 @@ from utils.randomness import fixed_order
 from utils.wording import metric_name
 
 PROBES = ("probe/linear", "probe/knn")
+LOSS_PARTS = [f"train/{part}" for part in BarlowTwinsLoss._fields]
 PROBE_LABELS = 100  # labelled training images that a probe learns from: few, since that is what pretraining is for
 FINDING_LABELS = 500  # the same for findings, most of which are rare
 PROBE_DRAWS = 5  # draws of them, stratified, over which a probe's score is averaged
@@ -41,13 +42,13 @@ class Gauge:
     def __init__(
         self,
         model: BarlowTwins,
-        views: TwinViews,
         xrays: XRays,
         indices: np.ndarray,
         config: PretrainConfig,
         run: Run,
     ):
-        self.model, self.views, self.xrays, self.config, self.run = model, views, xrays, config, run
+        self.model, self.xrays, self.config, self.run = model, xrays, config, run
+        self.views = Views(config["recipe"], config["img_res"], config["views"])
         self.device = next(model.parameters()).device
         self.dtype = choose_precision(config["precision"], self.device)
         self.sample = _sample(indices, HEALTH_IMAGES)
@@ -71,17 +72,16 @@ class Gauge:
 
     def measure_random_network(self) -> dict[str, float]:
         """Ranks and probes of the network as it is before the first step."""
-        ranks = self.health({"train/on_diagonal": np.nan, "train/off_diagonal": np.nan}).scalars()
+        ranks = self.health(dict.fromkeys(LOSS_PARTS, np.nan)).scalars()
         return {tag: value for tag, value in ranks.items() if np.isfinite(value)} | self.probe()
 
     def health(self, means: Mapping[str, float]) -> Health:
-        """The health panel of the network as it is, given an epoch's mean on- and off-diagonal."""
+        """The health panel of the network as it is, given an epoch's mean loss and its parts."""
         features = self._features(self.sample)
         with torch.no_grad():
             embeddings = self.model.projector(features.to(self.device)).cpu()
-        on_diagonal, off_diagonal = means["train/on_diagonal"], means["train/off_diagonal"]
-        batch_size, lambd = self.config["batch_size"], self.config["barlow_lambda"]
-        return measure_health(features, embeddings, on_diagonal, off_diagonal, batch_size, lambd)
+        parts = [means[part] for part in LOSS_PARTS]
+        return measure_health(features, embeddings, parts, self.config["batch_size"], self.config["views"])
 
     def probe(self) -> dict[str, float]:
         """Linear and kNN probe on validation, the mean over the draws; empty where there are no labels to probe."""
@@ -115,20 +115,18 @@ class Gauge:
         resolution, channels = self.config["img_res"], self.config["in_channels"]
         return forward_all(self.model.backbone, self.xrays, indices, resolution, channels, self.dtype)
 
-    def _fixed_views(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels uint8 [n, 1, S, S] of the first n images of the sample, and two views [n, 1, R, R] of them."""
+    def _fixed_views(self, n: int) -> tuple[Tensor, list[Tensor]]:
+        """Pixels uint8 [n, 1, S, S] of the first n images of the sample, and the views [n, 1, R, R] of them."""
         images = self.xrays.batch(torch.from_numpy(self.sample[:n]))
-        return images, *self.views(images, step_generator(self.config["random_seed"], 0, 0))
+        return images, self.views(images, step_generator(self.config["random_seed"], 0, 0))
 
     def views_figure(self) -> Figure:
-        """What the network has to see as the same: some images, each with two views."""
-        images, y1, y2 = self._fixed_views(VIEWS_SHOWN)
-        pictures = {
-            "X-ray": images.float() / 255,
-            "view 1": denormalise(y1),
-            "view 2": denormalise(y2),
-        }
-        title = plots.marked(f"Two views of each X-ray, recipe {self.config['recipe']!r}", self.xrays.synthetic)
+        """What the network has to see as the same: some images, each with its views."""
+        images, views = self._fixed_views(VIEWS_SHOWN)
+        pictures = {"X-ray": images.float() / 255}
+        pictures |= {f"view {number}": denormalise(y) for number, y in enumerate(views, 1)}
+        title = f"{self.config['views']} views of each X-ray, recipe {self.config['recipe']!r}"
+        title = plots.marked(title, self.xrays.synthetic)
         return plots.image_grid({name: p[:, 0].cpu().numpy() for name, p in pictures.items()}, title)
 
     def recipe_figure(self) -> Figure:
@@ -145,9 +143,9 @@ class Gauge:
 
     @torch.no_grad()
     def correlation_figure(self, epoch: int) -> Figure:
-        """The cross-correlation matrix of two views of a fixed batch, by the network in eval mode."""
+        """The cross-correlation matrix of the first two views of a fixed batch, by the network in eval mode."""
         n = min(self.config["batch_size"], len(self.sample))
-        views = [y.expand(-1, self.config["in_channels"], -1, -1) for y in self._fixed_views(n)[1:]]
+        views = [y.expand(-1, self.config["in_channels"], -1, -1) for y in self._fixed_views(n)[1][:2]]
         z1, z2 = (self.model.embed(y)[1] for y in views)
         title = f"Cross-correlation of two views of {n} X-rays, epoch {epoch}"
         matrix = cross_correlation(z1, z2).cpu().numpy()
@@ -156,10 +154,13 @@ class Gauge:
     def curves_figure(self) -> Figure:
         """The run's curves, with the loss that random embeddings would have."""
         config = self.config
-        loss, on_diagonal, _ = random_embedding_loss(
-            config["batch_size"], config["projector_dims"][-1], config["barlow_lambda"]
-        )
-        levels = {"train/loss": loss, "train/on_diagonal": on_diagonal, "chance": self.chance}
+        width = config["projector_dims"][-1]
+        on_diagonal, off_diagonal = random_embedding_parts(config["batch_size"], width, config["views"])
+        levels = {
+            "train/loss": on_diagonal + config["barlow_lambda"] * off_diagonal,
+            "train/on_diagonal": on_diagonal,
+            "chance": self.chance,
+        }
         title = plots.marked(str(self.run), self.xrays.synthetic)
         return plots.training_curves(self.run.rows, title, levels, metric_name(self.metric))
 

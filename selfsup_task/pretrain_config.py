@@ -19,6 +19,7 @@ class PretrainConfig(DataConfig, FitConfig):
     backbone: str
     in_channels: int
     recipe: str
+    views: int
     barlow_lambda: float
     projector_dims: list[int]
     device: str
@@ -33,6 +34,7 @@ class PretrainConfig(DataConfig, FitConfig):
             raise UserError(f"projector_dims is {self.projector_dims}; expected widths such as [512] or [512, 512].")
         check_choice("recipe", self.recipe, list(RECIPES))
         check_choice("device", self.device, DEVICES)
+        check_at_least("views", self.views, 2)
         check_at_least("probe_every", self.probe_every, 1)
         check_at_least("barlow_lambda", self.barlow_lambda, 0)
 
@@ -40,8 +42,9 @@ class PretrainConfig(DataConfig, FitConfig):
 def derived_name(config: PretrainConfig) -> str:
     """The name of a run that was given none: what varies between runs, never the clock."""
     projector = "-".join(str(width) for width in config.projector_dims)
+    views = "" if config.views == 2 else f"_v{config.views}"
     return (
-        f"pretrain/{config.dataset}_{config.backbone}_{config.img_res}px_{config.recipe}"
+        f"pretrain/{config.dataset}_{config.backbone}_{config.img_res}px_{config.recipe}{views}"
         f"_b{config.batch_size}_lr{config.lr:g}_lambda{config.barlow_lambda:g}_p{projector}"
         f"_e{config.num_epochs}_s{config.random_seed}"
     )

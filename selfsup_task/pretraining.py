@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from augmentations.transform_utils import TwinViews, step_generator
+from augmentations.transform_utils import Views, step_generator
 from dataset_loader.xrays import PHANTOMS, open_xrays, read_columns
 from self_sup_classes.backbones import save_backbone
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
@@ -50,16 +50,16 @@ def build_model(config: PretrainConfig) -> BarlowTwins:
 
 
 def twin_step(
-    twins: Callable[[Tensor, Tensor], BarlowTwinsLoss], images_of: Callable[[Tensor], Tensor], config: PretrainConfig
+    twins: Callable[..., BarlowTwinsLoss], images_of: Callable[[Tensor], Tensor], config: PretrainConfig
 ) -> StepFunction:
     """The engine's step for Barlow Twins; `images_of` gives the pixels uint8 [B, 1, S, S] of a batch of indices."""
-    views = TwinViews(config.recipe, config.img_res)
+    """The engine's step for Barlow Twins; `images_of` gives the pixels uint8 [B, 1, S, S] of a batch of indices."""
+    views = Views(config.recipe, config.img_res, config.views)
 
     def step(batch: Tensor, epoch: int, step_in_epoch: int) -> Mapping[str, Tensor]:
         generator = step_generator(config.random_seed, epoch, step_in_epoch, distributed.rank())
-        y1, y2 = views(images_of(batch), generator)  # float32 [B, 1, R, R] each
-        channels = config.in_channels
-        return twins(y1.expand(-1, channels, -1, -1), y2.expand(-1, channels, -1, -1))._asdict()
+        drawn = views(images_of(batch), generator)  # float32 [B, 1, R, R] each
+        return twins(*(y.expand(-1, config.in_channels, -1, -1) for y in drawn))._asdict()
 
     return step
 
@@ -75,7 +75,7 @@ def _pretrain(config: PretrainConfig, device: torch.device, run: Run) -> None:
         xrays.write_split(run.folder)
     model = placed(model, device).eval()
     step = twin_step(distributed.data_parallel(model), xrays.batch, config)
-    gauge = Gauge(model, TwinViews(config.recipe, config.img_res), xrays, indices, config, run)
+    gauge = Gauge(model, xrays, indices, config, run)
     if run.is_writer and run.checkpoint() is None:
         run.save_figure("views", gauge.views_figure(), step=0)
         run.save_figure("recipe", gauge.recipe_figure(), step=0)

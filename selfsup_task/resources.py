@@ -27,7 +27,7 @@ from utils.training_utils import check_fit_config
 PROBE_SECONDS = 8.0  # of optimiser steps: a machine that others share is now faster, now slower
 SIGKILL = 9  # Windows has none
 SAMPLE = 256  # files that are decoded to see what the store takes, at least a batch of them
-FORWARD = 1 / 6  # of a pair's step that one image's forward pass costs: two views, and backward is twice forward
+FORWARD = 1 / 3  # of a view's share of a step that one image's forward pass costs: backward is twice forward
 REFUSED_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
@@ -69,7 +69,8 @@ def forecast(times: StepTimes, store: float, config: PretrainConfig, num_images:
     probed = min(train, labels * PROBE_DRAWS) + min(int(SHARES["val"] * num_images), PROBE_TESTS)
     probes = 1 + epochs // config["probe_every"]
     forwards = (epochs + 1) * min(train, HEALTH_IMAGES) + probes * probed
-    steps = epochs * (train // config["batch_size"]) + FORWARD * forwards / config["batch_size"]
+    views_a_step = config["views"] * config["batch_size"]
+    steps = epochs * (train // config["batch_size"]) + FORWARD * forwards / views_a_step
     return store * num_images + steps * times.step
 
 

@@ -20,6 +20,7 @@ PRETRAINING: dict[str, Any] = {
     "barlow_lambda": 5e-3,
     "img_res": 32,
     "recipe": "short",
+    "views": 2,
     "num_epochs": 1,
     "batch_size": 64,
     "optimizer": "adamw",

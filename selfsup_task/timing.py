@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from augmentations.transform_utils import TwinViews, step_generator
+from augmentations.transform_utils import Views, step_generator
 from selfsup_task.pretrain_config import PretrainConfig
 from selfsup_task.pretraining import build_model, twin_step
 from utils.hardware import choose_device, choose_precision, median_seconds, peak_memory, placed
@@ -45,7 +45,7 @@ def time_steps(
     images_of = images_of or (lambda _: made_up)
     model = placed(build_model(config), device).train()
     optimizer = build_optimizer(model, config)
-    views = TwinViews(config["recipe"], config["img_res"])
+    views = Views(config["recipe"], config["img_res"])
     step = twin_step(model, images_of, config)
     batch = torch.arange(config["batch_size"])
     pixels = images_of(batch)
@@ -61,13 +61,13 @@ def time_steps(
     return StepTimes(**times, memory=peak_memory(device))
 
 
-def seconds_a_pair(config: PretrainConfig) -> float:
-    """Seconds that a pair of views takes; networks, sizes and recipes alike are timed once."""
+def seconds_an_image(config: PretrainConfig) -> float:
+    """Seconds that a step takes for each X-ray, all its views; configs of equal cost are timed once."""
     alike = {**config, "run_name": "", "barlow_lambda": 0.0, "lr": 0.0, "scheduler": "constant"}
-    return _seconds_a_pair(json.dumps(alike))
+    return _seconds_an_image(json.dumps(alike))
 
 
 @functools.cache
-def _seconds_a_pair(config: str) -> float:
+def _seconds_an_image(config: str) -> float:
     alike: PretrainConfig = json.loads(config)
     return time_steps(alike).step / alike["batch_size"]

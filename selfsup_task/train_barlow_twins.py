@@ -43,9 +43,10 @@ config: dict[str, Any] = {
     # views
     "img_res": 32,  # pixels a side of the views
     "recipe": "short",  # a name in augmentations/recipes.py; for real X-rays start with "base"
+    "views": 2,  # random views of each X-ray in a step; more than 2 use the mean-view loss
     # optimisation
     "num_epochs": 10,  # passes over the unlabelled images
-    "batch_size": 64,  # over all processes; pairs of views
+    "batch_size": 64,  # X-rays in a step, over all processes
     "optimizer": "adamw",  # "adam" | "adamw" | "sgd"
     "lr": 5e-4,  # its largest value, after the warmup
     "optimizer_weight_decay": 1e-4,  # of weights; not of biases and BatchNorm
