@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dataset_loader.image_store import ImageStore
 from utils.files import write_text
-from utils.progress import progress_bar
+from utils.scripts import progress_bar
 
 THUMBNAIL = 64  # pixels a side at which images are compared
 MAX_DISTANCE = 0.5

@@ -11,7 +11,7 @@ from torchvision import models
 from self_sup_classes.backbones import Backbone, first_conv, read_state_dict
 from self_sup_classes.provenance import NOTHING_SEEN, Provenance, provenance_of
 from utils.config import UserError, repo_path
-from utils.randomness import mixed_seed
+from utils.optimisation import mixed_seed
 
 _ORIGINAL_PREFIX = "backbone.net."  # of the original project's checkpoints, which also hold a projector
 

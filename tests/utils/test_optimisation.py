@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.freezing import assert_unchanged, frozen_tensors, train_mode
+from utils.optimisation import assert_unchanged, frozen_tensors, train_mode
 
 
 def network() -> nn.Sequential:
