@@ -213,8 +213,9 @@ class Run:
         return path.stat().st_mtime_ns if path.exists() else None
 
     def fail(self, error: str) -> None:
-        """Write error.txt: why the run could not be finished."""
+        """Write error.txt: why the run could not be finished, or even started."""
         if self.is_writer:
+            write_json(self.folder / "config.json", self.config)
             write_text(self.folder / "error.txt", error)
 
     def _write_hparams(self, writer: SummaryWriter) -> None:

@@ -4,6 +4,7 @@ import argparse
 import ast
 import difflib
 import io
+import re
 import sys
 import tokenize
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ def flags(config: Mapping[str, Any], description: str | None, *files: str, first
         arguments = [f"--{first}", *arguments]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace", line_buffering=True)  # a Windows console may lack a sign
+            stream.reconfigure(errors="replace", line_buffering=True)  # a Windows console may lack a character
     comments: dict[str, str] = {}
     for path in reversed(files):
         comments |= key_comments(Path(path).read_text(encoding="utf-8"))
@@ -64,13 +65,14 @@ def parse_flags(
     Raises UserError for a flag that does not exist, naming the nearest, and for a value of another type.
     """
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser._negative_number_matcher = re.compile(r"-\.?\d")  # argparse's own does not know -1e-3
     values = _flat(config)
     for key, value in values.items():
         comment = comments.get(key, comments.get(key.rpartition(".")[2], ""))
         shown = " ".join(map(str, value)) if isinstance(value, list) else value
         text = f"{comment} (default: {shown})".replace("%", "%%")
         parser.add_argument(_flag(key), dest=key, default=value, help=text, **_parsing(value))
-    # a value may begin with a dash (a negative number); an underscore in a flag is a dash
+    # an underscore in a flag is a dash
     normal = [_flag(word[2:].partition("=")[0]) + _tail(word) if word.startswith("--") else word for word in arguments]
     found, unknown = parser.parse_known_args(normal)
     if unknown:
