@@ -3,8 +3,8 @@
     python utils/load_tb_logs.py runs --csv out.csv
     python utils/load_tb_logs.py runs/compare/covid --csv covid.csv --tags val/balanced_accuracy best/balanced_accuracy
 
-One row per scalar: run, tag, step, value, wall_time (UTC), then a column config.<key> for each key of the runs' configs.
-A broken or truncated file is read up to the break and named on stderr. Points that a resumed run wrote again replace
+One row per scalar: run, tag, step, value, wall_time (UTC), then a column config.<key> for each key of the configs. A
+broken or truncated file is read up to the break and named on stderr. Points that a resumed run wrote again replace
 the earlier ones. It takes seconds. In a notebook: `read_scalars(Path("runs"))`.
 """
 

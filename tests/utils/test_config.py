@@ -103,7 +103,7 @@ def test_values_are_checked() -> None:
         check_choice("optimizer", "adm", ["adam", "sgd"])
     check_at_least("lr", 0, 0)
     for value in (-0.1, float("nan"), float("inf")):
-        with pytest.raises(UserError, match="lr is .*; it must be at least 0"):
+        with pytest.raises(UserError, match=r"lr is .*; it must be at least 0"):
             check_at_least("lr", value, 0)
     check_list("fractions", [0.1, 1.0])
     with pytest.raises(UserError, match="fractions is empty"):
