@@ -1,4 +1,4 @@
-"""Is Barlow Twins learning, or collapsing? A few numbers each epoch, and a verdict in words."""
+"""Whether Barlow Twins is learning or collapsing: a few numbers per epoch, and a verdict in words."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ from torch import Tensor
 from self_sup_classes.barlow import random_embedding_loss
 from utils.metrics import dead_dimensions, effective_rank
 
-# Bounds of the verdict; tests hold them against induced failures and a healthy run.
+# Bounds of the verdict; tests check them on induced failures and a healthy run.
 COLLAPSED_RANK = 3.0
 DEAD_SHARE = 0.5  # of the dimensions
-NOT_ALIGNED = 0.9  # on-diagonal against random embeddings'
-AT_CHANCE = 1.5  # off-diagonal against random embeddings'
+NOT_ALIGNED = 0.9  # on-diagonal divided by that of random embeddings
+AT_CHANCE = 1.5  # off-diagonal divided by that of random embeddings
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Health:
 
     on_ratio, off_ratio  the parts of the training loss divided by those of random embeddings of the same N and D:
                          on_ratio falls from 1 to 0 as the two views of an image agree; off_ratio is large while
-                         dimensions repeat each other and falls towards 1, which is chance
+                         dimensions are redundant and falls towards 1, which is chance
     off_share            the weighted off-diagonal's share of the loss
     rank, max_rank       effective rank of the embeddings, and the largest that their number and width allow
-    dead, width          embedding dimensions that hardly vary, and all
-    feature_rank, dead_features  the same of the backbone's features
+    dead, width          embedding dimensions that hardly vary, and all dimensions
+    feature_rank, dead_features  the same for the backbone's features
     """
 
     on_ratio: float
@@ -38,7 +38,7 @@ class Health:
     dead_features: int
 
     def scalars(self) -> dict[str, float]:
-        """The numbers, tagged for metrics.csv and TensorBoard."""
+        """Return the numbers by their tags in metrics.csv and TensorBoard."""
         return {
             "health/rank": self.rank,
             "health/dead_dimensions": self.dead,
@@ -49,7 +49,7 @@ class Health:
         }
 
     def verdict(self) -> str:
-        """The word "healthy" with the rank, or what is wrong, by which number, and what to change."""
+        """Return "healthy" with the rank, or what is wrong, which number shows it and what to change."""
         if self.rank < COLLAPSED_RANK:
             return f"collapsing: rank {self.rank:.1f} of {self.max_rank}; raise barlow_lambda or lower lr"
         if self.dead > DEAD_SHARE * self.width:
@@ -67,9 +67,9 @@ class Health:
 def measure_health(
     features: Tensor, embeddings: Tensor, on_diagonal: float, off_diagonal: float, batch_size: int, lambd: float
 ) -> Health:
-    """The health panel from features [n, F] and embeddings [n, D] of a fixed sample and an epoch's mean losses.
+    """Return the health panel for features [n, F] and embeddings [n, D] of a fixed sample and an epoch's mean losses.
 
-    batch_size is that of training, over which the loss correlates.
+    batch_size is that of training, since the loss correlates over a batch.
     """
     n, d = embeddings.shape
     _, random_on, random_off = random_embedding_loss(batch_size, d, lambd)
