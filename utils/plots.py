@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.ticker import MaxNLocator
 
-from utils.wording import METHOD_NAMES, metric_name
+from utils.intervals import METHOD_NAMES, metric_name
 
 DIMENSIONS_SHOWN = 64  # more are too fine for a picture: the diagonal vanishes
 BLUE, ORANGE, GREEN, PINK, BLACK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000"
