@@ -94,7 +94,7 @@ def audit_figure(
         reach = np.nan_to_num([rows["value"] - rows["low"], rows["high"] - rows["value"]])
         ax.errorbar(
             rows["value"], np.arange(n) + shift, xerr=reach, color=colour, marker=marker, linestyle="none", capsize=4,
-            label=f"{head} head",
+            label=f"head {head}",
         )  # fmt: skip
     ax.axvline(chance, color=BLACK, linestyle=":", linewidth=1, label=f"chance, {chance:.2f}")
     ax.set_yticks(range(n), list(pictures), fontsize=9)

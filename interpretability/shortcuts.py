@@ -26,7 +26,6 @@ from utils.randomness import fixed_order
 
 MIN_MASKED = 20  # test X-rays with a lung mask; with fewer, intervals of what needs masks say nothing
 MAX_REFIT = 2000  # X-rays that a new head, or the probe of the source, learns from
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # inverse L2 strengths that the new head chooses from
 MAX_MAPPED = 8  # X-rays of a class that are mapped: occlusion takes hundreds of passes per X-ray
 REPEATS = 300  # resamples behind an interval
 AT_ONCE = 128
@@ -153,7 +152,7 @@ class Audited:
         x = {part: self._features(alteration, *rows) for part, rows in self.parts.items()}
         y = {part: self.targets.values[indices] for part, (indices, _) in self.parts.items()}
         own = self.classifier.head
-        new = fit_linear_head(x["train"], y["train"], x["val"], y["val"], self.config.class_weights, STRENGTHS)
+        new = fit_linear_head(x["train"], y["train"], x["val"], y["val"], self.config.class_weights)
         heads = {
             TRAINED: (own.weight.detach().cpu(), own.bias.detach().cpu()),
             REFITTED: (torch.from_numpy(new.weight), torch.from_numpy(new.bias)),
