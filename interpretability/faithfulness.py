@@ -67,7 +67,8 @@ def deletion_and_insertion(
             strongest = rank < step * m[0].numel() / CURVE_POINTS
             pair = torch.where(strongest, empty, x), torch.where(strongest, x, empty)
             curves.append(torch.stack([probability(net(one)).gather(1, c[:, None])[:, 0] for one in pair]))
-        areas.append(torch.trapezoid(torch.stack(curves), dim=0) / CURVE_POINTS)  # [2, n]
+        pair = torch.stack(curves, dim=1)  # [2, CURVE_POINTS + 1, n]
+        areas.append(torch.stack([torch.trapezoid(curve, dim=0) / CURVE_POINTS for curve in pair]))
     deletion, insertion = torch.cat(areas, dim=1)
     return deletion, insertion
 
