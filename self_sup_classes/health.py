@@ -1,10 +1,11 @@
 """Whether Barlow Twins is learning or collapsing: a few numbers per epoch, and a verdict in words."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from self_sup_classes.barlow import random_embedding_loss
+from self_sup_classes.barlow import chance_off_diagonal, random_embedding_parts
 from utils.metrics import dead_dimensions, effective_rank
 
 # Bounds of the verdict; tests check them on induced failures and a healthy run.
@@ -18,9 +19,10 @@ AT_CHANCE = 1.5  # off-diagonal divided by that of random embeddings
 class Health:
     """The health panel of one epoch.
 
-    on_ratio, off_ratio  the parts of the training loss divided by those of random embeddings of the same N and D:
-                         on_ratio falls from 1 to 0 as the two views of an image agree; off_ratio is large while
-                         dimensions are redundant and falls towards 1, which is chance
+    on_ratio             the on-diagonal divided by that of random embeddings of the same N, D and number of views:
+                         falls from 1 to 0 as the views of an image agree
+    off_ratio            the off-diagonal divided by that of independent dimensions whose views agree as much: large
+                         while dimensions repeat each other, falls towards 1, which is chance
     off_share            the weighted off-diagonal's share of the loss
     rank, max_rank       effective rank of the embeddings, and the largest that their number and width allow
     dead, width          embedding dimensions that hardly vary, and all dimensions
@@ -64,19 +66,18 @@ class Health:
         return f"healthy: rank {self.rank:.0f} of {self.max_rank}, on-diagonal {self.on_ratio:.2f} of random"
 
 
-def measure_health(
-    features: Tensor, embeddings: Tensor, on_diagonal: float, off_diagonal: float, batch_size: int, lambd: float
-) -> Health:
-    """Return the health panel for features [n, F] and embeddings [n, D] of a fixed sample and an epoch's mean losses.
+def measure_health(features: Tensor, embeddings: Tensor, parts: Sequence[float], batch_size: int, views: int) -> Health:
+    """The health panel from features [n, F] and embeddings [n, D] of a fixed sample, and the training loss.
 
-    batch_size is that of training, since the loss correlates over a batch.
+    parts              an epoch's mean loss, on_diagonal and off_diagonal
+    batch_size, views  those of training, over which the loss correlates
     """
     n, d = embeddings.shape
-    _, random_on, random_off = random_embedding_loss(batch_size, d, lambd)
+    loss, on_diagonal, off_diagonal = parts
     return Health(
-        on_ratio=on_diagonal / random_on,
-        off_ratio=off_diagonal / random_off,
-        off_share=lambd * off_diagonal / (on_diagonal + lambd * off_diagonal),
+        on_ratio=on_diagonal / random_embedding_parts(batch_size, d, views)[0],
+        off_ratio=off_diagonal / chance_off_diagonal(batch_size, d, views, on_diagonal),
+        off_share=1 - on_diagonal / loss,
         rank=effective_rank(embeddings),
         max_rank=min(n - 1, d),
         dead=dead_dimensions(embeddings),

@@ -163,6 +163,13 @@ class Run:
         if self.is_writer:
             (self.folder / "checkpoint.pt").unlink(missing_ok=True)
 
+    def drop_weights(self) -> None:
+        """Delete checkpoint.pt and the state_dicts: a trial of a search needs none once its score is known."""
+        self.drop_checkpoint()
+        if self.is_writer:
+            for path in self.folder.glob("*_state_dict.pt"):
+                path.unlink()
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, which marks the run as finished; add a training to TensorBoard's HParams."""
         self.summary = _plain(dict(summary))

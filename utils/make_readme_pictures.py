@@ -1,51 +1,64 @@
-"""The README's pictures, from what `make tour` leaves on synthetic X-rays: smaller, and few colours.
+"""The README's pictures: figures of `make tour` on synthetic X-rays, made small.
 
     make tour
     python utils/make_readme_pictures.py
 
-Writes docs/*.png, each under 200 kB. Seconds.
+Writes docs/*.png, each under 200 kB. Takes seconds.
 """
 
-import io
-from pathlib import Path
 from typing import Any
+
+from utils.scripts import flags, run_script
+
+config: dict[str, Any] = {
+    "runs": "runs",  # the folder with the runs of the tour
+    "output": "docs",  # where the pictures are written
+}
+
+if __name__ == "__main__":
+    config = flags(config, __doc__, __file__)  # before the slow imports
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 
-from utils.config import UserError, repo_path
+from utils.config import Config, UserError, repo_path
 from utils.files import write_atomically
-from utils.scripts import run_script
 
-config: dict[str, Any] = {
-    "runs": "runs",  # where the tour's runs are
-    "output": "docs",
-}
-
-PICTURES = {  # figures of the tour, below the runs; the first that exists of a pattern
-    "views": "pretrain/phantom_resnet18_32px_short_b64_lr0.0005_lambda0.005_p512_e10_s0/figures/views.png",
+PICTURES = {  # name: pattern of the figure below the runs; of several, the first is taken
+    "views": "pretrain/phantom*/figures/views.png",
     "label_efficiency": "tour/compare/figures/label_efficiency.png",
     "panel": "tour/grad_cam/figures/panel.png",
     "audit": "tour/audit/*/*/*/figures/audit.png",
 }
-WIDTHS = (1200, 1000, 800, 600)  # pixels: the widest that is small enough is taken
-MOST_BYTES = 200_000
+WIDTHS = (1200, 1000, 800, 600)  # pixels; the widest that gives a small enough file is taken
+MAX_BYTES = 200_000
 COLOURS = 128
 
 
-def main(config: dict[str, Any]) -> None:
-    """Find, shrink, write."""
+@dataclass(frozen=True, kw_only=True)
+class PicturesConfig(Config):
+    """The config above."""
+
+    runs: str
+    output: str
+
+
+def main(config: PicturesConfig) -> None:
+    """Find the figures, shrink them, write them."""
     for name, pattern in PICTURES.items():
-        found = sorted(repo_path(config["runs"]).glob(pattern))
+        found = sorted(repo_path(config.runs).glob(pattern))
         if not found:
-            raise UserError(f"found no {pattern} in {repo_path(config['runs'])}; run `make tour` first.")
-        png = small(found[0])
-        path = repo_path(config["output"]) / f"{name}.png"
+            raise UserError(f"found no {pattern} in {repo_path(config.runs)}; run `make tour` first.")
+        png, path = small(found[0]), repo_path(config.output) / f"{name}.png"
         write_atomically(path, lambda file, png=png: file.write(png))
         print(f"{path}   {len(png) / 1000:.0f} kB")
 
 
 def small(path: Path) -> bytes:
-    """A figure as a PNG of COLOURS colours and at most MOST_BYTES, as wide as that allows."""
+    """Return a figure as a PNG of COLOURS colours and at most MAX_BYTES, as wide as that allows."""
     with Image.open(path) as image:
         whole = image.convert("RGB")
     for width in WIDTHS:
@@ -53,12 +66,10 @@ def small(path: Path) -> bytes:
         file = io.BytesIO()
         resized = whole.resize(size, Image.Resampling.LANCZOS)
         resized.quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(file, "PNG", optimize=True)
-        if file.tell() <= MOST_BYTES:
+        if file.tell() <= MAX_BYTES:
             return file.getvalue()
-    raise UserError(
-        f"{path} has more than {MOST_BYTES:,} bytes even at {WIDTHS[-1]} pixels; leave something out of it."
-    )
+    raise UserError(f"{path} has over {MAX_BYTES:,} bytes even at {WIDTHS[-1]} pixels; leave something out of it.")
 
 
 if __name__ == "__main__":
-    run_script(main, config, __doc__)
+    run_script(main, PicturesConfig, config)
