@@ -1,7 +1,7 @@
 """The README's pictures: figures of `make tour` on synthetic X-rays, made small.
 
     make tour
-    python utils/make_readme_pictures.py
+    python docs/make_pictures.py
 
 Writes docs/*.png, each under 200 kB. Takes seconds.
 """
