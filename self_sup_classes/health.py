@@ -1,4 +1,4 @@
-"""Is Barlow Twins learning, or collapsing? A few numbers each epoch, and a verdict in words."""
+"""Whether Barlow Twins is learning or collapsing: a few numbers per epoch, and a verdict in words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from torch import Tensor
 from self_sup_classes.barlow import chance_off_diagonal, random_embedding_parts
 from utils.metrics import dead_dimensions, effective_rank
 
-# Bounds of the verdict; tests hold them against induced failures and a healthy run.
+# Bounds of the verdict; tests check them on induced failures and a healthy run.
 COLLAPSED_RANK = 3.0
 DEAD_SHARE = 0.5  # of the dimensions
-NOT_ALIGNED = 0.9  # on-diagonal against random embeddings'
-AT_CHANCE = 1.5  # off-diagonal against random embeddings'
+NOT_ALIGNED = 0.9  # on-diagonal divided by that of random embeddings
+AT_CHANCE = 1.5  # off-diagonal divided by that of random embeddings
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Health:
                          while dimensions repeat each other, falls towards 1, which is chance
     off_share            the weighted off-diagonal's share of the loss
     rank, max_rank       effective rank of the embeddings, and the largest that their number and width allow
-    dead, width          embedding dimensions that hardly vary, and all
-    feature_rank, dead_features  the same of the backbone's features
+    dead, width          embedding dimensions that hardly vary, and all dimensions
+    feature_rank, dead_features  the same for the backbone's features
     """
 
     on_ratio: float
@@ -40,7 +40,7 @@ class Health:
     dead_features: int
 
     def scalars(self) -> dict[str, float]:
-        """The numbers, tagged for metrics.csv and TensorBoard."""
+        """Return the numbers by their tags in metrics.csv and TensorBoard."""
         return {
             "health/rank": self.rank,
             "health/dead_dimensions": self.dead,
@@ -51,7 +51,7 @@ class Health:
         }
 
     def verdict(self) -> str:
-        """The word "healthy" with the rank, or what is wrong, by which number, and what to change."""
+        """Return "healthy" with the rank, or what is wrong, which number shows it and what to change."""
         if self.rank < COLLAPSED_RANK:
             return f"collapsing: rank {self.rank:.1f} of {self.max_rank}; raise barlow_lambda or lower lr"
         if self.dead > DEAD_SHARE * self.width:
