@@ -1,6 +1,7 @@
 """torchvision's backbones for one- or three-channel X-rays: build without a head, export with one, read files."""
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,25 +56,43 @@ def torchvision_model(name: str, in_channels: int) -> nn.Module:
     return with_fast_convolutions(net)
 
 
-def export_state_dict(backbone: Backbone, provenance: Provenance) -> OrderedDict[str, Tensor]:
-    """A copy of the weights that plain torchvision loads with strict=True; no projector.
+def export_state_dict(backbone: Backbone) -> dict[str, Tensor]:
+    """Return the weights that plain torchvision loads with strict=True; no projector.
 
     The 1000-class head that torchvision expects is there and all zeros: it was never trained.
     """
     plain = torchvision_model(backbone.name, in_channels=first_conv(backbone.net)[1].in_channels)
     trained = backbone.net.state_dict()
-    state = OrderedDict(
-        (key, trained[key].detach().cpu().contiguous().clone() if key in trained else torch.zeros_like(value))
-        for key, value in plain.state_dict().items()
-    )
-    provenance.attach(state)
-    return state
+    return {key: trained.get(key, torch.zeros_like(value)) for key, value in plain.state_dict().items()}
 
 
 def save_backbone(path: Path, backbone: Backbone, provenance: Provenance) -> None:
-    """Write `export_state_dict(backbone, provenance)` atomically."""
-    state = export_state_dict(backbone, provenance)
-    write_atomically(path, lambda file: torch.save(state, file))
+    """Write `export_state_dict(backbone)` with what the backbone has seen, atomically."""
+    save_state_dict(path, export_state_dict(backbone), provenance)
+
+
+def save_state_dict(path: Path, state: Mapping[str, Tensor], provenance: Provenance | None) -> None:
+    """Write tensors by name, atomically, with what their network has seen; None if it is not known."""
+    plain = OrderedDict((key, value.detach().cpu().contiguous().clone()) for key, value in state.items())
+    if provenance is not None:
+        provenance.attach(plain)
+    write_atomically(path, lambda file: torch.save(plain, file))
+
+
+def load_strictly(net: nn.Module, state: Mapping[str, Tensor], problem: str) -> None:
+    """Load a state_dict whose names and shapes are the network's own; else UserError: `problem` and the differences."""
+    expected = net.state_dict()
+    wrong = [
+        f"{key}: found {_shape(state, key)}, expected {_shape(expected, key)}"
+        for key in dict.fromkeys([*expected, *state])
+        if _shape(state, key) != _shape(expected, key)
+    ]
+    if wrong:
+        raise UserError(
+            f"{problem}: {len(wrong)} of {len(expected)} tensors differ, first {'; '.join(wrong[:3])}. "
+            "Name the backbone, channels and classes that it was saved with."
+        )
+    net.load_state_dict(state, strict=True)
 
 
 def read_state_dict(path: Path) -> dict[str, Any]:
@@ -118,3 +137,7 @@ def set_module(net: nn.Module, name: str, module: nn.Module) -> None:
     """Replace the submodule of that dotted name."""
     parent, _, child = name.rpartition(".")
     setattr(net.get_submodule(parent), child, module)
+
+
+def _shape(tensors: Mapping[str, Tensor], key: str) -> str:
+    return str(tuple(tensors[key].shape)) if key in tensors else "nothing"

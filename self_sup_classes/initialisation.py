@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision import models
 
-from self_sup_classes.backbones import Backbone, first_conv, read_state_dict
+from self_sup_classes.backbones import Backbone, first_conv, load_strictly, read_state_dict
 from self_sup_classes.provenance import NOTHING_SEEN, Provenance, provenance_of
 from utils.config import UserError, repo_path
 from utils.randomness import mixed_seed
@@ -80,19 +80,8 @@ def _load(backbone: Backbone, state: Mapping[str, Tensor], source: str, imagenet
     key = f"{conv_name}.weight"
     if imagenet and conv.in_channels == 1 and key in found and found[key].shape[1] == 3:
         found[key] = found[key].sum(1, keepdim=True)  # what a gray image in all three channels would give
-    expected = backbone.net.state_dict()
-    wrong = [
-        f"{key}: found {_shape(found, key)}, expected {_shape(expected, key)}"
-        for key in [*expected, *(key for key in found if key not in expected)]
-        if _shape(found, key) != _shape(expected, key)
-    ]
-    if wrong:
-        raise UserError(
-            f"{source} does not fit a {backbone.name} with {conv.in_channels} input channel(s): {len(wrong)} of "
-            f"{len(expected)} tensors differ, first {'; '.join(wrong[:3])}. "
-            "Name the backbone and channels that it was saved with."
-        )
-    backbone.net.load_state_dict(found, strict=True)
+    problem = f"{source} does not fit a {backbone.name} with {conv.in_channels} input channel(s)"
+    load_strictly(backbone.net, found, problem)
 
 
 def _backbone_part(state: Mapping[str, Tensor], head_name: str) -> dict[str, Tensor]:
@@ -105,7 +94,3 @@ def _backbone_part(state: Mapping[str, Tensor], head_name: str) -> dict[str, Ten
         }
     head = head_name.split(".")[0] + "."
     return {key: value for key, value in state.items() if not key.startswith(head)}
-
-
-def _shape(tensors: Mapping[str, Tensor], key: str) -> str:
-    return str(tuple(tensors[key].shape)) if key in tensors else "nothing"

@@ -167,6 +167,13 @@ class Run:
         if self.is_writer:
             (self.folder / "checkpoint.pt").unlink(missing_ok=True)
 
+    def drop_weights(self) -> None:
+        """Delete checkpoint.pt and the state_dicts: a trial of a search needs none once its score is known."""
+        self.drop_checkpoint()
+        if self.is_writer:
+            for path in self.folder.glob("*_state_dict.pt"):
+                path.unlink()
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """summary.json, the last file: its presence means done. A training goes to TensorBoard's HParams."""
         self.summary = _plain(dict(summary))
