@@ -184,40 +184,41 @@ def operator_views(recipe: str, out_size: int) -> dict[str, View]:
 
 def plain_view(images: Tensor, out_size: int, in_channels: int) -> Tensor:
     """uint8 [B, 1, S, S] as a network of `in_channels` is shown it without augmentation: float32 [B, C, R, R]."""
-    return TwinViews("none", out_size).single(images, step_generator(0, 0, 0)).expand(-1, in_channels, -1, -1)
+    return Views("none", out_size).single(images, step_generator(0, 0, 0)).expand(-1, in_channels, -1, -1)
 
 
-class TwinViews:
-    """Two random views of each image, by the recipe of a name in recipes.py.
+class Views:
+    """Random views of each image, by the recipe of a name in recipes.py; two, as in the paper, or `count` of them.
+
+    A recipe that differs between the views, a pair, alternates: first, second, first, ...
 
     out_size  side R of the views, in pixels; images of up to about 1.5 R are sampled directly, larger ones
               through halved copies, so that they do not alias
     Raises UserError, naming the nearest one, if the recipe, an operator or a parameter does not exist.
     """
 
-    def __init__(self, recipe: str, out_size: int):
+    def __init__(self, recipe: str, out_size: int, count: int = 2):
         check_choice("recipe", recipe, list(RECIPES))
         if out_size < 1:
             raise UserError(f"the views' side is {out_size} pixels, expected 1 or more.")
         data = RECIPES[recipe]
-        first, second = data if isinstance(data, tuple) else (data, data)
-        self.views = View(recipe, first, out_size), View(recipe, second, out_size)
+        recipes = data if isinstance(data, tuple) else (data, data)
+        self.views = [View(recipe, recipes[n % 2], out_size) for n in range(count)]
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """uint8 [B, 1, S, S] to two normalised float32 [B, 1, R, R], with independent draws.
+    def __call__(self, images: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """uint8 [B, 1, S, S] to `count` normalised float32 [B, 1, R, R], with independent draws.
 
-        generator  on the CPU, whatever the images' device: parameters are drawn there, alike for all devices
+        generator  on the CPU, whatever the images' device: parameters are drawn there, the same for all devices
         """
-        first, second = self.render(images, generator, self.views)
-        return first, second
+        return self.render(images, generator, self.views)
 
     def single(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """uint8 [B, 1, S, S] to one normalised float32 view [B, 1, R, R]; of two views the recipe's first."""
+        """uint8 [B, 1, S, S] to one normalised float32 view [B, 1, R, R]; of several the recipe's first."""
         return self.render(images, generator, self.views[:1])[0]
 
     @staticmethod
     @torch.no_grad()
-    def render(images: Tensor, generator: torch.Generator, views: tuple[View, ...]) -> list[Tensor]:
+    def render(images: Tensor, generator: torch.Generator, views: list[View]) -> list[Tensor]:
         """The images through each of `views`, in float32 whatever autocast says around it."""
         with torch.autocast(images.device.type, enabled=False):
             source = images.float().div_(255)

@@ -1,4 +1,4 @@
-"""CheXpert and CheXpert-small (Irvin et al. 2019): one CSV with a row per image, 14 findings, views."""
+"""CheXpert and CheXpert-small (Irvin et al. 2019): one CSV with one row per image, 14 findings, views."""
 
 import os
 import sys
@@ -26,9 +26,8 @@ FINDINGS = (
     "Fracture",
     "Support Devices",
 )
-COMPETITION_FINDINGS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 
-# A copy loses a file or two; when more are missing, it is an unfinished download or another folder.
+# A copy may lack a file or two; if more are missing, the download is incomplete or it is another folder.
 MAX_MISSING_SHARE = 0.1
 
 _NEEDED = ("Path", "Frontal/Lateral", *FINDINGS)
@@ -69,7 +68,7 @@ def read_chexpert(root: Path, table: str = "train.csv") -> Columns:
 
 
 def read_chexpert_table(csv_path: Path) -> pd.DataFrame:
-    """The frontal rows of a CheXpert table, in the order of their paths; looks at no other file.
+    """Return the frontal rows of a CheXpert table in the order of their paths; opens no other file.
 
     Columns: path (relative to the data root), patient, study, sex, age, view (AP, PA, LL, RL) and the 14
     FINDINGS. Raises UserError for a column that is missing or a value that CheXpert does not use.
@@ -96,7 +95,7 @@ def read_chexpert_table(csv_path: Path) -> pd.DataFrame:
 
 
 def _split_paths(written: list[str], csv_path: Path) -> pd.DataFrame:
-    """Columns path, patient, study; what leads up to train/ is dropped from the path, whatever it says."""
+    """Return columns path, patient, study; the path starts at train/, whatever precedes it in the table."""
     parts = [path.strip().replace("\\", "/").split("/")[-4:] for path in written]
     odd = next((path for path, names in zip(written, parts, strict=True) if len(names) < 3), None)
     if odd is not None:
@@ -114,7 +113,7 @@ def _split_paths(written: list[str], csv_path: Path) -> pd.DataFrame:
 
 
 def _label_values(frontal: pd.DataFrame, finding: str, csv_path: Path) -> np.ndarray:
-    """[N] float32: 1, 0, -1 or NaN."""
+    """Return [N] float32: 1, 0, -1 or NaN."""
     written = frontal[finding]
     values = np.asarray(pd.to_numeric(written, errors="coerce"), dtype=np.float32)
     wrong = written.notna().to_numpy() & ~np.isin(values, (1, 0, -1))
@@ -128,9 +127,9 @@ def _label_values(frontal: pd.DataFrame, finding: str, csv_path: Path) -> np.nda
 
 
 def _existing(rows: pd.DataFrame, root: Path, csv_path: Path) -> pd.DataFrame:
-    """The rows whose image file exists.
+    """Return the rows whose image file exists.
 
-    One look-up per file: a folder holds one or two images, so that listing the folders takes 3 times as long.
+    One look-up per file: a folder holds one or two images, so listing the folders takes 3 times as long.
     """
     paths = rows["path"].tolist()
     exists = np.array([os.path.exists(f"{root}/{path}") for path in paths])
@@ -143,5 +142,5 @@ def _existing(rows: pd.DataFrame, root: Path, csv_path: Path) -> pd.DataFrame:
     )
     if len(lost) > MAX_MISSING_SHARE * len(rows):
         raise UserError(f"{found}, more than {MAX_MISSING_SHARE:.0%}; complete the download: {_HOW_TO_PLACE}")
-    print(f"warning: {found}; going on without them", file=sys.stderr)
+    print(f"warning: {found}; continuing without them", file=sys.stderr)
     return rows.loc[exists].reset_index(drop=True)

@@ -1,16 +1,18 @@
-"""Near-duplicate X-rays: the same film under two names must not fall into two parts of a split."""
+"""Near-duplicate X-rays: one film under two names must not be in two parts of a split."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn import functional as F
 
 from dataset_loader.image_store import ImageStore
 from utils.files import write_text
-from utils.progress import progress_bar
+from utils.scripts import progress_bar
 
 THUMBNAIL = 64  # pixels a side at which images are compared
 MAX_DISTANCE = 0.5
@@ -20,13 +22,13 @@ _BLOCK = 1024  # images compared with all others at a time
 
 
 def find_duplicates(store: ImageStore, files: Sequence[str]) -> pd.DataFrame:
-    """The pairs of X-rays that show the same film: columns file, other, distance, nearest first.
+    """Return the pairs of X-rays that show the same film: columns file, other, distance, nearest first.
 
     `store` holds the `files` as THUMBNAIL px thumbnails. The distance is 1 - the correlation of two thumbnails after
     local contrast normalisation (Jarrett et al. 2009, section 2): 0 for one picture, whatever its brightness, contrast,
-    gamma or compression; pairs up to MAX_DISTANCE are listed. On 2,336 images of the COVID-19 Radiography Database's
-    kind, pairs that a person takes for one film lie below 0.46 and the nearest others at 0.52. A copy that is
-    mirrored, turned or cropped by some percent is not found. The result is kept beside the store.
+    gamma or compression; pairs up to MAX_DISTANCE are listed. On 2,336 images of the COVID-19 Radiography Database,
+    pairs that a person takes for one film lie below 0.46 and the nearest others at 0.52. A copy that is mirrored,
+    rotated or cropped by some percent is not found. The result is stored beside the images.
     """
     path = store.folder / f"duplicates_{_WINDOW}_{_FLAT:g}_{MAX_DISTANCE:g}.csv"
     if not path.exists():
@@ -40,23 +42,18 @@ def find_duplicates(store: ImageStore, files: Sequence[str]) -> pd.DataFrame:
 
 
 def joined_groups(files: np.ndarray, groups: np.ndarray, pairs: pd.DataFrame) -> np.ndarray:
-    """Groups [N] of the files [N] with those of each duplicate pair made one, named after its first member."""
-    root = {group: group for group in sorted(set(groups.tolist()))}
-
-    def find(group: str) -> str:
-        while root[group] != group:
-            root[group] = group = root[root[group]]
-        return group
-
-    group_of = dict(zip(files.tolist(), groups.tolist(), strict=True))
-    for file, other in zip(pairs["file"], pairs["other"], strict=True):
-        first, second = sorted((find(group_of[file]), find(group_of[other])))
-        root[second] = first
-    return np.array([find(group) for group in groups.tolist()])
+    """Return groups [N] of the files [N], those of each duplicate pair joined under the first of their names."""
+    names, group_of = np.unique(groups, return_inverse=True)
+    row_of = dict(zip(files.tolist(), group_of.tolist(), strict=True))
+    ends = ([row_of[file] for file in pairs[column]] for column in ("file", "other"))
+    graph = coo_array((np.ones(len(pairs)), tuple(ends)), shape=(len(names), len(names)))
+    component = connected_components(graph, directed=False)[1]  # [groups]
+    first = np.unique(component, return_index=True)[1]  # names are sorted, so the first is the lowest
+    return names[first[component]][group_of]
 
 
 def _signatures(store: ImageStore) -> Tensor:
-    """[N, THUMBNAIL^2] of unit length and zero mean, so that a product is a correlation; 0 for a blank image."""
+    """Return [N, THUMBNAIL^2] of unit length and zero mean, so that a product is a correlation; 0 for a blank image."""
     rows = torch.arange(len(store)).split(_BLOCK)
     return torch.cat([_normalised_contrast(store.gather(batch).float()) for batch in rows])
 

@@ -14,8 +14,6 @@ from utils.files import write_text
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}  # of the images, by default
 PARTS = tuple(SHARES)
 
-_COLUMNS = ("file", "label", "group", "part")
-
 
 def split_by_group(
     paths: np.ndarray,
@@ -24,13 +22,13 @@ def split_by_group(
     seed: int,
     shares: Sequence[float] = tuple(SHARES.values()),
 ) -> np.ndarray:
-    """The part of each of N images, [N] of PARTS: whole groups only, stratified.
+    """Return the part of each of N images, [N] of PARTS: whole groups only, stratified.
 
     `strata` is an int per image; a group's stratum is the most frequent one among its images. Each part gets
-    its share of the images of each stratum to within one group, and what is rounded in one stratum is made
-    good in the next. Groups are drawn in the order of a hash of (seed, group): neither the order of the
-    images nor the version of a random generator matters. Raises ValueError for lengths that differ, a path
-    listed twice or shares that do not sum to 1.
+    its share of the images of each stratum to within one group; the next stratum compensates for the rounding.
+    Groups are drawn in the order of a hash of (seed, group): neither the order of the images nor the version of a
+    random generator matters. Raises ValueError for lengths that differ, a path listed twice or shares that do not
+    sum to 1.
     """
     if not len(paths) == len(groups) == len(strata) or len(np.unique(paths)) != len(paths):
         raise ValueError("paths, groups and strata must have one length, and a path must be listed once")
@@ -48,7 +46,7 @@ def split_by_group(
 
 
 def _group_strata(group_of: np.ndarray, strata: np.ndarray) -> np.ndarray:
-    """[G]: the most frequent stratum among a group's images, the lowest of equals."""
+    """Return [G]: the most frequent stratum among a group's images, the lowest of equally frequent ones."""
     values, codes = np.unique(strata, return_inverse=True)
     cells = (group_of.max() + 1) * len(values)
     counts = np.bincount(group_of * len(values) + codes, minlength=cells)
@@ -56,10 +54,10 @@ def _group_strata(group_of: np.ndarray, strata: np.ndarray) -> np.ndarray:
 
 
 def _deal(sizes: list[int], shares: Sequence[float], carried: list[float]) -> tuple[list[int], list[float]]:
-    """Deal a stratum's groups, of `sizes` images, to the parts; also returns what each part is owed then.
+    """Return the part of each of a stratum's groups, of `sizes` images, and how many images each part is owed then.
 
-    A group goes to the part that is owed most among those that can take it whole; if none can, among all
-    that are owed anything. So no part exceeds its share of the stratum by a whole group.
+    A group goes to the part that is owed most among those that can take it whole; if none can, among all that are
+    owed anything. So no part exceeds its share of the stratum by a whole group.
     """
     owed = [share * sum(sizes) for share in shares]
     parts = []
@@ -73,11 +71,11 @@ def _deal(sizes: list[int], shares: Sequence[float], carried: list[float]) -> tu
 
 
 def strata_of(labels: np.ndarray) -> np.ndarray:
-    """What to stratify by, [N] int64.
+    """Return the strata to split by, [N] int64.
 
-    Class labels [N] are their own strata. Findings [N, C] (1 positive, anything else not) overlap: an image's
-    stratum is 1 + the rarest of its positive findings, 0 if it has none. So the findings that a random split
-    would spread worst are spread best (the idea of Sechidis et al. 2011, section 3).
+    Class labels [N] are their own strata. Findings [N, C] (1 positive, anything else not) overlap: an image's stratum
+    is 1 + the rarest of its positive findings, 0 if it has none. So the findings that a random split distributes worst
+    are distributed best (the idea of Sechidis et al. 2011, section 3).
     """
     if labels.ndim == 1:
         return labels.astype(np.int64)
@@ -88,7 +86,7 @@ def strata_of(labels: np.ndarray) -> np.ndarray:
 
 
 def label_subset(paths: np.ndarray, strata: np.ndarray, fraction: float, draw: int, seed: int) -> np.ndarray:
-    """Positions [n], increasing, of `fraction` (0 to 1] of the images: stratified, and nested over fractions.
+    """Return positions [n], increasing, of `fraction` (0 to 1] of the images: stratified, nested over fractions.
 
     Each stratum has one order for a draw, by a hash of (seed, draw, path); a fraction takes its first images, at
     least one. So 1% lies inside 5%, and draw k is a function of (seed, k) and the names alone.
@@ -105,13 +103,13 @@ def label_subset(paths: np.ndarray, strata: np.ndarray, fraction: float, draw: i
 
 
 def image_ids(source: str, paths: np.ndarray) -> np.ndarray:
-    """[N] int64 that tell images apart by data set and relative name, wherever the data set lies."""
+    """Return ids [N] int64 of images by data set and relative name, wherever the data set is stored."""
     digests = [hashlib.sha256(f"{source}/{path}".encode()).digest()[:8] for path in paths]
     return np.array([int.from_bytes(digest, "big", signed=True) for digest in digests], dtype=np.int64)
 
 
 def split_hash(paths: np.ndarray, parts: np.ndarray) -> str:
-    """16 hex digits that name a split: equal for equal parts, in whatever order the images stand."""
+    """Return 16 hex digits that identify a split, whatever the order of the images."""
     lines = sorted(f"{path}\t{part}\n" for path, part in zip(paths, parts, strict=True))
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
@@ -124,19 +122,8 @@ def write_split(path: Path, columns: Columns, parts: np.ndarray) -> None:
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
-def read_split(path: Path) -> pd.DataFrame:
-    """The columns file, label, group, part, all str. Raises UserError if `path` is no such table."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is not a readable split: {str(error).strip()}") from error
-    if tuple(table.columns) != _COLUMNS or not set(table["part"]) <= set(PARTS):
-        raise UserError(f"{path} is not a split: expected the columns {','.join(_COLUMNS)} and the parts {PARTS}.")
-    return table
-
-
 def _label_texts(columns: Columns) -> list[str]:
-    """`COVID`, or `Edema=1;Cardiomegaly=-1`."""
+    """Return `COVID`, or `Edema=1;Cardiomegaly=-1`, for each image."""
     if columns.labels.ndim == 1:
         return [columns.label_names[label] for label in columns.labels]
     texts: list[list[str]] = [[] for _ in range(len(columns))]

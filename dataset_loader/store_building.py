@@ -22,10 +22,9 @@ import numpy as np
 
 from dataset_loader.decoding import BrokenImageError, decode_square
 from utils.config import UserError
-from utils.files import write_atomically, write_json, write_text
-from utils.locks import exclusive_lock
-from utils.memory import usable_cores
-from utils.progress import progress_bar
+from utils.files import exclusive_lock, write_atomically, write_json, write_text
+from utils.hardware import usable_cores
+from utils.scripts import progress_bar
 
 FORMAT = 1  # part of a store's key: raise it when the decoding or these files change
 IMAGES, KEPT, REJECTED = "images.npy", "kept.npy", "rejected.csv"

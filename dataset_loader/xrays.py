@@ -100,9 +100,10 @@ class XRays:
         return {
             "data_root": str(self.columns.root),
             "synthetic": self.synthetic,
+            "multilabel": self.columns.labels.ndim > 1,
             "images": len(self),
             "groups": len(np.unique(self.columns.groups)),
-            "duplicate_pairs": len(self.duplicates),
+            "duplicate_pairs": None if self.duplicates is NO_DUPLICATES else len(self.duplicates),  # not looked for
             "images_by_part": counts,
             "split_hash": split_hash(self.columns.paths, self.parts),
         }

@@ -62,9 +62,8 @@ class Classifier(nn.Module):
 def load_classifier(path: Path, name: str, in_channels: int, class_names: Sequence[str]) -> Classifier:
     """Return the classifier of a saved state_dict; UserError if its architecture, channels or classes are others."""
     classifier = Classifier(Backbone(name, in_channels), len(class_names))
-    classes = f"{len(class_names)} classes ({', '.join(class_names)})"
-    problem = f"{path} does not fit a {name} with {in_channels} input channel(s) and {classes}"
-    load_strictly(classifier.net, read_state_dict(path), problem)
+    description = f"{name} with {in_channels} input channel(s) and the classes {', '.join(class_names)}"
+    load_strictly(classifier.net, read_state_dict(path), str(path), description)
     return classifier
 
 

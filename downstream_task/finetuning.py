@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from augmentations.recipes import RECIPES
-from augmentations.transform_utils import TwinViews, step_generator
+from augmentations.transform_utils import Views, step_generator
 from dataset_loader.splits import label_subset
 from dataset_loader.xrays import XRays, open_xrays
 from downstream_task.classifier import Classifier
@@ -201,7 +201,7 @@ class _Finetuning:
 
 def classify_step(classifier: Classifier, xrays: XRays, loss_of: LossFunction, config: TrainingConfig) -> StepFunction:
     """Return the engine's step for a classifier: one view of each X-ray by config.recipe, logits, loss."""
-    views = TwinViews(config.recipe, config.img_res)
+    views = Views(config.recipe, config.img_res)
 
     def step(batch: Tensor, epoch: int, step_in_epoch: int) -> Mapping[str, Tensor]:
         generator = step_generator(config.random_seed, epoch, step_in_epoch)

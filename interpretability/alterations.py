@@ -1,4 +1,9 @@
-"""X-rays with a part taken away, at the store's size."""
+"""X-rays with a part removed, at the store's size: functions of (images, masks, indices).
+
+images   uint8 [B, 1, S, S]
+masks    lungs, bool [B, S, S]; used by NEEDS_MASKS only
+indices  [B], the X-rays' numbers in their data set
+"""
 
 from collections.abc import Callable
 
@@ -9,30 +14,13 @@ from torch import Tensor
 from utils.randomness import mixed_seed
 
 BORDER = 0.1  # of the image's side
-GRID = 8  # patches a side that an image is shuffled in
-AS_IS, NO_LUNGS, ONLY_LUNGS, ONLY_BORDER, SHUFFLED = (
-    "as is",
-    "lungs blacked out",
-    "only the lungs",
-    "only the border",
-    "patches shuffled",
-)
-
-Alteration = Callable[[Tensor, Tensor, np.ndarray], Tensor]
-
-
-def without_lungs(images: Tensor, masks: Tensor, indices: np.ndarray) -> Tensor:
-    """uint8 [B, 1, S, S] with black where masks, bool [B, S, S], say lung."""
-    return images.masked_fill(masks[:, None], 0)
-
-
-def only_lungs(images: Tensor, masks: Tensor, indices: np.ndarray) -> Tensor:
-    """Black all round the lungs."""
-    return images.masked_fill(~masks[:, None], 0)
+GRID = 8  # patches per side of a shuffled image
+AS_IS, NO_LUNGS, ONLY_LUNGS = "as is", "lungs blacked out", "only the lungs"
+ONLY_BORDER, SHUFFLED = "only the border", "patches shuffled"
 
 
 def only_border(images: Tensor, masks: Tensor, indices: np.ndarray) -> Tensor:
-    """Black but for a border of BORDER of the side."""
+    """Black out all but a border of BORDER of the side."""
     kept, size = images.clone(), images.shape[-1]
     width = max(1, round(BORDER * size))
     kept[..., width : size - width, width : size - width] = 0
@@ -40,7 +28,7 @@ def only_border(images: Tensor, masks: Tensor, indices: np.ndarray) -> Tensor:
 
 
 def shuffled(images: Tensor, masks: Tensor, indices: np.ndarray) -> Tensor:
-    """GRID x GRID patches in an order that is each image's own; what does not divide is cut off at the far sides."""
+    """Shuffle GRID x GRID patches, each image in its own order; a remainder at the right and bottom stays."""
     n, patch = len(images), images.shape[-1] // GRID
     side = patch * GRID
     patches = images[..., :side, :side].reshape(n, GRID, patch, GRID, patch).transpose(2, 3).flatten(1, 2)
@@ -52,10 +40,10 @@ def shuffled(images: Tensor, masks: Tensor, indices: np.ndarray) -> Tensor:
     return whole
 
 
-ALTERATIONS: dict[str, Alteration] = {
+ALTERATIONS: dict[str, Callable[[Tensor, Tensor, np.ndarray], Tensor]] = {
     AS_IS: lambda images, masks, indices: images,
-    NO_LUNGS: without_lungs,
-    ONLY_LUNGS: only_lungs,
+    NO_LUNGS: lambda images, masks, indices: images.masked_fill(masks[:, None], 0),
+    ONLY_LUNGS: lambda images, masks, indices: images.masked_fill(~masks[:, None], 0),
     ONLY_BORDER: only_border,
     SHUFFLED: shuffled,
 }

@@ -1,6 +1,5 @@
-"""What several networks look at in the same X-rays: maps, numbers and overlays of each."""
+"""One network on many X-rays: maps of the evidence, numbers about them, and how two networks differ."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,182 +7,149 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor, nn
 
-from downstream_task.finished_runs import Finished, OpenedData, open_checkpoints
-from interpretability.evidence import Explained, look
-from interpretability.overlays import overlay, panel
-from interpretability.pictures import (
-    Picture,
-    image_files,
-    is_phantom,
-    pictures_of_files,
-    pictures_of_test,
+from dataset_loader.lung_masks import seen_part
+from downstream_task.finished_runs import Finished
+from interpretability.faithfulness import (
+    area_share,
+    deletion_and_insertion,
+    enlarged,
+    mass_inside,
+    peak_inside,
+    sanity_check,
+    verdict,
 )
-from interpretability.saliency import METHODS, Settings
-from interpretability.sanity import verdict
-from utils.config import Config, as_dict, check_at_least, check_choice
-from utils.hardware import describe_device, prepare
+from interpretability.pictures import Picture, network_input
+from interpretability.saliency import IMAGES_AT_ONCE, Settings, default_layer, plain_copy, saliency_maps
 from utils.intervals import bootstrap_intervals, grouped_mean_interval
-from utils.logging_utils import Run
-from utils.plots import marked
-from utils.progress import tracked
-from utils.wording import SALIENCY_NAMES
 
-PEAK_REPEATS = 1000  # resamples behind an interval
+SANITY_IMAGES = 8  # images of the sanity check
+PEAK_REPEATS = 1000  # resamples behind the interval of a share
+LUNG_COLUMNS = ("lung_area", "lung_mass", "lung_mass_over_area", "peak_in_lungs")
 QUANTITIES = ("lung_mass", "lung_mass_over_area", "peak_in_lungs", "deletion", "insertion")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExplainConfig(Config):
-    """Every key of interpretability/grad_cam.py."""
+@dataclass(frozen=True)
+class Question:
+    """What every network is asked.
 
-    checkpoints: list[str]
-    images: list[str]
-    per_class: int
-    classes: list[str]
-    shown: int
-    target: str
-    method: str
-    layer: str
-    patch: int
-    stride: int
-    sanity_check: bool
-    run_name: str
-    device: str
-    threads: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("method", self.method, list(METHODS))
-        for key, least in {"per_class": 1, "shown": 1, "patch": 0, "stride": 0}.items():
-            check_at_least(key, getattr(self, key), least)
-
-
-def explain(config: ExplainConfig) -> Run:
-    """Look at every image with every checkpoint; the finished run, or the stored one.
-
-    Raises UserError, before anything is written, for a checkpoint, an image, a class or a layer that cannot be used.
+    target        class whose evidence is mapped; "" is the predicted one
+    sanity_check  whether to check that the maps depend on the weights
     """
-    device = prepare(config.device, config.threads)
-    runs = open_checkpoints(config.checkpoints)
-    for finished in runs.values():
-        classes = finished.summary["classes"]
-        for name in [config.target] if config.target else []:
-            check_choice("target", name, classes)
-        for name in config.classes:
-            check_choice("classes", name, classes)
-    hashes = {name: finished.weights_hash() for name, finished in runs.items()}
-    first = next(iter(runs.values())).name
-    name = config.run_name or f"grad_cam/{first if len(runs) == 1 else first.rpartition('/')[0]}"
-    run = Run(name, {**as_dict(config), "weights": hashes, "files": _stamp(config.images)}, "maps")
-    if run.summary is None:
-        _explain(config, device, run, runs)
-    return run
+
+    pictures: Sequence[Picture]
+    target: str
+    settings: Settings
+    sanity_check: bool
+    device: torch.device
 
 
-def _explain(config: ExplainConfig, device: torch.device, run: Run, runs: Mapping[str, Finished]) -> None:
-    first = next(iter(runs.values()))
-    if config.images:
-        pictures = pictures_of_files(config.images, first.summary["classes"])
-        notes = [f"{name} was trained on synthetic X-rays" for name in runs if runs[name].summary["synthetic"]]
-    else:
-        xrays = OpenedData(device).of(first)
-        found = [finished.held_out(xrays) for finished in runs.values()]
-        notes = sorted({note for _, note in found if note})
-        pictures = pictures_of_test(xrays, found[0][0], config.classes, config.per_class)
-    synthetic = any(is_phantom(picture.path) for picture in pictures)
-    settings = Settings(config.layer, config.patch, config.stride)
-    explained = {}
-    for name, finished in tracked(runs.items(), "looking", "network"):
-        explained[name] = look(finished, pictures, config.target, config.method, settings, config.sanity_check, device)
-    run.start(device=describe_device(device), images=[str(picture.path) for picture in pictures])
-    _write(run, pictures, explained, config, synthetic, notes)
+@dataclass(frozen=True)
+class Explained:
+    """One network's maps of N images.
+
+    maps    [N, h, w] >= 0
+    table   one row per image
+    sanity  table of the sanity check; None if it was not asked for
+    """
+
+    maps: Tensor
+    table: pd.DataFrame
+    sanity: pd.DataFrame | None
+
+    @property
+    def empty(self) -> np.ndarray:
+        """Whether each map shows no evidence at all, bool [N]."""
+        return (self.maps.sum((1, 2)) == 0).numpy()
+
+    @property
+    def captions(self) -> list[str]:
+        """Prediction and probability for each image."""
+        predicted, probability = self.table["predicted"], self.table["probability"]
+        return [
+            f"{name} {p:.2f}" + ("\nno evidence found" if empty else "")
+            for name, p, empty in zip(predicted, probability, self.empty, strict=True)
+        ]
+
+    def summary(self) -> dict[str, Any]:
+        """Return mean, low, high of each quantity, and whether the maps can be trusted."""
+        groups = self.table["group"].to_numpy(str)
+        values = {name: self.table[name].to_numpy(float) for name in QUANTITIES}
+        summary: dict[str, Any] = {name: list(grouped_mean_interval(values[name], groups)) for name in QUANTITIES}
+        known = np.isfinite(values["peak_in_lungs"])
+        if known.any():  # a share: its interval stays within 0..1
+            peaks = values["peak_in_lungs"][known]
+            shares = bootstrap_intervals(lambda rows: {"peak": float(peaks[rows].mean())}, groups[known], PEAK_REPEATS)
+            summary["peak_in_lungs"] = list(shares["peak"])
+        summary["maps_without_evidence"] = int(self.empty.sum())
+        if self.sanity is not None:
+            summary["trusted"], summary["sanity"] = verdict(self.sanity, float(self.empty.mean()))
+        return summary
 
 
-def _write(
-    run: Run,
-    pictures: Sequence[Picture],
-    explained: Mapping[str, Explained],
-    config: ExplainConfig,
-    synthetic: bool,
-    notes: list[str],
-) -> None:
-    """Tables, overlays, panel and summary."""
-    tables = {name: found.table for name, found in explained.items()}
-    run.save_table("saliency", pd.concat(tables, names=["checkpoint"]).reset_index(level=0))
-    shown = slice(min(config.shown, len(pictures)))
-    overlays: dict[str, list[np.ndarray]] = {}
-    for name, found in explained.items():
-        where = str(found.table["layer"].iloc[0])
-        row = overlays.setdefault(f"{name} {where}".strip(), [])
-        for picture, heat in zip(pictures, found.maps.numpy(), strict=True):
-            pixels = overlay(picture.gray, heat, picture.mask)
-            run.save_picture(f"overlays/{name}/{picture.name}", pixels)
-            row += [pixels] if len(row) < config.shown else []
-    figure = panel(
-        [overlay(picture.gray, None, picture.mask) for picture in pictures[shown]],
-        [picture.label or picture.name for picture in pictures[shown]],
-        overlays,
-        {row: found.captions[shown] for row, found in zip(overlays, explained.values(), strict=True)},
-        marked(
-            f"{SALIENCY_NAMES[config.method]} of the {config.target or 'predicted'} class",
-            synthetic,
-            any("transductive" in note for note in notes),
-        ),
-    )
-    run.save_figure("panel", figure, step=0)
-    sanity = [found.sanity.assign(checkpoint=name) for name, found in explained.items() if len(found.sanity)]
-    if sanity:
-        run.save_table("sanity", pd.concat(sanity, ignore_index=True))
-    run.finish(
+def explain(finished: Finished, question: Question) -> Explained:
+    """Return one network's maps of every picture, and the numbers about them.
+
+    Raises UserError for a layer that does not exist.
+    """
+    pictures, settings = question.pictures, question.settings
+    net = plain_copy(finished.classifier(question.device).net)
+    x = network_input(pictures, finished.config, finished.config.in_channels, question.device)  # [N, C, R, R]
+    with torch.no_grad():
+        probabilities = finished.probabilities(torch.cat([net(batch) for batch in x.split(IMAGES_AT_ONCE)]))
+    names, predicted = finished.summary["classes"], probabilities.argmax(1)
+    classes = torch.full_like(predicted, names.index(question.target)) if question.target else predicted
+    if settings.method == "grad_cam":
+        settings = settings._replace(layer=settings.layer or default_layer(net, x))
+
+    def maps_of(network: nn.Module, count: int = len(x)) -> Tensor:
+        return saliency_maps(network, x[:count], classes[:count], settings)
+
+    maps = maps_of(net)  # [N, h, w]
+    large, empty = enlarged(maps, x.shape[-1]), maps.sum((1, 2)) == 0
+    areas = deletion_and_insertion(net, x, classes, large, finished.probabilities)
+    deletion, insertion = (area.masked_fill(empty, torch.nan).cpu().numpy() for area in areas)
+    table = pd.DataFrame(
         {
-            "synthetic": synthetic,
-            "notes": notes,
-            "images": len(pictures),
-            "with_lung_mask": sum(picture.mask is not None for picture in pictures),
-            "checkpoints": {name: _summary(found) for name, found in explained.items()},
-            "differences": _differences(tables),
+            "image": [picture.name for picture in pictures],
+            "group": [picture.group for picture in pictures],
+            "label": [picture.label for picture in pictures],
+            "predicted": [names[c] for c in predicted],
+            "probability": probabilities.amax(1).tolist(),
+            "explained": [names[c] for c in classes],
+            "layer": settings.layer,
+            **_in_lungs(large, pictures),
+            "deletion": deletion,
+            "insertion": insertion,
         }
     )
+    sanity = None
+    if question.sanity_check:
+        sanity = sanity_check(net, lambda network: maps_of(network, SANITY_IMAGES), x.shape[-1])
+    return Explained(maps.cpu(), table, sanity)
 
 
-def _summary(found: Explained) -> dict[str, Any]:
-    """Means with 95% intervals over groups, and what the sanity check says."""
-    summary: dict[str, Any] = {name: _interval(found.table, found.table[name].to_numpy(float)) for name in QUANTITIES}
-    known = found.table["peak_in_lungs"].notna().to_numpy()
-    if known.any():
-        peaks, groups = found.table["peak_in_lungs"].to_numpy(float)[known], found.table["group"].to_numpy(str)[known]
-        interval = bootstrap_intervals(lambda rows: {"peak": float(peaks[rows].mean())}, groups, PEAK_REPEATS)["peak"]
-        summary["peak_in_lungs"] = list(interval)
-    summary["maps_without_evidence"] = int((found.maps.sum((1, 2)) == 0).sum())
-    if len(found.sanity):
-        empty = summary["maps_without_evidence"] / len(found.maps)
-        summary["trusted"], summary["sanity"] = verdict(found.sanity, empty)
-    return summary
+def differences(tables: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, list[float]]]:
+    """Return mean, low, high of each network's quantities minus the first network's, on the same images."""
+    first, found = next(iter(tables.values())), {}
+    for name, table in [*tables.items()][1:]:
+        groups, same_class = first["group"].to_numpy(str), table["explained"] == first["explained"]
+        found[name] = {}
+        for key in QUANTITIES:
+            values = table[key].to_numpy(float) - first[key].to_numpy(float)
+            if key in ("deletion", "insertion"):  # the probabilities of two different classes do not compare
+                values = np.where(same_class, values, np.nan)
+            found[name][key] = list(grouped_mean_interval(values, groups))
+    return found
 
 
-def _differences(tables: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, list[float]]]:
-    """Of each checkpoint but the first: its quantities less the first's on the same images, with intervals."""
-    names = list(tables)
-    values = {name: table[list(QUANTITIES)].to_numpy(float) for name, table in tables.items()}
-    for name in names[1:]:  # areas under the probabilities of two different classes do not compare
-        other = (tables[name]["explained"] != tables[names[0]]["explained"]).to_numpy()
-        for quantity in ("deletion", "insertion"):
-            values[name][other, QUANTITIES.index(quantity)] = np.nan
-    return {
-        name: {
-            quantity: _interval(tables[name], values[name][:, column] - values[names[0]][:, column])
-            for column, quantity in enumerate(QUANTITIES)
-        }
-        for name in names[1:]
-    }
-
-
-def _interval(table: pd.DataFrame, values: np.ndarray) -> list[float]:
-    return list(grouped_mean_interval(values, table["group"].to_numpy(str)))
-
-
-def _stamp(images: Sequence[str]) -> str:
-    """What changes when one of the named files does."""
-    stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in image_files(images)]
-    return hashlib.sha256(repr(stamps).encode()).hexdigest()[:16] if images else ""
+def _in_lungs(maps: Tensor, pictures: Sequence[Picture]) -> dict[str, np.ndarray]:
+    """Return LUNG_COLUMNS of maps [N, R, R], each [N]; NaN where no mask is known."""
+    values = np.full((len(LUNG_COLUMNS), len(pictures)), np.nan)
+    seen = {n: seen_part(p.mask, maps.shape[-1]) for n, p in enumerate(pictures) if p.mask is not None}
+    if seen:
+        masks, chosen = torch.from_numpy(np.stack([*seen.values()])).to(maps.device), maps[[*seen]]
+        area, mass = area_share(masks), mass_inside(chosen, masks)
+        values[:, [*seen]] = torch.stack([area, mass, mass / area, peak_inside(chosen, masks)]).cpu().numpy()
+    return dict(zip(LUNG_COLUMNS, values, strict=True))

@@ -1,24 +1,31 @@
-"""Numbers for saliency maps: is the evidence inside the lungs, and does the class hang on it?"""
+"""Numbers for saliency maps: evidence inside the lungs, deletion and insertion, and a sanity check of the maps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import pandas as pd
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from interpretability.saliency import IMAGES_AT_ONCE, plain_copy
+from interpretability.saliency import IMAGES_AT_ONCE, blocks, plain_copy
 
 CURVE_POINTS = 20  # of the deletion and insertion curves, after the first
+MAX_CORRELATION = 0.5  # mean rank correlation with a random network's maps; from there on, maps are not trusted
+RANDOM_NETWORKS = 3  # networks with all blocks random that the verdict is based on
 
 
 def enlarged(maps: Tensor, size: int) -> Tensor:
-    """Maps [N, h, w] at [N, size, size], bilinear."""
+    """Return maps [N, h, w] at [N, size, size], bilinear."""
     return F.interpolate(maps[:, None].float(), (size, size), mode="bilinear", align_corners=False)[:, 0]
 
 
+# --- lungs ---
+
+
 def mass_inside(maps: Tensor, masks: Tensor) -> Tensor:
-    """[N]: share of each map's mass [N, R, R] that lies inside a mask, bool [N, R, R]; NaN for an empty map.
+    """Return [N]: the share of each map's sum [N, R, R] that lies inside a mask, bool [N, R, R]; NaN for an empty map.
 
     By chance it is the mask's share of the area, `area_share`.
     """
@@ -26,55 +33,103 @@ def mass_inside(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def area_share(masks: Tensor) -> Tensor:
-    """[N]: share of the image that a mask, bool [N, R, R], covers."""
+    """Return [N]: the share of the image that a mask, bool [N, R, R], covers."""
     return masks.float().mean((1, 2))
 
 
 def peak_inside(maps: Tensor, masks: Tensor) -> Tensor:
-    """[N] of 0, 1, NaN for an empty map: the pointing game (Zhang et al. 2016, arXiv 1608.00507, section 4.1)."""
+    """Return [N] of 0, 1, NaN for an empty map: pointing game (Zhang et al. 2016, arXiv 1608.00507, section 4.1)."""
     peaks = maps.flatten(1).argmax(1, keepdim=True)
     hit = masks.flatten(1).gather(1, peaks)[:, 0].float()
     return torch.where(maps.sum((1, 2)) > 0, hit, torch.nan)
 
 
-def deletion_and_insertion(
-    network: nn.Module, images: Tensor, classes: Tensor, maps: Tensor, probability: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Areas [N], [N] under the class's probability while pixels go, or come, in the order of the map.
-
-    Petsiuk et al. 2018 (arXiv 1806.07421, section 3.2), with each image's mean for what is not there. A map that finds
-    what the network uses has a small first and a large second one.
-    images [N, C, R, R], classes [N], maps [N, R, R]; `probability` turns logits [N, K] into probabilities.
-    """
-    net = plain_copy(network)
-    areas = [
-        _areas(net, x, c, m, probability)
-        for x, c, m in zip(*(t.split(IMAGES_AT_ONCE) for t in (images, classes, maps)), strict=True)
-    ]
-    deletion, insertion = (torch.cat(parts) for parts in zip(*areas, strict=True))
-    return deletion, insertion
+# --- deletion and insertion ---
 
 
 @torch.no_grad()
-def _areas(
-    net: nn.Module, images: Tensor, classes: Tensor, maps: Tensor, probability: Callable[[Tensor], Tensor]
+def deletion_and_insertion(
+    network: nn.Module, images: Tensor, classes: Tensor, maps: Tensor, probability: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    n, pixels = len(images), maps[0].numel()
-    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(pixels, device=order.device).expand_as(order))
-    rank = rank.view(n, 1, *maps.shape[1:])  # 0 for the strongest evidence
-    empty = images.mean((1, 2, 3), keepdim=True).expand_as(images)
-    curves = []
-    for step in range(CURVE_POINTS + 1):
-        strongest = rank < step * pixels / CURVE_POINTS
-        pair = torch.where(strongest, empty, images), torch.where(strongest, images, empty)
-        curves.append([probability(net(x)).gather(1, classes[:, None])[:, 0] for x in pair])
-    deletion, insertion = (torch.stack(curve) for curve in zip(*curves, strict=True))
-    return torch.trapezoid(deletion, dim=0) / CURVE_POINTS, torch.trapezoid(insertion, dim=0) / CURVE_POINTS
+    """Return areas [N], [N] under the class's probability while pixels are removed, or added, in the map's order.
+
+    Petsiuk et al. 2018 (arXiv 1806.07421, section 3.2); a removed pixel has the image's mean. A map that finds what the
+    network uses has a small first and a large second area.
+    images [N, C, R, R], classes [N], maps [N, R, R]; `probability` turns logits [N, K] into probabilities.
+    """
+    net, areas = plain_copy(network), []
+    for x, c, m in zip(*(t.split(IMAGES_AT_ONCE) for t in (images, classes, maps)), strict=True):
+        rank = m.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # 0 for the strongest evidence
+        rank = rank.view(len(x), 1, *m.shape[1:])
+        empty = x.mean((1, 2, 3), keepdim=True).expand_as(x)
+        curves = []
+        for step in range(CURVE_POINTS + 1):
+            strongest = rank < step * m[0].numel() / CURVE_POINTS
+            pair = torch.where(strongest, empty, x), torch.where(strongest, x, empty)
+            curves.append(torch.stack([probability(net(one)).gather(1, c[:, None])[:, 0] for one in pair]))
+        pair = torch.stack(curves, dim=1)  # [2, CURVE_POINTS + 1, n]
+        areas.append(torch.stack([torch.trapezoid(curve, dim=0) / CURVE_POINTS for curve in pair]))
+    deletion, insertion = torch.cat(areas, dim=1)
+    return deletion, insertion
+
+
+# --- sanity check (Adebayo et al. 2018, arXiv 1810.03292, section 3.1): do the maps depend on the weights? ---
+
+
+def randomised_from_the_head(network: nn.Module, seed: int) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (block, network) from the head down: copies with random weights in that block and all above it.
+
+    BatchNorm statistics are reset too.
+    """
+    net = plain_copy(network)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name in reversed(blocks(net)):
+            layers = [layer for layer in net.get_submodule(name).modules() if hasattr(layer, "reset_parameters")]
+            for layer in layers:
+                layer.reset_parameters()  # type: ignore[operator]  # a method, where it exists
+            if layers:
+                yield name, plain_copy(net)
+
+
+def sanity_check(network: nn.Module, maps_of: Callable[[nn.Module], Tensor], size: int) -> pd.DataFrame:
+    """Return how similar maps stay when all blocks from the head down to `randomised` get random weights.
+
+    Columns randomised, vanished (share of the maps that become empty), rank_correlation (Spearman), ssim (of maps
+    scaled to 0..1): means over the images whose original map is not empty; a vanished map has a rank correlation of 0.
+    The last row, all blocks random, is the mean over RANDOM_NETWORKS networks: a single one may happen to give none.
+    maps_of  network -> maps [N, h, w]; compared at `size` pixels per side
+    """
+    original = _scaled(maps_of(network), size)
+
+    def similarity(net: nn.Module) -> np.ndarray:
+        pairs = [(a, b) for a, b in zip(original, _scaled(maps_of(net), size), strict=True) if a.any()]
+        scores = [(not b.any(), _rank_correlation(a, b), structural_similarity(a, b)) for a, b in pairs]
+        return np.mean(scores, axis=0) if scores else np.full(3, np.nan)
+
+    rows = {name: similarity(net) for name, net in randomised_from_the_head(network, seed=0)}
+    last = list(rows)[-1]
+    others = [[*randomised_from_the_head(network, seed)][-1][1] for seed in range(1, RANDOM_NETWORKS)]
+    rows[last] = np.mean([rows[last], *map(similarity, others)], axis=0)
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["vanished", "rank_correlation", "ssim"])
+    return table.rename_axis("randomised").reset_index()
+
+
+def verdict(table: pd.DataFrame, empty: float) -> tuple[bool, str]:
+    """Return whether the maps of a `sanity_check` can be trusted, and why; `empty` is the share of empty maps."""
+    vanished = float(table["vanished"].iloc[-1])
+    if empty > 0.5:
+        return False, f"not to be trusted: {empty:.0%} of the maps show no evidence at all"
+    if vanished > 0.5:
+        return False, "undecided: with random weights most maps show no evidence at all"
+    left = float(table["rank_correlation"].iloc[-1]) / (1 - vanished)  # of those that are not empty
+    if left >= MAX_CORRELATION:
+        return False, f"not to be trusted: maps survive random weights (rank correlation {left:.2f})"
+    return True, f"passes: maps change with the weights (rank correlation {left:.2f} with those of random ones)"
 
 
 def structural_similarity(a: np.ndarray, b: np.ndarray, window: int = 7) -> float:
-    """Mean SSIM of two maps [H, W] in 0..1 (Wang et al. 2004, IEEE TIP 13, equation 13; an even window)."""
+    """Return the mean SSIM of two maps [H, W] in 0..1 (Wang et al. 2004, IEEE TIP 13, equation 13; uniform window)."""
     window = min(window, (min(a.shape) - 1) | 1)
     x, y = (torch.from_numpy(m.astype(np.float64))[None, None] for m in (a, b))
 
@@ -88,3 +143,14 @@ def structural_similarity(a: np.ndarray, b: np.ndarray, window: int = 7) -> floa
     c1, c2 = 0.01**2, 0.03**2
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     return float((similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean())
+
+
+def _scaled(maps: Tensor, size: int) -> np.ndarray:
+    """Return [N, size, size] with a largest value of 1, or all 0."""
+    large = enlarged(maps, size)
+    return (large / large.amax((1, 2), keepdim=True).clamp(min=1e-30)).cpu().numpy()
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    constant = np.ptp(a) == 0 or np.ptp(b) == 0
+    return 0.0 if constant else float(spearmanr(a.ravel(), b.ravel())[0])  # type: ignore[arg-type]  # a number

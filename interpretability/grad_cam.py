@@ -4,15 +4,16 @@
     python interpretability/grad_cam.py --images some/xray.png some/folder --run-name grad_cam/mine \\
         --checkpoints 'runs/compare/covid/random_finetune_*_f0.1_d0' 'runs/compare/covid/pretrained_finetune_*_f0.1_d0'
 
-Takes X-rays (files, folders, or some of each class from the test part) and fine-tuning runs, and leaves, in
-runs/<run_name>/, figures/panel.png (a row a run, a column an X-ray; lungs outlined where a mask is known), overlays/
-(each as its own picture, in the X-ray's own size), saliency.csv (a row an image and run) and summary.json:
-  lung mass        share of the evidence that lies in the lungs, against their share of the area (x1 = chance)
-  peak in lungs    share of the images whose strongest evidence lies there (pointing game)
-  deletion, insertion  area under the class's probability as pixels go or come, strongest evidence first
+Takes X-rays (files, folders, or some of each class from the test part) and fine-tuning runs. Writes to
+runs/<run_name>/: figures/panel.png (one row per run, one column per X-ray, lungs outlined where a mask is known),
+overlays/ (one picture per run and X-ray, at the X-ray's own size), saliency.csv (one row per run and X-ray), sanity.csv
+and summary.json. The numbers:
+  lung mass        share of the evidence inside the lungs; over their share of the area, 1 is chance
+  peak in lungs    share of the X-rays whose strongest evidence lies in the lungs (pointing game)
+  deletion, insertion  area under the class's probability as pixels are removed or added, strongest evidence first
   sanity check     whether the maps change when the weights are made random; maps that do not are not to be trusted
 
-As it stands it takes two runs that trained_vs_no_trained_compare.py leaves, on synthetic X-rays: half a minute.
+By default it explains two runs of trained_vs_no_trained_compare.py on synthetic X-rays: half a minute.
 """
 
 from typing import Any
@@ -20,62 +21,189 @@ from typing import Any
 from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
-    "checkpoints": [  # fine-tuning runs, a * for any part of a comparison's; differences are to the first
+    "checkpoints": [  # fine-tuning runs; a * stands for any part of a name; differences are to the first
         "runs/compare/phantom/random_finetune_*_f1_d0",
         "runs/compare/phantom/pretrained_finetune_*_f1_d0",
     ],
     "images": [],  # files or folders; [] takes X-rays of the test part of the first run's data
-    "per_class": 20,  # of the test part
-    "classes": [],  # of the test part; [] takes all
+    "per_class": 20,  # X-rays of each class, from the test part
+    "classes": [],  # classes to take from the test part; [] takes all
     "shown": 8,  # X-rays on the panel; the tables hold all
-    "target": "",  # the class whose evidence is shown; "" is the predicted one
+    "target": "",  # class whose evidence is shown; "" is the predicted one
     "method": "grad_cam",  # "grad_cam" | "integrated_gradients" | "occlusion"
     "layer": "",  # of Grad-CAM, such as "layer3"; "" is the last with a map of 4 x 4 or more
     "patch": 0,  # of occlusion, in the network's pixels; 0 is an eighth of the image
     "stride": 0,  # of occlusion; 0 is half a patch
-    "sanity_check": True,  # also maps of networks with random weights, which should differ
-    "run_name": "",  # runs/<run_name>/; "" is grad_cam/ and where the checkpoints come from
+    "sanity_check": True,  # also map networks with random weights, which should give other maps
+    "run_name": "",  # runs/<run_name>/; "" is grad_cam/ and the folder of the checkpoints
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
-    "threads": 0,  # CPU threads; 0 leaves it to torch
+    "threads": 0,  # CPU threads; 0 leaves the number to torch
 }
 
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__)  # before the slow imports
 
+import hashlib
 import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from interpretability.explanations import QUANTITIES, explain
-from utils.wording import interval_text
+import pandas as pd
+import torch
+
+from downstream_task.finished_runs import Finished, OpenedData, open_checkpoints
+from interpretability.explanations import QUANTITIES, Explained, Question, differences, explain
+from interpretability.overlays import overlay, panel
+from interpretability.pictures import Picture, image_files, pictures_of_files, pictures_of_test
+from interpretability.saliency import METHODS, Settings
+from utils.config import Config, as_dict, check_at_least, check_choice
+from utils.hardware import describe_device, prepare
+from utils.logging_utils import Run
+from utils.plots import marked
+from utils.progress import tracked
+from utils.wording import SALIENCY_NAMES, interval_text
 
 
-def main(config: ExplainConfig) -> None:
-    """Explain, then print each network's quantities and how they differ."""
-    run = explain(config)
-    assert run.summary is not None
-    kind = "synthetic X-rays" if run.summary["synthetic"] else "X-rays"
-    print(f"\n{run.summary['images']} {kind}, {run.summary['with_lung_mask']} with a lung mask; mean [95% interval]")
-    for name, found in run.summary["checkpoints"].items():
-        print(f"\n{name}")
-        for quantity in QUANTITIES:
-            print(f"  {quantity.replace('_', ' '):22s} {_cell(found[quantity])}")
-        if "sanity" in found:
-            print(f"  {'sanity check':22s} {found['sanity']}")
-    for name, found in run.summary["differences"].items():
-        print(f"\n{name} less {next(iter(run.summary['checkpoints']))}")
-        for quantity in QUANTITIES:
-            print(f"  {quantity.replace('_', ' '):22s} {_cell(found[quantity], '+')}")
-    for note in run.summary["notes"]:
-        print(f"\n{note}")
-    print(f"\npanel   {run}/figures/panel.png\ntables  {run}/saliency.csv")
+@dataclass(frozen=True, kw_only=True)
+class MapsConfig(Config):
+    """Every key of interpretability/grad_cam.py."""
+
+    checkpoints: list[str]
+    images: list[str]
+    per_class: int
+    classes: list[str]
+    shown: int
+    target: str
+    method: str
+    layer: str
+    patch: int
+    stride: int
+    sanity_check: bool
+    run_name: str
+    device: str
+    threads: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("method", self.method, list(METHODS))
+        for key, least in {"per_class": 1, "shown": 1, "patch": 0, "stride": 0}.items():
+            check_at_least(key, getattr(self, key), least)
+
+
+def main(config: MapsConfig) -> Run:
+    """Explain every picture with every network; write maps and numbers, print the numbers."""
+    device = prepare(config.device, config.threads)
+    networks = open_checkpoints(config.checkpoints)
+    run = open_run(config, networks)
+    if run.summary is None:
+        pictures, facts = choose_pictures(config, networks, device)
+        settings = Settings(config.method, config.layer, config.patch, config.stride)
+        question = Question(pictures, config.target, settings, config.sanity_check, device)
+        explained = {
+            name: explain(finished, question) for name, finished in tracked(networks.items(), "explaining", "network")
+        }
+        run.start(device=describe_device(device), images=[str(picture.path) for picture in pictures])
+        save_pictures(run, config, pictures, explained, facts)
+        tables = {name: found.table for name, found in explained.items()}
+        run.save_table("saliency", pd.concat(tables, names=["checkpoint"]).reset_index(level=0))
+        checks = {name: found.sanity for name, found in explained.items() if found.sanity is not None}
+        if checks:
+            run.save_table("sanity", pd.concat(checks, names=["checkpoint"]).reset_index(level=0))
+        run.finish(
+            {
+                **facts,
+                "images": len(pictures),
+                "with_lung_mask": sum(picture.mask is not None for picture in pictures),
+                "checkpoints": {name: found.summary() for name, found in explained.items()},
+                "differences": differences(tables),
+            }
+        )
+    print_summary(run)
     print(f"next    python interpretability/shortcut_audit.py --checkpoints {shlex.join(config.checkpoints)}")
+    return run
 
 
-def _cell(values: list[float | None], sign: str = "") -> str:
-    mean, low, high = values
-    if mean is None:
-        return "not known: no lung masks"
-    return interval_text(mean, low, high, f"{sign}.3f")
+def open_run(config: MapsConfig, networks: Mapping[str, Finished]) -> Run:
+    """Return the run of this config, these weights and these files; UserError for a class that a network lacks."""
+    for finished in networks.values():
+        for name in config.classes:
+            check_choice("classes", name, finished.summary["classes"])
+        if config.target:
+            check_choice("target", config.target, finished.summary["classes"])
+    first = next(iter(networks.values())).name
+    run_name = config.run_name or f"grad_cam/{first if len(networks) == 1 else first.rpartition('/')[0]}"
+    weights = {name: finished.weights_hash() for name, finished in networks.items()}
+    stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in image_files(config.images)]
+    files = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16] if stamps else ""
+    return Run(run_name, {**as_dict(config), "weights": weights, "files": files}, "maps")
+
+
+def choose_pictures(
+    config: MapsConfig, networks: Mapping[str, Finished], device: torch.device
+) -> tuple[list[Picture], dict[str, Any]]:
+    """Return the X-rays to explain, and what a reader must know of them: synthetic, transductive, notes."""
+    first = next(iter(networks.values()))
+    if config.images:
+        pictures = pictures_of_files(config.images, first.summary["classes"])
+        notes = [f"{name} was trained on synthetic X-rays" for name in networks if networks[name].summary["synthetic"]]
+        transductive = False
+    else:
+        xrays = OpenedData(device).of(first)
+        held_out = [finished.held_out(xrays) for finished in networks.values()]
+        notes = sorted({note for _, note in held_out if note})
+        pictures = pictures_of_test(xrays, held_out[0][0], config.classes, config.per_class)
+        transductive = bool(notes)
+    synthetic = any(picture.synthetic for picture in pictures)
+    return pictures, {"synthetic": synthetic, "transductive": transductive, "notes": notes}
+
+
+def save_pictures(
+    run: Run,
+    config: MapsConfig,
+    pictures: Sequence[Picture],
+    explained: Mapping[str, Explained],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write one overlay per network and picture, and the panel of the first pictures."""
+    shown = slice(config.shown)
+    rows = {"X-ray": [overlay(picture.gray, None, picture.mask) for picture in pictures[shown]]}
+    captions = {"X-ray": [picture.label or picture.name for picture in pictures[shown]]}
+    for name, found in explained.items():
+        overlays = []
+        for picture, heat in zip(pictures, found.maps.numpy(), strict=True):
+            overlays.append(overlay(picture.gray, heat, picture.mask))
+            run.save_picture(f"overlays/{name}/{picture.name}", overlays[-1])
+        title = f"{name} {found.table['layer'].iloc[0]}".strip()
+        rows[title], captions[title] = overlays[shown], found.captions[shown]
+    title = f"{SALIENCY_NAMES[config.method]} of the {config.target or 'predicted'} class"
+    run.save_figure("panel", panel(rows, captions, marked(title, facts["synthetic"], facts["transductive"])), step=0)
+
+
+def print_summary(run: Run) -> None:
+    """Print one row per network, the differences to the first, and what the sanity check found."""
+    summary: Any = run.summary
+    kind = "synthetic X-rays" if summary["synthetic"] else "X-rays"
+    print(f"\n{summary['images']} {kind}, {summary['with_lung_mask']} with a lung mask; mean [95% interval]\n")
+    print(_table(summary["checkpoints"], ".2f"))
+    if summary["differences"]:
+        print(f"\nminus {next(iter(summary['checkpoints']))}\n{_table(summary['differences'], '+.2f')}")
+    print()
+    for name, found in summary["checkpoints"].items():
+        if "sanity" in found:
+            print(f"sanity check of {name}: {found['sanity']}")
+    print("".join(f"{note}\n" for note in summary["notes"]))
+    print(f"panel   {run}/figures/panel.png\ntables  {run}/saliency.csv")
+
+
+def _table(networks: Mapping[str, Mapping[str, Any]], form: str) -> str:
+    """Return one row per network: each quantity with its interval, "-" where it is not known."""
+    cells = {
+        name: ["-" if found[key][0] is None else interval_text(*found[key], form=form) for key in QUANTITIES]
+        for name, found in networks.items()
+    }
+    columns = [key.replace("_", " ") for key in QUANTITIES]
+    return pd.DataFrame.from_dict(cells, orient="index", columns=columns).to_string()
 
 
 if __name__ == "__main__":
-    run_script(main, ExplainConfig, config)
+    run_script(main, MapsConfig, config)

@@ -1,24 +1,30 @@
-"""Heat maps laid over X-rays, in the X-ray's own geometry."""
+"""Figures: heat maps over X-rays in the X-ray's own geometry, the panel of maps, the figure of an audit."""
 
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from scipy.ndimage import binary_erosion
 
 from dataset_loader.decoding import central_square
 from interpretability.faithfulness import enlarged
+from utils.plots import BLACK, BLUE, ORANGE
+from utils.wording import metric_name
 
 COLOURS = "inferno"
-OPACITY = 0.65  # of the strongest evidence; none is transparent
+OPACITY = 0.65  # of the strongest evidence; where there is none, the X-ray shows
 OUTLINE = np.array([86, 180, 233], dtype=np.uint8)  # light blue
 
 
 def heat_on(heat: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A map [h, w] of the square that the network saw, on the whole X-ray: [H, W], largest 1, 0 beside the square."""
+    """Place a map [h, w] of the square that the network saw on the X-ray: [H, W], largest 1, 0 beside the square."""
     top, left, side = central_square(*shape)
     large = enlarged(torch.from_numpy(heat.astype(np.float32))[None], side)[0].numpy()
     whole = np.zeros(shape, np.float32)
@@ -27,7 +33,7 @@ def heat_on(heat: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def overlay(gray: np.ndarray, heat: np.ndarray | None, mask: np.ndarray | None) -> np.ndarray:
-    """uint8 [H, W, 3]: the X-ray, gray [H, W], under a heat map [h, w] if there is one, lungs [H, W] outlined."""
+    """Return uint8 [H, W, 3]: the X-ray, gray [H, W], under a heat map [h, w] if given, lungs [H, W] outlined."""
     picture = np.repeat(gray[..., None], 3, axis=2).astype(np.float32)
     if heat is not None:
         strength = heat_on(heat, (gray.shape[0], gray.shape[1]))
@@ -41,34 +47,23 @@ def overlay(gray: np.ndarray, heat: np.ndarray | None, mask: np.ndarray | None) 
 
 
 def outline(mask: np.ndarray) -> np.ndarray:
-    """The inner border, bool [H, W], of a mask [H, W]: about a 150th of the picture wide."""
-    inner = mask
-    for _ in range(max(1, round(min(mask.shape) / 150))):
-        padded = np.pad(inner, 1)
-        inner = padded[1:-1, 1:-1] & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inner
+    """Return the inner border, bool [H, W], of a mask [H, W]: about a 150th of the picture wide."""
+    return mask & ~binary_erosion(mask, iterations=max(1, round(min(mask.shape) / 150)))
 
 
-def panel(
-    originals: Sequence[np.ndarray],
-    titles: Sequence[str],
-    rows: Mapping[str, Sequence[np.ndarray]],
-    captions: Mapping[str, Sequence[str]],
-    title: str,
-) -> Figure:
-    """Columns are X-rays; the first row shows them as they are, each other row a checkpoint's overlays.
+def panel(rows: Mapping[str, Sequence[np.ndarray]], captions: Mapping[str, Sequence[str]], title: str) -> Figure:
+    """Return X-rays side by side, a row for the X-rays and one for each network's overlays.
 
-    originals, titles  of the columns; uint8 [H, W, 3]
-    rows, captions     by checkpoint: overlays, and what stands above each: the prediction
+    rows      by the text beside the row: pictures, uint8 [H, W, 3]
+    captions  by the same: the text above each picture
     """
-    across, down = len(originals), 1 + len(rows)
+    down, across = len(rows), len(next(iter(rows.values())))
     figure = Figure(figsize=(1.75 * across + 1.6, 2.05 * down + 0.5), layout="constrained")
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(down, across, squeeze=False)
-    pictures = [("X-ray", originals, titles), *((name, rows[name], captions[name]) for name in rows)]
-    for line, (name, images, texts) in zip(axes, pictures, strict=True):
-        for ax, image, text in zip(line, images, texts, strict=True):
-            ax.imshow(image)
+    for line, (name, pictures) in zip(axes, rows.items(), strict=True):
+        for ax, picture, text in zip(line, pictures, captions[name], strict=True):
+            ax.imshow(picture)
             ax.set_title(text, fontsize=8)
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
@@ -78,13 +73,43 @@ def panel(
     return figure
 
 
-def _wrapped(name: str, width: int = 22) -> str:
-    """A run's name in lines, broken at its underscores."""
-    lines = [""]
-    for piece in name.replace("/", "/_").split("_"):
-        joined = f"{lines[-1]}_{piece}" if lines[-1] and not lines[-1].endswith("/") else lines[-1] + piece
-        if len(joined) > width and lines[-1]:
-            lines.append(piece)
-        else:
-            lines[-1] = joined
-    return "\n".join(lines)
+def audit_figure(
+    scores: pd.DataFrame, pictures: Mapping[str, np.ndarray], metric: str, chance: float, title: str
+) -> Figure:
+    """Return the scores by what is left of the X-rays, and beside them what that looks like.
+
+    scores    columns images, head (one of two), score, value, low, high
+    pictures  by `images`: [k, H, W] in 0..1
+    """
+    n, k = len(pictures), len(next(iter(pictures.values())))
+    figure = Figure(figsize=(6.2 + 1.0 * k, 1.0 * n + 1.3))
+    figure.suptitle(title, fontsize=11)
+    grid = figure.add_gridspec(
+        n, k + 1, width_ratios=[4] + [1] * k, wspace=0.08, hspace=0.06,
+        left=0.2, right=0.99, bottom=0.7 / (n + 1.3), top=1 - 0.5 / (n + 1.3),
+    )  # fmt: skip
+    ax = figure.add_subplot(grid[:, 0])
+    for shift, head, colour, marker in zip((-0.1, 0.1), scores["head"].unique(), (BLUE, ORANGE), "os", strict=True):
+        rows = scores[(scores["score"] == metric) & (scores["head"] == head)].set_index("images").loc[list(pictures)]
+        reach = np.nan_to_num([rows["value"] - rows["low"], rows["high"] - rows["value"]])
+        ax.errorbar(
+            rows["value"], np.arange(n) + shift, xerr=reach, color=colour, marker=marker, linestyle="none", capsize=4,
+            label=f"head {head}",
+        )  # fmt: skip
+    ax.axvline(chance, color=BLACK, linestyle=":", linewidth=1, label=f"chance, {chance:.2f}")
+    ax.set_yticks(range(n), list(pictures), fontsize=9)
+    ax.set(ylim=(n - 0.5, -0.5), xlim=(0, 1.02))
+    ax.set_xlabel(f"{metric_name(metric)} and 95% interval", fontsize=9)
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8, loc="lower right")
+    for row, images in enumerate(pictures.values()):
+        for column, picture in enumerate(images):
+            beside = figure.add_subplot(grid[row, column + 1])
+            beside.imshow(picture, cmap="gray", vmin=0, vmax=1)
+            beside.set_axis_off()
+    return figure
+
+
+def _wrapped(name: str) -> str:
+    """Return a run's name in lines, broken after its underscores and slashes."""
+    return re.sub(r"([_/]) ", r"\1", textwrap.fill(re.sub(r"([_/])", r"\1 ", name), 22))

@@ -1,5 +1,6 @@
-"""Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230): the loss, and the network that it trains."""
+"""Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230): the loss, of two views or more, and the network it trains."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -56,19 +57,60 @@ def barlow_twins_loss(z1: Tensor, z2: Tensor, lambd: float) -> BarlowTwinsLoss:
         return BarlowTwinsLoss(on_diagonal + lambd * off_diagonal, on_diagonal, off_diagonal)
 
 
+def mean_view_loss(z: Tensor, lambd: float) -> BarlowTwinsLoss:
+    """The loss of several views (Agrawal et al. 2023, arXiv 2312.10725), each held against the mean of all.
+
+    The embeddings are standardised over all views together, and z_mean is their mean over the views. Then
+    on_diagonal = mean over v of sum_d (1 - <z_v,d, z_mean,d> / N)^2, and off_diagonal = sum_{i != j} C_ij^2 with
+    C = z_mean^T z_mean / N. C is symmetric, so its norm is that of the Gram matrix z_mean z_mean^T / N, whichever
+    is smaller. At two views on_diagonal is a quarter of the paper's.
+
+    z  [V, N, D] embeddings of V views of N images, N >= 2, any floating type; computed in float32, or in float64
+    """
+    _, n, d = z.shape
+    if n < 2:
+        raise ValueError(f"Barlow Twins needs at least 2 images in a batch to correlate over, got {n}.")
+    with torch.autocast(z.device.type, enabled=False):
+        z = standardise(z.to(torch.promote_types(z.dtype, torch.float32)).flatten(0, 1)).view_as(z)
+        z_mean = z.mean(0)  # [N, D]
+        on_diagonal = (1 - (z * z_mean).mean(1)).square().sum(1).mean()
+        products = z_mean @ z_mean.T if d > n else z_mean.T @ z_mean  # [N, N] or [D, D]
+        off_diagonal = (products / n).square().sum() - z_mean.square().mean(0).square().sum()
+        return BarlowTwinsLoss(on_diagonal + lambd * off_diagonal, on_diagonal, off_diagonal)
+
+
 def _gram_norm(z1: Tensor, z2: Tensor) -> Tensor:
     return ((z1 @ z1.T) * (z2 @ z2.T)).sum() / len(z1) ** 2
 
 
-def random_embedding_loss(n: int, d: int, lambd: float) -> tuple[float, float, float]:
-    """Expected (loss, on_diagonal, off_diagonal) of independent Gaussian embeddings [n, d].
+def random_embedding_parts(n: int, d: int, views: int) -> tuple[float, float]:
+    """Expected (on_diagonal, off_diagonal) of independent Gaussian embeddings [n, d] of each view.
 
-    A correlation of two independent standardised samples has mean 0 and variance 1 / (n - 1), hence
-    E (1 - C_ii)^2 = 1 + 1 / (n - 1) and E C_ij^2 = 1 / (n - 1). The scale to read a loss against.
+    The scale to read a loss against. Of two views: a correlation of two independent standardised samples has mean 0
+    and variance 1 / (n - 1), hence E (1 - C_ii)^2 = 1 + 1 / (n - 1) and E C_ij^2 = 1 / (n - 1).
+
+    Of V > 2 views: standardised together, a dimension is uniform on a sphere of radius sqrt(V n) in the V n - 1
+    directions orthogonal to 1. The moments of quadratic forms there, E u^T A u = tr A / k and
+    E (u^T A u)^2 = (tr^2 A + 2 tr A^2) / (k (k + 2)), give for c_v = <z_v, z_mean> / n
+    E c_v = (n - 1) / (V n - 1), E c_v^2 = (n - 1) (n + V) / (V^2 n^2 - 1) and E C_ij^2 = (n - 1) / (V n - 1)^2.
+    For many images these are 1 / V, 1 / V^2 and 1 / (V^2 n).
     """
-    variance = 1 / (n - 1)
-    on_diagonal, off_diagonal = d * (1 + variance), d * (d - 1) * variance
-    return on_diagonal + lambd * off_diagonal, on_diagonal, off_diagonal
+    if views == 2:
+        variance = 1 / (n - 1)
+        return d * (1 + variance), d * (d - 1) * variance
+    rows = views * n
+    on_diagonal = 1 - 2 * (n - 1) / (rows - 1) + (n - 1) * (n + views) / (rows**2 - 1)
+    return d * on_diagonal, d * (d - 1) * (n - 1) / (rows - 1) ** 2
+
+
+def chance_off_diagonal(n: int, d: int, views: int, on_diagonal: float) -> float:
+    """The off-diagonal that chance leaves of independent dimensions, embeddings [n, d], at this on_diagonal.
+
+    Of two views d (d - 1) / (n - 1). Of more, C holds the covariances of z_mean, whose variance s grows from 1 / V
+    to 1 as the views agree; then on_diagonal is about d (1 - s)^2, and s^2 of that sum is left.
+    """
+    agreement = 1.0 if views == 2 else max(1 / views, 1 - math.sqrt(on_diagonal / d))
+    return agreement**2 * d * (d - 1) / (n - 1)
 
 
 def build_projector(in_features: int, dims: Sequence[int]) -> nn.Sequential:
@@ -86,9 +128,10 @@ def build_projector(in_features: int, dims: Sequence[int]) -> nn.Sequential:
 
 
 class BarlowTwins(nn.Module):
-    """backbone -> projector -> loss, for two views of one batch.
+    """backbone -> projector -> loss, for two or more views of one batch.
 
-    Under torch.distributed the loss is that of the global batch: embeddings are gathered with gradients.
+    Two views have the paper's loss, more the mean-view loss. Under torch.distributed it is that of the global batch:
+    embeddings are gathered with gradients.
     The views pass one after the other, so that each has BatchNorm statistics of its own, as in the paper.
     """
 
@@ -103,7 +146,10 @@ class BarlowTwins(nn.Module):
         h = self.backbone(y)
         return h, self.projector(h)
 
-    def forward(self, y1: Tensor, y2: Tensor) -> BarlowTwinsLoss:
-        """The loss of two views [N, C, R, R] of the same images."""
-        z1, z2 = self.embed(y1)[1], self.embed(y2)[1]
-        return barlow_twins_loss(gather_with_gradient(z1), gather_with_gradient(z2), self.lambd)
+    def forward(self, *views: Tensor) -> BarlowTwinsLoss:
+        """The loss of two or more views [N, C, R, R] of the same images."""
+        embeddings = [self.embed(y)[1] for y in views]
+        gathered = [gather_with_gradient(z) for z in embeddings]
+        if len(gathered) == 2:
+            return barlow_twins_loss(gathered[0], gathered[1], self.lambd)
+        return mean_view_loss(torch.stack(gathered), self.lambd)

@@ -1,23 +1,23 @@
-"""Convolutions on inputs of a pixel or four, as the last blocks of a ResNet see them in X-rays of 32 to 64 pixels."""
+"""Fast convolutions on inputs of 1 to 4 pixels, as in the last blocks of a ResNet on X-rays of 32 to 64 pixels."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FEWEST_IMAGES = 16  # from which on laying out the kernel anew pays
+MIN_IMAGES = 16  # in a batch; below, rearranging the kernel costs more than it saves
 
 
 class Conv2d(nn.Conv2d):
     """torch's own convolution, computed on a CPU as one matrix product where each output pixel sees the whole input.
 
-    There a padded kernel lies mostly on zeros, which the CPU's convolutions multiply all the same, backwards most
-    slowly of all (tests/benchmarks/bench_small_images.py). Same parameters, same names, same values to rounding.
-    Elsewhere, and for batches under FEWEST_IMAGES, torch's own is used.
+    There most of a padded kernel covers zeros, which the CPU's convolutions multiply all the same; the backward pass is
+    slowest (tests/benchmarks/bench_small_images.py). Same parameters, same names, same values to rounding. On other
+    devices, and for batches of fewer than MIN_IMAGES, it is torch's convolution.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # torch's name
-        """[N, C, H, W] to [N, O, H', W'] as nn.Conv2d does."""
-        if input.device.type != "cpu" or input.ndim != 4 or len(input) < FEWEST_IMAGES:
+        """Return [N, O, H', W'] for [N, C, H, W], as nn.Conv2d does."""
+        if input.device.type != "cpu" or input.ndim != 4 or len(input) < MIN_IMAGES:
             return super().forward(input)
         height, width = input.shape[-2:]
         rows, columns = self._windows(height, axis=0), self._windows(width, axis=1)
@@ -37,18 +37,17 @@ class Conv2d(nn.Conv2d):
         return out.view(len(input), len(rows), len(columns), self.out_channels).permute(0, 3, 1, 2)
 
     def _windows(self, size: int, axis: int) -> list[int]:
-        """Where in the kernel the input begins, for each output pixel of an axis; empty if one does not see it all."""
+        """Return where in the kernel the input starts for each output pixel of an axis; [] if one misses part of it."""
         kernel, stride, padding = self.kernel_size[axis], self.stride[axis], int(self.padding[axis])
         starts = [padding - stride * i for i in range((size + 2 * padding - kernel) // stride + 1)]
         return starts if all(0 <= start <= kernel - size for start in starts) else []
 
 
-def with_fast_convolutions(net: nn.Module) -> nn.Module:
-    """The same network, its ungrouped, undilated convolutions with zeros around the input made `Conv2d` in place."""
+def use_fast_small_convolutions(net: nn.Module) -> None:
+    """Turn the network's ungrouped, undilated, zero-padded convolutions into `Conv2d`, in place."""
     for module in net.modules():
         if type(module) is nn.Conv2d and _is_plain(module):
-            module.__class__ = Conv2d  # parameters, hooks and names stay
-    return net
+            module.__class__ = Conv2d  # keeps parameters, hooks and names
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:

@@ -1,30 +1,32 @@
-"""Is Barlow Twins learning, or collapsing? A few numbers each epoch, and a verdict in words."""
+"""Whether Barlow Twins is learning or collapsing: a few numbers per epoch, and a verdict in words."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from self_sup_classes.barlow import random_embedding_loss
+from self_sup_classes.barlow import chance_off_diagonal, random_embedding_parts
 from utils.metrics import dead_dimensions, effective_rank
 
-# Bounds of the verdict; tests hold them against induced failures and a healthy run.
+# Bounds of the verdict; tests check them on induced failures and a healthy run.
 COLLAPSED_RANK = 3.0
 DEAD_SHARE = 0.5  # of the dimensions
-NOT_ALIGNED = 0.9  # on-diagonal against random embeddings'
-AT_CHANCE = 1.5  # off-diagonal against random embeddings'
+NOT_ALIGNED = 0.9  # on-diagonal divided by that of random embeddings
+AT_CHANCE = 1.5  # off-diagonal divided by that of random embeddings
 
 
 @dataclass(frozen=True)
 class Health:
     """The health panel of one epoch.
 
-    on_ratio, off_ratio  the parts of the training loss divided by those of random embeddings of the same N and D:
-                         on_ratio falls from 1 to 0 as the two views of an image agree; off_ratio is large while
-                         dimensions repeat each other and falls towards 1, which is chance
+    on_ratio             the on-diagonal divided by that of random embeddings of the same N, D and number of views:
+                         falls from 1 to 0 as the views of an image agree
+    off_ratio            the off-diagonal divided by that of independent dimensions whose views agree as much: large
+                         while dimensions repeat each other, falls towards 1, which is chance
     off_share            the weighted off-diagonal's share of the loss
     rank, max_rank       effective rank of the embeddings, and the largest that their number and width allow
-    dead, width          embedding dimensions that hardly vary, and all
-    feature_rank, dead_features  the same of the backbone's features
+    dead, width          embedding dimensions that hardly vary, and all dimensions
+    feature_rank, dead_features  the same for the backbone's features
     """
 
     on_ratio: float
@@ -38,7 +40,7 @@ class Health:
     dead_features: int
 
     def scalars(self) -> dict[str, float]:
-        """The numbers, tagged for metrics.csv and TensorBoard."""
+        """Return the numbers by their tags in metrics.csv and TensorBoard."""
         return {
             "health/rank": self.rank,
             "health/dead_dimensions": self.dead,
@@ -49,7 +51,7 @@ class Health:
         }
 
     def verdict(self) -> str:
-        """The word "healthy" with the rank, or what is wrong, by which number, and what to change."""
+        """Return "healthy" with the rank, or what is wrong, which number shows it and what to change."""
         if self.rank < COLLAPSED_RANK:
             return f"collapsing: rank {self.rank:.1f} of {self.max_rank}; raise barlow_lambda or lower lr"
         if self.dead > DEAD_SHARE * self.width:
@@ -64,19 +66,18 @@ class Health:
         return f"healthy: rank {self.rank:.0f} of {self.max_rank}, on-diagonal {self.on_ratio:.2f} of random"
 
 
-def measure_health(
-    features: Tensor, embeddings: Tensor, on_diagonal: float, off_diagonal: float, batch_size: int, lambd: float
-) -> Health:
-    """The health panel from features [n, F] and embeddings [n, D] of a fixed sample and an epoch's mean losses.
+def measure_health(features: Tensor, embeddings: Tensor, parts: Sequence[float], batch_size: int, views: int) -> Health:
+    """The health panel from features [n, F] and embeddings [n, D] of a fixed sample, and the training loss.
 
-    batch_size is that of training, over which the loss correlates.
+    parts              an epoch's mean loss, on_diagonal and off_diagonal
+    batch_size, views  those of training, over which the loss correlates
     """
     n, d = embeddings.shape
-    _, random_on, random_off = random_embedding_loss(batch_size, d, lambd)
+    loss, on_diagonal, off_diagonal = parts
     return Health(
-        on_ratio=on_diagonal / random_on,
-        off_ratio=off_diagonal / random_off,
-        off_share=lambd * off_diagonal / (on_diagonal + lambd * off_diagonal),
+        on_ratio=on_diagonal / random_embedding_parts(batch_size, d, views)[0],
+        off_ratio=off_diagonal / chance_off_diagonal(batch_size, d, views, on_diagonal),
+        off_share=1 - on_diagonal / loss,
         rank=effective_rank(embeddings),
         max_rank=min(n - 1, d),
         dead=dead_dimensions(embeddings),

@@ -11,21 +11,21 @@ from torchvision import models
 from self_sup_classes.backbones import Backbone, first_conv, load_strictly, read_state_dict
 from self_sup_classes.provenance import NOTHING_SEEN, Provenance, provenance_of
 from utils.config import UserError, repo_path
-from utils.randomness import mixed_seed
+from utils.optimisation import mixed_seed
 
-_ORIGINAL_PREFIX = "backbone.net."  # of the original project's checkpoints, which also hold a projector
+_ORIGINAL_PREFIX = "backbone.net."  # in the original project's checkpoints, which also hold a projector
 
 
 @dataclass(frozen=True)
 class Start:
-    """A backbone and what it has seen of chest X-rays; None if its file does not say."""
+    """A backbone and the chest X-rays that it has seen; None if its file does not say."""
 
     backbone: Backbone
     provenance: Provenance | None
 
 
 def start_from(encoder: str, name: str, in_channels: int, seed: int) -> Start:
-    """The backbone `name` with the weights that `encoder` names.
+    """Return the backbone `name` with the weights that `encoder` names.
 
     encoder  "random" (a function of the seed) | "imagenet" (torchvision's weights, downloaded) | "imagenet:FILE" (the
              same from a local file) | a *_state_dict.pt of this repo, of torchvision, or of the original project
@@ -43,13 +43,13 @@ def start_from(encoder: str, name: str, in_channels: int, seed: int) -> Start:
     state = read_state_dict(path)
     provenance = provenance_of(state)
     if is_imagenet and (provenance is not None or not _is_torchvisions(state, backbone)):
-        raise UserError(f"{path} is no file of torchvision's ImageNet weights; name an encoder without imagenet:.")
+        raise UserError(f"{path} is not a file of torchvision's ImageNet weights; name an encoder without imagenet:.")
     _load(backbone, state, str(path), is_imagenet)
     return Start(backbone, NOTHING_SEEN if is_imagenet else provenance)
 
 
 def random_backbone(name: str, in_channels: int, seed: int) -> Backbone:
-    """A backbone whose weights are a function of the seed; torch's global generator stays as it is."""
+    """Return a backbone whose weights are a function of the seed; torch's global generator is not touched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mixed_seed(seed, 0))
         return Backbone(name, in_channels)
@@ -62,13 +62,12 @@ def _download_imagenet(name: str) -> Mapping[str, Tensor]:
     except (URLError, OSError, RuntimeError) as error:
         raise UserError(
             f"torchvision's ImageNet weights for {name} could not be downloaded ({error}). Download {weights.url} "
-            "elsewhere and name the file as imagenet:FILE, or run where there is a network; the other "
-            "initialisations need neither."
+            "on another machine and give the file as imagenet:FILE; the other initialisations need no network."
         ) from error
 
 
 def _is_torchvisions(state: Mapping[str, Tensor], backbone: Backbone) -> bool:
-    """Whether these can be weights for colour images, which X-rays of one channel never trained."""
+    """Return whether these may be weights for colour images, unlike those of X-rays with one channel."""
     key = f"{first_conv(backbone.net)[0]}.weight"
     return key not in state or state[key].shape[1] == 3
 
@@ -80,12 +79,12 @@ def _load(backbone: Backbone, state: Mapping[str, Tensor], source: str, imagenet
     key = f"{conv_name}.weight"
     if imagenet and conv.in_channels == 1 and key in found and found[key].shape[1] == 3:
         found[key] = found[key].sum(1, keepdim=True)  # what a gray image in all three channels would give
-    problem = f"{source} does not fit a {backbone.name} with {conv.in_channels} input channel(s)"
-    load_strictly(backbone.net, found, problem)
+    description = f"{backbone.name} with {conv.in_channels} input channel(s)"
+    load_strictly(backbone.net, found, source, description)
 
 
 def _backbone_part(state: Mapping[str, Tensor], head_name: str) -> dict[str, Tensor]:
-    """The tensors under torchvision's own names, less the head and, in the original's files, the projector."""
+    """Return the tensors by torchvision's names, without the head and, in the original's files, the projector."""
     if any(key.startswith(_ORIGINAL_PREFIX) for key in state):
         state = {
             key.removeprefix(_ORIGINAL_PREFIX): value

@@ -1,4 +1,4 @@
-"""What an encoder has seen, carried inside its file, so that nobody tests it on an image of its training."""
+"""The images that an encoder was trained on, stored in its file, so that it is not tested on them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -17,22 +17,22 @@ _NAMES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Provenance:
-    """The split that a network was trained under, and the ids (XRays.image_ids) of all images it was trained on."""
+    """The split that a network was trained with, and the ids (XRays.image_ids) of all images it was trained on."""
 
     split_hash: str
     seen: np.ndarray
 
     @property
     def list_hash(self) -> str:
-        """16 hex digits that name the list of images."""
+        """16 hex digits that identify the list of images."""
         return hashlib.sha256(np.sort(self.seen).tobytes()).hexdigest()[:16]
 
     def joined(self, split_hash: str, seen: np.ndarray) -> "Provenance":
-        """After further training, under another split maybe, on other images."""
+        """Return the provenance after further training on other images, perhaps with another split."""
         return Provenance(split_hash, np.union1d(self.seen, seen))
 
     def attach(self, state: Any) -> None:
-        """Put it onto a state_dict (an OrderedDict), where torch.save keeps it and torch's modules do not look."""
+        """Attach it to a state_dict (an OrderedDict): torch.save keeps the attribute, torch's modules ignore it."""
         state.provenance = {
             "split_hash": self.split_hash,
             "list_hash": self.list_hash,
@@ -44,15 +44,15 @@ NOTHING_SEEN = Provenance("", np.array([], dtype=np.int64))
 
 
 def provenance_of(state: Mapping[str, Tensor]) -> Provenance | None:
-    """What `Provenance.attach` put there, or None: a network from elsewhere."""
+    """Return what `Provenance.attach` stored, or None for a network from elsewhere."""
     facts = getattr(state, "provenance", None)
     return None if facts is None else Provenance(facts["split_hash"], facts["seen"].numpy())
 
 
 def check_unseen(provenance: Provenance | None, xrays: XRays, allow_seen: bool, encoder: str) -> str:
-    """A note on what the `encoder` has seen of today's validation and test parts, "" if nothing.
+    """Return a note on which validation and test images the `encoder` was trained on, "" if none.
 
-    Raises UserError, with the count and the first names, if it has seen any or does not say, unless `allow_seen`.
+    Unless `allow_seen`, raises UserError with the count and the first names if there are any, or if it is not known.
     """
     if provenance is None:
         note = f"{encoder} does not say which images it was trained on"
@@ -68,7 +68,7 @@ def check_unseen(provenance: Provenance | None, xrays: XRays, allow_seen: bool, 
         )
     if not allow_seen:
         raise UserError(
-            f"{note}, so a score on them would not count. Pretrain on the train part with the same split_seed, "
-            "or pass --allow-seen to go on; every result will then say so."
+            f"{note}, so a score on them would be too good. Pretrain on the train part with the same split_seed, "
+            "or pass --allow-seen; every result will then be marked."
         )
     return f"transductive: {note}"

@@ -1,16 +1,16 @@
-"""What does a pretraining cost on this machine? Time, memory, bottleneck and a forecast, before it is begun.
+"""What does a pretraining cost on this machine? Time, memory, bottleneck and a forecast, before you start it.
 
     python selfsup_task/check_bt_resources.py
     python selfsup_task/check_bt_resources.py --dataset covid --resolutions 224 --batch-sizes 64 128 \\
-        --forecast-epochs 300 --run-name resources/covid
-    python selfsup_task/check_bt_resources.py --dataset chexpert --run-name resources/chexpert --channels 1 3 \\
+        --forecast-epochs 300
+    python selfsup_task/check_bt_resources.py --dataset chexpert --channels 1 3 \\
         --backbones resnet18 resnet34 resnet50 resnet101 efficientnet_b0 efficientnet_b1 efficientnet_b2 \\
         efficientnet_b3 efficientnet_b4 --resolutions 32 64 96 128 160 192 224 --batch-sizes 16 32 64 128 256
 
 Each cell of backbones x channels x resolutions x batch sizes takes some steps in a process of its own, so that one that
 runs out of memory ends alone. runs/<run_name>/ holds summary.csv (seconds of a batch and its parts, images/s, peak
-memory, the bottleneck, hours for forecast_epochs on your images) and a figure of heat maps. Leave the machine alone
-meanwhile. The same command again goes on where it stopped; other lists add to it.
+memory, the bottleneck, hours for forecast_epochs on your images) and a figure of heat maps. A cell takes half a minute
+or more; leave the machine alone meanwhile. The same command again resumes; other lists add to the table.
 """
 
 from typing import Any
@@ -19,14 +19,15 @@ from selfsup_task import scan_base
 from selfsup_task.scan_base import PRETRAINING, without
 from utils.scripts import flags, run_script
 
+VARIED = ("backbone", "in_channels", "img_res", "store_res", "batch_size", "num_epochs", "warmup_epochs", "keep_all")
+
 config: dict[str, Any] = {
-    # selfsup_task/scan_base.py
-    **without(PRETRAINING, "backbone", "in_channels", "img_res", "store_res", "batch_size", "num_epochs"),
+    **without(PRETRAINING, *VARIED),  # selfsup_task/scan_base.py
     "run_name": "resources/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
     "backbones": ["resnet18", "efficientnet_b0"],  # resnet18/34/50/101, efficientnet_b0 ... b4
     "channels": [1],  # 1 (gray) | 3
     "resolutions": [32, 64],  # pixels a side of the views; the store's are 8 / 7 of them
-    "batch_sizes": [32, 64],  # pairs of views a step
+    "batch_sizes": [32, 64],  # X-rays per step
     "forecast_epochs": 100,  # for which hours are forecast
     "probe_every": 1,  # epochs between probes, in the forecast
 }
@@ -34,43 +35,98 @@ config: dict[str, Any] = {
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__, scan_base.__file__)  # before the slow imports
 
-import sys
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
 
 from dataset_loader.xrays import described, read_columns
-from selfsup_task.resources import cells, check_cell, grids, measure, pretraining
+from selfsup_task.pretraining import PretrainConfig
+from selfsup_task.resources import measure, train_images
 from utils import scan_plots
-from utils.config import check_at_least
-from utils.hardware import choose_device, describe_device
-from utils.sweeps import check_all_finished, open_sweep, run_sweep
+from utils.config import as_dict, check_at_least, part_of
+from utils.hardware import describe_device, prepare
+from utils.logging_utils import Run
+from utils.sweeps import check_all_finished, check_trial_names, run_trials
+from utils.training_utils import check_batch_size
 
-SECONDS_A_CELL = 25  # half of them for starting Python and torch; steps of ten seconds take longer
+LISTS = ("backbones", "channels", "resolutions", "batch_sizes")
+SETTINGS = ["backbone", "in_channels", "img_res", "batch_size"]  # of a cell
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourcesConfig(PretrainConfig):
+    """The keys of this script."""
+
+    backbones: list[str]
+    channels: list[int]
+    resolutions: list[int]
+    batch_sizes: list[int]
+    forecast_epochs: int
+    only: list[str]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("forecast_epochs", self.forecast_epochs, 1)
 
 
 def main(config: ResourcesConfig) -> None:
-    """Measure every cell, draw the forecast, print the table."""
-    check_at_least("forecast_epochs", config.forecast_epochs, 1)
-    grid = ("backbones", "channels", "resolutions", "batch_sizes", "only", "run_name")
-    shared = {"varied": list(grid[:4]), **{key: value for key, value in config.items() if key not in grid}}
-    run, trials = open_sweep(config.run_name, shared, cells(config), config.only)
+    """Measure a pretraining of every cell, draw the forecast, print the table."""
+    device = prepare(config.device, config.threads)
+    base = PretrainConfig(**part_of(config, PretrainConfig))
+    cells = {}
+    for backbone, channels, size, batch in itertools.product(*(getattr(config, key) for key in LISTS)):
+        name = f"{backbone}_{channels}ch_{size}px_b{batch}"
+        changes = {"backbone": backbone, "in_channels": channels, "img_res": size, "batch_size": batch}
+        cells[name] = replace(base, run_name=f"{config.run_name}/{name}", store_res=round(size * 8 / 7), **changes)
+    check_trial_names([*cells], config.only)
+    shared = {key: value for key, value in as_dict(config).items() if key not in (*VARIED, *LISTS, "only", "run_name")}
+    run = Run(config.run_name, {"varied": [*LISTS], **shared}, "resources")
+    trials = {name: Run(cells[name].run_name, cells[name], "trial") for name in config.only or cells}
     data = described(read_columns(config))
-    num_images = data["images"]
-    for one in trials.values():
-        check_cell(one.config, num_images)
-    todo = [one for name, one in trials.items() if one.summary is None and name in (config.only or trials)]
-    print(f"{len(todo)} of {len(trials)} cells to measure, {SECONDS_A_CELL} s each or more", file=sys.stderr)
+    for name in trials:
+        check_batch_size(cells[name].batch_size, train_images(config, data["images"]))
+    run.start(alone=False, data=data, device=describe_device(device))
 
-    def trial(cell: dict[str, Any]) -> dict[str, Any]:
-        return measure(pretraining(cell), num_images, config.forecast_epochs)
+    def measure_cell(trial: Run) -> None:
+        trial.start()
+        costs = measure(cells[trial.folder.name], data["images"], config.forecast_epochs)
+        trial.finish({**{key: trial.config[key] for key in SETTINGS}, **costs})
 
-    device = describe_device(choose_device(config.device))
-    table = run_sweep(run, trials, trial, config.only, data=data, device=device)
+    table = run_trials(run, trials, measure_cell)
     print(table.drop(columns=["error"]).to_string(index=False, float_format="{:.4g}".format))
-    hours = f"hours for {config.forecast_epochs} epochs on the train part of {num_images:,} images"
-    run.save_figure("resources", scan_plots.heat_maps(grids(table), f"Forecast: {hours}", "hours", "{:.3g}"))
-    print(f"\n{hours} stand in the column hours\ntable and figure   {run}/")
+    hours = f"hours for {config.forecast_epochs} epochs on the train part of {data['images']:,} images"
+    every_cell = {name: trial.config for name, trial in run.inner_runs(except_for=()).items()}
+    run.save_figure(
+        "resources", scan_plots.heat_maps(grids(table, every_cell), f"Forecast: {hours}", "hours", "{:.3g}")
+    )
+    print(f"\n{hours} are in the column hours\ntable and figure   {run}/")
     print("next               python selfsup_task/train_barlow_twins.py, with the settings that you can afford")
-    check_all_finished(table, config.only or list(trials))
+    check_all_finished(table, [*trials])
+
+
+def grids(table: pd.DataFrame, cells: Mapping[str, Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
+    """Return hours by image and batch size for each backbone and channel count; `cells` are the configs by trial.
+
+    Infinite where memory ran out, minus infinite where the cell failed.
+    """
+    rows = table.reindex(columns=["trial", "hours", "out_of_memory", "error"])
+    hours = rows["hours"].mask(rows["out_of_memory"].eq(True), np.inf).mask(rows["error"] != "", -np.inf)
+    settings = pd.DataFrame([{key: cells[trial][key] for key in SETTINGS} for trial in rows["trial"]])
+    sizes, batches = sorted(set(settings["img_res"])), sorted(set(settings["batch_size"]))
+    found = {}
+    settings["title"] = [
+        f"{backbone}, {channels} channel{'s' if channels != 1 else ''}"
+        for backbone, channels in zip(settings["backbone"], settings["in_channels"], strict=True)
+    ]
+    for title, part in settings.assign(hours=hours).groupby("title", sort=False):
+        grid = part.pivot(index="img_res", columns="batch_size", values="hours").reindex(sizes, columns=batches)
+        found[str(title)] = grid.rename_axis(index="image size (pixels)", columns="batch size")
+    return found
 
 
 if __name__ == "__main__":
-    run_script(main, ResourcesConfig, config)
+    cell = {"backbone": "resnet18", "in_channels": 1, "img_res": 32, "store_res": 36, "batch_size": 64}
+    run_script(main, ResourcesConfig, {**cell, "num_epochs": 1, "warmup_epochs": 0, "keep_all": False, **config})

@@ -1,32 +1,24 @@
 """What the scans share: a trial is a pretraining, judged by a linear probe and a full fine-tuning on validation."""
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
-from matplotlib.figure import Figure
 
-from augmentations.transform_utils import TwinViews, denormalise, step_generator
-from dataset_loader.splits import SHARES
-from dataset_loader.xrays import DataConfig, XRays, described, read_columns
-from downstream_task.finetuning import FinetuneConfig, check_finetune_config, finetune
+from dataset_loader.xrays import open_xrays
+from downstream_task.finetuning import FinetuneConfig, finetune
 from downstream_task.targets import TargetConfig
-from selfsup_task.pretrain_config import PretrainConfig
-from selfsup_task.pretraining import check_pretrain_config, pretrain
-from selfsup_task.timing import seconds_a_pair
-from utils.config import UserError, check_config
+from selfsup_task.pretraining import PretrainConfig, build_model, train, twin_step
+from utils.config import UserError, as_dict, part_of
+from utils.hardware import placed, prepare
 from utils.locks import exclusive_lock
 from utils.logging_utils import Run
-from utils.sweeps import check_all_finished, open_sweep, ranked, run_sweep
-from utils.training_utils import check_fit_config
-from utils.wording import about_minutes
-
-SECONDS_A_TRIAL = 14  # for probes, heads, figures and files, on two cores
+from utils.sweeps import check_all_finished, check_trial_names, ranked, run_trials
+from utils.training_utils import check_batch_size
 
 
+@dataclass(frozen=True, kw_only=True)
 class FinetunePart(TargetConfig):
     """How a scan fine-tunes: what FinetuneConfig has and the pretraining does not say."""
 
@@ -42,164 +34,133 @@ class FinetunePart(TargetConfig):
     optimizer_weight_decay: float
 
 
+@dataclass(frozen=True, kw_only=True)
 class ScanConfig(PretrainConfig):
-    """The keys that all scans have; scan_base.py holds their values."""
+    """The keys of all scans, and of their trials; scan_base.py says what each means."""
 
     finetune: FinetunePart
     only: list[str]
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pretrain_on != "train":
+            raise UserError(
+                f"pretrain_on is {self.pretrain_on!r}, but trials are ranked by validation images, which must be "
+                'unseen; set it to "train".'
+            )
+        finetuning(self, "finetune", "random")  # checks its values
 
-class Scan(NamedTuple):
-    """A scan that has been checked and can be run."""
-
-    run: Run
-    trials: dict[str, Run]
-    only: list[str]
-    data: dict[str, Any]
-
-
-def open_scan(config: Mapping[str, Any], trials: Mapping[str, Mapping[str, Any]], varied: Sequence[str]) -> Scan:
-    """The scan of the trials {name: overrides of config}; prints the plan.
-
-    `varied` are keys of the script that make the table of trials: with other lists the same folder goes on.
-    Raises UserError for a config that cannot be used, before anything is written.
-    """
-    shared = {key: value for key, value in config.items() if key not in {*varied, "only", "run_name"}}
-    run, runs = open_sweep(config["run_name"], {"varied": list(varied), **shared}, trials, config["only"])
-    chosen = {name: runs[name] for name in config["only"] or runs}
-    any_trial = next(iter(chosen.values())).config
-    data = described(read_columns(_pretraining(any_trial)))
-    images = round(SHARES["train"] * data["images"])
-    for one in chosen.values():
-        check_trial(one.config, images)
-    print_plan(chosen, images)
-    return Scan(run, runs, config["only"], data)
+    def pretraining(self) -> PretrainConfig:
+        """Return the pretraining of a trial."""
+        return PretrainConfig(**{**part_of(self, PretrainConfig), "run_name": f"{self.run_name}/pretrain"})
 
 
-def check_trial(config: Mapping[str, Any], images: int) -> None:
-    """Raise UserError for whatever can be known to be wrong with a trial on so many training images."""
-    check_config({key: value for key, value in config.items() if key != "varied"} | {"only": []}, ScanConfig)
-    check_pretrain_config(_pretraining(config))
-    check_finetune_config(finetuning(config, "linear", "random"))
-    check_fit_config(_pretraining(config), images)
-    if config["pretrain_on"] != "train":
-        raise UserError(
-            f"pretrain_on is {config['pretrain_on']!r}, but trials are ranked by validation images, which must be "
-            'unseen; set it to "train".'
-        )
+class Scan:
+    """The trials of a scan that are to be run now, on X-rays that are opened once."""
 
+    def __init__(self, config: ScanConfig, trials: Mapping[str, Mapping[str, Any]], lists: Sequence[str]):
+        """Prepare the trials {name: the values that it varies}; `lists` are the keys that `trials` was made from.
 
-def pretrain_and_probe(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Pretrain on the train part, then a linear probe and a full fine-tuning, both scored on validation.
+        With other lists the same folder resumes. Raises UserError, before anything is written, for a config that
+        cannot be used, and for a folder that holds a scan or a trial with another config.
+        """
+        check_trial_names([*trials], config.only)
+        self.varied = trials
+        varied_keys = {key for values in trials.values() for key in values}
+        left_out = {*varied_keys, *lists, "only", "run_name"}
+        shared = {key: value for key, value in as_dict(config).items() if key not in left_out}
+        self.run = Run(config.run_name, {"varied": [*lists], **shared}, "scan")
+        self.trials = {
+            name: replace(config, run_name=f"{config.run_name}/{name}", **trials[name])
+            for name in config.only or trials
+        }
+        self.runs = {
+            name: Run(trial.run_name, {**shared, **trials[name], "run_name": trial.run_name}, "trial")
+            for name, trial in self.trials.items()
+        }
+        self.xrays = open_xrays(config, prepare(config.device, config.threads))
+        for trial in self.trials.values():
+            check_batch_size(trial.batch_size, len(self.xrays.indices("train")))
 
-    Returns linear and full (balanced accuracy, or mean AUROC of findings), by which trials may be ranked: where
-    finetune.head is "probe", full starts from linear and is never below it, and full_step, the optimiser step of its
-    best, is 0 where no step gained anything. And the pretraining's loss, which may not rank them (its scale depends
-    on lambda, batch and projector), and rank.
-    """
-    run = pretrain(_pretraining(config))
-    assert run.summary is not None
-    encoder = f"{run}/{config['backbone']}_final_state_dict.pt"
-    linear, full = (finetune(finetuning(config, method, encoder)).summary for method in ("linear", "finetune"))
-    assert linear is not None
-    assert full is not None
-    return {
-        "linear": linear["score"],
-        "full": full["score"],
-        "full_step": full["step_best"],
-        "metric": linear["metric"],
-        "loss": run.summary["loss_last_epoch"],
-        "rank": run.summary["rank"],
-        "synthetic": run.summary["synthetic"],
-    }
+    def run_trials(self) -> tuple[pd.DataFrame, float]:
+        """Run what is not finished; return the finished trials, the best first, and the score of random weights.
 
+        Raises UserError with the failed trials if none is finished.
+        """
+        self.run.start(alone=False, data=self.xrays.facts())
+        self.table = run_trials(self.run, self.runs, self._judge)
+        best = ranked(self.table, by="linear")
+        if best.empty:
+            check_all_finished(self.table, [*self.runs])
+        return best, self._random_score()
 
-def random_score(scan: Scan) -> float:
-    """What every trial has to beat: the linear probe's score of the random weights that they start from."""
-    any_trial = next(iter(scan.trials.values())).config  # trials differ in nothing that a fine-tuning reads
-    config = finetuning({**any_trial, "run_name": f"{scan.run.name}/random"}, "linear", "random")
-    with exclusive_lock(scan.run.folder / ".random.lock", "probing random weights"):
-        summary = finetune(config).summary
-    assert summary is not None
-    return summary["score"]
-
-
-def finetuning(config: Mapping[str, Any], method: str, encoder: str) -> FinetuneConfig:
-    """The fine-tuning of a trial."""
-    shared = {key: config[key] for key in (*DataConfig.__annotations__, *_SHARED)}
-    whole: Any = {
-        **shared,
-        **config["finetune"],
-        "run_name": f"{config['run_name']}/{method}",
-        "encoder": encoder,
-        "method": method,
-        "trainable": "all",
-        "label_draw": 0,
-        "allow_seen": False,
-    }
-    return whole
-
-
-def run_scan(scan: Scan, draw: Callable[[pd.DataFrame, float], Figure]) -> None:
-    """Run what is not finished, save the figure of the trials that are, print their ranking.
-
-    `draw` gets a row a trial (utils.sweeps.run_sweep), and the linear probe's score of random weights. UserError with
-    the failed ones of this call.
-    """
-    run = scan.run
-    table = run_sweep(run, scan.trials, pretrain_and_probe, scan.only, data=scan.data)
-    best = ranked(table, by="linear")
-    if len(best):
-        random = random_score(scan)
-        run.save_figure(run.name.rpartition("/")[2], draw(best.sort_index(), random))
+    def print_results(self, best: pd.DataFrame, random: float) -> None:
+        """Print the ranking, and whether it beats random weights; UserError with the trials that failed."""
         print(f"\n{best.to_string(index=False, float_format='{:.3f}'.format)}")
-        note = ", synthetic" if best["synthetic"].tolist()[0] else ""
+        note = ", synthetic" if self.xrays.synthetic else ""
         print(f"\nbest by linear on validation, one run each{note}: {best['trial'].iloc[0]}")
         print(f"random weights, linear: {random:.3f}")
-        if best["linear"].tolist()[0] <= random:
+        if best["linear"].iloc[0] <= random:
             print("No trial is better than random weights: pretrain for longer, or on more X-rays, before you choose.")
-    print(f"table and figure   {run}/")
-    print("next               put what you choose into the dict of selfsup_task/train_barlow_twins.py")
-    check_all_finished(table, scan.only or list(scan.trials))
+        print(f"table and figure   {self.run}/")
+        print("next               put what you choose into the dict of selfsup_task/train_barlow_twins.py")
+        check_all_finished(self.table, [*self.runs])
 
+    def _judge(self, one: Run) -> None:
+        """Pretrain on the train part, then score a linear probe and a full fine-tuning on validation.
 
-def contact_sheet(xrays: XRays, recipes: Sequence[str], size: int, views: int = 4) -> dict[str, np.ndarray]:
-    """What each recipe makes of one training X-ray: [views, size, size] in 0..1 by recipe."""
-    image = xrays.batch(torch.from_numpy(xrays.indices("train")[:1]).expand(views))
-    return {
-        recipe: denormalise(TwinViews(recipe, size)(image, step_generator(0, 0, 0))[0])[:, 0].cpu().numpy()
-        for recipe in recipes
-    }
-
-
-def print_plan(runs: Mapping[str, Run], images: int) -> None:
-    """Say on stderr what will be run and how long it may take, by a short probe of each kind of network."""
-    todo = [run.config for run in runs.values() if run.summary is None]
-    print(f"{len(todo)} of {len(runs)} trials to run: {', '.join(str(c['run_name']) for c in todo)}", file=sys.stderr)
-    if todo:
-        print(f"{_forecast(todo, images)} by a probe of a few steps", file=sys.stderr)
-
-
-def _forecast(configs: Sequence[Mapping[str, Any]], images: int) -> str:
-    try:
-        seconds = sum(
-            SECONDS_A_TRIAL + seconds_a_pair(_pretraining(config)) * _pairs(config, images) for config in configs
+        The summary has what the trial varies and linear and full (balanced accuracy, or mean AUROC of findings), by
+        which trials may be ranked: where finetune.head is "probe", full starts from linear and is never below it, and
+        full_step, the optimiser step of its best, is 0 where no step improved it. Loss and rank may not rank trials:
+        their scale depends on lambda, batch and projector.
+        """
+        trial = self.trials[one.folder.name]
+        one.start()
+        pretrained = self._pretrain(trial.pretraining())
+        encoder = f"{pretrained}/{trial.backbone}_final_state_dict.pt"
+        judged = [finetune(finetuning(trial, method, encoder), self.xrays) for method in ("linear", "finetune")]
+        if not trial.keep_all:
+            for run in (pretrained, *judged):
+                run.drop_weights()
+        start, linear, full = (run.summary or {} for run in (pretrained, *judged))
+        one.finish(
+            {
+                **{key: _cell(value) for key, value in self.varied[one.folder.name].items()},
+                "linear": linear["score"],
+                "full": full["score"],
+                "full_step": full["step_best"],
+                "metric": linear["metric"],
+                "loss": start["loss_last_epoch"],
+                "rank": start["rank"],
+                "synthetic": self.xrays.synthetic,
+            }
         )
-    except (RuntimeError, MemoryError) as error:  # one trial needs more memory than there is: the others will run
-        return f"about an unknown number of minutes ({str(error).splitlines()[0] if str(error) else 'out of memory'})"
-    return about_minutes(seconds)
+
+    def _pretrain(self, config: PretrainConfig) -> Run:
+        run = Run(config.run_name, config, "pretraining")
+        if run.summary is None:
+            model = placed(build_model(config), self.xrays.store.device)
+            train(model, twin_step(model, self.xrays.batch, config), self.xrays, config, run)
+        return run
+
+    def _random_score(self) -> float:
+        """The linear probe's score of the random weights that every trial starts from."""
+        trial = next(iter(self.trials.values()))  # trials differ in nothing that a linear probe reads
+        config = finetuning(replace(trial, run_name=f"{self.run.name}/random"), "linear", "random")
+        with exclusive_lock(self.run.folder / ".random.lock", "probing random weights"):
+            run = finetune(config, self.xrays)
+        if not trial.keep_all:
+            run.drop_weights()
+        return (run.summary or {})["score"]
 
 
-def _pairs(config: Mapping[str, Any], images: int) -> float:
-    """Pairs of views that a trial costs: a fine-tuning step costs half, a forward pass a sixth."""
-    part = config["finetune"]
-    return config["num_epochs"] * images + part["num_steps"] * part["batch_size"] / 2 + 3 * images / 6
+def finetuning(trial: ScanConfig, method: str, encoder: str) -> FinetuneConfig:
+    """Return the fine-tuning that judges a trial's encoder."""
+    fixed = {"trainable": "all", "label_draw": 0, "allow_seen": False}
+    named = {"run_name": f"{trial.run_name}/{method}", "encoder": encoder, "method": method}
+    return FinetuneConfig(**{**part_of(trial, FinetuneConfig), **as_dict(trial.finetune), **fixed, **named})
 
 
-def _pretraining(config: Mapping[str, Any]) -> PretrainConfig:
-    whole: Any = {key: config[key] for key in PretrainConfig.__annotations__}
-    whole["run_name"] = f"{config['run_name']}/pretrain"
-    return whole
-
-
-_SHARED = ["random_seed", "backbone", "in_channels", "img_res", "precision", "device", "threads"]
+def _cell(value: Any) -> Any:
+    """A parameter as a cell of summary.csv: widths [512, 1024] as 512-1024."""
+    return "-".join(map(str, value)) if isinstance(value, list) else value

@@ -24,11 +24,11 @@ SETTLING = 0.1  # of the steps, in which too few losses have been seen for that
 
 
 class Suggestion(NamedTuple):
-    """Learning rates that a range test points to; `diverged` is infinite if the loss never did."""
+    """Learning rates of the steepest fall, the lowest loss and the end; None if the loss never diverged."""
 
     steepest: float
     lowest: float
-    diverged: float
+    diverged: float | None
 
 
 def lr_range_test(
@@ -39,10 +39,10 @@ def lr_range_test(
     lrs: np.ndarray,
     lr_factors: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
-    """A step at each of the growing learning rates `lrs` (Smith 2017, arXiv 1506.01186, section 3.3).
+    """Take a step at each of the growing learning rates `lrs` (Smith 2017, arXiv 1506.01186, section 3.3).
 
-    Returns a row a step with lr, loss and smoothed, up to where the smoothed loss is DIVERGED times its lowest or the
-    loss is not finite. What it trained is thrown away, however it ends: the module is as it was, without gradients.
+    Returns one row per step with lr, loss and smoothed, up to where the smoothed loss is DIVERGED times its lowest or
+    the loss is not finite. Afterwards the module is as it was, without gradients, however the test ends.
     Raises UserError if the first loss is not finite.
     """
     before, was_training = copy.deepcopy(module.state_dict()), module.training
@@ -74,7 +74,7 @@ def lr_range_test(
 
 
 def suggest(table: pd.DataFrame) -> Suggestion:
-    """What a range test's table says; the steepest fall is that of the smoothed loss over log(lr)."""
+    """Return what a range test's table suggests; the steepest fall is that of the smoothed loss over log(lr)."""
     lrs, smoothed = table[["lr", "smoothed"]].to_numpy().T
     lrs, smoothed = lrs[np.isfinite(smoothed)], smoothed[np.isfinite(smoothed)]
     bottom = int(smoothed.argmin())
@@ -83,10 +83,10 @@ def suggest(table: pd.DataFrame) -> Suggestion:
     ahead, behind = (middles + window).clip(max=len(smoothed) - 1), (middles - window).clip(min=0)
     steepest = middles[(smoothed[ahead] - smoothed[behind]).argmin()]
     ended = smoothed[-1] > DIVERGED * smoothed.min() or len(smoothed) < len(table)
-    return Suggestion(float(lrs[steepest]), float(lrs[bottom]), float(table["lr"].iloc[-1]) if ended else math.inf)
+    return Suggestion(float(lrs[steepest]), float(lrs[bottom]), float(table["lr"].iloc[-1]) if ended else None)
 
 
 def _smoothed(losses: list[float]) -> float:
-    """The exponential mean of the last of the losses, without the bias of its start."""
+    """The exponential mean over the losses, without the bias of its start."""
     weights = SMOOTHING ** np.arange(len(losses))[::-1]
     return float((weights * losses).sum() / weights.sum())

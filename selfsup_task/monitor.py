@@ -1,7 +1,8 @@
-"""What is measured on fixed images while Barlow Twins trains: health, probes, pictures; and the best epoch."""
+"""What is measured on fixed images while Barlow Twins trains: health, probes and pictures; which epoch is best."""
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,82 +10,90 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from augmentations.transform_utils import TwinViews, denormalise, operator_views, step_generator
+from augmentations.transform_utils import Views, denormalise, operator_views, step_generator
 from dataset_loader.splits import label_subset, strata_of
-from dataset_loader.xrays import XRays
+from dataset_loader.xrays import DataConfig, XRays
 from downstream_task.probes import forward_all, probe, probe_labels, probed_classes
 from downstream_task.targets import metric_of
 from self_sup_classes.backbones import save_backbone
-from self_sup_classes.barlow import BarlowTwins, cross_correlation, random_embedding_loss
+from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss, cross_correlation, random_embedding_parts
 from self_sup_classes.health import Health, measure_health
 from self_sup_classes.provenance import Provenance
-from selfsup_task.pretrain_config import PretrainConfig
 from utils import plots
 from utils.hardware import choose_precision
 from utils.logging_utils import Run
 from utils.randomness import fixed_order
+from utils.training_utils import FitConfig
 from utils.wording import metric_name
 
 PROBES = ("probe/linear", "probe/knn")
+LOSS_PARTS = [f"train/{part}" for part in BarlowTwinsLoss._fields]
 PROBE_LABELS = 100  # labelled training images that a probe learns from: few, since that is what pretraining is for
 FINDING_LABELS = 500  # the same for findings, most of which are rare
 PROBE_DRAWS = 5  # draws of them, stratified, over which a probe's score is averaged
 PROBE_TESTS = 2000  # validation images, at most, that they are scored on
 HEALTH_IMAGES = 1024
-VIEWS_SHOWN = 6
-DRAWS_SHOWN = 4  # of each operator
+VIEWS_SHOWN = 6  # images in views.png
+DRAWS_SHOWN = 4  # of each operator in recipe.png
 
 
-class Gauge:
-    """What is measured after each epoch on fixed images: health, probes, and which epoch is best by probe."""
+@dataclass(frozen=True, kw_only=True)
+class MonitorConfig(DataConfig, FitConfig):
+    """What the monitor reads of a pretraining's config."""
 
-    def __init__(
-        self,
-        model: BarlowTwins,
-        views: TwinViews,
-        xrays: XRays,
-        indices: np.ndarray,
-        config: PretrainConfig,
-        run: Run,
-    ):
-        self.model, self.views, self.xrays, self.config, self.run = model, views, xrays, config, run
+    in_channels: int
+    recipe: str
+    views: int
+    probe_every: int
+
+
+class Monitor:
+    """The engine's end-of-epoch function: health and probes of the network, and the weights of its best epoch."""
+
+    def __init__(self, model: BarlowTwins, xrays: XRays, indices: np.ndarray, config: MonitorConfig, run: Run):
+        """Choose the images to measure on; `indices` are those of the training."""
+        self.model, self.xrays, self.config, self.run = model, xrays, config, run
+        self.views = Views(config.recipe, config.img_res, config.views)
         self.device = next(model.parameters()).device
-        self.dtype = choose_precision(config["precision"], self.device)
+        self.dtype = choose_precision(config.precision, self.device)
         self.sample = _sample(indices, HEALTH_IMAGES)
         self.labels = probe_labels(xrays.columns.labels)
-        self.draws = _label_draws(xrays, config["split_seed"])
+        self.draws = _label_draws(xrays, config.split_seed)
         self.val = _sample(xrays.indices("val"), PROBE_TESTS)
         self.provenance = Provenance(str(xrays.facts()["split_hash"]), xrays.image_ids(indices))
 
     def __call__(self, epoch: int, step: int, means: Mapping[str, float]) -> dict[str, float]:
-        """The numbers of one epoch; the first process alone measures them."""
+        """Return the numbers of one epoch; the first process alone measures them."""
         if not self.run.is_writer:
             return {}
         health = self.health(means)
         tqdm.write(f"  {health.verdict()}", file=sys.stderr)
         numbers = health.scalars()
-        if epoch % self.config["probe_every"] == 0 or epoch == self.config["num_epochs"]:
+        if epoch % self.config.probe_every == 0 or epoch == self.config.num_epochs:
             self.run.save_figure("cross_correlation", self.correlation_figure(epoch), step)
             numbers |= self.probe()
             self._keep_best(numbers)
         return numbers
 
-    def measure_random_network(self) -> dict[str, float]:
-        """Ranks and probes of the network as it is before the first step."""
-        ranks = self.health({"train/on_diagonal": np.nan, "train/off_diagonal": np.nan}).scalars()
-        return {tag: value for tag, value in ranks.items() if np.isfinite(value)} | self.probe()
+    def look_at_random_network(self) -> None:
+        """Draw views and recipe, and record ranks and probes of the network before its first step, as epoch 0."""
+        self.run.save_figure("views", self.views_figure(), step=0)
+        self.run.save_figure("recipe", self.recipe_figure(), step=0)
+        ranks = self.health(dict.fromkeys(LOSS_PARTS, np.nan)).scalars()
+        numbers = {tag: value for tag, value in ranks.items() if np.isfinite(value)} | self.probe()
+        self.run.log(0, numbers)
+        self.run.add_row({"epoch": 0, "step": 0, **numbers})
 
     def health(self, means: Mapping[str, float]) -> Health:
-        """The health panel of the network as it is, given an epoch's mean on- and off-diagonal."""
+        """Return the health of the network now, given an epoch's mean loss and its parts."""
         features = self._features(self.sample)
         with torch.no_grad():
             embeddings = self.model.projector(features.to(self.device)).cpu()
-        on_diagonal, off_diagonal = means["train/on_diagonal"], means["train/off_diagonal"]
-        batch_size, lambd = self.config["batch_size"], self.config["barlow_lambda"]
-        return measure_health(features, embeddings, on_diagonal, off_diagonal, batch_size, lambd)
+        parts = [means[part] for part in LOSS_PARTS]
+        return measure_health(features, embeddings, parts, self.config.batch_size, self.config.views)
 
     def probe(self) -> dict[str, float]:
-        """Linear and kNN probe on validation, the mean over the draws; empty where there are no labels to probe."""
+        """Return the linear and kNN probe's score on validation, the mean over the draws; {} without labels."""
         pool = np.unique(np.concatenate(self.draws))
         pooled, val = self._features(pool), self._features(self.val)
         scores = []
@@ -93,13 +102,19 @@ class Gauge:
             scores.append(probe(train, self.labels[draw], val, self.labels[self.val]))
         return {tag: float(np.mean([s[tag] for s in scores])) for tag in PROBES if all(tag in s for s in scores)}
 
-    @property
-    def metric(self) -> str:
-        """What the probes' scores are."""
-        return metric_of(self.labels)
+    def facts(self) -> dict[str, object]:
+        """Return what a summary says of the data, the probes and the network's last epoch."""
+        return {
+            "synthetic": self.xrays.synthetic,
+            "verdict": self.health(self.run.rows[-1]).verdict(),
+            "metric": metric_of(self.labels),
+            "chance": self._chance,
+            "split_hash": self.provenance.split_hash,
+            "list_hash_seen": self.provenance.list_hash,
+        }
 
     @property
-    def chance(self) -> float:
+    def _chance(self) -> float:
         """The probes' score for a guess."""
         if self.labels.ndim > 1:
             return 0.5
@@ -108,60 +123,63 @@ class Gauge:
     def _keep_best(self, numbers: Mapping[str, float]) -> None:
         earlier = [row["probe/linear"] for row in self.run.rows[1:] if "probe/linear" in row]
         if "probe/linear" in numbers and numbers["probe/linear"] > max(earlier, default=-1.0):
-            path = self.run.folder / f"{self.config['backbone']}_best_state_dict.pt"
-            save_backbone(path, self.model.backbone, self.provenance)
+            self.save("best")
+
+    def save(self, which: str) -> None:
+        """Write the backbone's weights now: <backbone>_<which>_state_dict.pt."""
+        backbone = self.model.backbone
+        save_backbone(self.run.folder / f"{backbone.name}_{which}_state_dict.pt", backbone, self.provenance)
 
     def _features(self, indices: np.ndarray) -> Tensor:
-        resolution, channels = self.config["img_res"], self.config["in_channels"]
+        resolution, channels = self.config.img_res, self.config.in_channels
         return forward_all(self.model.backbone, self.xrays, indices, resolution, channels, self.dtype)
 
-    def _fixed_views(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels uint8 [n, 1, S, S] of the first n images of the sample, and two views [n, 1, R, R] of them."""
+    def _fixed_views(self, n: int) -> tuple[Tensor, list[Tensor]]:
+        """Pixels uint8 [n, 1, S, S] of the first n images of the sample, and the views [n, 1, R, R] of them."""
         images = self.xrays.batch(torch.from_numpy(self.sample[:n]))
-        return images, *self.views(images, step_generator(self.config["random_seed"], 0, 0))
+        return images, self.views(images, step_generator(self.config.random_seed, 0, 0))
 
     def views_figure(self) -> Figure:
-        """What the network has to see as the same: some images, each with two views."""
-        images, y1, y2 = self._fixed_views(VIEWS_SHOWN)
-        pictures = {
-            "X-ray": images.float() / 255,
-            "view 1": denormalise(y1),
-            "view 2": denormalise(y2),
-        }
-        title = plots.marked(f"Two views of each X-ray, recipe {self.config['recipe']!r}", self.xrays.synthetic)
-        return plots.image_grid({name: p[:, 0].cpu().numpy() for name, p in pictures.items()}, title)
+        """Return what the network has to see as the same: some images, each with its views."""
+        images, views = self._fixed_views(VIEWS_SHOWN)
+        pictures = {"X-ray": images.float() / 255}
+        pictures |= {f"view {number}": denormalise(y) for number, y in enumerate(views, 1)}
+        return self._grid(pictures, f"{self.config.views} views of each X-ray, recipe {self.config.recipe!r}")
 
     def recipe_figure(self) -> Figure:
-        """One X-ray through each operator of the recipe alone, a few draws of it."""
-        image = self.xrays.batch(torch.from_numpy(self.sample[:1]))
-        generator = step_generator(self.config["random_seed"], 0, 0)
-        size = self.config["img_res"]
-        pictures = {"X-ray": (image.float() / 255).expand(DRAWS_SHOWN, -1, -1, -1)}
-        for name, view in operator_views(self.config["recipe"], size).items():
-            pictures[name] = denormalise(view(image.expand(DRAWS_SHOWN, -1, -1, -1).float() / 255, generator))
-        title = f"An X-ray through each operator of recipe {self.config['recipe']!r} alone"
-        title = plots.marked(title, self.xrays.synthetic)
-        return plots.image_grid({name: p[:, 0].cpu().numpy() for name, p in pictures.items()}, title)
+        """Return one X-ray through each operator of the recipe alone, a few draws of it."""
+        image = self.xrays.batch(torch.from_numpy(self.sample[:1])).expand(DRAWS_SHOWN, -1, -1, -1).float() / 255
+        generator = step_generator(self.config.random_seed, 0, 0)
+        alone = operator_views(self.config.recipe, self.config.img_res)
+        pictures = {"X-ray": image} | {name: denormalise(view(image, generator)) for name, view in alone.items()}
+        return self._grid(pictures, f"An X-ray through each operator of recipe {self.config.recipe!r} alone")
+
+    def _grid(self, pictures: Mapping[str, Tensor], title: str) -> Figure:
+        """Images [n, 1, H, W] in 0..1 by column."""
+        columns = {name: images[:, 0].cpu().numpy() for name, images in pictures.items()}
+        return plots.image_grid(columns, plots.marked(title, self.xrays.synthetic))
 
     @torch.no_grad()
     def correlation_figure(self, epoch: int) -> Figure:
-        """The cross-correlation matrix of two views of a fixed batch, by the network in eval mode."""
-        n = min(self.config["batch_size"], len(self.sample))
-        views = [y.expand(-1, self.config["in_channels"], -1, -1) for y in self._fixed_views(n)[1:]]
+        """Return the cross-correlation of the first two views of a fixed batch, by the network in eval mode."""
+        n = min(self.config.batch_size, len(self.sample))
+        views = [y.expand(-1, self.config.in_channels, -1, -1) for y in self._fixed_views(n)[1][:2]]
         z1, z2 = (self.model.embed(y)[1] for y in views)
         title = f"Cross-correlation of two views of {n} X-rays, epoch {epoch}"
         matrix = cross_correlation(z1, z2).cpu().numpy()
         return plots.correlation_matrix(matrix, plots.marked(title, self.xrays.synthetic))
 
     def curves_figure(self) -> Figure:
-        """The run's curves, with the loss that random embeddings would have."""
-        config = self.config
-        loss, on_diagonal, _ = random_embedding_loss(
-            config["batch_size"], config["projector_dims"][-1], config["barlow_lambda"]
-        )
-        levels = {"train/loss": loss, "train/on_diagonal": on_diagonal, "chance": self.chance}
+        """Return the run's curves, beside the loss of random embeddings and the probes' chance."""
+        width = len([*self.model.projector.parameters()][-1])  # rows of the last weights
+        on_diagonal, off_diagonal = random_embedding_parts(self.config.batch_size, width, self.config.views)
+        levels = {
+            "train/loss": on_diagonal + self.model.lambd * off_diagonal,
+            "train/on_diagonal": on_diagonal,
+            "chance": self._chance,
+        }
         title = plots.marked(str(self.run), self.xrays.synthetic)
-        return plots.training_curves(self.run.rows, title, levels, metric_name(self.metric))
+        return plots.training_curves(self.run.rows, title, levels, metric_name(metric_of(self.labels)))
 
 
 def _label_draws(xrays: XRays, seed: int) -> list[np.ndarray]:

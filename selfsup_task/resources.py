@@ -1,33 +1,32 @@
-"""Time and memory of a pretraining, cell by cell of a grid, each in a process of its own; and a forecast."""
+"""Time and memory of a pretraining step, measured in a process of its own; and a forecast of a whole run."""
 
 import multiprocessing
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import pandas as pd
 import torch
+from torch import Tensor
 
+from augmentations.transform_utils import Views, step_generator
 from dataset_loader.image_store import open_store
 from dataset_loader.splits import SHARES
 from dataset_loader.xrays import read_columns
 from selfsup_task.monitor import FINDING_LABELS, HEALTH_IMAGES, PROBE_DRAWS, PROBE_LABELS, PROBE_TESTS
-from selfsup_task.pretrain_config import PretrainConfig
-from selfsup_task.pretraining import check_pretrain_config
-from selfsup_task.timing import StepTimes, time_steps
+from selfsup_task.pretraining import PretrainConfig, build_model, twin_step
 from utils.config import UserError
-from utils.hardware import choose_device
-from utils.training_utils import check_fit_config
+from utils.hardware import choose_precision, median_seconds, peak_memory, placed, prepare
+from utils.optimisation import build_optimizer, gradient_step
 
-PROBE_SECONDS = 8.0  # of optimiser steps: a machine that others share is now faster, now slower
+STEPS = 3  # optimiser steps that are timed, at least
+STEP_SECONDS = 8.0  # and for at least so long: the speed of a shared machine varies
 SIGKILL = 9  # Windows has none
-SAMPLE = 256  # files that are decoded to see what the store takes, at least a batch of them
-FORWARD = 1 / 6  # of a pair's step that one image's forward pass costs: two views, and backward is twice forward
+SAMPLE = 256  # files that are decoded to time the store, at least a batch of them
+FORWARD = 1 / 3  # of a view's share of a step that one image's forward pass costs: backward is twice forward
 REFUSED_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
@@ -35,153 +34,132 @@ class OutOfMemory(Exception):
     """The cell needs more memory than there is."""
 
 
-def measure(config: PretrainConfig, num_images: int, forecast_epochs: int) -> dict[str, Any]:
-    """One cell: seconds of a batch and of its parts, images/s, peak memory, the bottleneck, the forecast in hours.
+class Costs(NamedTuple):
+    """Seconds to decode an image, to read a batch, to make its views, to take a whole step; and bytes of memory."""
 
-    It runs in a process of its own, so that the system may kill that one. {"out_of_memory": True} if memory ran
-    out; any other failure raises, with its text.
+    decoding: float
+    reading: float
+    views: float
+    step: float
+    peak_memory: int  # the GPU's or, without one, that of the process so far
+    stored_on_gpu: int  # an image in the store; 0 where the store stays on disk
+
+
+def measure(config: PretrainConfig, num_images: int, forecast_epochs: int) -> dict[str, Any]:
+    """Return seconds of a batch and its parts, images/s, peak memory, the bottleneck, and hours for forecast_epochs.
+
+    Returns {"out_of_memory": True, "reason": ...} if memory ran out; any other failure is raised with its text.
     """
     try:
-        measured = _in_a_process(config)
+        costs = measure_apart(config)
     except OutOfMemory as error:
         return {"out_of_memory": True, "reason": str(error)}
-    times = StepTimes(**measured["times"])
-    shares = {"reading": times.reading, "views": times.views, "network": times.step - times.views - times.reading}
+    shares = {"reading": costs.reading, "views": costs.views, "network": costs.step - costs.views - costs.reading}
     bottleneck = max(shares, key=shares.__getitem__)
-    seconds = forecast(times, measured["store"], config, num_images, forecast_epochs)
     return {
         "out_of_memory": False,
-        "images_per_second": config["batch_size"] / times.step,
-        "seconds_reading": times.reading,
-        "seconds_views": times.views,
-        "seconds_step": times.step,
-        "seconds_store_per_image": measured["store"],
-        "peak_memory_gb": (times.memory + measured["bytes_on_gpu"] * num_images) / 1e9,
-        "bottleneck": f"{bottleneck} ({shares[bottleneck] / times.step:.0%})",
-        "hours": seconds / 3600,
+        "images_per_second": config.batch_size / costs.step,
+        "seconds_reading": costs.reading,
+        "seconds_views": costs.views,
+        "seconds_step": costs.step,
+        "seconds_store_per_image": costs.decoding,
+        "peak_memory_gb": (costs.peak_memory + costs.stored_on_gpu * num_images) / 1e9,
+        "bottleneck": f"{bottleneck} ({shares[bottleneck] / costs.step:.0%})",
+        "hours": forecast(costs, config, num_images, forecast_epochs) / 3600,
     }
 
 
-def forecast(times: StepTimes, store: float, config: PretrainConfig, num_images: int, epochs: int) -> float:
-    """Seconds of a whole run on `num_images`: the store once, then epochs of steps, health and probes."""
-    train = int(_train_share(config) * num_images)
-    labels = FINDING_LABELS if config["dataset"] == "chexpert" else PROBE_LABELS
+def forecast(costs: Costs, config: PretrainConfig, num_images: int, epochs: int) -> float:
+    """Return the seconds of a run on `num_images`: the store once, then epochs of steps, health and probes."""
+    train = train_images(config, num_images)
+    labels = FINDING_LABELS if "chexpert" in config.dataset else PROBE_LABELS
     probed = min(train, labels * PROBE_DRAWS) + min(int(SHARES["val"] * num_images), PROBE_TESTS)
-    probes = 1 + epochs // config["probe_every"]
+    probes = 1 + epochs // config.probe_every
     forwards = (epochs + 1) * min(train, HEALTH_IMAGES) + probes * probed
-    steps = epochs * (train // config["batch_size"]) + FORWARD * forwards / config["batch_size"]
-    return store * num_images + steps * times.step
+    steps = epochs * (train // config.batch_size) + FORWARD * forwards / (config.views * config.batch_size)
+    return costs.decoding * num_images + steps * costs.step
 
 
-def _in_a_process(config: PretrainConfig) -> dict[str, Any]:
+def train_images(config: PretrainConfig, num_images: int) -> int:
+    """Return how many of `num_images` a pretraining is trained on."""
+    return int(SHARES["train"] * num_images) if config.pretrain_on == "train" else num_images
+
+
+def measure_apart(config: PretrainConfig) -> Costs:
+    """Return what a step costs, measured in a process of its own, which the system may kill for its memory.
+
+    Raises OutOfMemory, UserError, or RuntimeError with the text of any other failure.
+    """
     ours, theirs = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=_measure_here, args=(config, theirs), daemon=True)
+    process = multiprocessing.get_context("spawn").Process(target=_answer, args=(config, theirs), daemon=True)
     process.start()
     theirs.close()
     try:
         kind, value = ours.recv()
-    except EOFError:  # it died without a word
+    except EOFError:  # it ended without an answer
         process.join()
         if process.exitcode == -SIGKILL:
             raise OutOfMemory("the system killed the process, as it does when memory is out") from None
         raise RuntimeError(f"the measuring process ended with exit code {process.exitcode}") from None
     process.join()
-    if kind == "memory":
-        raise OutOfMemory(value)
-    if kind == "user":
-        raise UserError(value)
-    if kind == "error":
-        raise RuntimeError(value)
-    return value
+    if kind == "costs":
+        return Costs(*value)
+    raise {"memory": OutOfMemory, "user": UserError, "error": RuntimeError}[kind](value)
 
 
-def _measure_here(config: PretrainConfig, answer: Connection) -> None:
-    """In the child: ("ok", numbers), ("memory" | "user" | "error", text)."""
+def _answer(config: PretrainConfig, pipe: Connection) -> None:
+    """In the child: send ("costs", numbers) or ("memory" | "user" | "error", text)."""
     try:
-        answer.send(("ok", _measured(config)))
+        pipe.send(("costs", tuple(_costs(config))))
     except UserError as error:
-        answer.send(("user", str(error)))
+        pipe.send(("user", str(error)))
     except Exception as error:
         kind = "memory" if is_out_of_memory(error) else "error"
         if kind == "error":
             traceback.print_exc()
-        answer.send((kind, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"))
+        pipe.send((kind, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"))
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory was refused, by the GPU's allocator, the CPU's, or Python's; nothing else counts as that."""
+    """Return whether memory was refused, by the GPU's allocator, the CPU's, or Python's; nothing else counts."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in REFUSED_MEMORY)
 
 
-def _measured(config: PretrainConfig) -> dict[str, Any]:
-    check_pretrain_config(config)
+def _costs(config: PretrainConfig) -> Costs:
+    device = prepare(config.device, config.threads)
     columns = read_columns(config)
-    paths = [str(path) for path in columns.paths[: max(SAMPLE, config["batch_size"])]]
+    paths = [str(path) for path in columns.paths[: max(SAMPLE, config.batch_size)]]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         start = time.perf_counter()
-        store = open_store(columns.root, paths, config["store_res"], Path(folder), show_progress=False)
+        store = open_store(columns.root, paths, config.store_res, Path(folder), show_progress=False)
         decoding = (time.perf_counter() - start) / len(paths)
-        store = store.to(choose_device(config["device"]))
-        size = min(len(store), config["batch_size"])
-        rows = torch.arange(config["batch_size"]) % size
-        times = time_steps(config, lambda batch: store.gather(rows[: len(batch)]), PROBE_SECONDS)
-        on_gpu = config["store_res"] ** 2 if isinstance(store.array, torch.Tensor) else 0
-    return {"times": times._asdict(), "store": decoding, "bytes_on_gpu": on_gpu}
+        store = store.to(device)
+        rows = torch.arange(config.batch_size) % min(len(store), config.batch_size)
+        times = time_steps(config, lambda batch: store.gather(rows[: len(batch)]), device)
+        on_gpu = config.store_res**2 if isinstance(store.array, torch.Tensor) else 0
+    return Costs(decoding, times["reading"], times["views"], times["step"], peak_memory(device), on_gpu)
 
 
-def check_cell(cell: Mapping[str, Any], num_images: int) -> None:
-    """Raise UserError for a cell that no pretraining on `num_images` could have."""
-    config = pretraining(cell)
-    check_pretrain_config(config)
-    check_fit_config(config, round(_train_share(config) * num_images))
+def time_steps(config: PretrainConfig, images_of: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
+    """Return median seconds of "reading", "views" and the whole "step", by a network that is discarded.
 
-
-def pretraining(cell: Mapping[str, Any]) -> PretrainConfig:
-    """The pretraining of a cell."""
-    whole: Any = {key: cell[key] for key in PretrainConfig.__annotations__ if key in cell}
-    whole |= {"num_epochs": 1, "warmup_epochs": 0}
-    return whole
-
-
-def _train_share(config: PretrainConfig) -> float:
-    return SHARES["train"] if config["pretrain_on"] == "train" else 1.0
-
-
-def grids(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Hours by image and batch size for each backbone and channel count.
-
-    Infinite where memory ran out, minus infinite where the cell failed.
+    `images_of` gives the pixels uint8 [B, 1, S, S] of a batch of indices 0 to B - 1.
     """
-    table = table.reindex(columns=["trial", "hours", "out_of_memory", "error"])
-    hours = table["hours"].mask(table["out_of_memory"].eq(True), np.inf)
-    hours = hours.mask(table["error"].fillna("").ne(""), -np.inf)
-    keys = table["trial"].str.extract(r"(?P<backbone>.+)_(?P<channels>\d)ch_(?P<size>\d+)px_b(?P<batch>\d+)")
-    cells = keys.astype({"size": int, "batch": int}).assign(hours=hours)
-    sizes, batches = sorted(set(cells["size"])), sorted(set(cells["batch"]))
-    return {
-        f"{backbone}, {channels} channel{'s' if channels != '1' else ''}": rows.pivot(
-            index="size", columns="batch", values="hours"
-        )
-        .reindex(sizes, columns=batches)
-        .rename_axis(index="image size (pixels)", columns="batch size")
-        for (backbone, channels), rows in cells.groupby(["backbone", "channels"], sort=False)
-    }
+    model = placed(build_model(config), device).train()
+    optimizer = build_optimizer(model, config)
+    dtype = choose_precision(config.precision, device)
+    views = Views(config.recipe, config.img_res, config.views)
+    step = twin_step(model, images_of, config)
+    batch = torch.arange(config.batch_size)
+    pixels = images_of(batch)
 
+    def optimise() -> None:
+        gradient_step(model, optimizer, lambda: step(batch, 0, 0), config.lr, config.gradient_clip, dtype)
 
-def cells(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The grid as trials {name: overrides}: backbones x channels x resolutions x batch sizes."""
     return {
-        f"{backbone}_{channels}ch_{resolution}px_b{batch_size}": {
-            "backbone": backbone,
-            "in_channels": channels,
-            "img_res": resolution,
-            "store_res": round(resolution * 8 / 7),
-            "batch_size": batch_size,
-        }
-        for backbone in config["backbones"]
-        for channels in config["channels"]
-        for resolution in config["resolutions"]
-        for batch_size in config["batch_sizes"]
+        "reading": median_seconds(lambda: images_of(batch), STEPS, device),
+        "views": median_seconds(lambda: views(pixels, step_generator(config.random_seed, 0, 0)), STEPS, device),
+        "step": median_seconds(optimise, STEPS, device, STEP_SECONDS),
     }

@@ -1,63 +1,63 @@
-"""The pretraining and the fine-tuning that every scan varies from. Plain data; each script's flags reach all of it.
+"""The pretraining and the fine-tuning that every scan varies from: plain data, which each script's flags reach.
 
-As it stands, a trial takes half a minute on two cores, on built-in synthetic X-rays: enough to see a scan work, too
-short to choose a recipe by. For real X-rays give --dataset, --data-root, --img-res, --store-res and --num-epochs.
+By default a trial takes half a minute on two cores, on built-in synthetic X-rays: enough to see a scan work, too short
+to choose a recipe by.
 """
 
 from typing import Any
 
 PRETRAINING: dict[str, Any] = {
-    # train_barlow_twins.py explains the keys
-    "dataset": "phantom",
-    "data_root": "",
-    "store_res": 36,
-    "split_seed": 0,
-    "pretrain_on": "train",
-    "random_seed": 0,
-    "backbone": "resnet18",
-    "in_channels": 1,
-    "projector_dims": [512],
-    "barlow_lambda": 5e-3,
-    "img_res": 32,
-    "recipe": "short",
-    "num_epochs": 1,
-    "batch_size": 64,
-    "optimizer": "adamw",
-    "lr": 1e-3,
-    "optimizer_weight_decay": 1e-4,
-    "scheduler": "cosine",
-    "warmup_epochs": 0,
-    "gradient_clip": 0.0,
-    "precision": "auto",
-    "device": "auto",
-    "threads": 0,
-    "probe_every": 1000,
-    "checkpoint_every": 500,
-    "only": [],  # names of trials, to run a part
+    "dataset": "phantom",  # "phantom" (built in, synthetic) | "phantom_marker" | "covid" | "chexpert"
+    "data_root": "",  # the data set's folder, from the repo root; "" is where datasets/README.md says
+    "store_res": 36,  # pixels a side at which images are decoded, once; a little more than img_res
+    "split_seed": 0,  # train/val/test; keep it, so that runs can be compared
+    "pretrain_on": "train",  # trials are ranked by validation images, which must be unseen
+    "random_seed": 0,  # of weights, views and the order of images
+    "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
+    "in_channels": 1,  # 1 (gray) | 3
+    "projector_dims": [512],  # widths of the projector's layers; one width is one linear layer
+    "barlow_lambda": 5e-3,  # weight of the off-diagonal (redundancy) term
+    "img_res": 32,  # pixels a side of the views
+    "recipe": "short",  # a name in augmentations/recipes.py; for real X-rays start with "base"
+    "views": 2,  # random views of each X-ray; more than 2 are each compared with the mean of all
+    "num_epochs": 1,  # passes over the unlabelled images
+    "batch_size": 64,  # X-rays per step
+    "optimizer": "adamw",  # "adam" | "adamw" | "sgd"
+    "lr": 1e-3,  # its largest value, after the warmup
+    "optimizer_weight_decay": 1e-4,  # of weights; not of biases and BatchNorm
+    "scheduler": "cosine",  # "cosine" | "constant" | "multiplicative"
+    "warmup_epochs": 0,  # in which the learning rate rises from 0
+    "gradient_clip": 0.0,  # largest gradient norm; 0 is off
+    "precision": "auto",  # "auto" (bfloat16 where the hardware is made for it) | "float32" | "bfloat16"
+    "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
+    "threads": 0,  # CPU threads; 0 leaves it to torch
+    "probe_every": 1000,  # epochs between the probes of a trial's own curves; the last epoch is always probed
+    "checkpoint_every": 500,  # steps between checkpoints inside an epoch; each epoch ends with one
+    "keep_all": False,  # keep the weights and checkpoints of trials that are finished
+    "only": [],  # names of trials, to run some of them
+}
+
+SCAN_BASE: dict[str, Any] = {
+    **PRETRAINING,
+    "finetune": {  # how an encoder is judged, beside a linear probe
+        "findings": ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"],  # CheXpert alone
+        "uncertain": "ignore",  # CheXpert's label -1: "ignore" | "zeros" | "ones"
+        "blank": "zero",  # no label: "zero" (not mentioned, so absent) | "ignore"
+        "class_weights": True,  # classes weigh the same, however frequent
+        "label_fraction": 1.0,  # of the train part's labels
+        "head": "probe",  # where it starts: "probe" (the linear probe) | "zeros"
+        "recipe": "supervised",  # a name in augmentations/recipes.py
+        "num_steps": 40,  # optimiser steps
+        "evaluations": 4,  # on validation, evenly spaced
+        "batch_size": 32,  # labelled X-rays per step
+        "optimizer": "adam",
+        "lr": 3e-4,  # of the head
+        "backbone_lr_factor": 0.3,  # what lr is multiplied by for the backbone
+        "optimizer_weight_decay": 1e-5,
+    },
 }
 
 
 def without(base: dict[str, Any], *keys: str) -> dict[str, Any]:
-    """The base for a scan that varies `keys` itself, so that no flag of that name does nothing."""
+    """Return the base for a scan that varies `keys` itself, so that no flag of that name does nothing."""
     return {key: value for key, value in base.items() if key not in keys}
-
-
-SCAN_BASE: dict[str, Any] = {
-    **PRETRAINING,
-    "finetune": {  # what judges an encoder; trained_vs_no_trained_compare.py explains the keys
-        "findings": ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"],
-        "uncertain": "ignore",
-        "blank": "zero",
-        "class_weights": True,
-        "label_fraction": 1.0,  # of the train part's labels
-        "head": "probe",
-        "recipe": "supervised",
-        "num_steps": 40,
-        "evaluations": 4,
-        "batch_size": 32,
-        "optimizer": "adam",
-        "lr": 3e-4,  # of the head; the backbone's is backbone_lr_factor of it
-        "backbone_lr_factor": 0.3,
-        "optimizer_weight_decay": 1e-5,
-    },
-}

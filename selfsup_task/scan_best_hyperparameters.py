@@ -8,10 +8,10 @@
         --projectors 512 1024 2048 512-512 512-1024 512-2048 2048-2048-2048 8192-8192-8192
 
 A projector is its widths with dashes between them; the last is the embedding's. The third command is the whole grid,
-for a GPU. The loss ranks nothing here, since its scale depends on lambda and on the width: a linear probe and a full
-fine-tuning on validation do. runs/<run_name>/ holds summary.csv, a figure of two heat maps and a
-folder a trial. As it stands, minutes on two cores on synthetic X-rays, too short to choose by. The same command again
-goes on where it stopped, another part of the grid adds to it, and several may work on one scan at once.
+for a GPU. A linear probe and a full fine-tuning on validation rank the trials, not the loss, whose scale depends on
+lambda and on the width. runs/<run_name>/ holds summary.csv, a figure of two heat maps and one folder per trial. By
+default it takes minutes on two cores on synthetic X-rays, too short to choose by. The same command again resumes the
+scan, another part of the grid adds to it, and several may work on one scan at once.
 """
 
 from typing import Any
@@ -31,42 +31,55 @@ config: dict[str, Any] = {
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__, scan_base.__file__)  # before the slow imports
 
+from dataclasses import dataclass
+
 import pandas as pd
 from matplotlib.figure import Figure
 
-from selfsup_task.hyper_utils import open_scan, run_scan
+from selfsup_task.hyper_utils import Scan, ScanConfig
 from utils import plots, scan_plots
 from utils.config import UserError
 from utils.wording import metric_name
 
 
-def main(config: ScanConfig) -> None:
-    """Scan the grid, draw it, name the winner."""
+@dataclass(frozen=True, kw_only=True)
+class GridConfig(ScanConfig):
+    """The keys of this script."""
+
+    lambdas: list[float]
+    projectors: list[str]
+
+
+def main(config: GridConfig) -> None:
+    """Pretrain with each lambda and projector, judge each encoder, draw both scores over the grid."""
     trials = {
         f"lambda{lambd}_p{projector}": {"barlow_lambda": lambd, "projector_dims": widths(projector)}
         for lambd in config.lambdas
         for projector in config.projectors
     }
-    scan = open_scan(config, trials, varied=["lambdas", "projectors"])
-    run_scan(scan, draw)
+    scan = Scan(config, trials, lists=["lambdas", "projectors"])
+    best, random = scan.run_trials()  # each a pretraining, a linear probe and a fine-tuning
+    scan.run.save_figure("hyperparameters", draw(best, random))
+    scan.print_results(best, random)
 
 
 def draw(finished: pd.DataFrame, random: float) -> Figure:
-    """Both scores over the whole grid that is finished, whichever call made it."""
-    cells = finished.join(finished["trial"].str.extract(r"lambda(?P<lambda>.+)_p(?P<projector>.+)"))
-    lambdas = sorted(set(cells["lambda"]), key=float, reverse=True)
-    projectors = sorted(set(cells["projector"]), key=lambda projector: (projector.count("-"), widths(projector)))
+    """Return both scores over the whole grid that is finished, whichever call made it."""
+    lambdas = sorted(set(finished["barlow_lambda"]), reverse=True)
+    projectors = sorted(set(finished["projector_dims"]), key=lambda p: (p.count("-"), widths(p)))
     grids = {
-        title: cells.pivot(index="lambda", columns="projector", values=column).reindex(lambdas, columns=projectors)
+        title: finished.pivot(index="barlow_lambda", columns="projector_dims", values=column)
+        .reindex(lambdas, columns=projectors)
+        .rename_axis(index="lambda", columns="projector")
         for column, title in scan_plots.SCAN_SCORES.items()
     }
     title = f"Which lambda and which projector? One run each; random weights, linear probe: {random:.3f}"
-    title = plots.marked(title, bool(finished["synthetic"].tolist()[0]))
+    title = plots.marked(title, bool(finished["synthetic"].iloc[0]))
     return scan_plots.heat_maps(grids, title, metric_name(finished["metric"].iloc[0]) + " on validation")
 
 
 def widths(projector: str) -> list[int]:
-    """[512, 1024] of "512-1024"."""
+    """Return [512, 1024] for "512-1024"."""
     try:
         return [int(width) for width in projector.split("-")]
     except ValueError:
@@ -74,4 +87,4 @@ def widths(projector: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    run_script(main, ScanConfig, config)
+    run_script(main, GridConfig, {"barlow_lambda": 0.0, "projector_dims": [1], **config})  # each trial has its own

@@ -2,13 +2,13 @@
 
     python selfsup_task/scan_best_transformations.py
     python selfsup_task/scan_best_transformations.py --dataset covid --img-res 64 --store-res 72 --num-epochs 20 \\
-        --projector-dims 512 1024 1024 --batch-size 128 --run-name scans/covid_transformations
+        --projector-dims 512 1024 1024 --batch-size 128
     python selfsup_task/scan_best_transformations.py --only base+vflip base+equalize
 
 Each recipe of augmentations/recipes.py that is named below gets a pretraining; a linear probe and a full fine-tuning on
-validation judge it. runs/<run_name>/ holds summary.csv, a figure (both scores as bars, beside what
-each recipe does to one X-ray) and a folder a trial. As it stands, minutes on two cores on synthetic X-rays, too short
-to choose by. The same command again goes on where it stopped, and several may work on one scan at once.
+validation judge it. runs/<run_name>/ holds summary.csv, a figure (both scores as bars, beside what each recipe does to
+one X-ray) and one folder per trial. By default it takes minutes on two cores on synthetic X-rays, too short to choose
+by. The same command again resumes the scan, and several may work on one scan at once.
 """
 
 from typing import Any
@@ -40,28 +40,45 @@ config: dict[str, Any] = {
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__, scan_base.__file__)  # before the slow imports
 
-import pandas as pd
-from matplotlib.figure import Figure
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from dataset_loader.xrays import open_xrays
-from selfsup_task.hyper_utils import contact_sheet, open_scan, run_scan
+import numpy as np
+import torch
+
+from augmentations.transform_utils import Views, denormalise, step_generator
+from dataset_loader.xrays import XRays
+from selfsup_task.hyper_utils import Scan, ScanConfig
 from utils import plots, scan_plots
-from utils.hardware import choose_device
+
+VIEWS_SHOWN = 4  # of each recipe
 
 
-def main(config: ScanConfig) -> None:
-    """Scan the recipes, draw the table, name the winner."""
+@dataclass(frozen=True, kw_only=True)
+class RecipesConfig(ScanConfig):
+    """The keys of this script."""
+
+    recipes: list[str]
+
+
+def main(config: RecipesConfig) -> None:
+    """Pretrain with each recipe, judge each encoder, show scores and views side by side."""
     trials = {recipe: {"recipe": recipe} for recipe in config.recipes}
-    scan = open_scan(config, trials, varied=["recipes"])
+    scan = Scan(config, trials, lists=["recipes"])
+    best, random = scan.run_trials()  # each a pretraining, a linear probe and a fine-tuning
+    finished = best.sort_index()  # in the order of the list
+    sheet = contact_sheet(scan.xrays, finished["trial"].tolist(), config.img_res)
+    title = plots.marked("What each recipe's views look like, and what they are worth", scan.xrays.synthetic)
+    scan.run.save_figure("transformations", scan_plots.scores_beside_pictures(finished, random, sheet, title))
+    scan.print_results(best, random)
 
-    def draw(finished: pd.DataFrame, random: float) -> Figure:
-        xrays = open_xrays(config, choose_device("cpu"))
-        sheet = contact_sheet(xrays, list(finished["trial"]), config.img_res)
-        title = plots.marked("What each recipe's views look like, and what they are worth", xrays.synthetic)
-        return scan_plots.scores_beside_pictures(finished, random, sheet, title)
 
-    run_scan(scan, draw)
+def contact_sheet(xrays: XRays, recipes: Sequence[str], size: int) -> dict[str, np.ndarray]:
+    """Return what each recipe makes of one training X-ray: [VIEWS_SHOWN, size, size] in 0..1 by recipe."""
+    image = xrays.batch(torch.from_numpy(xrays.indices("train")[:1]).expand(VIEWS_SHOWN))
+    views = {recipe: Views(recipe, size).single(image, step_generator(0, 0, 0)) for recipe in recipes}
+    return {recipe: denormalise(view)[:, 0].cpu().numpy() for recipe, view in views.items()}
 
 
 if __name__ == "__main__":
-    run_script(main, ScanConfig, config)
+    run_script(main, RecipesConfig, {"recipe": "none", **config})  # each trial has its own

@@ -4,11 +4,11 @@
     python selfsup_task/scan_optimal_lr.py --dataset covid --img-res 64 --store-res 72 --num-epochs 20 \\
         --recipe base --batch-size 128 --projector-dims 512 1024 1024 --run-name scans/covid_lr
 
-The range test raises the learning rate step by step and throws the network away. Take a rate between the steepest fall
+The range test raises the learning rate step by step and discards the network. Take a rate between the steepest fall
 of the smoothed loss and its lowest point, below where it diverges. Then each schedule gets a pretraining at the
 config's `lr`, judged by a linear probe and a full fine-tuning on validation. runs/<run_name>/ holds
-range_<task>/lr_range.csv, schedulers/summary.csv and the figures. As it stands, minutes on two cores on synthetic
-X-rays, too short to choose by. The same command again goes on where it stopped.
+range_<task>/lr_range.csv, schedulers/summary.csv and the figures. By default it takes minutes on two cores on synthetic
+X-rays, too short to choose by. The same command again resumes the scan.
 """
 
 from typing import Any
@@ -32,61 +32,119 @@ config: dict[str, Any] = {
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__, scan_base.__file__)  # before the slow imports
 
-import pandas as pd
-from matplotlib.figure import Figure
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from selfsup_task.hyper_utils import open_scan, run_scan
-from selfsup_task.lr_ranges import TASKS, range_run
+import numpy as np
+import pandas as pd
+
+from dataset_loader.xrays import XRays
+from downstream_task.classifier import Classifier
+from downstream_task.finetuning import classify_step, engine_config, labelled_subset, lr_factors
+from downstream_task.targets import loss_function, read_targets
+from self_sup_classes.initialisation import random_backbone
+from selfsup_task.hyper_utils import Scan, ScanConfig, finetuning
+from selfsup_task.lr_range import lr_range_test, suggest
+from selfsup_task.pretraining import build_model, twin_step
 from utils import plots, scan_plots
-from utils.config import UserError, check_at_least, check_choice
-from utils.logging_utils import RUNS_ROOT, Run
+from utils.config import RUNS_ROOT, UserError, as_dict, check_at_least, check_choice
+from utils.hardware import placed
+from utils.locks import exclusive_lock
+from utils.logging_utils import Run
 from utils.optimisation import SCHEDULERS
 
 
-def main(config: ScanConfig) -> None:
-    """Test the ranges, compare the schedules."""
-    for task in config.tasks:
-        check_choice("tasks", task, list(TASKS))
-    for name in config.schedulers:
-        check_choice("schedulers", name, [*SCHEDULERS, *(f"warmup+{known}" for known in SCHEDULERS)])
-    for key, least in {"lr_from": 1e-12, "lr_to": 10 * config.lr_from, "range_steps": 10}.items():
-        check_at_least(key, config[key], least)
+@dataclass(frozen=True, kw_only=True)
+class RatesConfig(ScanConfig):
+    """The keys of this script."""
+
+    tasks: list[str]
+    schedulers: list[str]
+    lr_from: float
+    lr_to: float
+    range_steps: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for task in self.tasks:
+            check_choice("tasks", task, ["pretraining", "finetuning"])
+        for name in self.schedulers:
+            check_choice("schedulers", name, [*SCHEDULERS, *(f"warmup+{known}" for known in SCHEDULERS)])
+        for key, least in {"lr_from": 1e-12, "lr_to": 10 * self.lr_from, "range_steps": 10}.items():
+            check_at_least(key, getattr(self, key), least)
+
+
+def main(config: RatesConfig) -> None:
+    """Test a range of rates for each task, then pretrain with each schedule and judge the encoders."""
     if (RUNS_ROOT / config.run_name / "config.json").exists():
         raise UserError(f"runs/{config.run_name} holds another run; choose another run_name.")
     trials = {name: schedule(name, config.num_epochs) for name in config.schedulers}
-    schedulers = {**config, "run_name": f"{config.run_name}/schedulers"}
-    scan = open_scan(schedulers, trials, varied=["schedulers", "tasks", "lr_from", "lr_to", "range_steps"])
+    lists = ["schedulers", "tasks", "lr_from", "lr_to", "range_steps"]
+    scan = Scan(replace(config, run_name=f"{config.run_name}/schedulers"), trials, lists)
+
     for task in config.tasks:
-        print(report(task, range_run(task, {**config, "scheduler": "constant", "warmup_epochs": 0})))
+        run = range_run(task, config, scan.xrays)
+        print(f"{task}: {report(run.summary or {})}   {run}/figures/lr_range.png")
 
-    def draw(finished: pd.DataFrame, random: float) -> Figure:
-        losses = {name: pd.read_csv(scan.run.folder / name / "pretrain" / "metrics.csv") for name in finished["trial"]}
-        title = plots.marked("Schedules on equal budgets", finished["synthetic"].iloc[0])
-        return scan_plots.schedules(finished, random, losses, title)
-
-    run_scan(scan, draw)
+    best, random = scan.run_trials()  # each a pretraining, a linear probe and a fine-tuning
+    finished = best.sort_index()  # in the order of the list
+    losses = {name: pd.read_csv(scan.run.folder / name / "pretrain" / "metrics.csv") for name in finished["trial"]}
+    title = plots.marked("Schedules on equal budgets", scan.xrays.synthetic)
+    scan.run.save_figure("schedulers", scan_plots.schedules(finished, random, losses, title))
+    scan.print_results(best, random)
 
 
 def schedule(name: str, num_epochs: int) -> dict[str, Any]:
-    """ "warmup+cosine" is a cosine after a tenth of the epochs, at least one."""
+    """Return the config keys of a schedule: "warmup+cosine" is a cosine after a tenth of the epochs, at least one."""
     warmup = max(1, num_epochs // 10) if name.startswith("warmup+") else 0
     if warmup >= num_epochs:
         raise UserError(f"{name} needs 2 epochs or more, and num_epochs is {num_epochs}; leave it out of schedulers.")
     return {"scheduler": name.removeprefix("warmup+"), "warmup_epochs": warmup}
 
 
-def report(task: str, run: Run) -> str:
-    """Draw a range test; what it suggests, as text."""
-    assert run.summary is not None
-    found = run.summary
-    title = plots.marked(f"Learning-rate range test, {task}", found["synthetic"])
-    run.save_figure("lr_range", scan_plots.lr_range(pd.read_csv(run.folder / "lr_range.csv"), found, title))
+def range_run(task: str, config: RatesConfig, xrays: XRays) -> Run:
+    """Return the finished range test of a task: lr_range.csv, its figure, and a summary of what it suggests."""
+    left_out = ("tasks", "schedulers", "only", "keep_all")
+    needed = {key: value for key, value in as_dict(config).items() if key not in left_out}
+    run = Run(f"{config.run_name}/range_{task}", needed, "learning rates")
+    with exclusive_lock(run.folder / ".range.lock", f"running {run}"):
+        run.reread()
+        if run.summary is None:
+            run.start(data=xrays.facts())
+            lrs = np.geomspace(config.lr_from, config.lr_to, config.range_steps)
+            table = (range_of_pretraining if task == "pretraining" else range_of_finetuning)(config, xrays, lrs)
+            found = suggest(table)._asdict()
+            title = plots.marked(f"Learning-rate range test, {task}", xrays.synthetic)
+            run.save_table("lr_range", table)
+            run.save_figure("lr_range", scan_plots.lr_range(table, found, title))
+            run.finish({**found, "synthetic": xrays.synthetic})
+    return run
+
+
+def range_of_pretraining(config: RatesConfig, xrays: XRays, lrs: np.ndarray) -> pd.DataFrame:
+    """Test the rates on Barlow Twins, from random weights."""
+    model = placed(build_model(config), xrays.store.device)
+    return lr_range_test(model, twin_step(model, xrays.batch, config), xrays.indices("train"), config, lrs)
+
+
+def range_of_finetuning(config: RatesConfig, xrays: XRays, lrs: np.ndarray) -> pd.DataFrame:
+    """Test the rates on a classifier, all layers from random weights, trained as trials are."""
+    part = finetuning(config, "finetune", "random")
+    targets = read_targets(xrays, part)
+    train = labelled_subset(xrays, targets, part)
+    backbone = random_backbone(config.backbone, config.in_channels, config.random_seed)
+    classifier = placed(Classifier(backbone, len(targets.names), "all"), xrays.store.device)
+    step = classify_step(classifier, xrays, loss_function(targets, train, part.class_weights), part)
+    return lr_range_test(classifier, step, train, engine_config(part), lrs, lr_factors(classifier, part))
+
+
+def report(found: Mapping[str, float | None]) -> str:
+    """Return what a range test suggests, as text."""
     ended = "never diverged" if found["diverged"] is None else f"diverged at {found['diverged']:.2g}"
     return (
-        f"{task}: the smoothed loss falls steepest at lr {found['steepest']:.2g}, is lowest at {found['lowest']:.2g}, "
-        f"{ended}   {run}/figures/lr_range.png"
+        f"the smoothed loss falls steepest at lr {found['steepest']:.2g}, is lowest at {found['lowest']:.2g}, {ended}"
     )
 
 
 if __name__ == "__main__":
-    run_script(main, ScanConfig, config)
+    run_script(main, RatesConfig, {"scheduler": "constant", "warmup_epochs": 0, **config})  # of the range tests

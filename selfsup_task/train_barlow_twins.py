@@ -4,11 +4,10 @@
     python selfsup_task/train_barlow_twins.py --dataset covid --recipe base --num-epochs 300 --img-res 224 \\
         --store-res 256
 
-As it stands, the config trains on built-in synthetic X-rays and takes two minutes on two cores, which shows that
-everything works and that the probes rise (README, "Measured"). Afterwards runs/<run_name>/ holds the
-backbone (plain torchvision weights), metrics.csv, TensorBoard events and figures. Look at figures/views.png first: it
-shows what the network has to see as the same. The same command again resumes an interrupted run, and prints the
-summary of a finished one.
+By default it trains on built-in synthetic X-rays for two minutes on two cores, which shows that everything works and
+that the probes rise (README, "Measured"). Afterwards runs/<run_name>/ holds the backbone (plain torchvision weights),
+metrics.csv, TensorBoard events and figures. Look at figures/views.png first: it shows what the network has to see as
+the same. The same command again resumes an interrupted run, and prints the summary of a finished one.
 
 The original project's final trainings (ResNet-18, 224 px, Adam, RTX 2070 Super):
     COVID-19 Radiography, 300 epochs, 15 h there:
@@ -33,7 +32,8 @@ config: dict[str, Any] = {
     "split_seed": 0,  # train/val/test; keep it, so that runs can be compared
     "pretrain_on": "train",  # "train" | "all" (then no held-out image is unseen any more)
     # run
-    "run_name": "",  # runs/<run_name>/; "" derives one from what varies
+    "run_name": "pretrain/{dataset}",  # runs/<run_name>/; "" derives one from the other keys
+    "keep_all": False,  # keep checkpoint.pt, three times the weights, after the run has finished
     "random_seed": 0,  # of weights, views and the order of images
     # network
     "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
@@ -43,9 +43,10 @@ config: dict[str, Any] = {
     # views
     "img_res": 32,  # pixels a side of the views
     "recipe": "short",  # a name in augmentations/recipes.py; for real X-rays start with "base"
+    "views": 2,  # random views of each X-ray in a step; more than 2 use the mean-view loss
     # optimisation
     "num_epochs": 10,  # passes over the unlabelled images
-    "batch_size": 64,  # over all processes; pairs of views
+    "batch_size": 64,  # X-rays in a step, over all processes
     "optimizer": "adamw",  # "adam" | "adamw" | "sgd"
     "lr": 5e-4,  # its largest value, after the warmup
     "optimizer_weight_decay": 1e-4,  # of weights; not of biases and BatchNorm
@@ -59,63 +60,72 @@ config: dict[str, Any] = {
     "probe_every": 2,  # epochs between linear and kNN probes on validation
     "checkpoint_every": 500,  # steps between checkpoints inside an epoch; each epoch ends with one
 }
+defaults = config
 
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__)  # before the slow imports
 
 import shlex
-from pathlib import Path
 
-from selfsup_task.pretrain_config import PretrainConfig
-from selfsup_task.pretraining import pretrain
+from dataset_loader.xrays import open_xrays
+from selfsup_task.pretraining import PretrainConfig, build_model, open_run, train, twin_step
+from utils import distributed
+from utils.hardware import placed, prepare
 from utils.wording import metric_name
 
-WORSE = 0.02  # of the probe's score, below which it is worth a word
+WORSE = 0.02  # a fall of the probe's score that is worth a word
 
 
 def main(config: PretrainConfig) -> None:
-    """Pretrain, then say how it went, where things are, and what to do next."""
-    run = pretrain(config)
+    """Pretrain, then print how it went, where the files are, and what to do next."""
+    device = prepare(config.device, config.threads)
+    with distributed.process_group(device):  # this process, or those of torchrun
+        run = open_run(config)
+        if run.summary is None:
+            with distributed.main_process_first():  # which decodes the images, once
+                xrays = open_xrays(config, device)  # pixels uint8 [N, 1, S, S]; parts by patient
+            model = placed(build_model(config), device)  # backbone, projector, loss
+            step = twin_step(distributed.data_parallel(model), xrays.batch, config)  # images -> views -> loss
+            train(model, step, xrays, config, run)  # the engine's epochs; health and probes after each
     if run.is_writer and run.summary is not None:
-        print(report(run.summary, str(run), config))
+        print(report(run.summary, config))
+        print(f"weights            {run}/{config.backbone}_final_state_dict.pt")
+        print(f"figures            {run}/figures/   (curves: tensorboard --logdir runs)")
+        print(f"\nnext: {comparison(config, run.name)}")
 
 
-def report(summary: dict[str, Any], folder: str, config: dict[str, Any]) -> str:
-    """The last words of a run."""
+def report(summary: dict[str, Any], config: PretrainConfig) -> str:
+    """Return what a finished run has reached, as lines."""
     kind = "synthetic X-rays" if summary["synthetic"] else "X-rays"
     lines = [
-        "",
-        f"{summary['epochs']} epochs on {summary['images']:,} {kind}: {summary['verdict']}",
-        f"  loss             {summary['loss_first_epoch']:.4g} -> {summary['loss_last_epoch']:.4g} (first, last epoch)",
-        f"  effective rank   {summary['rank_random_network']:.1f} -> {summary['rank']:.1f} (random network, now)",
+        f"\n{summary['epochs']} epochs on {summary['images']:,} {kind}, {summary['images_per_second']:.0f} images/s: "
+        f"{summary['verdict']}",
+        f"loss               {summary['loss_first_epoch']:.4g} -> {summary['loss_last_epoch']:.4g} (first, last epoch)",
+        f"effective rank     {summary['rank_random_network']:.1f} -> {summary['rank']:.1f} (random network, now)",
     ]
-    metric = metric_name(summary.get("metric", ""))  # older runs do not say
     for tag, name in {"probe/linear": "linear probe", "probe/knn": "kNN probe   "}.items():
         if tag in summary:
             lines.append(
-                f"  {name}     {summary[f'{tag}_random_network']:.3f} -> {summary[tag]:.3f} "
-                f"{metric} on validation (random network, now; chance {summary['chance']:.2f})"
+                f"{name}       {summary[f'{tag}_random_network']:.3f} -> {summary[tag]:.3f} "
+                f"{metric_name(summary['metric'])} on validation (chance {summary['chance']:.2f})"
             )
     if summary.get("probe/linear", 1) < summary.get("probe/linear_random_network", 0) - WORSE:
-        lines.append("  the features tell less than a random network's: train longer, or change lr or recipe")
-    lines += [
-        f"  speed            {summary['images_per_second']:.0f} images/s",
-        "",
-        f"weights   {folder}/{config.backbone}_final_state_dict.pt",
-        f"figures   {folder}/figures/",
-        "curves    tensorboard --logdir runs",
-        f"next      {_comparison(config, folder)}",
-    ]
+        lines.append("The probe is below a random network's: train longer, or change lr or recipe.")
     return "\n".join(lines)
 
 
-def _comparison(config: dict[str, Any], folder: str) -> str:
-    """The command that says what the encoder is worth, on the same data and at the same size."""
-    shared = ("dataset", "data_root", "store_res", "img_res", "split_seed", "backbone", "in_channels")
-    words = ["python", "downstream_task/trained_vs_no_trained_compare.py", "--run-name", f"compare/{Path(folder).name}"]
-    words += [word for key in shared if config[key] != "" for word in (f"--{key.replace('_', '-')}", str(config[key]))]
-    words += ["--allow-seen"] if config.pretrain_on == "all" else []
-    return shlex.join([*words, "--encoders", "random", f"{folder}/{config.backbone}_final_state_dict.pt"])
+def comparison(chosen: PretrainConfig, run_name: str) -> str:
+    """Return the command that measures what the encoder is worth; flags say what its defaults do not."""
+    words = ["python", "downstream_task/trained_vs_no_trained_compare.py"]
+    for key in ("dataset", "data_root", "img_res", "store_res", "split_seed", "backbone", "in_channels"):
+        if getattr(chosen, key) != defaults[key]:
+            words += [f"--{key.replace('_', '-')}", str(getattr(chosen, key))]
+    words += ["--allow-seen"] if chosen.pretrain_on == "all" else []
+    if run_name != "pretrain/phantom":
+        name = run_name.rpartition("/")[2]
+        words += ["--run-name", f"compare/{name}"]
+        words += ["--encoders", "random", f"runs/{run_name}/{chosen.backbone}_final_state_dict.pt"]
+    return shlex.join(words)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,23 @@
-"""What tests share: a small phantom data set, and the real X-rays where they are at hand."""
+"""What tests share: temporary folders for runs and data, a small phantom data set, the real X-rays if there are any."""
 
+import atexit
 import io
 import os
 import runpy
+import shutil
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
 # Several test processes run side by side: threads of one would wait for those of another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test touches the user's runs or data; the repo's modules read these variables when they are imported.
+HOME = tempfile.mkdtemp(prefix="cxr-tests-")
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+os.environ |= {"CXR_RUNS": f"{HOME}/runs", "CXR_DATASETS": f"{HOME}/datasets"}
 
 import pytest
 
@@ -20,9 +27,22 @@ from utils.config import REPO_ROOT
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def users_files() -> list[Path]:
+    """What is in the user's runs/ and datasets/."""
+    return sorted(path for folder in ("runs", "datasets") for path in (REPO_ROOT / folder).glob("*"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def leaves_the_users_folders_alone() -> Iterator[None]:
+    """Fail at the end of the session if a test left something in the user's runs/ or datasets/."""
+    before = users_files()
+    yield
+    assert users_files() == before, "a test writes to the user's runs/ or datasets/"
+
+
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 240 synthetic X-rays in the COVID layout and those of 48 patients in CheXpert's."""
+    """Return a folder with 240 synthetic X-rays in the COVID layout and those of 48 patients in CheXpert's."""
     folder = tmp_path_factory.mktemp("data") / "phantom"
     ensure_phantoms(folder, covid_images=240, chexpert_patients=48, size=64)
     return folder
@@ -30,15 +50,15 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def real_xrays() -> Path:
-    """The folder of real X-rays that CXR_DATA names; the test is skipped without it."""
+    """Return the folder of real X-rays in CXR_DATA; the test is skipped without it."""
     if not os.environ.get("CXR_DATA"):
-        pytest.skip("CXR_DATA names no folder of real X-rays")
+        pytest.skip("CXR_DATA is not set to a folder of real X-rays")
     return Path(os.environ["CXR_DATA"])
 
 
 @pytest.fixture(scope="session")
 def script() -> Script:
-    """script(path, *flags): an entry script as a user types it, in this process: starting one costs seconds."""
+    """Return script(path, *flags): an entry script as a user calls it, in this process, since starting one is slow."""
 
     def run(name: str, *flags: str) -> "subprocess.CompletedProcess[str]":
         path, out, err, code = REPO_ROOT / name, io.StringIO(), io.StringIO(), 0

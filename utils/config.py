@@ -16,7 +16,7 @@ DATASETS_ROOT = Path(os.environ.get("CXR_DATASETS") or REPO_ROOT / "datasets").r
 
 
 class UserError(Exception):
-    """A user's mistake: one sentence that says what was found, what was expected and what to do."""
+    """A user's mistake, in one sentence: what was found, what was expected, what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Config:
     """A config whose values have the types of its fields; subclasses check the values in __post_init__."""
 
     def __post_init__(self) -> None:
-        """Raise UserError for a value that cannot be used; each class checks its own fields and calls the next."""
+        """Raise UserError for a value that cannot be used; each class checks its own fields and calls its parent."""
         for key, expected in get_type_hints(type(self)).items():
             value = getattr(self, key)
             if not _has_type(value, expected):
@@ -74,9 +74,9 @@ def as_dict(config: "Config | Mapping[str, Any]") -> dict[str, Any]:
 
 
 def repo_path(path: str | Path) -> Path:
-    """Return a path as configs write it: absolute, or relative to the repo root (never to the working directory).
+    """Return the absolute path of one in a config, which is relative to the repo root, never to the working directory.
 
-    Paths under runs/ and datasets/ follow these folders where CXR_RUNS and CXR_DATASETS put them.
+    Paths under runs/ and datasets/ are below RUNS_ROOT and DATASETS_ROOT.
     """
     path = Path(path).expanduser()
     roots = {"runs": RUNS_ROOT, "datasets": DATASETS_ROOT}
@@ -86,7 +86,7 @@ def repo_path(path: str | Path) -> Path:
 
 
 def nearest(word: str, words: list[str]) -> str:
-    """Return the end of an error sentence: the closest known word if there is one, and all of them."""
+    """Return the end of an error message: the closest of the known words, if there is one, and all of them."""
     close = difflib.get_close_matches(word, words, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}Known: {', '.join(words)}."
@@ -105,7 +105,7 @@ def check_at_least(key: str, value: float, least: float) -> None:
 
 
 def check_list(key: str, values: list[Any]) -> None:
-    """Raise UserError for a list that is empty or holds a value twice."""
+    """Raise UserError for a list that is empty or has a value twice."""
     if not values:
         raise UserError(f"{key} is empty; give at least one.")
     if len(set(values)) < len(values):

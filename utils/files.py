@@ -1,11 +1,18 @@
-"""Files that are whole or absent: written under a temporary name, flushed to disk, then renamed."""
+"""Files that are whole or absent, JSON objects, and locks between processes.
+
+A file is written under a temporary name, flushed to disk, then renamed. The operating system releases the lock of a
+process that ends, however it ends.
+"""
 
 import contextlib
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock, Timeout
 
 from utils.config import UserError
 
@@ -13,7 +20,7 @@ from utils.config import UserError
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Call `write(file)` on a temporary file beside `path` and rename it to `path` once it is on disk.
 
-    Raises UserError where the system does not let it: no right to write, or, on Windows, a program that shows the file.
+    Raises UserError if the system refuses: no permission to write or, on Windows, a program that shows the file.
     """
     temporary = _beside(path)
     try:
@@ -25,7 +32,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         temporary.replace(path)
     except PermissionError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror}); close what has it open, or see who may write there."
+            f"{path} cannot be written ({error.strerror}); close the program that shows it, or check the permissions."
         ) from error
     finally:
         with contextlib.suppress(PermissionError):
@@ -33,7 +40,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_again(path: Path, source: Path) -> None:
-    """`path` with the bytes of `source`, atomically: one file of two names where the disk allows it, else a copy."""
+    """Make `path` hold the bytes of `source`, atomically: a hard link where the disk has them, else a copy."""
     temporary = _beside(path)
     temporary.unlink(missing_ok=True)
     try:
@@ -57,3 +64,47 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a run's JSON file, or None if there is no file. Raises UserError if it is not a JSON object."""
+    if not path.exists():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); repair it or delete the run's folder.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object; repair it or delete the run's folder.")
+    return value
+
+
+def try_lock(path: Path) -> FileLock | None:
+    """Return the lock file `path`, held until its release(); None while another process holds it.
+
+    Raises UserError if the folder cannot be written to, or its file system has no locks.
+    """
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return lock if lock.acquire(blocking=False) else None
+    except Timeout:
+        return None
+    except (OSError, NotImplementedError) as error:
+        raise UserError(
+            f"cannot lock {path} ({error}); choose a folder on a local disk that you may write to."
+        ) from error
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, waiting_for: str) -> Iterator[None]:
+    """Hold the lock file `path`; wait while another process holds it, and say so once. Raises as try_lock does."""
+    lock = try_lock(path)
+    if lock is None:
+        print(f"another process is {waiting_for}; waiting for it", file=sys.stderr)
+        lock = FileLock(path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

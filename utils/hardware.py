@@ -1,18 +1,21 @@
-"""What this machine has: the device, the precision that pays on it, and how to keep its memory."""
+"""What this machine has and runs: device, precision, memory, processor cores, versions."""
 
+import ctypes
+import importlib.metadata
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from utils.config import UserError, check_choice
-from utils.memory import keep_freed_memory
+from utils.config import REPO_ROOT, UserError, check_choice
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -21,9 +24,9 @@ PRECISIONS = ["auto", "float32", "bfloat16"]
 
 
 def prepare(device: str, threads: int) -> torch.device:
-    """Set what every training and measurement shares: CPU threads (0 leaves them to torch), memory, determinism.
+    """Set CPU threads (0 leaves them to torch), memory and determinism; return the device of that name.
 
-    Returns the device of that name; raises UserError if it is not there.
+    Every training and measurement starts here. Raises UserError if the device is not available.
     """
     if threads > 0:
         torch.set_num_threads(threads)
@@ -33,16 +36,16 @@ def prepare(device: str, threads: int) -> torch.device:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is a CUDA GPU, else an Apple GPU, else the CPU.
+    """Return the device of that name; "auto" is a CUDA GPU, else an Apple GPU, else the CPU.
 
-    Under torchrun each process takes the GPU of its local rank. Raises UserError if the device is not there.
+    Under torchrun each process takes the GPU of its local rank. Raises UserError if the device is not available.
     """
     check_choice("device", name, DEVICES)
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device, available in there.items() if available)
     if not there[name]:
-        raise UserError(f'device is {name!r}, but torch finds none here; use "auto" or "cpu".')
+        raise UserError(f'device is {name!r}, but torch does not find one here; use "auto" or "cpu".')
     if name != "cuda":
         return torch.device(name)
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
@@ -51,14 +54,14 @@ def choose_device(name: str) -> torch.device:
 
 
 def placed(module: Module, device: torch.device) -> Module:
-    """The module on the device, its weights in the layout that convolutions are fastest in."""
+    """Return the module on the device, its weights in the layout in which convolutions are fastest."""
     return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
 
 def median_seconds(work: Callable[[], object], repeats: int, device: torch.device, at_least: float = 0.0) -> float:
-    """Of a piece of work, the device's included, done `repeats` times or more, until `at_least` seconds have passed.
+    """Return the median seconds of `work`, which runs `repeats` times or more, until `at_least` seconds have passed.
 
-    A first time, which allocates, does not count.
+    The device's work is included. The first run, which allocates memory, does not count.
     """
     seconds: list[float] = []
     while len(seconds) < 1 + repeats or sum(seconds[1:]) < at_least:
@@ -71,7 +74,7 @@ def median_seconds(work: Callable[[], object], repeats: int, device: torch.devic
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The autocast dtype; "auto" is bfloat16 where the hardware multiplies it faster than float32."""
+    """Return the autocast dtype; "auto" is bfloat16 where the hardware multiplies it faster than float32."""
     check_choice("precision", name, PRECISIONS)
     if name == "auto":
         return torch.bfloat16 if _has_fast_bfloat16(device) else torch.float32
@@ -87,7 +90,7 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def describe_device(device: torch.device) -> str:
-    """A name for a person: the GPU's own, or the processor with its threads."""
+    """Return a readable name: the GPU's own, or the processor with its threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     kind = platform.processor() or platform.machine()
@@ -95,21 +98,67 @@ def describe_device(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that were allocated at most: on a CUDA GPU, or else by this process so far; 0 where that is not known."""
+    """Return the peak in bytes: allocated on a CUDA GPU, or else of this process so far; 0 where it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
         return 0
-    import resource  # Windows has none
+    import resource  # does not exist on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes
 
 
 def make_deterministic() -> None:
-    """The same bits from the same run on the same machine, on GPUs too."""
+    """Make a run give the same bits again on the same machine, on GPUs too."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
     # a check for bugs that costs a pass over memory; torch's stubs do not know it
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory that a training step frees instead of returning it to the kernel.
+
+    Activations are blocks of many megabytes. By default glibc gets each of them from the kernel with mmap and returns
+    it when it is freed, so every step faults in gigabytes of zeroed pages. The thresholds below make glibc serve them
+    from the heap and never trim it, so the peak is kept until the script ends. Does nothing without glibc.
+    """
+    if platform.system() != "Linux":
+        return
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # musl has no mallopt
+        return
+    # older versions of glibc refuse more than 32 MB, and setting the other threshold alone would do harm
+    if mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25):
+        mallopt(trim_threshold, 2**31 - 1)
+
+
+def usable_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def environment() -> dict[str, Any]:
+    """Return command, git commit, Python, platform and package versions, as environment.json holds them."""
+    packages = ["torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn"]
+    return {
+        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _commit() -> str:
+    try:
+        arguments = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(
+            arguments, cwd=REPO_ROOT, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,9 +1,10 @@
-"""Confidence intervals: of one network's score over images, and of two arms' difference over images and draws.
+"""Confidence intervals, and scores with their intervals in words.
 
-Images of one patient, or duplicates, are no independent evidence: what is resampled is the group. Networks that were
-fine-tuned on one draw of labels say nothing about the next draw: what compares arms counts the draws too.
+An interval of one network's score speaks of new images. Images of one patient, or duplicates, are not independent, so
+whole groups are resampled. An interval of the difference between two arms speaks of new draws of labels too.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,17 @@ import numpy as np
 from scipy.special import expit, logit
 from scipy.stats import t as student
 
-FEWEST_GROUPS = 5  # from which on an interval of a mean over groups is given
+ABBREVIATIONS = {word.lower(): word for word in ("AUROC", "AUPRC", "ECE", "F1")}
+
+METHOD_NAMES = {"linear": "linear probe", "finetune": "fine-tuning"}
+
+SALIENCY_NAMES = {
+    "grad_cam": "Grad-CAM",
+    "integrated_gradients": "Integrated gradients",
+    "occlusion": "Occlusion",
+}
+
+MIN_GROUPS = 5  # for an interval of a mean over groups
 
 
 class Difference(NamedTuple):
@@ -21,15 +32,11 @@ class Difference(NamedTuple):
     low: float
     high: float
 
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
 
 def mean_interval(values: np.ndarray | Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of values [K] and the bounds of its Student-t interval with K - 1 degrees of freedom; K = 1 gives NaN.
+    """Return the mean of values [K] and its Student-t interval with K - 1 degrees of freedom; NaN bounds for K = 1.
 
-    Over draws scored on the same images it speaks of new draws, not of new images: see paired_bootstrap.
+    For draws scored on the same images it speaks of new draws, not of new images: see paired_difference.
     """
     values = np.asarray(values, dtype=np.float64)
     if len(values) < 2:
@@ -39,21 +46,21 @@ def mean_interval(values: np.ndarray | Sequence[float], level: float = 0.95) -> 
 
 
 def grouped_mean_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float, float]:
-    """mean_interval over groups: of the means of values [M], NaN where not known, within each of groups [M].
+    """Return mean_interval of the groups' means; values [M] are NaN where unknown, groups [M] name their groups.
 
-    NaN bounds for fewer than FEWEST_GROUPS groups.
+    NaN bounds for fewer than MIN_GROUPS groups.
     """
     known = np.isfinite(values)
     names, group_of = np.unique(groups[known], return_inverse=True)
     sums = np.bincount(group_of, weights=values[known], minlength=len(names))
     means = sums / np.bincount(group_of, minlength=len(names))
-    if len(means) < FEWEST_GROUPS:
+    if len(means) < MIN_GROUPS:
         return (float(means.mean()) if len(means) else float("nan")), float("nan"), float("nan")
     return mean_interval(means)
 
 
 def fewest_groups(labels: np.ndarray, groups: np.ndarray) -> int:
-    """Groups of the rarest class among labels [M], or of a finding's rarer value among [M, C]; at least 1."""
+    """Return how many groups hold the rarest class of labels [M], or rarest value of findings [M, C]; at least 1."""
     of_kind = [labels == c for c in np.unique(labels)]
     if labels.ndim > 1:
         of_kind = [column == value for column in labels.T for value in (0, 1)]
@@ -61,7 +68,7 @@ def fewest_groups(labels: np.ndarray, groups: np.ndarray) -> int:
 
 
 def resamples(groups: np.ndarray, repeats: int, seed: int) -> Iterator[np.ndarray]:
-    """`repeats` times the rows of as many whole groups as groups [M] has, drawn with replacement."""
+    """Yield, `repeats` times, the rows of as many whole groups as groups [M] has, drawn with replacement."""
     group_of = np.unique(groups, return_inverse=True)[1]
     by_group, sizes = np.argsort(group_of, kind="stable"), np.bincount(group_of)
     starts = sizes.cumsum() - sizes
@@ -70,16 +77,8 @@ def resamples(groups: np.ndarray, repeats: int, seed: int) -> Iterator[np.ndarra
         drawn = generator.integers(0, len(sizes), len(sizes))
         images = sizes[drawn]
         ends = images.cumsum()
-        shift = starts[drawn] - (ends - images)  # from the place in the resample to the place in by_group
+        shift = starts[drawn] - (ends - images)  # from a position in the resample to one in by_group
         yield by_group[np.arange(ends[-1]) + shift.repeat(images)]
-
-
-def bootstrap_interval(
-    score: Callable[[np.ndarray], float], groups: np.ndarray, repeats: int = 2000, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Bounds of score(rows), a number in 0..1, over new groups like groups [M]; see bootstrap_intervals."""
-    _, low, high = bootstrap_intervals(lambda rows: {"score": score(rows)}, groups, repeats, level, seed)["score"]
-    return low, high
 
 
 def bootstrap_intervals(
@@ -90,14 +89,15 @@ def bootstrap_intervals(
     seed: int = 0,
     fewest: int | None = None,
 ) -> dict[str, tuple[float, float, float]]:
-    """Each of scores(rows), numbers in 0..1, with its bounds over new groups like groups [M]; rows may repeat.
+    """Return (score, low, high) for each of scores(rows), numbers in 0..1, over new groups like groups [M].
 
     The standard error over resampled groups, as a Student-t interval on the logit scale (delta method). Percentile
-    intervals are too narrow for scores near 1 that hang on few groups (89-94 % of 95 where this one holds 94-96).
-    A score of 0 or 1 has no spread to resample; its bound is the one for `fewest` groups without an exception (Clopper
-    and Pearson 1934): those of the rarest class, where classes matter; by default all groups. NaN scores of resamples
-    are left out. NaN bounds: no score, or a single group. It is too narrow for a class of under about 20 groups (about
-    90 % for 7). Raises ValueError outside 0..1.
+    intervals are too narrow for scores near 1 that depend on few groups (they cover 89-94 % instead of 95 %, this one
+    94-96 %). A score of 0 or 1 has no spread to resample; its bound is that of `fewest` groups without an exception
+    (Clopper and Pearson 1934): the groups of the rarest class, where classes matter; by default all groups. Resamples
+    whose score is NaN are left out. The bounds are NaN without a score or for a single group. The interval is too
+    narrow for a class of fewer than about 20 groups (it covers about 90 % for 7). `rows` may repeat. Raises ValueError
+    for a score outside 0..1.
     """
     now, units = scores(np.arange(len(groups))), len(np.unique(groups))
     outside = {name: value for name, value in now.items() if not (np.isnan(value) or 0 <= value <= 1)}
@@ -123,26 +123,6 @@ def _bounds(now: float, resampled: np.ndarray, units: int, level: float, fewest:
     return float(expit(logit(now) - reach)), float(expit(logit(now) + reach))
 
 
-def paired_bootstrap(
-    score: Callable[[np.ndarray, np.ndarray], float],
-    predictions_a: Sequence[np.ndarray] | np.ndarray,
-    predictions_b: Sequence[np.ndarray] | np.ndarray,
-    labels: np.ndarray,
-    groups: np.ndarray,
-    repeats: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Difference:
-    """Mean difference of score(labels, predictions) between two arms, over new images and new draws of labels.
-
-    predictions_* hold K arrays [M, ...]: run k of both arms was fine-tuned on the same draw and predicts the same
-    images, with labels [M, ...] and groups [M]. The method is that of paired_difference.
-    """
-    a, b = (resampled_scores(score, p, labels, groups, repeats, seed) for p in (predictions_a, predictions_b))
-    now_a, now_b = (np.array([score(labels, run) for run in p]) for p in (predictions_a, predictions_b))
-    return paired_difference(now_a, now_b, a, b, len(np.unique(groups)), level)
-
-
 def resampled_scores(
     score: Callable[[np.ndarray, np.ndarray], float],
     predictions: Sequence[np.ndarray] | np.ndarray,
@@ -151,15 +131,12 @@ def resampled_scores(
     repeats: int = 1000,
     seed: int = 0,
 ) -> np.ndarray:
-    """Scores [repeats, K] of one arm's K runs on resampled groups, the same for every arm of one seed.
+    """Return the scores [repeats, K] of one arm's K runs on resampled groups, the same for every arm of one seed.
 
-    Several arms are compared at the price of one resampling each: keep these and call paired_difference.
+    score(labels, predictions) takes images of labels [M, ...] and of one run of predictions, K of [M, ...].
     """
-    scores = []
-    for rows in resamples(groups, repeats, seed):
-        drawn = labels[rows]
-        scores.append([score(drawn, run[rows]) for run in predictions])
-    return np.array(scores)
+    rows = resamples(groups, repeats, seed)
+    return np.array([[score(labels[drawn], run[drawn]) for run in predictions] for drawn in rows])
 
 
 def paired_difference(
@@ -170,16 +147,17 @@ def paired_difference(
     units: int,
     level: float = 0.95,
 ) -> Difference:
-    """Mean of scores_a - scores_b [K] over K draws, with an interval for new images and new draws.
+    """Return the mean of scores_a - scores_b [K] over K draws, with an interval for new images and new draws.
 
-    resampled_* [repeats, K] are the scores on resamples of the `units` groups, the same for both arms. The draws'
-    differences share the images, so var(mean) = var(between draws) / K + cov, where cov, what two draws share, is a
-    covariance over the resamples. By luck, few draws may differ less than their images alone make them differ; the
-    first part is never taken as smaller than that. Student's t has the harmonic mean of the parts' degrees of freedom
-    K - 1 and units - 1, weighted by their variances. (Satterthwaite 1946, Biometrics Bulletin 2, squares the weights:
-    with three draws, equal arms come out different in up to 8 % of cases, with these in at most 6 %; resampling the
-    draws gives up to 25 %. Two draws are too few: up to 9 %.) NaN bounds for one draw or one group; resamples with a
-    NaN are left out. Raises ValueError where the draws of the arms do not pair.
+    Run k of both arms was fine-tuned on the same draw of labels and scored on the same images. resampled_* [repeats, K]
+    are the scores on resamples of the `units` groups, the same for both arms. The draws' differences share the images,
+    so var(mean) = var(between draws) / K + cov, where cov, shared by two draws, is a covariance over the resamples. By
+    chance, few draws may differ less than their images alone make them differ; the first part is never taken as
+    smaller than that. Student's t has the harmonic mean of the parts' degrees of freedom K - 1 and units - 1, weighted
+    by their variances. (Satterthwaite 1946, Biometrics Bulletin 2, squares the weights: with three draws, equal arms
+    come out different in up to 8 % of cases, with these in at most 6 %; resampling the draws gives up to 25 %. Two
+    draws are too few: up to 9 %.) NaN bounds for one draw or one group; resamples with a NaN are left out. Raises
+    ValueError if the arms have different draws.
     """
     if np.shape(scores_a) != np.shape(scores_b) or resampled_a.shape != resampled_b.shape:
         raise ValueError("both arms need the same draws and resamples")
@@ -200,3 +178,38 @@ def paired_difference(
 
 def _t_quantile(level: float, freedom: float) -> float:
     return float(student.ppf((1 + level) / 2, freedom))
+
+
+def metric_name(metric: str) -> str:
+    """Return a metric's name for a reader: `balanced accuracy`, `AUROC`, `macro F1`."""
+    return " ".join(ABBREVIATIONS.get(word, word) for word in re.split("[_ ]", metric))
+
+
+def interval_text(value: float, low: float | None, high: float | None, form: str = ".3f") -> str:
+    """Return `0.712 [0.680, 0.744]`, or a note in place of the brackets if the interval is not known."""
+    if low is None or high is None or np.isnan(low) or np.isnan(high):
+        return f"{value:{form}} (too few for an interval)"
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def about_minutes(seconds: float) -> str:
+    """Return `about 4 min`; at least 1."""
+    return f"about {max(1, round(seconds / 60))} min"
+
+
+def savings_sentence(row: Mapping[str, float], arm: str, reference: str, fewest: int, most: int) -> str:
+    """Return: With 94 labels ARM reaches what REFERENCE needs 310 for (95% of resamples 180 to more than 1,869)."""
+
+    def text(labels: float) -> str:
+        if labels == 0:
+            return f"fewer than {fewest:,}"
+        return f"more than {most:,}" if np.isinf(labels) else f"{labels:,.0f}"
+
+    interval = ""
+    if not np.isnan(row["reference_needs_low"]):
+        bounds = [text(row[f"reference_needs_{side}"]) for side in ("low", "high")]
+        interval = f" (95% of resamples {bounds[0]} to {bounds[1]})"
+    return (
+        f"With {row['labels']:,.0f} labels {arm} reaches what {reference} needs {text(row['reference_needs'])} "
+        f"for{interval}."
+    )

@@ -1,10 +1,14 @@
-"""Optimizers and learning-rate schedules, by the names that configs use."""
+"""What training is made of: seeds and orders of images, optimisers, schedules, frozen parts.
+
+Seeds and orders are functions of (seed, epoch, step): there is no hidden state, so a run resumes exactly.
+"""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +41,29 @@ class OptimiserConfig(Config):
                 f"warmup_epochs is {self.warmup_epochs} of {self.num_epochs} epochs; it must be at least 0 and less "
                 "than num_epochs; set warmup_epochs to 0 for a single one."
             )
+
+
+def mixed_seed(*keys: int) -> int:
+    """Return one well-mixed seed for several numbers (seed, epoch, step, ...)."""
+    return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def fixed_order(indices: np.ndarray) -> np.ndarray:
+    """Return a permutation of `indices` that is always the same; its first n are a random sample."""
+    return np.random.default_rng(0).permutation(indices)
+
+
+def epoch_order(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Return the images of one epoch in their order: a permutation of `indices` that depends on (seed, epoch)."""
+    return np.random.default_rng([seed, epoch]).permutation(indices)
+
+
+def endless_order(indices: np.ndarray, seed: int, first: int, count: int) -> np.ndarray:
+    """Return positions `first` to `first + count` of the orders of epochs 0, 1, 2, ... one after the other."""
+    passes = range(first // len(indices), -(-(first + count) // len(indices)))
+    row = np.concatenate([epoch_order(indices, seed, number) for number in passes])
+    start = first - passes.start * len(indices)
+    return row[start : start + count]
 
 
 def build_optimizer(
@@ -103,3 +130,40 @@ def lr_multiplier(global_step: int, steps_per_epoch: int, config: OptimiserConfi
         return 0.01 ** (global_step // steps_per_epoch / config.num_epochs)
     total = config.num_epochs * steps_per_epoch
     return 0.5 * (1 + math.cos(math.pi * (global_step - warmup) / (total - warmup)))
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Whether a module has parameters and none of them, in it or below it, is trained."""
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+
+def train_mode(module: nn.Module) -> None:
+    """`module.train()`, but frozen parts stay in eval mode, so that their BatchNorm statistics do not move."""
+    module.train()
+    for part in module.modules():
+        if is_frozen(part):
+            part.eval()
+
+
+def frozen_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of all that must not change: frozen parameters, and the buffers of frozen modules."""
+    return {name: tensor.detach().clone() for name, tensor in _frozen(module)}
+
+
+def assert_unchanged(module: nn.Module, before: dict[str, Tensor]) -> None:
+    """Raise AssertionError unless everything frozen is bit-identical to what `frozen_tensors` gave."""
+    now = dict(_frozen(module))
+    assert now.keys() == before.keys(), "what is frozen has changed during training"
+    moved = [name for name, tensor in before.items() if not torch.equal(tensor, now[name])]
+    assert not moved, f"frozen but changed by training: {', '.join(moved[:5])}"
+
+
+def _frozen(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            yield name, parameter
+    for prefix, part in module.named_modules():
+        if is_frozen(part):
+            for name, buffer in part.named_buffers(recurse=False):
+                yield f"{prefix}.{name}", buffer

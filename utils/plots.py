@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.ticker import MaxNLocator
 
-from utils.wording import METHOD_NAMES, metric_name
+from utils.intervals import METHOD_NAMES
 
 DIMENSIONS_SHOWN = 64  # more are too fine for a picture: the diagonal vanishes
 BLUE, ORANGE, GREEN, PINK, BLACK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000"
@@ -156,39 +156,6 @@ def pictures_beside(figure: Figure, grid: GridSpec, rows: Iterable[np.ndarray]) 
             ax = figure.add_subplot(grid[row, column + 1])
             ax.imshow(picture, cmap="gray", vmin=0, vmax=1)
             ax.set_axis_off()
-
-
-def audit(scores: pd.DataFrame, pictures: Mapping[str, np.ndarray], metric: str, chance: float, title: str) -> Figure:
-    """A shortcut audit: the score by what is left of the X-rays, and beside it what that looks like.
-
-    scores    columns images, head (one of two), score, value, low, high
-    pictures  by `images`: [k, H, W] in 0..1
-    """
-    n, k = len(pictures), len(next(iter(pictures.values())))
-    figure = Figure(figsize=(6.2 + 1.0 * k, 1.0 * n + 1.3))
-    figure.suptitle(title, fontsize=11)
-    grid = figure.add_gridspec(
-        n, k + 1, width_ratios=[4] + [1] * k, wspace=0.08, hspace=0.06,
-        left=0.2, right=0.99, bottom=0.7 / (n + 1.3), top=1 - 0.5 / (n + 1.3),
-    )  # fmt: skip
-    ax = figure.add_subplot(grid[:, 0])
-    for shift, head, colour, marker in zip(
-        (-0.1, 0.1), dict.fromkeys(scores["head"]), (BLUE, ORANGE), "os", strict=True
-    ):
-        rows = scores[(scores["score"] == metric) & (scores["head"] == head)].set_index("images").loc[list(pictures)]
-        reach = np.nan_to_num([rows["value"] - rows["low"], rows["high"] - rows["value"]])
-        ax.errorbar(
-            rows["value"], np.arange(n) + shift, xerr=reach, color=colour, marker=marker, linestyle="none", capsize=4,
-            label=f"head {head}",
-        )  # fmt: skip
-    ax.axvline(chance, color=BLACK, linestyle=":", linewidth=1, label=f"chance, {chance:.2f}")
-    ax.set_yticks(range(n), list(pictures), fontsize=9)
-    ax.set(ylim=(n - 0.5, -0.5), xlim=(0, 1.02))
-    ax.set_xlabel(f"{metric_name(metric)} and 95% interval", fontsize=9)
-    ax.grid(alpha=0.3)
-    ax.legend(fontsize=8, loc="lower right")
-    pictures_beside(figure, grid, pictures.values())
-    return figure
 
 
 def _lines(

@@ -10,8 +10,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from utils.intervals import metric_name
 from utils.plots import BLACK, BLUE, GREEN, ORANGE, pictures_beside, plain_log_labels, styled
-from utils.wording import metric_name
 
 # columns of a scan's table
 SCAN_SCORES = {"linear": "linear probe", "full": "fine-tuning from that probe, where it is better"}

@@ -1,16 +1,24 @@
-"""The start of an entry script: a flag for every key of its config dict, and mistakes as one sentence."""
+"""What an entry script reads and shows on the terminal: a flag for each config key, one-line errors, progress."""
 
 import argparse
 import ast
 import difflib
 import io
+import re
 import sys
 import tokenize
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
+
+from tqdm import tqdm
 
 from utils.config import AnyConfig, UserError, make_config
+
+SECONDS_BETWEEN_LINES = 30  # of progress, where output is a file
+CURSOR_UP = "\x1b[A"  # how tqdm returns from a nested bar
+
+Item = TypeVar("Item")
 
 
 def flags(config: Mapping[str, Any], description: str | None, *files: str, first: str = "") -> dict[str, Any]:
@@ -26,7 +34,7 @@ def flags(config: Mapping[str, Any], description: str | None, *files: str, first
         arguments = [f"--{first}", *arguments]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace", line_buffering=True)  # a Windows console may lack a sign
+            stream.reconfigure(errors="replace", line_buffering=True)  # a Windows console may lack a character
     comments: dict[str, str] = {}
     for path in reversed(files):
         comments |= key_comments(Path(path).read_text(encoding="utf-8"))
@@ -57,13 +65,14 @@ def parse_flags(
     Raises UserError for a flag that does not exist, naming the nearest, and for a value of another type.
     """
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser._negative_number_matcher = re.compile(r"-\.?\d")  # argparse's own does not know -1e-3
     values = _flat(config)
     for key, value in values.items():
         comment = comments.get(key, comments.get(key.rpartition(".")[2], ""))
         shown = " ".join(map(str, value)) if isinstance(value, list) else value
         text = f"{comment} (default: {shown})".replace("%", "%%")
         parser.add_argument(_flag(key), dest=key, default=value, help=text, **_parsing(value))
-    # a value may begin with a dash (a negative number); an underscore in a flag is a dash
+    # an underscore in a flag is a dash
     normal = [_flag(word[2:].partition("=")[0]) + _tail(word) if word.startswith("--") else word for word in arguments]
     found, unknown = parser.parse_known_args(normal)
     if unknown:
@@ -84,6 +93,38 @@ def key_comments(source: str) -> dict[str, str]:
         for key in keys
         if isinstance(key, ast.Constant) and isinstance(key.value, str) and key.lineno in by_line
     }
+
+
+def progress_bar(total: int, description: str, done: int = 0, show: bool = True, unit: str = "img") -> "tqdm[Any]":
+    """Return a bar with rate and time left over `total` units, `done` of them done; the caller closes it.
+
+    On a terminal it is drawn in place; where output is a file, it is a line every SECONDS_BETWEEN_LINES.
+    """
+    style: dict[str, Any] = {"dynamic_ncols": True}
+    if not sys.stderr.isatty():
+        interval = SECONDS_BETWEEN_LINES
+        style = {"file": _Lines(), "ascii": True, "ncols": 100, "mininterval": interval, "maxinterval": interval}
+    return tqdm(total=total, initial=done, desc=description, unit=unit, disable=not show, **style)
+
+
+def tracked(items: Collection[Item], description: str, unit: str) -> Iterator[Item]:
+    """Yield the items under a progress bar."""
+    with progress_bar(len(items), description, unit=unit) as bar:
+        for item in items:
+            yield item
+            bar.update()
+
+
+class _Lines:
+    """stderr for a bar that writes lines instead of drawing over itself."""
+
+    def write(self, text: str) -> None:
+        line = text.replace(CURSOR_UP, "").strip()
+        if line:
+            sys.stderr.write(line + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 class _Parser(argparse.ArgumentParser):

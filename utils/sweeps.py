@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.config import UserError, nearest
-from utils.locks import exclusive_lock
+from utils.files import exclusive_lock
 from utils.logging_utils import Run
-from utils.progress import progress_bar
+from utils.scripts import progress_bar
 
 SECONDS_BETWEEN_LOOKS = 1.0  # at trials that other processes run
 

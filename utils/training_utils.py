@@ -15,12 +15,21 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.config import UserError, check_at_least, check_choice
-from utils.freezing import assert_unchanged, frozen_tensors, train_mode
 from utils.hardware import PRECISIONS, choose_precision
 from utils.logging_utils import Run
-from utils.optimisation import OptimiserConfig, build_optimizer, gradient_step, lr_multiplier
-from utils.progress import progress_bar
-from utils.randomness import endless_order, epoch_order, mixed_seed
+from utils.optimisation import (
+    OptimiserConfig,
+    assert_unchanged,
+    build_optimizer,
+    endless_order,
+    epoch_order,
+    frozen_tensors,
+    gradient_step,
+    lr_multiplier,
+    mixed_seed,
+    train_mode,
+)
+from utils.scripts import progress_bar
 
 LOG_EVERY = 10  # steps between TensorBoard points, and between looks for a loss that is not finite
 

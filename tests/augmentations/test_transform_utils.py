@@ -1,5 +1,6 @@
 """Recipes as a user meets them: draws, independence, repeatability, errors, real X-rays."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from augmentations.recipes import RECIPES
-from augmentations.transform_utils import TwinViews, denormalise, normalise, operator_views, step_generator
+from augmentations.transform_utils import Views, denormalise, normalise, operator_views, step_generator
 from utils.config import UserError
 
 
@@ -22,16 +23,16 @@ def batch(n: int = 8, size: int = 40, seed: int = 0) -> Tensor:
     return (pixels + torch.randint(0, 136, (n, 1, 1, 1), generator=rng)).to(torch.uint8)
 
 
-def with_recipe(monkeypatch: pytest.MonkeyPatch, recipe: list, size: int = 40) -> TwinViews:
+def with_recipe(monkeypatch: pytest.MonkeyPatch, recipe: list, size: int = 40) -> Views:
     monkeypatch.setitem(RECIPES, "tried", recipe)
-    return TwinViews("tried", size)
+    return Views("tried", size)
 
 
 @pytest.mark.parametrize("size", [32, 40, 100, 24])  # the view's side, larger, much larger, smaller
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_every_recipe_gives_two_sane_views(recipe, size):
     images = batch(size=size)
-    views = TwinViews(recipe, 32)
+    views = Views(recipe, 32)
     first, second = views(images, step_generator(0, 0, 0))
     for view in (first, second, views.single(images, step_generator(0, 0, 0))):
         assert view.shape == (8, 1, 32, 32)
@@ -44,8 +45,8 @@ def test_every_recipe_gives_two_sane_views(recipe, size):
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_the_same_generator_gives_the_same_views_to_the_bit(recipe):
-    once = TwinViews(recipe, 32)(batch(), step_generator(1, 2, 3))
-    again = TwinViews(recipe, 32)(batch(), step_generator(1, 2, 3))
+    once = Views(recipe, 32)(batch(), step_generator(1, 2, 3))
+    again = Views(recipe, 32)(batch(), step_generator(1, 2, 3))
     assert torch.equal(once[0], again[0])
     assert torch.equal(once[1], again[1])
 
@@ -63,7 +64,7 @@ def test_every_argument_of_the_step_generator_matters_and_neighbours_are_unrelat
 
 
 def test_other_steps_give_other_views():
-    views = TwinViews("base", 32)
+    views = Views("base", 32)
     cells = [(0, 0, 0, 0), (0, 0, 1, 0), (0, 1, 0, 0), (1, 0, 0, 0), (0, 0, 0, 1)]
     drawn = [views.single(batch(), step_generator(*cell)) for cell in cells]
     assert all(not torch.equal(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
@@ -71,7 +72,7 @@ def test_other_steps_give_other_views():
 
 def test_every_image_draws_its_own_parameters():
     images = batch(1).repeat(16, 1, 1, 1)
-    first, second = TwinViews("base", 32)(images, step_generator(0, 0, 0))
+    first, second = Views("base", 32)(images, step_generator(0, 0, 0))
     both = torch.cat((first, second)).flatten(1)
     assert (torch.cdist(both, both) + torch.eye(32) * 1e3).min() > 0.5
 
@@ -80,8 +81,8 @@ def test_every_image_draws_its_own_parameters():
 def test_an_image_is_not_changed_by_what_its_neighbours_show(recipe):
     images, others = batch(seed=1), batch(seed=2)
     others[3] = images[3]
-    for a, b in zip(TwinViews(recipe, 32)(images, step_generator(0, 0, 0)),
-                    TwinViews(recipe, 32)(others, step_generator(0, 0, 0)), strict=True):  # fmt: skip
+    for a, b in zip(Views(recipe, 32)(images, step_generator(0, 0, 0)),
+                    Views(recipe, 32)(others, step_generator(0, 0, 0)), strict=True):  # fmt: skip
         assert torch.equal(a[3], b[3])
         assert not torch.equal(a[2], b[2])
 
@@ -125,32 +126,44 @@ def test_another_operators_probability_does_not_change_an_operators_draws(monkey
 def test_flips_come_up_half_of_the_time():
     image = torch.zeros(2000, 1, 8, 8, dtype=torch.uint8)
     image[..., :4, :4] = 255
-    first, second = (denormalise(v) for v in TwinViews("supervised", 8)(image, step_generator(0, 0, 0)))
+    first, second = (denormalise(v) for v in Views("supervised", 8)(image, step_generator(0, 0, 0)))
     flipped = torch.stack((first, second))[..., 1, 6].squeeze() > 0.5  # [2, 2000]
     assert (flipped.float().mean(1) - 0.5).abs().max() < 0.04
     assert abs((flipped[0] == flipped[1]).float().mean() - 0.5) < 0.04  # two views, two coins
-    vflip = denormalise(TwinViews("base+vflip", 8).single(image, step_generator(0, 0, 0)))
+    vflip = denormalise(Views("base+vflip", 8).single(image, step_generator(0, 0, 0)))
     lower_half_brighter = vflip[:, 0, 4:].sum((1, 2)) > vflip[:, 0, :4].sum((1, 2))
     assert abs(lower_half_brighter.float().mean() - 0.5) < 0.1
 
 
 def test_none_is_the_image_itself_at_its_own_size_and_a_plain_resize_at_another():
     images = batch(size=32)
-    same = TwinViews("none", 32).single(images, step_generator(0, 0, 0))
+    same = Views("none", 32).single(images, step_generator(0, 0, 0))
     assert torch.equal((denormalise(same) * 255).round().to(torch.uint8), images)
-    resized = TwinViews("none", 24).single(images, step_generator(0, 0, 0))
+    resized = Views("none", 24).single(images, step_generator(0, 0, 0))
     expected = tv.resize(images / 255, [24, 24], tv.InterpolationMode.BICUBIC, antialias=False)
     assert (denormalise(resized) - expected.clamp(0, 1)).abs().max() < 1e-4
-    assert torch.equal(resized, TwinViews("none", 24).single(images, step_generator(9, 9, 9)))
+    assert torch.equal(resized, Views("none", 24).single(images, step_generator(9, 9, 9)))
 
 
 def test_the_imagenet_recipe_has_two_different_views():
     """The paper's: the first always blurred, the second rarely, and solarized one time in five."""
     images = batch(600, size=24)
-    first, second = TwinViews("imagenet", 24)(images, step_generator(0, 0, 0))
+    first, second = Views("imagenet", 24)(images, step_generator(0, 0, 0))
     roughness = [(v[..., 1:] - v[..., :-1]).abs().mean() for v in (first, second)]
     assert roughness[0] < 0.7 * roughness[1]
-    assert TwinViews("imagenet", 24).views[0].intensity[1][1] == 1.0
+    assert Views("imagenet", 24).views[0].intensity[1][1] == 1.0
+
+
+@pytest.mark.parametrize("recipe", ["original", "imagenet"])
+def test_more_views_are_further_draws_after_the_same_two(recipe: str) -> None:
+    """So two views are what they are however many can be asked for; a pair of recipes alternates."""
+    images = batch()
+    two, four = (Views(recipe, 24, count)(images, step_generator(0, 0, 0)) for count in (2, 4))
+    assert [view.shape for view in four] == [two[0].shape] * 4
+    assert torch.equal(two[0], four[0]) and torch.equal(two[1], four[1])
+    assert all(not torch.equal(first, second) for first, second in itertools.combinations(four, 2))
+    steps = [view.intensity for view in Views(recipe, 24, 4).views]
+    assert steps[:2] == steps[2:]
 
 
 def test_each_operator_alone_works_on_every_image(monkeypatch):
@@ -177,9 +190,9 @@ def test_bilinear_is_a_recipes_choice(monkeypatch):
 
 
 def test_autocast_does_not_touch_the_views():
-    outside = TwinViews("imagenet", 32)(batch(), step_generator(0, 0, 0))
+    outside = Views("imagenet", 32)(batch(), step_generator(0, 0, 0))
     with torch.autocast("cpu", torch.bfloat16):
-        inside = TwinViews("imagenet", 32)(batch(), step_generator(0, 0, 0))
+        inside = Views("imagenet", 32)(batch(), step_generator(0, 0, 0))
     assert all(torch.equal(a, b) for a, b in zip(outside, inside, strict=True))
 
 
@@ -202,7 +215,7 @@ def test_normalise_and_its_inverse():
 def test_an_unknown_operator_or_parameter_is_refused_with_the_nearest(monkeypatch, recipe, found, nearest):
     monkeypatch.setitem(RECIPES, "tried", recipe)
     with pytest.raises(UserError, match="does not exist") as error:
-        TwinViews("tried", 32)
+        Views("tried", 32)
     assert "'tried'" in str(error.value)
     assert found in str(error.value)
     assert nearest in str(error.value) or "Known: p" in str(error.value)
@@ -210,15 +223,15 @@ def test_an_unknown_operator_or_parameter_is_refused_with_the_nearest(monkeypatc
 
 def test_an_unknown_recipe_is_refused_with_the_nearest():
     with pytest.raises(UserError, match="did you mean 'original'"):
-        TwinViews("orignal", 32)
+        Views("orignal", 32)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_a_gpu_draws_the_same_parameters_as_the_cpu(recipe):
     images = batch(64)
-    on_cpu = TwinViews(recipe, 32)(images, step_generator(0, 0, 0))
-    on_gpu = TwinViews(recipe, 32)(images.cuda(), step_generator(0, 0, 0))
+    on_cpu = Views(recipe, 32)(images, step_generator(0, 0, 0))
+    on_gpu = Views(recipe, 32)(images.cuda(), step_generator(0, 0, 0))
     for cpu, gpu in zip(on_cpu, on_gpu, strict=True):
         assert gpu.device.type == "cuda"
         assert torch.isfinite(gpu).all()
@@ -240,7 +253,7 @@ def xrays() -> Tensor:
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_views_of_real_xrays_are_sane(recipe, xrays):
-    for view in TwinViews(recipe, 224)(xrays, step_generator(0, 0, 0)):
+    for view in Views(recipe, 224)(xrays, step_generator(0, 0, 0)):
         gray = denormalise(view)
         assert torch.isfinite(view).all()
         assert (gray.std(dim=(1, 2, 3)) > 0.01).all()  # nobody came out blank

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from augmentations.transform_utils import TwinViews, step_generator
+from augmentations.transform_utils import Views, step_generator
 from dataset_loader.xrays import XRays, open_xrays
 from downstream_task.linear_head import fit_linear_head
 from downstream_task.probes import forward_all
@@ -46,7 +46,7 @@ config: dict[str, Any] = {
 
 def rerun(backbone: Backbone, xrays: XRays, size: int) -> float:
     """Best validation accuracy of 15 epochs that run the frozen network each time."""
-    views, labels = TwinViews("none", size), torch.from_numpy(xrays.columns.labels)
+    views, labels = Views("none", size), torch.from_numpy(xrays.columns.labels)
     train, val = xrays.indices("train"), xrays.indices("val")
     backbone.eval()
     head = nn.Linear(backbone.num_features, len(xrays.columns.label_names))

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms import v2
 
-from augmentations.transform_utils import TwinViews, step_generator
+from augmentations.transform_utils import Views, step_generator
 from dataset_loader.image_store import open_store
 from self_sup_classes.backbones import Backbone
 from self_sup_classes.barlow import BarlowTwins, barlow_twins_loss
@@ -198,7 +198,7 @@ def serve(kind: str, config: dict[str, Any], files: list[Path], folder: Path, re
     device, b = choose_device(config["device"]), config["batch_size"]
     if kind != "classic" and "malloc" not in kind:
         keep_freed_memory()
-    views, generator = TwinViews("original", config["img_res"]), step_generator(0, 0, 0)
+    views, generator = Views("original", config["img_res"]), step_generator(0, 0, 0)
     root = Path(os.path.commonpath(files))
     names = [file.relative_to(root).as_posix() for file in files]
     store = open_store(root, names, STORE_RES, folder, show_progress=False).to(device)

@@ -1,7 +1,6 @@
 """CheXpert's table and tree, as they come and as they go wrong."""
 
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ import pandas as pd
 import pytest
 
 from dataset_loader.chexpert_dataset import (
-    COMPETITION_FINDINGS,
     FINDINGS,
     read_chexpert,
     read_chexpert_table,
@@ -97,11 +95,6 @@ def test_valid_csv_reads_like_train_csv(tmp_path: Path):
     assert len(read_chexpert(root, "valid.csv")) == 3
 
 
-def test_competition_findings_are_the_five_of_the_paper():
-    assert set(COMPETITION_FINDINGS) < set(FINDINGS)
-    assert len(set(COMPETITION_FINDINGS)) == 5
-
-
 def test_a_few_missing_files_are_counted_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rows = [make_table().iloc[[1]].assign(Path=f"train/patient{n:05d}/study1/v.jpg") for n in range(40)]
     root = make_tree(tmp_path / "x", pd.concat(rows))
@@ -165,7 +158,7 @@ def test_a_table_that_is_not_chexperts_is_a_users_error(tmp_path: Path, damage, 
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n\x00\xff\xfe", b'a,b\n"1,2\n'])
-def test_a_file_that_is_no_table_is_a_users_error(tmp_path: Path, content: bytes):
+def test_a_file_that_is_not_a_table_is_a_users_error(tmp_path: Path, content: bytes):
     (tmp_path / "train.csv").write_bytes(content)
     with pytest.raises(UserError, match=r"train\.csv"):
         read_chexpert(tmp_path)
@@ -178,9 +171,7 @@ def test_tables_without_sex_age_and_view_are_read(tmp_path: Path):
 
 @needs_real_data
 def test_the_real_label_table():
-    start = time.perf_counter()
     rows = read_chexpert_table(Path(os.environ["CXR_DATA"]) / "chexpert_labels/train.csv.gz")
-    assert time.perf_counter() - start < 10  # 1 s on an idle machine
     assert (len(rows), rows["patient"].nunique()) == (191_027, 64_534)
     assert rows["view"].value_counts().to_dict() == {"AP": 161_590, "PA": 29_420, "LL": 16, "RL": 1}
     assert rows["path"].tolist() == sorted(rows["path"])

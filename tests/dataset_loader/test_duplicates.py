@@ -1,4 +1,4 @@
-"""Near duplicates: planted ones are found and never cross a split; what merely looks alike is left alone."""
+"""Near duplicates: planted ones are found and never cross a split; different films are not joined."""
 
 import shutil
 from pathlib import Path
@@ -11,12 +11,12 @@ from PIL import Image, ImageEnhance
 from dataset_loader.duplicates import MAX_DISTANCE, find_duplicates, joined_groups
 from dataset_loader.image_store import open_store
 from dataset_loader.phantoms.dataset import COVID_ROOT
-from dataset_loader.xrays import XRays, open_xrays
+from dataset_loader.xrays import NO_DUPLICATES, DataConfig, XRays, open_xrays
 
 
 def opened(root: Path) -> XRays:
-    config = {"dataset": "covid", "data_root": str(root), "store_res": 32, "split_seed": 0}
-    return open_xrays(config, torch.device("cpu"))  # type: ignore[arg-type]  # a plain dict is one
+    config = DataConfig(dataset="covid", data_root=str(root), store_res=32, img_res=32, split_seed=0)
+    return open_xrays(config, torch.device("cpu"))
 
 
 def planted(phantoms: Path, root: Path) -> dict[str, str]:
@@ -58,6 +58,7 @@ def test_groups_join_through_chains_and_keep_their_other_members() -> None:
     files, groups = np.array(list("abcdef")), np.array(["p1", "p1", "p2", "p3", "p4", "p5"])
     pairs = pd.DataFrame({"file": ["b", "c"], "other": ["c", "e"], "distance": [0.1, 0.2]})
     assert joined_groups(files, groups, pairs).tolist() == ["p1", "p1", "p1", "p3", "p1", "p5"]
+    assert joined_groups(files, groups, NO_DUPLICATES).tolist() == groups.tolist()
 
 
 def test_real_near_duplicates_are_found_and_hardly_anything_else(real_xrays: Path, tmp_path: Path) -> None:

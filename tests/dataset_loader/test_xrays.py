@@ -2,19 +2,18 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
-from dataset_loader.xrays import XRays, open_xrays
+from dataset_loader.xrays import DataConfig, XRays, open_xrays
 from utils.config import UserError
 
 
 def opened(dataset: str, root: Path, size: int = 32) -> XRays:
-    config: Any = {"dataset": dataset, "data_root": str(root), "store_res": size, "split_seed": 0}
+    config = DataConfig(dataset=dataset, data_root=str(root), store_res=size, img_res=32, split_seed=0)
     return open_xrays(config, torch.device("cpu"))
 
 
@@ -28,6 +27,8 @@ def test_parts_share_no_group_and_hold_every_image(phantoms: Path, dataset: str,
     facts = xrays.facts()
     assert facts["synthetic"] is True
     assert facts["images"] == len(xrays)
+    assert facts["multilabel"] is (dataset == "chexpert")
+    assert (facts["duplicate_pairs"] is None) is (dataset == "chexpert")
 
 
 def test_a_batch_is_the_pixels_of_those_images(phantoms: Path) -> None:
@@ -39,7 +40,7 @@ def test_a_batch_is_the_pixels_of_those_images(phantoms: Path) -> None:
     assert not torch.equal(batch[0], batch[1])
 
 
-def test_a_broken_image_is_left_out_of_columns_and_pixels_alike(tmp_path: Path, phantoms: Path) -> None:
+def test_a_broken_image_is_left_out_of_columns_and_pixels(tmp_path: Path, phantoms: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(phantoms / COVID_ROOT, root)
     whole = opened("covid", root)
@@ -57,8 +58,10 @@ def test_what_is_wrong_is_said(tmp_path: Path, phantoms: Path) -> None:
         opened("chexper", phantoms)
     with pytest.raises(UserError, match="--dataset phantom"):
         opened("chexpert", tmp_path / "absent")
-    with pytest.raises(UserError, match="store_res"):
+    with pytest.raises(UserError, match="64 x 64 px is smaller than the store's 100 px; lower store_res"):
         opened("covid", phantoms / COVID_ROOT, size=100)
+    with pytest.raises(UserError, match="store_res is 16 and img_res 32"):
+        opened("covid", phantoms / COVID_ROOT, size=16)
 
 
 def test_real_xrays_open_in_both_layouts(real_xrays: Path) -> None:

@@ -10,17 +10,18 @@ from finetuning_config import finetuning_config
 from dataset_loader.phantoms.dataset import ensure_phantoms
 from downstream_task import finetuning
 from utils import logging_utils
+from utils.config import as_dict, make_config
 from utils.locks import exclusive_lock
 
 
 def train(folder: Path, name: str, planted: bool) -> logging_utils.Run:
     data = ensure_phantoms(folder / name, covid_images=600, chexpert_patients=2, size=64, planted_marker=planted)[0]
-    config = finetuning_config(
+    changes = finetuning_config(
         data_root=str(data), img_res=48, store_res=48, batch_size=32, num_steps=60, evaluations=2, recipe="none",
         head="zeros", backbone_lr_factor=1.0, run_name=name,
     )  # fmt: skip
-    here = folder / "runs"
-    with mock.patch.object(finetuning, "Run", lambda name, config: logging_utils.Run(name, config, here)):
+    config, here = make_config(finetuning.FinetuneConfig, as_dict(changes)), folder / "runs"
+    with mock.patch.object(finetuning, "Run", lambda name, config, kind: logging_utils.Run(name, config, kind, here)):
         return finetuning.finetune(config, show_progress=False)
 
 
@@ -41,5 +42,5 @@ def marked(tmp_path_factory: pytest.TempPathFactory) -> logging_utils.Run:
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> logging_utils.Run:
-    """Trained where none does."""
+    """Trained on X-rays without any marker."""
     return train_once(tmp_path_factory, "plain", planted=False)

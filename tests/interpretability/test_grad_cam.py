@@ -9,21 +9,20 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from interpretability import explanations
-from interpretability.grad_cam import config as DEFAULTS
+from interpretability import grad_cam
 from interpretability.overlays import heat_on, outline, overlay
-from utils.config import UserError
+from utils.config import UserError, make_config
 from utils.logging_utils import Run
 
 
 @pytest.fixture
 def explain(plain: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """explain() of the default config with changes, on the network trained on plain phantoms."""
-    monkeypatch.setattr(explanations, "Run", lambda name, config: Run(name, config, tmp_path / "runs"))
+    """main() with the default config and changes, on the network trained on plain phantoms."""
+    monkeypatch.setattr(grad_cam, "Run", lambda name, config, kind: Run(name, config, kind, tmp_path / "runs"))
 
     def run(**changes: Any) -> Run:
-        config: Any = {**DEFAULTS, "checkpoints": [str(plain.folder)], "per_class": 2, **changes}
-        return explanations.explain(config)
+        config = {**grad_cam.config, "checkpoints": [str(plain.folder)], "per_class": 2, **changes}
+        return grad_cam.main(make_config(grad_cam.MapsConfig, config))
 
     return run
 
@@ -99,14 +98,14 @@ def test_what_cannot_be_explained_is_refused_and_leaves_nothing(explain: Any, pl
     (broken / "summary.json").write_text(summary.replace('"COVID",', ""))
     cases: list[tuple[dict[str, Any], str]] = [
         ({"images": [str(text)]}, "not an image"),
-        ({"images": [str(empty)]}, "found no image"),
-        ({"images": [str(tmp_path / "absent.png")]}, "no image or folder"),
+        ({"images": [str(empty)]}, "no image at"),
+        ({"images": [str(tmp_path / "absent.png")]}, "no image at"),
         ({"target": "COVID19"}, "did you mean 'COVID'"),
         ({"classes": ["Normals"]}, "did you mean 'Normal'"),
         ({"method": "gradcam"}, "grad_cam"),
         ({"layer": "layer9"}, "layer4"),
         ({"checkpoints": [str(broken)]}, "does not fit"),
-        ({"checkpoints": [str(weights.parent.parent)]}, "names no finished fine-tuning"),
+        ({"checkpoints": [str(weights.parent.parent)]}, "finished fine-tuning"),
         ({"checkpoints": []}, "checkpoints is empty"),
     ]
     for changes, said in cases:

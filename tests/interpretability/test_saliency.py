@@ -51,14 +51,14 @@ def classifier(trainable: str = "all", name: str = "resnet18") -> Classifier:
 
 
 def settings_of(method: str) -> Settings:
-    return Settings(layer="layer3") if method == "grad_cam" else Settings()
+    return Settings(method, layer="layer3")
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_mass_lies_where_the_network_looks(method: str) -> None:
     net = LooksAtRegion()
-    settings = Settings(layer="region", patch=1, stride=1)
-    maps = saliency_maps(net, IMAGES, torch.zeros(3, dtype=torch.long), method, settings)
+    settings = Settings(method, layer="region", patch=1, stride=1)
+    maps = saliency_maps(net, IMAGES, torch.zeros(3, dtype=torch.long), settings)
     assert (mass_inside(maps, net.region.inside.expand(3, -1, -1)) > 0.9).all()
 
 
@@ -70,7 +70,7 @@ def test_maps_are_captums() -> None:
     gone = Occlusion(net).attribute(IMAGES, (1, 4, 4), (1, 2, 2), mean, CLASSES)
     expected = {"grad_cam": cam, "integrated_gradients": path.clamp(min=0), "occlusion": gone.clamp(min=0)}
     for method, theirs in expected.items():
-        ours = saliency_maps(net, IMAGES, CLASSES, method, settings_of(method))
+        ours = saliency_maps(net, IMAGES, CLASSES, settings_of(method))
         assert isinstance(theirs, Tensor)
         torch.testing.assert_close(ours, theirs[:, 0].detach().float(), atol=1e-5, rtol=1e-4)
 
@@ -83,16 +83,14 @@ def test_grad_cam_is_the_formula_of_the_paper() -> None:
     handle.remove()
     (slopes,) = torch.autograd.grad(score, kept[0])
     expected = F.relu((slopes.mean((2, 3), keepdim=True) * kept[0]).sum(1))
-    ours = saliency_maps(net, IMAGES, CLASSES, "grad_cam", Settings("layer2"))
+    ours = saliency_maps(net, IMAGES, CLASSES, Settings(layer="layer2"))
     torch.testing.assert_close(ours, expected.detach(), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_frozen_backbone_gives_the_same_map(method: str) -> None:
     settings = settings_of(method)
-    free, frozen = (
-        saliency_maps(classifier(trainable).net, IMAGES, CLASSES, method, settings) for trainable in ("all", "fc")
-    )
+    free, frozen = (saliency_maps(classifier(trainable).net, IMAGES, CLASSES, settings) for trainable in ("all", "fc"))
     assert free.amax() > 0
     torch.testing.assert_close(frozen, free, atol=0, rtol=0)
 
@@ -107,8 +105,8 @@ def test_weights_in_bfloat16_are_looked_at_in_float32() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_batch_gives_what_its_images_give_alone(method: str) -> None:
     net, settings = classifier().net, settings_of(method)
-    together = saliency_maps(net, IMAGES, CLASSES, method, settings)
-    alone = [saliency_maps(net, IMAGES[i : i + 1], CLASSES[i : i + 1], method, settings) for i in range(3)]
+    together = saliency_maps(net, IMAGES, CLASSES, settings)
+    alone = [saliency_maps(net, IMAGES[i : i + 1], CLASSES[i : i + 1], settings) for i in range(3)]
     torch.testing.assert_close(together, torch.cat(alone), atol=5e-5, rtol=1e-3)
 
 
@@ -124,7 +122,7 @@ def test_the_network_is_left_as_it_was(method: str) -> None:
     modes = [module.training for module in net.modules()]
     needs = [parameter.requires_grad for parameter in net.parameters()]
     images = IMAGES.clone()
-    saliency_maps(net, images, CLASSES, method, settings_of(method))
+    saliency_maps(net, images, CLASSES, settings_of(method))
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
     assert [module.training for module in net.modules()] == modes
     assert [parameter.requires_grad for parameter in net.parameters()] == needs
@@ -139,16 +137,21 @@ def test_the_network_is_left_as_it_was(method: str) -> None:
     ("name", "size", "layer"),
     [("resnet18", 224, "layer4"), ("resnet18", 32, "layer2"), ("efficientnet_b0", 224, "features.8")],
 )
-def test_the_default_layer_is_the_last_that_tells_places_apart(name: str, size: int, layer: str) -> None:
+def test_the_default_layer_is_the_last_with_enough_cells(name: str, size: int, layer: str) -> None:
     assert default_layer(classifier(name=name).net, torch.rand(1, 1, size, size)) == layer
 
 
 def test_what_does_not_exist_is_named() -> None:
     net = classifier().net
-    for wrong in ({"method": "grad_cm"}, {"settings": Settings("layer5")}, {"settings": Settings("fc")}):
-        with pytest.raises(UserError, match=r"grad_cam|layer4|no map"):
-            saliency_maps(net, IMAGES, CLASSES, **wrong)  # type: ignore[arg-type]  # one argument or the other
+    cases = {
+        Settings("grad_cm"): "mean 'grad_cam'",
+        Settings(layer="layer5"): "layer4",
+        Settings(layer="fc"): "no output",
+    }
+    for wrong, said in cases.items():
+        with pytest.raises(UserError, match=said):
+            saliency_maps(net, IMAGES, CLASSES, wrong)
     with pytest.raises(UserError, match="gaps"):
-        saliency_maps(net, IMAGES, CLASSES, "occlusion", Settings(patch=4, stride=5))
+        saliency_maps(net, IMAGES, CLASSES, Settings("occlusion", patch=4, stride=5))
     with pytest.raises(UserError, match="larger images"):
         saliency_maps(net, IMAGES[..., :4, :4], CLASSES)

@@ -1,7 +1,6 @@
 """The audit: what is taken away, what is exposed, what is said."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,13 +9,11 @@ import torch
 
 from dataset_loader.phantoms.dataset import MARKED_CLASS, SOURCES
 from downstream_task.finished_runs import OpenedData, find_finished
-from interpretability import audits, shortcut_audit
+from interpretability import shortcut_audit
 from interpretability.alterations import ALTERATIONS, AS_IS, GRID, NO_LUNGS, ONLY_BORDER, ONLY_LUNGS, SHUFFLED
-from interpretability.shortcut_audit import config as DEFAULTS
-from interpretability.shortcuts import RELEARNT, TRAINED
-from interpretability.sources import known_sources
-from interpretability.verdicts import audit_verdict
-from utils.config import UserError
+from interpretability.shortcut_audit import verdict
+from interpretability.shortcuts import REFITTED, TRAINED, Scores, known_sources
+from utils.config import UserError, make_config
 from utils.logging_utils import Run
 
 IMAGES = torch.randint(1, 256, (3, 1, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -56,12 +53,12 @@ def test_patches_are_moved_whole_and_by_each_image_s_own_order() -> None:
     assert not torch.equal(same[0], same[1])
 
 
-def audit(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Run:
-    monkeypatch.setattr("interpretability.shortcuts.MOST_MAPPED", 4)
-    monkeypatch.setattr("interpretability.shortcuts.MOST_RELEARNT", 300)
-    monkeypatch.setattr(audits, "Run", lambda name, config: Run(name, config, tmp_path))
-    config: Any = {**DEFAULTS, "checkpoints": [str(trained.folder)], **changes}
-    return next(iter(audits.audit(config).values()))
+def audit(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr("interpretability.shortcuts.MAX_MAPPED", 4)
+    monkeypatch.setattr("interpretability.shortcuts.MAX_REFIT", 300)
+    monkeypatch.setattr(shortcut_audit, "Run", lambda name, config, kind: Run(name, config, kind, tmp_path))
+    config = {**shortcut_audit.config, "checkpoints": [str(trained.folder)]}
+    return next(iter(shortcut_audit.main(make_config(shortcut_audit.AuditConfig, config)).values()))
 
 
 def value(run: Run, images: str, head: str, score: str) -> tuple[float, float, float]:
@@ -77,12 +74,12 @@ def test_a_planted_marker_is_exposed(
     honest = audit(plain, tmp_path / "plain", monkeypatch)
     assert shortcut.summary is not None and honest.summary is not None
     for images in (NO_LUNGS, ONLY_BORDER):
-        assert value(shortcut, images, RELEARNT, "auroc COVID")[1] > 0.7, images
-        assert value(shortcut, images, RELEARNT, "balanced_accuracy")[1] > 0.25, images
+        assert value(shortcut, images, REFITTED, "auroc COVID")[1] > 0.7, images
+        assert value(shortcut, images, REFITTED, "balanced_accuracy")[1] > 0.25, images
         assert value(honest, images, TRAINED, "balanced_accuracy")[1] <= 0.25, images
-    assert value(honest, NO_LUNGS, RELEARNT, "balanced_accuracy")[1] <= 0.25
-    assert value(honest, NO_LUNGS, RELEARNT, "auroc COVID")[1] <= 0.5
-    assert "tells the classes, most of all COVID" in shortcut.summary["verdict"]
+    assert value(honest, NO_LUNGS, REFITTED, "balanced_accuracy")[1] <= 0.25
+    assert value(honest, NO_LUNGS, REFITTED, "auroc COVID")[1] <= 0.5
+    assert "predicts the classes, most of all COVID" in shortcut.summary["verdict"]
     masses = []
     for run in (shortcut, honest):
         rows = pd.read_csv(run.folder / "lung_mass.csv").to_dict("records")
@@ -91,16 +88,16 @@ def test_a_planted_marker_is_exposed(
     assert shortcut.summary["source"]["low"] > 0.6  # the marker, by a probe on the features
     assert 0.7 < shortcut.summary["source"]["by_class"] < 1
     assert honest.summary["source"] == {}
-    monkeypatch.setattr(shortcut_audit, "audit", lambda config: {"marked": shortcut})
-    shortcut_audit.main(DEFAULTS)
-    assert "\n  source, by a probe: balanced accuracy" in capsys.readouterr().out  # sources.csv, found beside the data
+    printed = capsys.readouterr().out
+    assert "A probe predicts the source: balanced accuracy" in printed  # sources.csv, found beside the data
+    assert shortcut.summary["verdict"] in printed
     assert (shortcut.folder / "figures" / "audit.png").exists()
     assert list(shortcut.folder.rglob("metadata.tsv")), "nothing for TensorBoard's projector"
     assert audit(marked, tmp_path / "marked", monkeypatch).summary == shortcut.summary
 
 
 def test_without_masks_the_rest_runs_and_says_so(plain: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("interpretability.shortcuts.FEWEST_MASKED", 10_000)
+    monkeypatch.setattr("interpretability.shortcuts.MIN_MASKED", 10_000)
     run = audit(plain, tmp_path, monkeypatch)
     assert run.summary is not None
     assert set(pd.read_csv(run.folder / "scores.csv")["images"].tolist()) == {AS_IS, ONLY_BORDER, SHUFFLED}
@@ -125,13 +122,13 @@ def test_sources_that_do_not_fit_are_refused(marked: Run) -> None:
     assert (known_sources(xrays, None) == "").all()
 
 
-def table(**values: tuple[float, float, float]) -> pd.DataFrame:
-    """Balanced accuracy by what is left and by head, and a class's AUROC."""
-    names = {"whole": (AS_IS, TRAINED), "rest": (NO_LUNGS, TRAINED), "again": (NO_LUNGS, RELEARNT)}
-    names |= {"border": (ONLY_BORDER, TRAINED), "border_again": (ONLY_BORDER, RELEARNT)}
-    rows = [(*names[name], "balanced_accuracy", *cell) for name, cell in values.items()]
-    rows += [(NO_LUNGS, RELEARNT, "auroc A", 0.6, 0.5, 0.7), (NO_LUNGS, RELEARNT, "auroc B", 0.9, 0.8, 0.95)]
-    return pd.DataFrame(rows, columns=["images", "head", "score", "value", "low", "high"])
+def scores(**values: tuple[float, float, float]) -> Scores:
+    """Balanced accuracy by what is left and by head, and the AUROC of two classes."""
+    names = {"whole": (AS_IS, TRAINED), "rest": (NO_LUNGS, TRAINED), "again": (NO_LUNGS, REFITTED)}
+    names |= {"border": (ONLY_BORDER, TRAINED), "border_again": (ONLY_BORDER, REFITTED)}
+    found: Scores = {(*names[name], "balanced_accuracy"): cell for name, cell in values.items()}
+    areas = {"auroc A": (0.6, 0.5, 0.7), "auroc B": (0.9, 0.8, 0.95)}
+    return found | {(NO_LUNGS, REFITTED, name): cell for name, cell in areas.items()}
 
 
 WHOLE, CHANCE = (0.85, 0.8, 0.9), (0.27, 0.2, 0.34)
@@ -143,20 +140,20 @@ WHOLE, CHANCE = (0.85, 0.8, 0.9), (0.27, 0.2, 0.34)
         (CHANCE, CHANCE, ["3% [0%, 15%] of its score above chance", "not shown to differ from chance"]),
         (CHANCE, (0.5, 0.4, 0.6), ["most of all B (AUROC 0.90"]),
         ((0.45, 0.2, 0.7), CHANCE, ["33% [0%, 75%] of its score above chance"]),
-        (WHOLE, WHOLE, ["100% [92%, 100%] of its score above chance", "tells the classes"]),
+        (WHOLE, WHOLE, ["100% [92%, 100%] of its score above chance", "predicts the classes"]),
     ],
 )
 def test_the_verdict_says_how_much_needs_the_lungs(
     rest: tuple[float, float, float], again: tuple[float, float, float], expected: list[str]
 ) -> None:
-    said = audit_verdict(table(whole=WHOLE, rest=rest, again=again), "balanced_accuracy", 0.25)
+    said = verdict(scores(whole=WHOLE, rest=rest, again=again), "balanced_accuracy", 0.25)
     assert all(words in said for words in expected), said
 
 
 def test_the_verdict_without_masks_or_without_skill() -> None:
     border = (0.4, 0.35, 0.45)
-    scores = table(whole=WHOLE, border=border, border_again=border)
-    said = audit_verdict(pd.DataFrame(scores[scores["images"] != NO_LUNGS]), "balanced_accuracy", 0.25)
+    said = verdict(scores(whole=WHOLE, border=border, border_again=border), "balanced_accuracy", 0.25)
     assert "too few lung masks" in said
     assert "border of 10%" in said
-    assert "does not tell the classes" in audit_verdict(table(whole=CHANCE, rest=CHANCE), "balanced_accuracy", 0.25)
+    unskilled = verdict(scores(whole=CHANCE, rest=CHANCE, again=CHANCE), "balanced_accuracy", 0.25)
+    assert "does not distinguish the classes" in unskilled

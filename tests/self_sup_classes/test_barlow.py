@@ -9,8 +9,11 @@ from self_sup_classes.barlow import (
     BarlowTwins,
     barlow_twins_loss,
     build_projector,
+    chance_off_diagonal,
     cross_correlation,
-    random_embedding_loss,
+    mean_view_loss,
+    random_embedding_parts,
+    standardise,
 )
 
 LAMBDA = 5e-3
@@ -82,13 +85,67 @@ def test_identical_decorrelated_views_cost_nothing_and_a_batch_of_one_is_refused
         barlow_twins_loss(z[:1], z[:1], LAMBDA)
 
 
-def test_random_embedding_loss_is_the_mean_over_random_embeddings() -> None:
+def mean_view_reference(z: torch.Tensor, lambd: float) -> torch.Tensor:
+    """arXiv 2312.10725, entry by entry, in float64."""
+    v, n, d = z.shape
+    z = nn.functional.batch_norm(z.double().reshape(v * n, d), None, None, training=True).reshape(v, n, d)
+    z_mean = sum(z) / v
+    loss = torch.zeros((), dtype=torch.float64)
+    for view in z:
+        loss = loss + (1 - torch.einsum("nd,nd->d", view, z_mean) / n).square().sum() / v
+    c = torch.einsum("ni,nj->ij", z_mean, z_mean) / n
+    return loss + lambd * (c - c.diagonal().diag()).square().sum()
+
+
+@pytest.mark.parametrize("views", [3, 4])
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+def test_the_mean_view_loss_and_its_gradient_agree_with_the_formula_in_float64(n: int, d: int, views: int) -> None:
+    z = torch.stack([*embeddings(n, d), *embeddings(n, d)][:views]).detach()
+    z = (z + torch.randn(z.shape, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    loss, on_diagonal, off_diagonal = mean_view_loss(z, LAMBDA)
+    expected = mean_view_reference(z, LAMBDA)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.item() == pytest.approx((on_diagonal + LAMBDA * off_diagonal).item(), rel=1e-6)
+    (mine,), (other,) = torch.autograd.grad(loss, z), torch.autograd.grad(expected, z)
+    assert (mine.double() - other).norm() <= 1e-5 * other.norm()
+
+
+def test_at_two_views_the_mean_view_loss_has_a_quarter_of_the_papers_on_diagonal() -> None:
+    z = standardise(torch.randn(2, 64, 16, dtype=torch.float64).transpose(0, 1)).transpose(0, 1)
+    paper = barlow_twins_loss(z[0], z[1], LAMBDA).on_diagonal.item()
+    assert mean_view_loss(z, LAMBDA).on_diagonal.item() == pytest.approx(paper / 4, rel=1e-3)
+
+
+def test_the_mean_view_loss_refuses_a_batch_of_one_and_is_float32_inside_autocast() -> None:
+    z = torch.randn(3, 16, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = mean_view_loss(z, LAMBDA).loss
+    assert half.dtype == torch.float32
+    assert half.item() == mean_view_loss(z, LAMBDA).loss.item()
+    with pytest.raises(ValueError, match="at least 2"):
+        mean_view_loss(z[:, :1], LAMBDA)
+
+
+@pytest.mark.parametrize("views", [2, 3, 4])
+def test_random_embedding_parts_are_the_mean_over_random_embeddings(views: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    losses = torch.tensor(
-        [barlow_twins_loss(pair[0], pair[1], LAMBDA) for pair in torch.randn(200, 2, 32, 64, generator=generator)]
-    )
-    expected = torch.tensor(random_embedding_loss(32, 64, LAMBDA))
-    torch.testing.assert_close(losses.mean(0), expected, rtol=5e-3, atol=0)
+    drawn = torch.randn(1000, views, 32, 64, generator=generator)
+    losses = [barlow_twins_loss(z[0], z[1], LAMBDA) if views == 2 else mean_view_loss(z, LAMBDA) for z in drawn]
+    expected = torch.tensor(random_embedding_parts(32, 64, views))
+    torch.testing.assert_close(torch.tensor(losses).mean(0)[1:], expected, rtol=5e-3, atol=0)
+
+
+@pytest.mark.parametrize("views", [2, 4])
+@pytest.mark.parametrize("noise", [0.0, 0.5, 2.0])
+def test_chance_is_what_independent_dimensions_have_however_much_the_views_agree(views: int, noise: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ratios = []
+    for _ in range(50):
+        z = torch.randn(64, 32, generator=generator) + noise * torch.randn(views, 64, 32, generator=generator)
+        parts = barlow_twins_loss(z[0], z[1], LAMBDA) if views == 2 else mean_view_loss(z, LAMBDA)
+        chance = chance_off_diagonal(64, 32, views, parts.on_diagonal.item())
+        ratios.append(parts.off_diagonal.item() / chance)
+    assert sum(ratios) / len(ratios) == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("dims", [[8], [32, 8], [32, 16, 8]])
@@ -97,6 +154,16 @@ def test_projector_is_the_papers(dims: list[int]) -> None:
     assert projector(torch.randn(4, 12)).shape == (4, dims[-1])
     kinds = [type(layer) for layer in projector]
     assert kinds == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * (len(dims) - 1) + [nn.Linear]
+
+
+def test_two_views_have_the_papers_loss_to_the_bit_and_more_the_mean_view_loss() -> None:
+    torch.manual_seed(0)
+    twins = BarlowTwins(Backbone("resnet18", 1), [16], LAMBDA)
+    y = torch.randn(4, 8, 1, 32, 32)
+    z = torch.stack([twins.embed(view)[1] for view in y])
+    assert torch.equal(twins(y[0], y[1]).loss, barlow_twins_loss(z[0], z[1], LAMBDA).loss)
+    for views in (3, 4):
+        assert torch.equal(twins(*y[:views]).loss, mean_view_loss(z[:views], LAMBDA).loss)
 
 
 def test_views_have_batch_statistics_of_their_own() -> None:

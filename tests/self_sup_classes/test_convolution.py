@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
 
-from self_sup_classes.backbones import torchvision_model
-from self_sup_classes.convolution import Conv2d, with_fast_convolutions
+from self_sup_classes.backbones import Backbone, torchvision_model
+from self_sup_classes.convolution import MIN_IMAGES, Conv2d, use_fast_small_convolutions
 
-IMAGES = 16  # FEWEST_IMAGES
 SHAPES = [  # kernel, stride, padding, size
     ((3, 3), (1, 1), (1, 1), (1, 1)),
     ((3, 3), (1, 1), (1, 1), (2, 2)),
@@ -38,7 +37,7 @@ def test_values_and_gradients_are_those_of_torchs_convolution(
 ) -> None:
     torch.manual_seed(0)
     ours = Conv2d(3, 4, kernel, stride, padding, bias=bias).double().to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
-    x = torch.randn(IMAGES, 3, *size, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    x = torch.randn(MIN_IMAGES, 3, *size, dtype=torch.float64).to(memory_format=layout).requires_grad_()
     expected = F.conv2d(x, ours.weight, ours.bias, stride, padding)
     found = ours(x)
     torch.testing.assert_close(found, expected)
@@ -51,14 +50,14 @@ def test_values_and_gradients_are_those_of_torchs_convolution(
 def test_the_type_under_autocast_is_that_of_torchs_convolution(bias: bool) -> None:
     ours = Conv2d(3, 4, 3, padding=1, bias=bias)
     with torch.autocast("cpu", torch.bfloat16):
-        assert ours(torch.randn(IMAGES, 3, 2, 2)).dtype == torch.bfloat16
+        assert ours(torch.randn(MIN_IMAGES, 3, 2, 2)).dtype == torch.bfloat16
 
 
 def _gradients(y: Tensor, weighting: Tensor, wanted: list[Tensor]) -> tuple[Tensor, ...]:
     return torch.autograd.grad(y, wanted, weighting, retain_graph=True)
 
 
-@pytest.mark.parametrize("images, size, calls", [(IMAGES, 2, 0), (IMAGES, 3, 1), (IMAGES - 1, 2, 1)])
+@pytest.mark.parametrize("images, size, calls", [(MIN_IMAGES, 2, 0), (MIN_IMAGES, 3, 1), (MIN_IMAGES - 1, 2, 1)])
 def test_torchs_convolution_is_used_where_it_is_faster(
     monkeypatch: pytest.MonkeyPatch, images: int, size: int, calls: int
 ) -> None:
@@ -71,9 +70,12 @@ def test_torchs_convolution_is_used_where_it_is_faster(
 
 def test_only_convolutions_that_can_be_faster_are_exchanged() -> None:
     kinds: list[dict[str, Any]] = [{}, {"dilation": 2}, {"groups": 2}, {"padding_mode": "reflect"}, {"padding": "same"}]
-    net = with_fast_convolutions(nn.Sequential(*(nn.Conv2d(2, 2, 3, **kind) for kind in kinds)))
+    net = nn.Sequential(*(nn.Conv2d(2, 2, 3, **kind) for kind in kinds))
+    use_fast_small_convolutions(net)
     assert [type(module) is Conv2d for module in net.children()] == [True, False, False, False, False]
-    assert all(type(m) is Conv2d for m in torchvision_model("resnet18", 1).modules() if isinstance(m, nn.Conv2d))
+    for fast in (True, False):
+        modules = Backbone("resnet18", 1, fast_small_convolutions=fast).modules()
+        assert {type(m) for m in modules if isinstance(m, nn.Conv2d)} == {Conv2d if fast else nn.Conv2d}
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "efficientnet_b0"])
@@ -81,9 +83,10 @@ def test_only_convolutions_that_can_be_faster_are_exchanged() -> None:
 def test_a_network_gives_what_torchvisions_does(name: str, size: int) -> None:
     torch.manual_seed(0)
     ours, plain = torchvision_model(name, 3).double(), models.get_model(name).double()
+    use_fast_small_convolutions(ours)
     plain.load_state_dict(ours.state_dict())
     assert [key for key, _ in ours.named_modules()] == [key for key, _ in plain.named_modules()]
-    x = torch.randn(IMAGES, 3, size, size, dtype=torch.float64)
+    x = torch.randn(MIN_IMAGES, 3, size, size, dtype=torch.float64)
     torch.testing.assert_close(ours.eval()(x), plain.eval()(x))
     ours(x).square().sum().backward()
     plain(x).square().sum().backward()

@@ -59,7 +59,7 @@ def test_a_chest_x_ray_encoder_does_not_pass_for_imagenet(tmp_path: Path) -> Non
     save_backbone(tmp_path / "gray.pt", Backbone("resnet18", 1), NOTHING_SEEN)
     save_backbone(tmp_path / "colour.pt", Backbone("resnet18", 3), NOTHING_SEEN)
     for name, channels in (("gray.pt", 1), ("colour.pt", 3)):
-        with pytest.raises(UserError, match="no file of torchvision's ImageNet weights"):
+        with pytest.raises(UserError, match="not a file of torchvision's ImageNet weights"):
             start_from(f"imagenet:{tmp_path / name}", "resnet18", channels, seed=0)
 
 

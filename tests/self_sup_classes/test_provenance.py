@@ -1,21 +1,20 @@
 """The firewall: an encoder that has seen held-out images is refused, or every result says so."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
-from dataset_loader.xrays import XRays, open_xrays
+from dataset_loader.xrays import DataConfig, XRays, open_xrays
 from self_sup_classes.provenance import NOTHING_SEEN, Provenance, check_unseen
 from utils.config import UserError
 
 
 @pytest.fixture(scope="module")
 def xrays(phantoms: Path) -> XRays:
-    config: Any = {"dataset": "covid", "data_root": str(phantoms / COVID_ROOT), "store_res": 32, "split_seed": 0}
+    config = DataConfig(dataset="covid", data_root=str(phantoms / COVID_ROOT), store_res=32, img_res=32, split_seed=0)
     return open_xrays(config, torch.device("cpu"))
 
 

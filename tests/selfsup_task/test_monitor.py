@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from selfsup_task import pretraining
+from selfsup_task.pretrain_config import derived_name
 from selfsup_task.train_barlow_twins import config as DEFAULTS
 from utils import logging_utils
 from utils.config import UserError
@@ -66,6 +68,16 @@ def test_a_resumed_run_keeps_its_events_and_ends_with_a_verdict(config: Any, mon
     assert [event.step for event in events.Scalars("health/rank")] == [int(row["step"]) for row in run.rows]
 
 
+def test_four_views_are_trained_on_shown_and_named(config: Any) -> None:
+    run = pretrain({**config, "views": 4})
+    assert "_v4_" in run.name and "_v" not in derived_name(config)
+    assert run.summary is not None and run.summary["verdict"]
+    assert 0 < run.rows[-1]["health/on_diagonal_vs_random"] < 2
+    assert run.rows[-1]["train/on_diagonal"] < run.rows[1]["train/on_diagonal"]
+    width, height = Image.open(run.folder / "figures" / "views.png").size
+    assert width / height == pytest.approx(5 / 6, abs=0.15)  # an X-ray and four views, six rows
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -75,6 +87,8 @@ def test_a_resumed_run_keeps_its_events_and_ends_with_a_verdict(config: Any, mon
         ({"optimizer": "adm"}, "did you mean 'adam'"),
         ({"batch_size": 500}, "batch_size is 500 but there are 19. training images"),
         ({"batch_size": 1}, "batch_size is 1"),
+        ({"views": 1}, "views is 1; it must be at least 2"),
+        ({"views": 0}, "views is 0; it must be at least 2"),
         ({"store_res": 999}, "store_res"),
         ({"img_res": 64}, "store_res is 32 and img_res 64"),
         ({"projector_dims": [0]}, "projector_dims"),

@@ -1,47 +1,120 @@
-"""Configs: what a user types wrong is said in one sentence."""
+"""Configs: a mistake in the dict at the top of a script is one sentence."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import pytest
 
-from utils.config import REPO_ROOT, UserError, check_config, repo_path
+from utils.config import (
+    DATASETS_ROOT,
+    REPO_ROOT,
+    RUNS_ROOT,
+    Config,
+    UserError,
+    as_dict,
+    check_at_least,
+    check_choice,
+    check_list,
+    make_config,
+    part_of,
+    repo_path,
+)
 
 
-class Schema(TypedDict):
+@dataclass(frozen=True, kw_only=True)
+class Inner(Config):
+    num_steps: int
+    lr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer(Config):
     lr: float
     num_epochs: int
     projector_dims: list[int]
     run_name: str
+    resume: bool
+    finetune: Inner
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("num_epochs", self.num_epochs, 1)
 
 
-GOOD: dict[str, Any] = {"lr": 1e-3, "num_epochs": 3, "projector_dims": [8], "run_name": ""}
+GOOD: dict[str, Any] = {
+    "lr": 1e-3,
+    "num_epochs": 3,
+    "projector_dims": [8],
+    "run_name": "",
+    "resume": True,
+    "finetune": {"num_steps": 5, "lr": 0.1},
+}
+
+
+def test_a_dict_becomes_a_frozen_config_and_back() -> None:
+    config = make_config(Outer, {**GOOD, "lr": 1})
+    assert config.finetune == Inner(num_steps=5, lr=0.1)
+    assert as_dict(config) == {**GOOD, "lr": 1}
+    assert make_config(Outer, as_dict(config)) == config
+    with pytest.raises(AttributeError):
+        config.lr = 2.0  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": 1.0}, "'learning_rate' is unknown"),
-        ({"num_epoch": 1}, "did you mean 'num_epochs'"),
+        ({"learning_rate": 1.0}, "'learning_rate' is unknown; Known: finetune, lr"),
+        ({"num_epoch": 1}, "'num_epoch' is unknown; did you mean 'num_epochs'"),
         ({"num_epochs": 3.0}, r"'num_epochs' is 3.0 \(float\), expected int"),
-        ({"num_epochs": True}, "expected int"),
+        ({"num_epochs": True}, r"'num_epochs' is True \(bool\), expected int"),
+        ({"num_epochs": 0}, "num_epochs is 0; it must be at least 1"),
+        ({"resume": 1}, "expected bool"),
         ({"lr": "fast"}, "expected float"),
+        ({"lr": False}, "expected float"),
         ({"projector_dims": 512}, r"expected list\[int\]"),
         ({"projector_dims": [5.0]}, r"expected list\[int\]"),
+        ({"finetune": 3}, "expected Inner"),
+        ({"finetune": {"num_steps": "5", "lr": 0.1}}, "'num_steps' is '5'"),
+        ({"finetune": {"num_step": 5, "lr": 0.1}}, "did you mean 'num_steps'"),
+        ({"finetune": {"lr": 0.1}}, "lacks num_steps"),
     ],
 )
-def test_a_dict_edited_wrongly_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_a_wrong_dict_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check_config({**GOOD, **changes}, Schema)
+        make_config(Outer, {**GOOD, **changes})
 
 
-def test_a_right_dict_is_accepted_and_a_lacking_one_is_not() -> None:
-    check_config({**GOOD, "lr": 1}, Schema)
-    with pytest.raises(UserError, match="lacks lr"):
-        check_config({key: value for key, value in GOOD.items() if key != "lr"}, Schema)
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(UserError, match="config lacks lr; add it to the dict"):
+        make_config(Outer, {key: value for key, value in GOOD.items() if key != "lr"})
+
+
+def test_variants_are_checked_and_parts_are_taken_by_name() -> None:
+    config = make_config(Outer, GOOD)
+    with pytest.raises(UserError, match="at least 1"):
+        replace(config, num_epochs=0)
+    assert part_of(config, Inner) == {"lr": 1e-3}
+
+
+def test_values_are_checked() -> None:
+    check_choice("optimizer", "adam", ["adam", "sgd"])
+    with pytest.raises(UserError, match="optimizer is 'adm', which does not exist; did you mean 'adam'"):
+        check_choice("optimizer", "adm", ["adam", "sgd"])
+    check_at_least("lr", 0, 0)
+    for value in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(UserError, match=r"lr is .*; it must be at least 0"):
+            check_at_least("lr", value, 0)
+    check_list("fractions", [0.1, 1.0])
+    with pytest.raises(UserError, match="fractions is empty"):
+        check_list("fractions", [])
+    with pytest.raises(UserError, match="more than once"):
+        check_list("fractions", [1.0, 0.1, 1.0])
 
 
 def test_paths_start_at_the_repo_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    assert repo_path("datasets/x") == REPO_ROOT / "datasets" / "x"
+    assert repo_path("docs/x") == REPO_ROOT / "docs" / "x"
+    assert repo_path("datasets/x") == DATASETS_ROOT / "x"
+    assert repo_path("runs/x") == RUNS_ROOT / "x"
     assert repo_path(tmp_path) == tmp_path

@@ -27,11 +27,11 @@ with distributed.process_group(torch.device("cpu")):
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_var.uniform_(0.5, 2)
-    y1, y2 = torch.randn(2, 8, 1, 32, 32)
+    views = torch.randn(int(sys.argv[3]), 8, 1, 32, 32)
     n, rank = distributed.local_batch_size(8), distributed.rank()
     mine = slice(n * rank, n * (rank + 1))
     twins = distributed.data_parallel(model)
-    loss = twins(y1[mine], y2[mine]).loss
+    loss = twins(*views[:, mine]).loss
     loss.backward()
     if rank == distributed.world_size() - 1:
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -39,15 +39,16 @@ with distributed.process_group(torch.device("cpu")):
 """
 
 
-@pytest.mark.parametrize("width", [6, 64])  # the loss by the D x D matrix, and by the N x N Gram matrices
-def test_two_processes_equal_one(tmp_path: Path, width: int) -> None:
+# the loss by the D x D matrix, and by the N x N Gram matrices; of two views, and of more
+@pytest.mark.parametrize(("width", "views"), [(6, 2), (64, 2), (64, 3)])
+def test_two_processes_equal_one(tmp_path: Path, width: int, views: int) -> None:
     worker = tmp_path / "worker.py"
     worker.write_text(WORKER)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     results = []
     for command in ([sys.executable], [*launch, "2"]):
         result = tmp_path / f"{len(command)}.pt"
-        arguments = [*command, str(worker), str(result), str(width)]
+        arguments = [*command, str(worker), str(result), str(width), str(views)]
         environment = {**os.environ, "PYTHONPATH": str(REPO_ROOT), "OMP_NUM_THREADS": "1"}
         subprocess.run(arguments, check=True, capture_output=True, env=environment, timeout=200)
         results.append(torch.load(result, weights_only=True))

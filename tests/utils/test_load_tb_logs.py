@@ -12,7 +12,7 @@ from utils.logging_utils import Run
 
 
 def logged(root: Path, name: str, steps: int = 5, **config: object) -> Run:
-    run = Run(name, {"lr": 0.1, **config}, root)
+    run = Run(name, {"lr": 0.1, **config}, "pretraining", root)
     run.start()
     for step in range(1, steps + 1):
         run.log(step, {"train/loss": 1.0 / step, "lr": 0.1})
@@ -53,12 +53,12 @@ def test_configs_are_joined_nested_keys_and_missing_ones_too(tmp_path: Path) -> 
 
 
 def test_points_of_a_resumed_run_replace_those_after_its_checkpoint(tmp_path: Path) -> None:
-    first = Run("a", {}, tmp_path)
+    first = Run("a", {}, "pretraining", tmp_path)
     first.start()
     for step in range(1, 6):
         first.log(step, {"x": 10.0 + step})
     first.save_checkpoint({})
-    again = Run("a", {}, tmp_path)
+    again = Run("a", {}, "pretraining", tmp_path)
     for step in range(4, 8):
         again.log(step, {"x": 20.0 + step})
     again.finish({})
@@ -80,7 +80,7 @@ def test_a_broken_file_is_read_up_to_the_break_and_named(tmp_path: Path, damage:
     table, broken = read_scalars(tmp_path)
     assert len(broken) == 1
     assert str(path) in broken[0]
-    assert "what stands before it was read" in broken[0]
+    assert "what comes before the break was read" in broken[0]
     kept = table[(table["run"] == "a") & (table["tag"] == "train/loss")]["value"].tolist()
     assert kept == [pytest.approx(1.0 / step) for step in range(1, len(kept) + 1)]
     assert (len(kept) > 0) == (damage != "garbage")

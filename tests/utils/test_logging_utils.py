@@ -18,45 +18,45 @@ CONFIG = {"lr": 1e-3, "projector_dims": [512], "dataset": "phantom"}
 
 
 def test_opening_a_run_writes_nothing_before_it_starts(tmp_path: Path) -> None:
-    run = Run("a/b", CONFIG, tmp_path)
+    run = Run("a/b", CONFIG, "pretraining", tmp_path)
     assert not run.folder.exists()
     run.start(images=7)
     assert json.loads((run.folder / "config.json").read_text()) == CONFIG
     environment = json.loads((run.folder / "environment.json").read_text())
-    assert environment["images"] == 7
+    assert (environment["kind"], environment["images"]) == ("pretraining", 7)
     assert torch.__version__.startswith(environment["versions"]["torch"])
 
 
 def test_another_config_is_refused_naming_the_keys_that_differ(tmp_path: Path) -> None:
-    Run("a", CONFIG, tmp_path).start()
-    Run("a", dict(CONFIG), tmp_path)
+    Run("a", CONFIG, "pretraining", tmp_path).start()
+    Run("a", dict(CONFIG), "pretraining", tmp_path)
     with pytest.raises(UserError, match=r"lr \(0.001 there, 0.01 now\), seed \(absent there, 1 now\)"):
-        Run("a", {**CONFIG, "lr": 1e-2, "seed": 1}, tmp_path)
+        Run("a", {**CONFIG, "lr": 1e-2, "seed": 1}, "pretraining", tmp_path)
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "thesis.tex").touch()
     with pytest.raises(UserError, match="no config"):
-        Run("a", CONFIG, tmp_path)
+        Run("a", CONFIG, "pretraining", tmp_path)
 
 
 def test_a_finished_run_gives_its_summary(tmp_path: Path) -> None:
-    run = Run("a", CONFIG, tmp_path)
+    run = Run("a", CONFIG, "pretraining", tmp_path)
     run.start()
     assert run.summary is None
     run.finish({"probe": 0.5, "unknown": float("nan")})
-    assert Run("a", CONFIG, tmp_path).summary == {"probe": 0.5, "unknown": None}
+    assert Run("a", CONFIG, "pretraining", tmp_path).summary == {"probe": 0.5, "unknown": None}
 
 
 def test_a_checkpoint_brings_back_tensors_values_and_rows(tmp_path: Path) -> None:
-    run = Run("a", CONFIG, tmp_path)
+    run = Run("a", CONFIG, "pretraining", tmp_path)
     run.start()
     assert run.checkpoint() is None
     run.add_row({"epoch": 1, "loss": 2.0})
     run.save_checkpoint({"module": {"w": torch.arange(3)}, "epoch": 1})
     run.add_row({"epoch": 2, "loss": 1.0})
-    again = Run("a", CONFIG, tmp_path)
+    again = Run("a", CONFIG, "pretraining", tmp_path)
     state = again.checkpoint()
     assert state is not None
     assert torch.equal(state["module"]["w"], torch.arange(3))
@@ -64,12 +64,12 @@ def test_a_checkpoint_brings_back_tensors_values_and_rows(tmp_path: Path) -> Non
 
 
 def test_events_after_the_checkpoint_are_struck_out_on_resume(tmp_path: Path) -> None:
-    first = Run("a", CONFIG, tmp_path)
+    first = Run("a", CONFIG, "pretraining", tmp_path)
     first.start()
     for step in range(1, 6):
         first.log(step, {"train/loss": 10.0 + step})
     first.save_checkpoint({})
-    second = Run("a", CONFIG, tmp_path)
+    second = Run("a", CONFIG, "pretraining", tmp_path)
     for step in range(4, 8):
         second.log(step, {"train/loss": 20.0 + step})
     second.finish({})
@@ -80,13 +80,13 @@ def test_events_after_the_checkpoint_are_struck_out_on_resume(tmp_path: Path) ->
 
 
 def test_what_a_row_says_stays_in_tensorboard_when_the_run_dies_after_it(tmp_path: Path) -> None:
-    first = Run("a", CONFIG, tmp_path)
+    first = Run("a", CONFIG, "pretraining", tmp_path)
     first.start()
     first.add_row({"epoch": 1, "step": 5})
     first.save_checkpoint({})
     first.log(5, {"val/accuracy": 0.5})
     first.save_checkpoint({})  # and then it is killed
-    second = Run("a", CONFIG, tmp_path)
+    second = Run("a", CONFIG, "pretraining", tmp_path)
     second.checkpoint()
     second.log(5, {"best/accuracy": 0.5})
     second.finish({})
@@ -96,7 +96,7 @@ def test_what_a_row_says_stays_in_tensorboard_when_the_run_dies_after_it(tmp_pat
 
 
 def test_a_training_is_a_row_of_tensorboards_hparams(tmp_path: Path) -> None:
-    run = Run("a", {"lr": 0.1, "dims": [512, 512], "nested": {"steps": 3}}, tmp_path)
+    run = Run("a", {"lr": 0.1, "dims": [512, 512], "nested": {"steps": 3}}, "pretraining", tmp_path)
     run.start()
     run.log(1, {"best/accuracy": 0.5})
     run.add_row({"epoch": 1, "step": 1})
@@ -115,7 +115,7 @@ def test_a_training_is_a_row_of_tensorboards_hparams(tmp_path: Path) -> None:
 
 
 def test_figures_are_files_and_tensorboard_images(tmp_path: Path) -> None:
-    run = Run("a", CONFIG, tmp_path)
+    run = Run("a", CONFIG, "pretraining", tmp_path)
     run.start()
     figure = Figure()
     figure.subplots().plot([0, 1])
@@ -144,7 +144,9 @@ def test_a_file_that_may_not_be_replaced_is_one_sentence(tmp_path: Path, monkeyp
         raise PermissionError(13, "Access is denied")  # as Windows does where another program shows the file
 
     monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(UserError, match=r"report\.pdf cannot be written \(Access is denied\); close what has it open"):
+    with pytest.raises(
+        UserError, match=r"report\.pdf cannot be written \(Access is denied\); close the program that shows it"
+    ):
         write_atomically(tmp_path / "report.pdf", lambda file: file.write(b"new"))
     assert not list(tmp_path.iterdir())
 
@@ -160,9 +162,9 @@ def test_a_file_written_again_stays_itself_when_the_first_one_is_replaced(tmp_pa
 
 
 def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
-    first = Run("a", CONFIG, tmp_path)
+    first = Run("a", CONFIG, "pretraining", tmp_path)
     first.start()
-    with pytest.raises(UserError, match="another process is at work on"):
-        Run("a", CONFIG, tmp_path).start()  # a second descriptor is as good as a second process
+    with pytest.raises(UserError, match="another process is running"):
+        Run("a", CONFIG, "pretraining", tmp_path).start()  # a second descriptor is as good as a second process
     first.finish({})
-    Run("a", CONFIG, tmp_path).start()
+    Run("a", CONFIG, "pretraining", tmp_path).start()

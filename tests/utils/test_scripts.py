@@ -1,37 +1,60 @@
-"""Entry scripts: every key is a flag that says what it is, what a user types wrong is said in one sentence."""
+"""Entry scripts: each key is a flag with its comment as help; a mistake on the command line is one sentence."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from utils.config import REPO_ROOT
-from utils.scripts import key_comments
+from utils.config import REPO_ROOT, UserError
+from utils.scripts import flags, key_comments, parse_flags
 
 SCRIPT = """
-from utils.config import UserError
-from utils.scripts import run_script
+from dataclasses import dataclass
+from utils.config import Config, UserError
+from utils.scripts import flags, run_script
+
 config = {
     "lr": 1e-3,
-    "num_epochs": 3,  # as long as it takes
+    "num_epochs": 3,  # passes; 100% of the images each
     # a comment on a line of its own belongs to no key
-    "projector_dims": [8],
-    "draws": 2,
-    "fractions": [1.0],  # of the stones
     "run_name": "",
-    "flag": False,
-    "finetune": {"num_steps": 5, "names": []},
 }
-def main(config):
-    if config["run_name"] == "bad":
+
+if __name__ == "__main__":
+    config = flags(config, "What it does, to 50%.", __file__, first="run_name")
+
+@dataclass(frozen=True, kw_only=True)
+class StoneConfig(Config):
+    lr: float
+    num_epochs: int
+    run_name: str
+
+def main(config: StoneConfig) -> None:
+    if config.run_name == "bad":
         raise UserError("this is bad.")
-    if config["run_name"] == "bug":
+    if config.run_name == "bug":
         raise RuntimeError("a bug")
     print(config)
-run_script(main, config, "What it does.")
+
+run_script(main, StoneConfig, config)
 """
+
+CONFIG: dict[str, Any] = {
+    "lr": 1e-3,
+    "num_epochs": 3,
+    "projector_dims": [8],
+    "names": [],
+    "run_name": "",
+    "flag": False,
+    "finetune": {"num_steps": 5, "lrs": [0.1]},
+}
+
+
+def parsed(*arguments: str) -> dict[str, Any]:
+    return parse_flags(CONFIG, {}, "What it does.", arguments)
 
 
 @pytest.fixture
@@ -50,39 +73,61 @@ def call(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_each_key_is_a_typed_flag(path: Path) -> None:
-    nested = ["--finetune.num-steps", "6", "--finetune.names", "a", "b"]
-    done = call(path, "--lr", "1", "--projector-dims", "8", "16", "--run-name", "x y", "--flag", *nested)
-    expected = {
-        "lr": 1.0,
-        "num_epochs": 3,
-        "projector_dims": [8, 16],
-        "draws": 2,
-        "fractions": [1.0],
-        "run_name": "x y",
-        "flag": True,
-        "finetune": {"num_steps": 6, "names": ["a", "b"]},
+def test_without_arguments_the_config_stays() -> None:
+    assert parsed() == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes"),
+    [
+        (["--lr", "1"], {"lr": 1.0}),
+        (["--lr=2e-4"], {"lr": 2e-4}),
+        (["--lr", "-1e-3"], {"lr": -1e-3}),
+        (["--num-epochs", "-2"], {"num_epochs": -2}),
+        (["--num_epochs", "5"], {"num_epochs": 5}),
+        (["--projector-dims", "8", "-16"], {"projector_dims": [8, -16]}),
+        (["--projector-dims"], {"projector_dims": []}),
+        (["--names", "a b", "c"], {"names": ["a b", "c"]}),
+        (["--run-name", "x y"], {"run_name": "x y"}),
+        (["--flag"], {"flag": True}),
+        (["--flag", "--no-flag"], {"flag": False}),
+        (["--finetune.num-steps", "6"], {"finetune": {"num_steps": 6, "lrs": [0.1]}}),
+        (["--finetune.num_steps=6", "--finetune.lrs", "1", "2"], {"finetune": {"num_steps": 6, "lrs": [1.0, 2.0]}}),
+    ],
+)
+def test_each_key_is_a_typed_flag(arguments: list[str], changes: dict[str, Any]) -> None:
+    assert repr(parsed(*arguments)) == repr({**CONFIG, **changes})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--num-epoch", "3"], "'--num-epoch' is not a flag or a value of one; did you mean --num-epochs? "),
+        (
+            ["--finetune.num-step=3"],
+            "'--finetune.num-step' is not a flag or a value of one; did you mean --finetune.num-steps?",
+        ),
+        (["--no-flagg"], "'--no-flagg' is not a flag or a value of one; did you mean --no-flag?"),
+        (["3"], "'3' is not a flag or a value of one; --help lists them all."),
+        (["--num-epochs", "three"], "--num-epochs: 'three' is not a whole number; --help lists the flags."),
+        (["--num-epochs", "3.0"], "--num-epochs: '3.0' is not a whole number"),
+        (["--lr", "fast"], "--lr: 'fast' is not a number"),
+        (["--projector-dims", "8", "x"], "--projector-dims: 'x' is not a whole number"),
+        (["--lr"], "--lr: expected one argument"),
+    ],
+)
+def test_a_mistake_is_named(arguments: list[str], sentence: str) -> None:
+    with pytest.raises(UserError) as raised:
+        parsed(*arguments)
+    assert str(raised.value).startswith(sentence)
+
+
+def test_the_data_sets_name_goes_into_the_run_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["script.py", "--dataset", "covid"])
+    assert flags({"dataset": "phantom", "run_name": "pretrain/{dataset}"}, "") == {
+        "dataset": "covid",
+        "run_name": "pretrain/covid",
     }
-    assert done.stdout.strip() == str(expected)
-
-
-def test_help_says_what_stands_beside_the_keys_or_in_the_main_script_of_its_kind(path: Path) -> None:
-    text = " ".join(call(path, "--help").stdout.replace("│", " ").split())
-    assert "What it does." in text
-    assert "--num-epochs INT as long as it takes (default: 3)" in text
-    assert "of the stones" in text
-    assert "label subsets for each fraction" in text  # "draws", from trained_vs_no_trained_compare.py
-    assert "optimiser steps of a fine-tuning" in text  # "finetune.num_steps"
-    assert "--lr FLOAT (default" in text
-    assert "belongs to no key" not in text
-
-
-def test_a_scan_explains_what_it_varies_by_the_pretrainings_words_wherever_the_repo_is_linked(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(REPO_ROOT, target_is_directory=True)
-    text = call(tmp_path / "link" / "selfsup_task" / "scan_best_hyperparameters.py", "--help").stdout
-    text = " ".join(text.replace("│", " ").split())
-    assert "pairs of views" in text  # --batch-size
-    assert "labelled images a step" in text  # --finetune.batch-size
 
 
 def test_comments_are_found_by_key_whatever_the_values_hold() -> None:
@@ -90,37 +135,36 @@ def test_comments_are_found_by_key_whatever_the_values_hold() -> None:
     assert key_comments("\n".join(lines)) == {"b": "two", "d": "4 #5"}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (
-            ["--num-epoch", "3"],
-            "'--num-epoch' is no flag of stones.py, and no value of one; did you mean --num-epochs? ",
-        ),
-        (
-            ["--finetune.num-step=3"],
-            "'--finetune.num-step' is no flag of stones.py, and no value of one; did you mean --finetune.num-steps?",
-        ),
-        (["--no-flagg"], "'--no-flagg' is no flag of stones.py, and no value of one; did you mean --no-flag?"),
-        (["3"], "'3' is no flag of stones.py, and no value of one; --help lists them all."),
-    ],
-)
-def test_a_flag_that_does_not_exist_is_refused_in_one_line(path: Path, arguments: list[str], sentence: str) -> None:
-    done = call(path, *arguments)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {sentence}")
-    assert done.stderr.count("\n") == 1
+def test_help_shows_the_comments_of_the_scripts_own_file_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.py").write_text('c = {\n"lr": 1,  # own words\n}\n')
+    (tmp_path / "other.py").write_text('c = {\n"lr": 1,  # other words\n"num_steps": 1,  # steps of a stone\n}\n')
+    monkeypatch.setattr("sys.argv", ["script.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        flags(CONFIG, "What it does.", str(tmp_path / "own.py"), str(tmp_path / "other.py"))
+    text = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0
+    assert "--lr VALUE own words (default: 0.001)" in text
+    assert "--finetune.num-steps VALUE steps of a stone (default: 5)" in text
+    assert text.count("(default: False)") == 1
+    assert "other words" not in text
 
 
-def test_a_value_of_the_wrong_type_is_refused(path: Path) -> None:
-    done = call(path, "--num-epochs", "three")
-    assert done.returncode != 0
-    assert "three" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_script_as_a_user_calls_it(path: Path) -> None:
+    text = " ".join(call(path, "--help").stdout.split())
+    assert "What it does, to 50%." in text
+    assert "--num-epochs VALUE passes; 100% of the images each (default: 3)" in text
+    assert "belongs to no key" not in text
+    done = call(path, "some/run", "--num-epochs", "4")
+    assert done.stdout == "StoneConfig(lr=0.001, num_epochs=4, run_name='some/run')\n"
+    unknown = call(path, "--num-epoch", "4")
+    assert (unknown.returncode, unknown.stderr.count("\n")) == (1, 1)
+    assert unknown.stderr.startswith("error: '--num-epoch' is not a flag")
 
 
 def test_a_users_mistake_is_one_line_and_a_bug_a_traceback(path: Path) -> None:
-    bad, bug = call(path, "--run-name", "bad"), call(path, "--run-name", "bug")
+    bad, bug = call(path, "bad"), call(path, "bug")
     assert (bad.returncode, bad.stderr) == (1, "error: this is bad.\n")
     assert bug.returncode == 1
     assert "Traceback" in bug.stderr

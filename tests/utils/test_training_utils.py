@@ -1,7 +1,7 @@
 """The engine: resuming to the bit, the order of an epoch, schedules, refusals."""
 
-import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +12,22 @@ from torch import Tensor, nn
 
 from utils.config import UserError
 from utils.logging_utils import Run
-from utils.optimisation import build_optimizer, lr_multiplier
-from utils.randomness import epoch_order
+from utils.optimisation import build_optimizer, epoch_order, lr_multiplier
 from utils.training_utils import FitConfig, fit
 
-CONFIG: FitConfig = {
-    "random_seed": 3,
-    "num_epochs": 3,
-    "batch_size": 8,
-    "optimizer": "adamw",
-    "lr": 1e-2,
-    "optimizer_weight_decay": 1e-2,
-    "scheduler": "cosine",
-    "warmup_epochs": 1,
-    "gradient_clip": 1.0,
-    "precision": "float32",
-    "checkpoint_every": 2,
-}
+CONFIG = FitConfig(
+    random_seed=3,
+    num_epochs=3,
+    batch_size=8,
+    optimizer="adamw",
+    lr=1e-2,
+    optimizer_weight_decay=1e-2,
+    scheduler="cosine",
+    warmup_epochs=1,
+    gradient_clip=1.0,
+    precision="float32",
+    checkpoint_every=2,
+)
 X = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
 Y = X.sum(1, keepdim=True)
 
@@ -37,7 +36,7 @@ class Killed(Exception):
     pass
 
 
-@dataclasses.dataclass
+@dataclass
 class Task:
     """Regression by a network with dropout and BatchNorm, that can be killed before a given step."""
 
@@ -64,7 +63,7 @@ class Task:
         return {"val/error": (self.module(X) - Y).square().mean().item()}
 
     def fit(self) -> Run:
-        run = Run("run", self.config, self.folder)
+        run = Run("run", self.config, "pretraining", self.folder)
         run.start()
         fit(self.module, self.step, self.end_of_epoch, np.arange(60), self.config, run)
         return run
@@ -113,7 +112,7 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
 
 def test_schedules() -> None:
     def curve(**changes: object) -> list[float]:
-        config: FitConfig = {**CONFIG, "num_epochs": 10, **changes}  # type: ignore[typeddict-item]
+        config = replace(CONFIG, num_epochs=10, **changes)  # type: ignore[arg-type]
         return [lr_multiplier(step, 4, config) for step in range(40)]
 
     assert curve(scheduler="constant", warmup_epochs=0) == [1.0] * 40
@@ -133,7 +132,7 @@ def test_schedules() -> None:
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_weight_decay_leaves_biases_and_batchnorm_alone(name: str) -> None:
     module = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
-    decayed, rest = build_optimizer(module, FitConfig(**{**CONFIG, "optimizer": name})).param_groups
+    decayed, rest = build_optimizer(module, replace(CONFIG, optimizer=name)).param_groups
     assert decayed["weight_decay"] == 1e-2
     assert rest["weight_decay"] == 0
     assert [p.ndim for p in decayed["params"]] == [2]
@@ -151,7 +150,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     task.step = poisoned  # type: ignore[method-assign]
     with pytest.raises(UserError, match="not finite at epoch 2"):
         task.fit()
-    state = Run("run", CONFIG, tmp_path).checkpoint()
+    state = Run("run", CONFIG, "pretraining", tmp_path).checkpoint()
     assert state is not None
     assert state["epoch"] == 1
     assert all(value.isfinite().all() for value in state["module"].values())
@@ -170,7 +169,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
 )
 def test_settings_that_cannot_be_trained_are_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Task(tmp_path, {**CONFIG, **changes}).fit()  # type: ignore[typeddict-item]
+        Task(tmp_path, replace(CONFIG, **changes)).fit()  # type: ignore[arg-type]
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:

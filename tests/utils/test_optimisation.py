@@ -1,10 +1,21 @@
-"""Frozen is frozen: weights and BatchNorm statistics, and the proof notices when they are not."""
+"""Orders are functions of (seed, epoch); frozen weights and BatchNorm statistics stay as they are."""
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from utils.freezing import assert_unchanged, frozen_tensors, train_mode
+from utils.optimisation import assert_unchanged, endless_order, epoch_order, frozen_tensors, train_mode
+
+
+@given(st.integers(1, 9), st.integers(1, 40), st.integers(0, 3))
+def test_an_endless_order_is_whole_passes_wherever_it_is_cut(images: int, cut: int, seed: int) -> None:
+    indices = np.arange(10, 10 + images)
+    passes = np.concatenate([epoch_order(indices, seed, epoch) for epoch in range(120)])
+    pieces = [endless_order(indices, seed, first, cut) for first in range(0, 3 * cut, cut)]
+    assert np.concatenate(pieces).tolist() == passes[: 3 * cut].tolist()
 
 
 def network() -> nn.Sequential:

@@ -1,0 +1,206 @@
+"""What encoders are worth and what networks look at: comparisons, the test part, maps. One function per kind of run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from utils.report.content import Block, Cell, Note, count, estimate, number, share, table, triple
+from utils.report.runs import FoundRun
+from utils.wording import METHOD_NAMES, SALIENCY_NAMES, interval_text, metric_name, savings_sentence
+
+SCORED_ON = {"comparison": "the validation part, also used to make choices", "test comparison": "the test part"}
+TEST_SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "auprc", "ece", "ece_after_temperature_scaling")
+MAX_ROWS = 12  # a longer table of tested networks is folded
+QUANTITIES = {
+    "lung mass": "lung_mass",
+    "lung mass over area (1 is chance)": "lung_mass_over_area",
+    **{name: name.replace(" ", "_") for name in ("peak in lungs", "deletion", "insertion")},
+}
+
+
+def answers(runs: Sequence[FoundRun]) -> list[Block]:
+    """Show what each comparison says, and the figure of the first."""
+    notes: list[Block] = [note for run in runs for note in _verdicts(run)]
+    return [*notes, *_curves(runs[0])]
+
+
+def comparison(run: FoundRun) -> list[Block]:
+    """Show a comparison's scores and the differences between its arms."""
+    curves, differences = run.csv("curves"), run.csv("differences")
+    metric, arms = metric_name(run.summary["metric"]), dict.fromkeys(curves["arm"])
+    score, setting = estimate("mean"), {"method": _method, "share": share("fraction"), "labels": count("labels")}
+    rows = [
+        {**cell.iloc[0], "arms": {row["arm"]: row for row in cell.to_dict("records")}}
+        for _, cell in curves.groupby(["method", "fraction", "labels"], sort=False)
+    ]
+    scores = {arm: lambda row, arm=arm: score(row["arms"][arm]) if arm in row["arms"] else "not run" for arm in arms}
+    where = f"{metric} on {SCORED_ON[run.kind]}, mean [95% interval] of {curves['draws'].min()} draw(s) of the labels"
+    limits = int(curves["labels"].min()), int(curves["labels"].max())
+    gaps = {
+        **setting,
+        "difference": lambda row: f"{row['arm']} - {row['reference']}",
+        "points": estimate("difference", "+.1f", scale=100),
+        "labels saved": lambda row: savings_sentence(row, row["arm"], row["reference"], *limits),
+    }
+    caption = (
+        f"differences of {metric} in points, with 95% intervals for new images and new draws of labels, not for a new "
+        "pretraining run"
+    )
+    notes = [*run.summary.get("notes", []), *(f"left out: {name}" for name in run.summary.get("left_out", []))]
+    blocks: list[Block] = [*_curves(run), run.table(where, rows, {**setting, **scores})]
+    blocks += [run.table(caption, differences, gaps)] if len(differences) else []
+    return [*blocks, *(Note(note, f"{run.name}:") for note in notes)]
+
+
+def frozen_parts(run: FoundRun) -> list[Block]:
+    """Show the score by what is trained."""
+    metric = metric_name(run.summary["metric"])
+    columns = {"trained": "trainable", "start": "arm", "labels": count("labels"), metric: estimate("mean")}
+    caption = f"{metric} on validation by what is trained, mean [95% interval]; everything else is frozen"
+    drawn = run.figures(frozen_parts="score by what is trained, one marker per initialisation")
+    return [run.table(caption, run.csv("table"), columns), *drawn]
+
+
+def tested(runs: Sequence[FoundRun]) -> list[Block]:
+    """Show scores on the test part, and the confusion matrix of one network for each arm and method."""
+    rows = [{**run.summary, **run.csv("scores").set_index("score").to_dict("index"), "run": run.label} for run in runs]
+    columns = {"network": "run", "images": count("images"), **{metric_name(name): _score(name) for name in TEST_SCORES}}
+    columns["temperature, fitted on validation"] = number("temperature", ".2f")
+    caption = "Each network on the test part [95% interval over patients or duplicate groups]"
+    blocks: list[Block] = [table(caption, rows, columns, [run.name for run in runs], len(rows) > MAX_ROWS)]
+    for run in _most_labels(runs):
+        alt = "confusion matrix on the test part, as counts and as shares of each label"
+        blocks += [*run.figures(confusion_matrix=alt), *_classes(run)]
+    return blocks
+
+
+def maps(run: FoundRun) -> list[Block]:
+    """Show quantities of each network's saliency maps, and their differences from the first network's."""
+    found, method = run.summary, SALIENCY_NAMES[run.config["method"]]
+    networks = [{"network": name, "sanity": "not checked", **values} for name, values in found["checkpoints"].items()]
+    first = next(iter(found["checkpoints"]))
+    gaps = [{"networks": f"{name} - {first}", **values} for name, values in found["differences"].items()]
+    images = f"{found['images']} X-rays, {found['with_lung_mask']} with a lung mask"
+    columns = {"network": "network", **_quantities(".3f"), "sanity check": "sanity"}
+    blocks: list[Block] = [run.table(f"{method} on {images}; mean [95% interval]", networks, columns)]
+    if gaps:
+        caption = "differences on the same images; mean [95% interval]"
+        blocks.append(run.table(caption, gaps, {"networks": "networks", **_quantities("+.3f")}))
+    blocks += [Note(note, f"{run.name}:") for note in found.get("notes", [])]
+    return [*blocks, *run.figures(panel=f"X-rays with the {method} of each network over them, one row per network")]
+
+
+def audit(run: FoundRun) -> list[Block]:
+    """Show scores on X-rays with parts removed, lung mass by class, the source probe and the verdict."""
+    found, scores, masses = run.summary, run.csv("scores"), run.csv("lung_mass")
+    metric, source = metric_name(found["metric"]), found.get("source")
+    scores = scores[scores["score"] == found["metric"]]
+    caption = f"{metric} on {found['images']:,} test X-rays [95% interval], chance {found['chance']:.2f}"
+    columns = {"X-rays": "images", "head": "head", metric: estimate()}
+    blocks: list[Block] = [Note(found["verdict"], f"{run.label}:"), run.table(caption, scores, columns)]
+    if len(masses):
+        columns = {"class": "class", "method": lambda row: SALIENCY_NAMES[row["method"]], "images": count("images")}
+        columns["lung mass over area (1 is chance)"] = estimate(form=".2f")
+        blocks.append(run.table("lung mass by class [95% interval]", masses, columns))
+    if source:
+        accuracy = interval_text(source["value"], source["low"], source["high"])
+        alone = f"; from the class alone: {source['by_class']:.3f}" if "by_class" in source else ""
+        text = (
+            f"a probe predicts the source of an X-ray with balanced accuracy {accuracy}, chance {source['chance']:.2f}"
+        )
+        blocks.append(Note(f"{text}{alone}.", f"{run.label}:"))
+    return [*blocks, *run.figures(audit="score by what is left of the X-rays, and beside it what that looks like")]
+
+
+def _verdicts(run: FoundRun) -> list[Block]:
+    """Count the 95% intervals above and below 0 for each pair of arms; encoders against random get a verdict."""
+    gaps: Any = _towards_random(run.csv("differences"))
+    # a fine-tuning that is never better than the probe it starts from is that probe: count it once
+    distinct = gaps.drop_duplicates(["arm", "reference", "labels", "difference", "low", "high"])
+    once = "; a fine-tuning equal to the probe it starts from counts once" if len(distinct) < len(gaps) else ""
+    notes: list[Block] = []
+    for (arm, reference), rows in distinct.groupby(["arm", "reference"], sort=False):
+        known = int(rows[["low", "high"]].notna().all(axis=1).sum())
+        above, below = int((rows["low"] > 0).sum()), int((rows["high"] < 0).sum())
+        text = (
+            f"{run.label}, {SCORED_ON[run.kind]}: {arm} is better than {reference} in {above} of {known} pairs of "
+            f"method and number of labels, worse in {below}; no difference is shown in {known - above - below} (95% "
+            f"intervals, each by itself{once}). {_at(rows, rows['labels'].min())} {_at(rows, rows['labels'].max())}"
+        )
+        judged = reference == "random" and arm != "imagenet"
+        notes.append(Note(text, _verdict(above, below, known) if judged else f"{arm}, {reference}:"))
+    return notes
+
+
+def _towards_random(gaps: Any) -> Any:
+    """Swap arm and reference where the arm is "random", so that random is always the reference."""
+    flip = gaps["arm"] == "random"
+    swapped = gaps[flip].rename(columns={"arm": "reference", "reference": "arm", "low": "high", "high": "low"})
+    swapped[["difference", "low", "high"]] *= -1
+    return pd.concat([gaps[~flip], swapped])
+
+
+def _verdict(above: int, below: int, pairs: int) -> str:
+    """Sum up. By chance alone some intervals exclude 0, so up to a fifth of them are not a "Yes, in part"."""
+    if pairs == 0:
+        return "Not known: no intervals."
+    if above and below:
+        return "Mixed."
+    if above + below <= pairs / 5:
+        return "Not shown." if above + below == 0 else "Hardly shown."
+    return ("Yes" if above else "It hurts") + ("." if above + below > pairs / 2 else ", in part.")
+
+
+def _at(rows: Any, labels: float) -> str:
+    """Say the differences at one number of labels."""
+    points = []
+    for row in rows[rows["labels"] == labels].to_dict("records"):
+        value, low, high = (100 * row[key] for key in ("difference", "low", "high"))
+        points.append(f"{METHOD_NAMES[row['method']]} {interval_text(value, low, high, '+.1f')}")
+    return f"With {labels:,.0f} labels, in points: {', '.join(points)}."
+
+
+def _curves(run: FoundRun) -> list[Any]:
+    return run.figures(
+        label_efficiency="score over the number of labels, one line with its interval per initialisation"
+    )
+
+
+def _method(row: Any) -> Cell:
+    return METHOD_NAMES[row["method"]]
+
+
+def _score(name: str) -> Any:
+    return lambda row: estimate()(row[name]) if isinstance(row.get(name), dict) else ""
+
+
+def _quantities(form: str) -> dict[str, Any]:
+    return {heading: triple(name, form) for heading, name in QUANTITIES.items()}
+
+
+def _most_labels(runs: Sequence[FoundRun]) -> list[FoundRun]:
+    """Return, for each comparison, arm and method, the network trained on most labels (of several: the first draw)."""
+    best: dict[Any, FoundRun] = {}
+    trained_with = {run.name: run.config["trained"] for run in runs}
+
+    def rank(run: FoundRun) -> tuple[float, int]:
+        return -trained_with[run.name]["label_fraction"], trained_with[run.name]["label_draw"]
+
+    for run in sorted(runs, key=rank):
+        trained = trained_with[run.name]
+        best.setdefault((run.folder.parent, trained["encoder"], trained["method"], trained["trainable"]), run)
+    return [run for run in runs if run in best.values()]
+
+
+def _classes(run: FoundRun) -> list[Block]:
+    """Show each class against the rest."""
+    if not (run.folder / "classes.csv").exists():
+        return []
+    classes = run.csv("classes")
+    rows = [
+        {"class": name, **rows.set_index("score").to_dict("index")}
+        for name, rows in classes.groupby("class", sort=False)
+    ]
+    columns = {"class": "class", **{metric_name(name): _score(name) for name in dict.fromkeys(classes["score"])}}
+    return [run.table("each class against the rest [95% interval]", rows, columns)]
