@@ -1,80 +1,140 @@
-"""Arms side by side: the same label subsets for every initialisation, and what their scores say with intervals."""
+"""What comparisons share: arms, trials, and running them side by side on the same label subsets."""
 
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from dataset_loader.xrays import XRays, open_xrays
-from downstream_task.finetuning import METHODS, TrainingConfig
-from downstream_task.label_efficiency import analyse
-from downstream_task.trials import Trial, check_trials, run_trial, run_trials, shared_summary, usable_arms
-from utils.config import check_at_least, check_choice, check_list
-from utils.hardware import choose_device
+import pandas as pd
+
+from dataset_loader.xrays import XRays
+from downstream_task.finetuning import FinetuneConfig, TrainingConfig, finetune, labelled_subset
+from downstream_task.targets import Targets, check_learnable
+from self_sup_classes.initialisation import start_from
+from self_sup_classes.provenance import check_unseen
+from utils.config import UserError, make_config, part_of
 from utils.logging_utils import Run
+from utils.sweeps import check_all_finished, run_trials
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig(TrainingConfig):
-    """Every key of downstream_task/trained_vs_no_trained_compare.py."""
+@dataclass(frozen=True)
+class Arm:
+    """An initialisation and the short name that tables and figures have for it."""
 
-    encoders: list[str]
-    methods: list[str]
-    fractions: list[float]
-    draws: int
-    lrs: list[float]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least("draws", self.draws, 1)
-        for key in ("encoders", "methods", "fractions", "lrs"):
-            check_list(key, getattr(self, key))
-        for lr in self.lrs:
-            check_at_least("lrs", lr, 0)
-        for method in self.methods:
-            check_choice("methods", method, METHODS)
+    name: str
+    encoder: str
 
 
-def compare(config: CompareConfig) -> Run:
-    """All arms x methods x fractions x draws, then intervals; finished runs are not trained again."""
-    run = Run(config.run_name, config, "comparison")
-    if run.summary is not None:
-        return run
-    xrays = open_xrays(config, choose_device(config.device))
-    arms = usable_arms(config, config.encoders, xrays)
-    check_trials(_trials(config, arms, dict.fromkeys(arms, config.lrs[0])), config, xrays)
-    run.start(data=xrays.facts(), arms=arms)
-    lrs = chosen_lrs(config, arms, xrays)
-    table = run_trials(_trials(config, arms, lrs), config, xrays, run)
-    curves, differences = analyse(table, run.folder, "predictions_val.csv")
-    run.save_table("curves", curves)
-    run.save_table("differences", differences)
-    run.finish(
-        {
-            **shared_summary(table, config, arms, xrays),
-            "classes": list(xrays.columns.label_names),
-            "lrs": lrs,
-            "left_out": [encoder for encoder in config.encoders if encoder not in arms.values()],
-            "part": "validation",
-        }
-    )
-    return run
+@dataclass(frozen=True)
+class Trial:
+    """One run of a comparison."""
+
+    arm: Arm
+    method: str
+    fraction: float
+    draw: int
+    lr: float
+    trainable: str = "all"
+
+    @property
+    def name(self) -> str:
+        """Return its folder inside the comparison's."""
+        what = f"{self.method}_lr{self.lr:g}" if self.method == "finetune" else self.method
+        part = "" if self.trainable == "all" else f"_{self.trainable}"
+        return f"{self.arm.name}_{what}{part}_f{self.fraction:g}_d{self.draw}"
+
+    def config(self, shared: TrainingConfig) -> FinetuneConfig:
+        """Return the config of its fine-tuning; draw k has the seed random_seed + k."""
+        own = {"run_name": f"{shared.run_name}/{self.name}", "random_seed": shared.random_seed + self.draw}
+        return FinetuneConfig(
+            **{**part_of(shared, TrainingConfig), **own},
+            encoder=self.arm.encoder,
+            method=self.method,
+            trainable=self.trainable,
+            label_fraction=self.fraction,
+            label_draw=self.draw,
+            lr=self.lr,
+        )
 
 
-def _trials(config: CompareConfig, arms: dict[str, str], lrs: dict[str, float]) -> list[Trial]:
-    return [
-        Trial(arm, encoder, method, fraction, draw, lrs[arm] if method == "finetune" else 0.0)
-        for draw in range(config.draws)
-        for fraction in config.fractions
-        for method in config.methods
-        for arm, encoder in arms.items()
-    ]
+def named_arms(encoders: Iterable[str]) -> list[Arm]:
+    """Return an arm for each encoder, named by its kind or, of several files, by the run that each comes from.
+
+    Raises UserError for equal names.
+    """
+    arms: dict[str, Arm] = {}
+    encoders = list(encoders)
+    kinds = {encoder: encoder.partition(":")[0] for encoder in encoders}
+    files = [encoder for encoder, kind in kinds.items() if kind not in ("random", "imagenet")]
+    for encoder in encoders:
+        path = Path(encoder)
+        stem = path.parent.name if path.name.endswith("_state_dict.pt") and path.parent.name else path.stem
+        name = kinds[encoder] if encoder not in files else "pretrained" if len(files) == 1 else stem
+        if name in arms:
+            raise UserError(f"encoders holds {encoder!r} and {arms[name].encoder!r}, both named {name!r}; keep one.")
+        arms[name] = Arm(name, encoder)
+    return list(arms.values())
 
 
-def chosen_lrs(config: CompareConfig, arms: dict[str, str], xrays: XRays) -> dict[str, float]:
-    """The learning rate of each arm: the best on validation at the middle fraction, first draw."""
-    if "finetune" not in config.methods or len(config.lrs) == 1:
-        return dict.fromkeys(arms, config.lrs[0])
-    fraction = sorted(config.fractions)[(len(config.fractions) - 1) // 2]
-    chosen = {}
-    for arm, encoder in arms.items():
-        rows = [run_trial(Trial(arm, encoder, "finetune", fraction, 0, lr), config, xrays) for lr in config.lrs]
-        chosen[arm] = max(rows, key=lambda row: row["score"])["lr"]
-    return chosen
+def usable_arms(config: TrainingConfig, encoders: list[str], xrays: XRays) -> list[Arm]:
+    """Return the arms whose weights can be loaded; ImageNet's, which need a network, are left out with a warning.
+
+    Raises UserError for any other that cannot be loaded or has seen held-out images, and if no arm remains.
+    """
+    usable = []
+    for arm in named_arms(encoders):
+        try:
+            start = start_from(arm.encoder, config.backbone, config.in_channels, config.random_seed)
+            check_unseen(start.provenance, xrays, config.allow_seen, arm.encoder)
+            usable.append(arm)
+        except UserError as error:
+            if arm.encoder != "imagenet":
+                raise
+            print(f"warning: left out: {error}", file=sys.stderr)
+    if not usable:
+        raise UserError("encoders names nothing that can be run; give 'random' and a *_state_dict.pt under runs/.")
+    return usable
+
+
+def check_subsets(fractions: Sequence[float], draws: int, targets: Targets, xrays: XRays, seed: int) -> None:
+    """Raise UserError, before anything is written, for label subsets that no run could be trained with."""
+    check_learnable(targets, {"the validation part": xrays.indices("val")})
+    for fraction in fractions:
+        for draw in range(draws):
+            subset = labelled_subset(xrays, targets, fraction, draw, seed)
+            check_learnable(targets, {f"the {fraction:.0%} of the labels in draw {draw}": subset})
+
+
+def run_side_by_side(run: Run, trials: Sequence[Trial], config: TrainingConfig, xrays: XRays) -> pd.DataFrame:
+    """Fine-tune all trials that are not finished; return one row per trial, in their order.
+
+    Columns: trial, arm, encoder, method, trainable, fraction, draw, lr, labels, score, every score on validation, and
+    what the runs' summaries say besides. Raises UserError if trials failed; the others are finished then.
+    """
+    runs = {trial.name: Run(f"{run.name}/{trial.name}", trial.config(config), "fine-tuning") for trial in trials}
+
+    def work(one: Run) -> None:
+        finetune(make_config(FinetuneConfig, one.config), xrays, one, show_progress=False)
+
+    table = run_trials(run, runs, work)
+    check_all_finished(table, list(runs))
+    table = table.set_index("trial").loc[list(runs)].reset_index()
+    table.insert(1, "arm", [trial.arm.name for trial in trials])
+    table = table.drop(columns=["classes", "error"]).rename(columns=lambda name: name.removeprefix("val/"))
+    run.save_table("summary", table)
+    return table
+
+
+def shared_summary(table: pd.DataFrame, arms: Sequence[Arm], targets: Targets, xrays: XRays) -> dict[str, Any]:
+    """Return what every comparison's summary.json holds, given the rows of its runs."""
+    return {
+        "synthetic": xrays.synthetic,
+        "metric": targets.metric,
+        "multilabel": targets.multilabel,
+        "chance": targets.chance,
+        "classes": list(targets.names),
+        "arms": {arm.name: arm.encoder for arm in arms},
+        "transductive": bool(table["transductive"].any()),
+        "notes": sorted(set(table["note"]) - {""}),
+    }

@@ -1,4 +1,4 @@
-"""Finished fine-tuning runs, opened again: their classifiers and the data that they may be judged on."""
+"""Finished fine-tuning runs, opened again: their classifiers and the data that they may be scored on."""
 
 import fnmatch
 import hashlib
@@ -14,21 +14,22 @@ from torch import Tensor
 
 from dataset_loader.xrays import DataConfig, XRays, open_xrays
 from downstream_task.classifier import Classifier, load_classifier
-from downstream_task.finetuning import FinetuneConfig
-from downstream_task.targets import Targets, read_targets
+from downstream_task.finetune_config import FinetuneConfig
+from downstream_task.targets import Targets, probabilities_of, read_targets
 from self_sup_classes.backbones import read_state_dict
 from self_sup_classes.provenance import check_unseen, provenance_of
 from utils.config import RUNS_ROOT, UserError, make_config, part_of, repo_path
 from utils.hardware import placed
+from utils.logging_utils import read_json
 
 
 @dataclass(frozen=True)
 class Finished:
     """A finished fine-tuning run.
 
-    folder   where it lies
-    config   what it was trained with
-    summary  what it came to
+    folder   its absolute path
+    config   its config.json
+    summary  its summary.json
     """
 
     folder: Path
@@ -37,33 +38,32 @@ class Finished:
 
     @property
     def name(self) -> str:
-        """Its folder below runs/, or its last part where it lies elsewhere."""
+        """Return its folder below runs/, or the last part of a folder elsewhere."""
         return run_name(self.folder)
 
     @property
     def weights(self) -> Path:
-        """The file of the weights that were best on validation."""
+        """Return the file of the weights that were best on validation."""
         return self.folder / f"{self.config.backbone}_best_state_dict.pt"
 
     def weights_hash(self) -> str:
-        """16 hex digits that name those weights."""
+        """Return 16 hex digits that name those weights."""
         return hashlib.sha256(self.weights.read_bytes()).hexdigest()[:16]
 
     def classifier(self, device: torch.device) -> Classifier:
-        """The network with those weights."""
-        names = tuple(self.summary["classes"])
-        classifier = load_classifier(self.weights, self.config.backbone, self.config.in_channels, names)
-        return placed(classifier, device)
+        """Return the network with those weights."""
+        names = self.summary["classes"]
+        return placed(load_classifier(self.weights, self.config.backbone, self.config.in_channels, names), device)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """[N, C] of logits [N, C]: of classes, which exclude each other, or of findings, which do not."""
-        findings = self.summary["metric"] == "auroc"
-        return torch.sigmoid(logits) if findings else torch.softmax(logits, 1)
+        """Return [N, C] of its logits [N, C]."""
+        return probabilities_of(logits, self.summary["multilabel"])
 
     def held_out(self, xrays: XRays) -> tuple[Targets, str]:
-        """Its targets in `xrays`, and a note if it has seen some that are held out.
+        """Return its targets in `xrays`, and a note if it has seen some that are held out ("" if not).
 
-        Raises UserError if they are not split as for its training, or it has seen held-out ones without allow_seen.
+        Raises UserError if they are split in another way than for its training, or if it has seen held-out images and
+        its config does not allow that.
         """
         if self.summary["split_hash"] != xrays.facts()["split_hash"]:
             raise UserError(
@@ -72,8 +72,9 @@ class Finished:
                 "other data. Restore them, or train again."
             )
         provenance = provenance_of(read_state_dict(self.weights))
-        note = check_unseen(provenance, xrays, self.config.allow_seen, str(self.weights))
-        return read_targets(xrays, self.config), note
+        return read_targets(xrays, self.config), check_unseen(
+            provenance, xrays, self.config.allow_seen, str(self.weights)
+        )
 
 
 class OpenedData:
@@ -84,7 +85,7 @@ class OpenedData:
         self.opened: dict[str, XRays] = {}
 
     def of(self, finished: Finished) -> XRays:
-        """The data that a run was trained and is to be judged on."""
+        """Return the data that a run was trained on and is scored on."""
         key = json.dumps(part_of(finished.config, DataConfig))
         if key not in self.opened:
             self.opened[key] = open_xrays(finished.config, self.device)
@@ -92,10 +93,10 @@ class OpenedData:
 
 
 def find_finished(name: str) -> list[Finished]:
-    """The finished fine-tuning runs that a folder stands for: itself, or those that a finished comparison lists.
+    """Return the finished fine-tuning runs that a name stands for: a run, or all runs of a finished comparison.
 
-    A path of a run's own *_best_state_dict.pt stands for the run. A * in the last part of a name chooses among the runs
-    of a comparison. Raises UserError if there is none.
+    A run's *_best_state_dict.pt stands for the run. A * in the last part of a name chooses among the runs of a
+    comparison. Raises UserError if there are none.
     """
     folder, pattern = repo_path(name), "*"
     if "*" in folder.name:
@@ -104,22 +105,22 @@ def find_finished(name: str) -> list[Finished]:
         folder = folder.parent
     listed = [folder]
     if (folder / "summary.csv").exists():
-        runs = [str(run) for run in pd.read_csv(folder / "summary.csv")["run"]]
-        listed = [folder / run for run in fnmatch.filter(runs, pattern)]
+        names = [str(name) for name in pd.read_csv(folder / "summary.csv")["trial"]]
+        listed = [folder / name for name in fnmatch.filter(names, pattern)]
     found = [path for path in listed if (path / "predictions_val.csv").exists() and (path / "summary.json").exists()]
     if not found or not (folder / "summary.json").exists():
         raise UserError(
-            f"{repo_path(name)} names no finished fine-tuning run; run "
-            "downstream_task/trained_vs_no_trained_compare.py first, or name one of the folders that it leaves."
+            f"{repo_path(name)} is not a finished fine-tuning run or comparison; run "
+            "downstream_task/trained_vs_no_trained_compare.py first, or name one of the folders that it writes."
         )
     return [
-        Finished(path, make_config(FinetuneConfig, _json(path / "config.json")), _json(path / "summary.json"))
+        Finished(path, make_config(FinetuneConfig, _read(path / "config.json")), _read(path / "summary.json"))
         for path in found
     ]
 
 
 def open_checkpoints(names: Sequence[str]) -> dict[str, Finished]:
-    """Finished runs by a short name. Raises UserError for none, for a comparison's folder, and for equal names."""
+    """Return finished runs by a short name. Raises UserError for none, a comparison's folder, or a run named twice."""
     runs: dict[str, Finished] = {}
     chosen: list[Finished] = []
     for name in names:
@@ -137,10 +138,10 @@ def open_checkpoints(names: Sequence[str]) -> dict[str, Finished]:
 
 
 def run_name(folder: Path) -> str:
-    """A folder's name below runs/, or its last part where it lies elsewhere."""
+    """Return a folder's name below runs/, or the last part of a folder elsewhere."""
     root = RUNS_ROOT.resolve()
     return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else folder.name
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path) or {}

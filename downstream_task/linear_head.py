@@ -1,17 +1,15 @@
 """A linear probe as a head: logistic regression at its optimum on frozen features, as weights of a last layer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from sklearn.preprocessing import StandardScaler
 
-from downstream_task.probes import class_votes, logistic_regression
+from downstream_task.probes import STRENGTHS, class_votes, logistic_regression
 from downstream_task.targets import Targets
 from utils.metrics import auroc, balanced_accuracy, knn_scores
-
-REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse strengths C to choose from
 
 
 @dataclass(frozen=True)
@@ -24,76 +22,61 @@ class LinearHead:
 
 
 def fit_linear_head(
-    train: np.ndarray,
-    targets: np.ndarray,
-    val: np.ndarray,
-    val_targets: np.ndarray,
-    class_weights: bool = True,
-    strengths: Sequence[float] = REGULARISATION,
+    train: np.ndarray, targets: np.ndarray, val: np.ndarray, val_targets: np.ndarray, class_weights: bool = True
 ) -> LinearHead:
-    """Logistic regression on standardised features [N, F], at its optimum; classes may weigh the same.
+    """Fit logistic regression on standardised features [N, F]; with class_weights, classes weigh the same.
 
     targets are classes [N], each present, or findings [N, C] of 1, 0 and NaN (not counted), one regression each. Of
-    `strengths` that with the best balanced accuracy (classes) or AUROC (findings) on [M, F] is taken, the strongest
+    STRENGTHS, the one with the best balanced accuracy (classes) or AUROC (findings) on [M, F] is taken, the strongest
     of equals.
     """
     scaler = StandardScaler().fit(train)
     x, val_x = np.asarray(scaler.transform(train)), np.asarray(scaler.transform(val))
     if targets.ndim == 1:
-        fits = [_fitted(c, x, targets, class_weights) for c in strengths]
-        best = int(np.argmax([balanced_accuracy(val_targets, fit.decision_scores(val_x)) for fit in fits]))
-        weight, bias, chosen = fits[best].weight, fits[best].bias, [strengths[best]]
+        weight, bias, strength = _best_fit(x, targets, val_x, val_targets, class_weights, balanced_accuracy)
+        strengths = [strength]
     else:
-        weight, bias, chosen = _fit_findings(x, targets, val_x, val_targets, class_weights, strengths)
-    scale, mean = np.asarray(scaler.scale_), np.asarray(scaler.mean_)
-    weight = weight / scale
-    return LinearHead(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), chosen)
+        fits = []
+        for y, val_y in zip(targets.T, val_targets.T, strict=True):
+            known, val_known = np.isfinite(y), np.isfinite(val_y)
+            y, val_y = y[known].astype(int), val_y[val_known].astype(int)
+            fits.append(_best_fit(x[known], y, val_x[val_known], val_y, class_weights, auroc))
+        # a sigmoid's logit is the difference of the two classes' logits
+        weight, bias = np.stack([w[1] - w[0] for w, _, _ in fits]), np.array([b[1] - b[0] for _, b, _ in fits])
+        strengths = [strength for _, _, strength in fits]
+    weight = weight / np.asarray(scaler.scale_)
+    bias = bias - weight @ np.asarray(scaler.mean_)
+    return LinearHead(weight.astype(np.float32), bias.astype(np.float32), strengths)
 
 
 def knn_probabilities(train: np.ndarray, targets: np.ndarray, val: np.ndarray, what: Targets) -> np.ndarray:
-    """[M, C] by the 20 nearest of the training features [N, F] by cosine; classes weigh the same."""
-    if targets.ndim > 1:
+    """Return [M, C] by the 20 nearest of the training features [N, F] by cosine; classes weigh the same."""
+    if what.multilabel:
         votes = torch.from_numpy(np.nan_to_num(targets, nan=0.5))
     else:
         votes = class_votes(targets, len(what.names))
     scores = knn_scores(torch.from_numpy(train), votes, torch.from_numpy(val)).double().numpy()
-    return scores if targets.ndim > 1 else scores / scores.sum(1, keepdims=True)
+    return scores if what.multilabel else scores / scores.sum(1, keepdims=True)
 
 
-@dataclass(frozen=True)
-class _Fit:
-    weight: np.ndarray
-    bias: np.ndarray
-
-    def decision_scores(self, x: np.ndarray) -> np.ndarray:
-        return x @ self.weight.T + self.bias
-
-
-def _fitted(c: float, x: np.ndarray, y: np.ndarray, class_weights: bool) -> _Fit:
-    """One row of weights a class; scikit-learn gives a single one for two classes."""
-    model = logistic_regression(c, x, y, class_weights)
-    if len(model.classes_) == 2:
-        return _Fit(
-            np.vstack([-model.coef_, model.coef_]) / 2, np.concatenate([-model.intercept_, model.intercept_]) / 2
-        )
-    return _Fit(model.coef_, np.asarray(model.intercept_))
-
-
-def _fit_findings(
+def _best_fit(
     x: np.ndarray,
-    targets: np.ndarray,
+    y: np.ndarray,
     val_x: np.ndarray,
-    val_targets: np.ndarray,
+    val_y: np.ndarray,
     class_weights: bool,
-    strengths: Sequence[float],
-) -> tuple[np.ndarray, np.ndarray, list[float]]:
-    weights, biases, chosen = [], [], []
-    for column in range(targets.shape[1]):
-        known, val_known = np.isfinite(targets[:, column]), np.isfinite(val_targets[:, column])
-        y, val_y = targets[known, column].astype(int), val_targets[val_known, column].astype(int)
-        fits = [_fitted(c, x[known], y, class_weights) for c in strengths]
-        best = int(np.argmax([auroc(val_y, fit.decision_scores(val_x[val_known])) for fit in fits]))
-        weights.append(2 * fits[best].weight[1])  # the logit of a sigmoid is the difference of the two rows
-        biases.append(2 * fits[best].bias[1])
-        chosen.append(strengths[best])
-    return np.stack(weights), np.array(biases), chosen
+    score: Callable[[np.ndarray, np.ndarray], float],
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return weight [C, F], bias [C] and strength of the fit with the best score on validation."""
+    fits = [_fitted(c, x, y, class_weights) for c in STRENGTHS]
+    best = int(np.argmax([score(val_y, val_x @ weight.T + bias) for weight, bias in fits]))
+    return *fits[best], STRENGTHS[best]
+
+
+def _fitted(c: float, x: np.ndarray, y: np.ndarray, class_weights: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return weight and bias with one row per class; scikit-learn gives a single one for two classes."""
+    model = logistic_regression(c, x, y, class_weights)
+    weight, bias = model.coef_, np.asarray(model.intercept_)
+    if len(model.classes_) == 2:
+        return np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    return weight, bias

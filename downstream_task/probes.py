@@ -1,4 +1,4 @@
-"""Judging a backbone by few labels: its features, computed once, and probes on them."""
+"""Probes: the features of a backbone, computed once, and how well few labels are learned from them."""
 
 from collections.abc import Callable
 
@@ -18,9 +18,11 @@ from dataset_loader.xrays import XRays
 from downstream_task.targets import apply_policy
 from utils.metrics import auroc, balanced_accuracy, knn_scores
 
-REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse strengths C that the linear probe chooses from
-FEWEST = 5  # images to learn a class or a finding from: one for each fold of the linear probe
-FEWEST_TESTED = 2  # images to be tested on
+# Inverse L2 strengths C of every logistic regression. The head of a classifier takes the best one on the validation
+# part (linear_head.py); a probe that monitors a backbone takes the likeliest one on a fifth of its own training images.
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+MIN_IMAGES = 5  # of a class or a finding to learn from: one for each fifth
+MIN_TESTED = 2  # of a class or a finding to be tested on
 
 
 @torch.no_grad()
@@ -33,7 +35,7 @@ def forward_all(
     dtype: torch.dtype,
     part: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """What a network, or a `part` of it, gives for the X-rays at `indices` without augmentation, in eval mode.
+    """Return the output of a network, or a `part` of it, for X-rays without augmentation, in eval mode.
 
     float32 [n, ...] on the CPU: features [n, F] of a backbone, logits [n, C] of a classifier.
     """
@@ -50,34 +52,35 @@ def forward_all(
 
 
 def linear_probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Class probabilities [M, C] of test features [M, F], by logistic regression at its optimum.
+    """Return class probabilities [M, C] of test features [M, F], by logistic regression at its optimum.
 
-    The features are standardised and the classes weigh the same. The L2 strength is the most likely of
-    REGULARISATION on a fifth of the training images, held out by class; then all of them are fitted.
+    The features are standardised and the classes weigh the same. The strength is the likeliest one on a fifth of the
+    training images, held out by class; then all of them are fitted. Each class needs five images.
     """
     scaler = StandardScaler().fit(train)
     train, test = np.asarray(scaler.transform(train)), np.asarray(scaler.transform(test))
-    fit_part, held_out = next(StratifiedKFold(5, shuffle=True, random_state=0).split(train, labels))
+    return logistic_regression(likeliest_strength(train, labels), train, labels).predict_proba(test)
 
-    def fitted(c: float, rows: np.ndarray) -> LogisticRegression:
-        return logistic_regression(c, train[rows], labels[rows])
 
-    weight = compute_sample_weight("balanced", labels[held_out])
+def likeliest_strength(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the one of STRENGTHS under which a held-out fifth of features x [N, F] has the likeliest classes y [N]."""
+    rows, held_out = next(StratifiedKFold(5, shuffle=True, random_state=0).split(x, y))
+    weight = compute_sample_weight("balanced", y[held_out])
     losses = [
-        log_loss(labels[held_out], fitted(c, fit_part).predict_proba(train[held_out]), sample_weight=weight)
-        for c in REGULARISATION
+        log_loss(y[held_out], logistic_regression(c, x[rows], y[rows]).predict_proba(x[held_out]), sample_weight=weight)
+        for c in STRENGTHS
     ]
-    return fitted(REGULARISATION[int(np.argmin(losses))], np.arange(len(train))).predict_proba(test)
+    return STRENGTHS[int(np.argmin(losses))]
 
 
 def logistic_regression(c: float, x: np.ndarray, y: np.ndarray, class_weights: bool = True) -> LogisticRegression:
-    """Fitted at its optimum to features [N, F], inverse L2 strength c; by one thread, in half the time."""
+    """Fit features x [N, F] to classes y [N] at inverse L2 strength c; by one thread, in half the time."""
     with threadpool_limits(1):  # products are small here: threads spend their time waiting for each other
         return LogisticRegression(C=c, max_iter=2000, class_weight="balanced" if class_weights else None).fit(x, y)
 
 
 def probe(train: Tensor, train_labels: np.ndarray, test: Tensor, test_labels: np.ndarray) -> dict[str, float]:
-    """Scores of a linear and a kNN probe on frozen features [N, F], [M, F]; empty if nothing can be probed.
+    """Return the scores of a linear and a kNN probe on frozen features [N, F], [M, F]; {} if nothing can be probed.
 
     Class labels [N] give balanced accuracy over `probed_classes`; chance is 1 / their number. Findings [N, C], NaN
     where unknown, give the mean AUROC over those with enough images with and without them; chance is 0.5.
@@ -93,29 +96,29 @@ def probe(train: Tensor, train_labels: np.ndarray, test: Tensor, test_labels: np
     for c in range(train_labels.shape[1]):
         known, test_known = np.isfinite(train_labels[:, c]), np.isfinite(test_labels[:, c])
         y, test_y = train_labels[known, c].astype(int), test_labels[test_known, c].astype(int)
-        if min(y.sum(), (1 - y).sum()) >= FEWEST and min(test_y.sum(), (1 - test_y).sum()) >= FEWEST_TESTED:
+        if min(y.sum(), (1 - y).sum()) >= MIN_IMAGES and min(test_y.sum(), (1 - test_y).sum()) >= MIN_TESTED:
             scores.append(_probe_one(_rows(train, known), y, _rows(test, test_known), test_y, auroc))
     return {name: float(np.mean([score[name] for score in scores])) for name in (scores[0] if scores else {})}
 
 
 def probed_classes(train_labels: np.ndarray, test_labels: np.ndarray) -> np.ndarray:
-    """The classes with FEWEST images to learn from and FEWEST_TESTED to be tested on; rarer ones are left out."""
+    """The classes with MIN_IMAGES images to learn from and MIN_TESTED to be tested on; rarer ones are left out."""
     enough = [
-        (train_labels == c).sum() >= FEWEST and (test_labels == c).sum() >= FEWEST_TESTED
+        (train_labels == c).sum() >= MIN_IMAGES and (test_labels == c).sum() >= MIN_TESTED
         for c in np.unique(train_labels)
     ]
     return np.unique(train_labels)[enough]
 
 
 def probe_labels(labels: np.ndarray) -> np.ndarray:
-    """Labels as probes take them: classes as they are; findings 0, 1 or NaN where the label is uncertain."""
+    """Return labels for probes: classes unchanged; findings 0, 1 or NaN where the label is uncertain."""
     if labels.ndim == 1:
         return labels
     return apply_policy(labels, uncertain="ignore", blank="zero")
 
 
 def class_votes(labels: np.ndarray, num_classes: int = -1) -> Tensor:
-    """Soft targets [N, C] of classes [N] for kNN: a frequent class has more neighbours, so each of its has less say."""
+    """Return kNN's soft targets [N, C] of classes [N]; each class has one vote, shared by its images."""
     votes = F.one_hot(torch.from_numpy(labels), num_classes).float()
     return votes / votes.sum(0)
 

@@ -5,11 +5,10 @@
         --epochs-range 5 30 --num-trials 55 --run-name search/covid --encoder random
     python downstream_task/scan_best_supervised_hyperparameters.py --storage mysql://user@host/optuna --num-trials 200
 
-Optuna (seeded TPE after ten random trials, median pruner) maximises the validation score of a fine-tuning. The study
-lies in runs/<run_name>/study.db, or in any database that optuna knows, which many machines may share. runs/<run_name>/
-holds summary.csv (a row a trial), best.json (ready to paste into a config) and figures/search.png. As it stands, 55
-trials take minutes on two cores on synthetic X-rays. The same command again goes on where it stopped; a larger
-num_trials adds to it; several may work on one search at once.
+Optuna (TPE after ten random trials, median pruner) maximises the validation score of a fine-tuning. The study is
+runs/<run_name>/study.db, or in a database that several machines share. runs/<run_name>/ holds summary.csv (one row per
+trial), best.json (ready to paste into a config) and figures/search.png; trials keep no weights. 55 trials take minutes
+on two cores by default. The same command resumes; a larger num_trials adds trials; several processes may share one.
 """
 
 from typing import Any
@@ -17,69 +16,224 @@ from typing import Any
 from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
-    # data; trained_vs_no_trained_compare.py explains the keys that are not explained here
-    "dataset": "phantom",
-    "data_root": "",
-    "store_res": 36,
-    "split_seed": 0,
-    "findings": ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"],
-    "uncertain": "ignore",
-    "blank": "zero",
-    "class_weights": True,
+    # data
+    "dataset": "phantom",  # "phantom" (built in, synthetic) | "phantom_marker" | "covid" | "chexpert"
+    "data_root": "",  # the data set's folder, from the repo root; "" is where datasets/README.md says
+    "store_res": 36,  # pixels per side at which images are decoded, once
+    "split_seed": 0,  # that of the pretraining: an encoder that has seen today's validation or test part is refused
+    "findings": ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"],  # CheXpert only
+    "uncertain": "ignore",  # CheXpert's -1: "ignore" | "zeros" | "ones"
+    "blank": "zero",  # CheXpert's blanks: "zero" (not mentioned is negative, as its authors count them) | "ignore"
+    "class_weights": True,  # rare classes count as much as frequent ones
     # run
     "run_name": "search/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
     "random_seed": 0,  # of the search, the labels and the weights
     "num_trials": 55,  # in all, with those of earlier calls
-    "storage": "",  # where optuna keeps the study: any URL that it takes; "" is study.db in the run's folder
+    "storage": "",  # where optuna keeps the study: any database URL that it takes; "" is study.db in the run's folder
     # network
     "encoder": "random",  # "random" | "imagenet" | "imagenet:FILE" | *_state_dict.pt
     "trainable": "all",  # "all", "fc", or blocks with the head, such as "layer3-4+fc"
-    "backbone": "resnet18",
-    "in_channels": 1,
-    "allow_seen": False,
+    "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
+    "in_channels": 1,  # 1 (gray) | 3
+    "allow_seen": False,  # True: take an encoder that has seen held-out images, and say so in every result
     # what is searched, on a log scale for lr and weight decay; flip and crop are on or off
-    "lr_range": [1e-4, 1e-2],  # least and largest
-    "weight_decay_range": [1e-6, 1e-2],  # least and largest
-    "epochs_range": [1, 4],  # least and most, of the labelled images
-    "batch_sizes": [16, 32, 64, 96],  # to choose from
+    "lr_range": [1e-4, 1e-2],  # smallest and largest learning rate
+    "weight_decay_range": [1e-6, 1e-2],  # smallest and largest weight decay
+    "epochs_range": [1, 4],  # fewest and most passes over the labelled images
+    "batch_sizes": [16, 32, 64, 96],  # batch sizes to choose from
     # training
     "label_fraction": 0.25,  # of the train part's labels
-    "img_res": 32,
-    "head": "zeros",
-    "optimizer": "adam",
-    "backbone_lr_factor": 1.0,
-    "precision": "auto",
-    "device": "auto",
-    "threads": 0,
+    "img_res": 32,  # pixels per side of what the network sees
+    "head": "zeros",  # starts from the linear "probe" (LP-FT) | "zeros"
+    "optimizer": "adam",  # "adam" | "adamw" | "sgd"
+    "backbone_lr_factor": 1.0,  # the backbone learns at this share of the head's rate
+    "precision": "auto",  # "auto" | "float32" | "bfloat16"
+    "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
+    "threads": 0,  # CPU threads; 0 leaves it to torch
 }
 
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__)  # before the slow imports
 
 import json
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-import pandas as pd
+import optuna
+from optuna.storages import RetryHeartbeatStaleTrialCallback
 
-from downstream_task.supervised_search import search
+from dataset_loader.xrays import DataConfig, XRays, open_xrays
+from downstream_task.finetune_config import FinetuneConfig
+from downstream_task.finetuning import finetune, labelled_subset
+from downstream_task.supervised_study import ENDED, importances, open_study, trials_table
+from downstream_task.targets import TargetConfig, check_learnable, read_targets
+from self_sup_classes.initialisation import start_from
+from self_sup_classes.provenance import check_unseen
 from utils import plots, scan_plots
-from utils.config import UserError
+from utils.config import UserError, as_dict, check_at_least, check_list, part_of
+from utils.hardware import prepare
+from utils.logging_utils import Run
+from utils.progress import progress_bar
 from utils.wording import metric_name
+
+RECIPES = {(False, False): "none", (True, False): "supervised", (False, True): "crop", (True, True): "supervised+crop"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(DataConfig, TargetConfig):
+    """The config above, checked."""
+
+    run_name: str
+    random_seed: int
+    num_trials: int
+    storage: str
+    encoder: str
+    trainable: str
+    backbone: str
+    in_channels: int
+    allow_seen: bool
+    lr_range: list[float]
+    weight_decay_range: list[float]
+    epochs_range: list[int]
+    batch_sizes: list[int]
+    label_fraction: float
+    head: str
+    optimizer: str
+    backbone_lr_factor: float
+    precision: str
+    device: str
+    threads: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("num_trials", self.num_trials, 1)
+        for key in ("lr_range", "weight_decay_range", "epochs_range"):
+            bounds = getattr(self, key)
+            if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
+                raise UserError(f"{key} is {bounds}; expected the smallest and the largest value, both above 0.")
+        check_list("batch_sizes", self.batch_sizes)
+        for batch_size in self.batch_sizes:  # a fine-tuning checks the values of the keys that it shares
+            params = {"lr": self.lr_range[0], "weight_decay": 0.0, "epochs": 1, "flip": True, "crop": True}
+            finetuning(self, settings({**params, "batch_size": batch_size}, labels=1), "check")
 
 
 def main(config: SearchConfig) -> None:
     """Search, draw, print the winner ready to paste."""
-    run = search(config)
+    own = {key: value for key, value in as_dict(config).items() if key not in ("num_trials", "threads")}
+    run, xrays = Run(config.run_name, own, "search"), open_xrays(config, prepare(config.device, config.threads))
+    labels = count_labels(config, xrays)
+    run.start(alone=False, data=xrays.facts())
+    study = open_study(config.storage, config.run_name, run.folder, {**own, "split": xrays.facts()["split_hash"]})
+    ended = len(study.get_trials(states=ENDED))
+    with progress_bar(config.num_trials, str(run), ended, unit="trial") as bar:
+
+        def after_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+            bar.update()
+            run.save_table("summary", trials_table(study))
+
+        study.optimize(
+            lambda trial: train(trial, config, labels, xrays),
+            n_trials=max(0, config.num_trials - ended),
+            catch=(Exception,),  # a trial that fails is recorded and the others continue
+            callbacks=[after_trial, optuna.study.MaxTrialsCallback(config.num_trials, states=ENDED)],
+        )
+    conclude(study, config, labels, xrays, run)
+
+
+def train(trial: optuna.Trial, config: SearchConfig, labels: int, xrays: XRays) -> float:
+    """Fine-tune with the settings that the study draws; return the best score on validation."""
+    params = {
+        "lr": trial.suggest_float("lr", *config.lr_range, log=True),
+        "weight_decay": trial.suggest_float("weight_decay", *config.weight_decay_range, log=True),
+        "batch_size": trial.suggest_categorical("batch_size", config.batch_sizes),
+        "epochs": trial.suggest_int("epochs", *config.epochs_range),
+        "flip": trial.suggest_categorical("flip", [True, False]),
+        "crop": trial.suggest_categorical("crop", [True, False]),
+    }
+    retried = RetryHeartbeatStaleTrialCallback.retried_trial_number(trial.study.trials[trial.number])
+    number = trial.number if retried is None else retried  # a trial whose process died resumes from its checkpoint
+    chosen = finetuning(config, settings(params, labels), f"trial_{number:03d}")
+
+    def report(epoch: int, score: float) -> None:
+        trial.report(score, epoch)
+        if epoch < chosen.evaluations and trial.should_prune():
+            raise optuna.TrialPruned
+
+    run = Run(chosen.run_name, chosen, "trial")
+    try:
+        finetune(chosen, xrays, run, show_progress=False, after_evaluation=report)
+    except optuna.TrialPruned:
+        raise
+    except Exception as error:
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        trial.set_user_attr("error", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        raise
+    finally:
+        run.unlock()
+        run.drop_weights()
     assert run.summary is not None
-    found, table = run.summary, pd.read_csv(run.folder / "summary.csv")
-    metric = f"{metric_name(found['metric'])} on validation"
-    title = plots.marked(f"Search over supervised training, {found['labels']:,} labels", found["synthetic"])
-    run.save_figure("search", scan_plots.search(table, found["importances"], metric, title))
-    print(f"\n{len(table)} trials, {found['pruned']} pruned; best {metric}, chosen among them: {found['score']:.3f}")
-    print("\n".join(f'    "{key}": {json.dumps(value)},' for key, value in found["best"].items()))
+    return run.summary["score"]
+
+
+def settings(params: Mapping[str, Any], labels: int) -> dict[str, Any]:
+    """Return the keys of a fine-tuning that a trial's parameters stand for; it is evaluated after each epoch."""
+    batch_size, epochs = params["batch_size"], params["epochs"]
+    return {
+        "lr": params["lr"],
+        "optimizer_weight_decay": params["weight_decay"],
+        "batch_size": batch_size,
+        "num_steps": epochs * max(1, labels // batch_size),
+        "evaluations": epochs,
+        "recipe": RECIPES[params["flip"], params["crop"]],
+    }
+
+
+def finetuning(config: SearchConfig, chosen: Mapping[str, Any], name: str) -> FinetuneConfig:
+    """Return the config of a trial's fine-tuning."""
+    shared = {**part_of(config, FinetuneConfig), "run_name": f"{config.run_name}/{name}"}
+    return FinetuneConfig(**shared, **chosen, method="finetune", label_draw=0)
+
+
+def count_labels(config: SearchConfig, xrays: XRays) -> int:
+    """Return how many labels the trials have; UserError if they or the encoder cannot be used."""
+    targets = read_targets(xrays, config)
+    train = labelled_subset(xrays, targets, config.label_fraction, 0, config.split_seed)
+    check_learnable(targets, {"the labelled subset": train, "the validation part": xrays.indices("val")})
+    start = start_from(config.encoder, config.backbone, config.in_channels, config.random_seed)
+    check_unseen(start.provenance, xrays, config.allow_seen, config.encoder)
+    return len(train)
+
+
+def conclude(study: optuna.Study, config: SearchConfig, labels: int, xrays: XRays, run: Run) -> None:
+    """Write the table, the winner and the figure; print the winner. UserError if trials failed."""
+    table = trials_table(study)
+    run.save_table("summary", table)
+    states = table["state"].tolist() if len(table) else []
+    counts = {state: states.count(state) for state in ("complete", "pruned", "failed")}
+    if not counts["complete"]:
+        raise UserError(f"no trial in {run} was completed; summary.csv has their errors.")
+    best = settings(study.best_trial.params, labels)
+    best = {
+        "lrs": [best.pop("lr")],
+        **best,
+        **{key: getattr(config, key) for key in ("head", "optimizer", "backbone_lr_factor")},
+    }
+    run.save_json("best", best)
+    metric, shares = read_targets(xrays, config).metric, importances(study)
+    facts = {"synthetic": xrays.synthetic, "metric": metric, "labels": labels, "score": study.best_value}
+    run.finish({**facts, "best": best, "importances": shares, **counts})
+
+    shown = f"{metric_name(metric)} on validation"
+    title = plots.marked(f"Search over supervised training, {labels:,} labels", xrays.synthetic)
+    run.save_figure("search", scan_plots.search(table, shares, shown, title))
+    print(f"\n{len(table)} trials, {counts['pruned']} pruned; best {shown}, chosen among them: {study.best_value:.3f}")
+    print("\n".join(f'    "{key}": {json.dumps(value)},' for key, value in best.items()))
     print(f"\ntable, best.json and figure   {run}/")
     print("next   put these values into the dict of downstream_task/trained_vs_no_trained_compare.py and run it")
-    if found["failed"]:
-        raise UserError(f"{found['failed']} of {len(table)} trials failed; {run}/summary.csv has their errors.")
+    if counts["failed"]:
+        raise UserError(f"{counts['failed']} of {len(table)} trials failed; {run}/summary.csv has their errors.")
 
 
 if __name__ == "__main__":

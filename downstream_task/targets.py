@@ -1,9 +1,12 @@
-"""What a classifier is taught: classes, or findings under a policy for uncertain and blank labels."""
+"""Targets: the classes or findings that a classifier learns, their loss and scores, and tables of predictions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,13 +16,14 @@ from dataset_loader.xrays import XRays
 from utils.config import Config, UserError, check_choice
 from utils.metrics import classification_scores, finding_scores
 
+LossFunction = Callable[[Tensor, Tensor], Tensor]  # (logits [B, C], indices [B]) -> mean loss
 UNCERTAIN = ["ignore", "zeros", "ones"]
 BLANK = ["zero", "ignore"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetConfig(Config):
-    """What a classifier is taught: findings (CheXpert alone), and policies for uncertain and blank labels."""
+    """What a classifier learns: findings (CheXpert only), policies for uncertain and blank labels, weights."""
 
     findings: list[str]
     uncertain: str
@@ -33,39 +37,53 @@ class TargetConfig(Config):
 
 
 def metric_of(labels: np.ndarray) -> str:
-    """The score of classes [N], or of findings [N, C]."""
+    """Return the name of the score of classes [N], or of findings [N, C]."""
     return "auroc" if labels.ndim > 1 else "balanced_accuracy"
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Targets of N X-rays: classes [N] int64, or findings [N, C] float32: 1, 0, or NaN where not to be counted."""
+    """Targets of N X-rays: classes [N] int64, or findings [N, C] float32: 1, 0, or NaN (not counted)."""
 
     values: np.ndarray
     names: tuple[str, ...]
 
     @property
+    def multilabel(self) -> bool:
+        """Whether these are findings, of which an X-ray may have several, instead of classes."""
+        return self.values.ndim > 1
+
+    @property
     def metric(self) -> str:
-        """The score on validation that choices are made by."""
+        """Return the score on validation that choices are made by."""
         return metric_of(self.values)
 
+    @property
+    def chance(self) -> float:
+        """Return that score of a guess."""
+        return 0.5 if self.multilabel else 1 / len(self.names)
+
     def strata(self) -> np.ndarray:
-        """[N] int64: what label subsets are stratified by."""
+        """Return [N] int64: what label subsets are stratified by."""
         return strata_of(self.values)
 
     def probabilities(self, logits: Tensor) -> np.ndarray:
-        """[n, C] float64 of logits [n, C]."""
-        logits = logits.double()
-        return (torch.sigmoid(logits) if self.values.ndim > 1 else torch.softmax(logits, 1)).numpy()
+        """Return [n, C] float64 of logits [n, C]."""
+        return probabilities_of(logits.double(), self.multilabel).numpy()
 
     def scores(self, indices: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-        """Every score of the probabilities [n, C] of the X-rays at `indices`."""
-        score = finding_scores if self.values.ndim > 1 else classification_scores
+        """Return every score of the probabilities [n, C] of the X-rays at `indices`."""
+        score = finding_scores if self.multilabel else classification_scores
         return score(self.values[indices], probabilities)
 
 
+def probabilities_of(logits: Tensor, multilabel: bool) -> Tensor:
+    """Return [n, C] of logits [n, C]: of findings, each on its own, or of classes, which exclude each other."""
+    return torch.sigmoid(logits) if multilabel else torch.softmax(logits, 1)
+
+
 def read_targets(xrays: XRays, config: TargetConfig) -> Targets:
-    """The targets of a data set; UserError for findings that it does not have or a policy that does not exist.
+    """Return the targets of a data set; UserError for findings that it does not have.
 
     CheXpert's findings: 1 is positive, 0 negative, -1 uncertain, blank not mentioned, which its authors count as
     negative (Irvin et al. 2019, sections 2 and 3, where "ignore", "zeros" and "ones" are the U-policies).
@@ -82,7 +100,7 @@ def read_targets(xrays: XRays, config: TargetConfig) -> Targets:
 
 
 def apply_policy(labels: np.ndarray, uncertain: str, blank: str) -> np.ndarray:
-    """Findings 1, 0, -1 or NaN (blank) -> float32 1, 0 or NaN (not counted)."""
+    """Return findings 1, 0, -1 or NaN (blank) as float32 1, 0 or NaN (not counted)."""
     uncertain_as = {"ignore": np.nan, "zeros": 0.0, "ones": 1.0}[uncertain]
     blank_as = {"zero": 0.0, "ignore": np.nan}[blank]
     return np.where(labels == -1, uncertain_as, np.where(np.isnan(labels), blank_as, labels)).astype(np.float32)
@@ -104,13 +122,13 @@ def check_learnable(targets: Targets, parts: dict[str, np.ndarray]) -> None:
                 )
 
 
-def loss_function(targets: Targets, train: np.ndarray, class_weights: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """(logits [B, C], indices [B]) -> mean loss: cross-entropy, or binary cross-entropy over the known findings.
+def loss_function(targets: Targets, train: np.ndarray, class_weights: bool) -> LossFunction:
+    """Return the loss: cross-entropy of classes, or binary cross-entropy of the known findings.
 
-    With class weights, a class (or a finding's positives) weighs by the inverse of its share of the images `train`.
+    With class weights, a class (or a finding's positives) weighs the inverse of its share of the images `train`.
     """
     values = torch.from_numpy(targets.values)
-    if targets.values.ndim == 1:
+    if not targets.multilabel:
         counts = np.bincount(targets.values[train], minlength=len(targets.names))
         weight = torch.tensor(len(train) / (len(counts) * counts), dtype=torch.float32) if class_weights else None
 
@@ -133,3 +151,34 @@ def loss_function(targets: Targets, train: np.ndarray, class_weights: bool) -> C
         return (losses * known).sum() / known.sum().clamp(min=1)
 
     return binary_cross_entropy
+
+
+def predictions_table(xrays: XRays, targets: Targets, indices: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    """Return file, group, label (for findings one column each), and a probability for each class or finding."""
+    table = pd.DataFrame({"file": xrays.columns.paths[indices], "group": xrays.columns.groups[indices]})
+    values = targets.values[indices]
+    if not targets.multilabel:
+        table["label"] = [targets.names[value] for value in values]
+    else:
+        table[[f"label {name}" for name in targets.names]] = values
+    table[[f"p {name}" for name in targets.names]] = probabilities
+    return table
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """Read a predictions table; a class may be called 0 or NA."""
+    text: Any = {"file": str, "group": str, "label": str}
+    names = pd.read_csv(path, nrows=0).columns
+    blank = {name: [""] for name in names if name.startswith("label ")}
+    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=blank)
+
+
+def labels_and_probabilities(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return the classes [M] or findings [M, C] of a predictions table, and its probabilities [M, C]."""
+    columns = [column for column in table if str(column).startswith("p ")]
+    names = [str(column)[2:] for column in columns]
+    if "label" in table:
+        labels = np.array([names.index(label) for label in table["label"]])
+    else:
+        labels = table[[f"label {name}" for name in names]].to_numpy()
+    return labels, table[columns].to_numpy()

@@ -6,8 +6,8 @@
 
 A frozen part is frozen: its weights and BatchNorm statistics are compared bit by bit after every run. It runs without
 gradients, and with recipe "none" what it computes is computed once. Scores are of the validation part.
-runs/<run_name>/ holds summary.csv (a row a run), table.csv (with intervals) and figures/frozen_parts.png.
-As it stands, minutes on two cores on synthetic X-rays.
+runs/<run_name>/ holds summary.csv (one row per run), table.csv (with intervals) and figures/frozen_parts.png.
+Minutes on two cores by default, on synthetic X-rays.
 """
 
 from typing import Any
@@ -15,72 +15,133 @@ from typing import Any
 from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
-    # data; trained_vs_no_trained_compare.py explains the keys that are not explained here
-    "dataset": "phantom",
-    "data_root": "",
-    "store_res": 36,
-    "split_seed": 0,
-    "findings": ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"],
-    "uncertain": "ignore",
-    "blank": "zero",
-    "class_weights": True,
+    # data
+    "dataset": "phantom",  # "phantom" (built in, synthetic) | "phantom_marker" | "covid" | "chexpert"
+    "data_root": "",  # the data set's folder, from the repo root; "" is where datasets/README.md says
+    "store_res": 36,  # pixels per side at which images are decoded, once
+    "split_seed": 0,  # that of the pretraining: an encoder that has seen today's validation or test part is refused
+    "findings": ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"],  # CheXpert only
+    "uncertain": "ignore",  # CheXpert's -1: "ignore" | "zeros" | "ones"
+    "blank": "zero",  # CheXpert's blanks: "zero" (not mentioned is negative, as its authors count them) | "ignore"
+    "class_weights": True,  # rare classes count as much as frequent ones
     # run
     "run_name": "frozen/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
-    "random_seed": 0,
+    "random_seed": 0,  # of the first draw; draw k has random_seed + k
     # arms
-    "encoders": [
+    "encoders": [  # "random" | "imagenet" | "imagenet:FILE" | *_state_dict.pt
         "random",
-        "runs/pretrain/phantom_resnet18_32px_short_b64_lr0.0005_lambda0.005_p512_e10_s0/resnet18_final_state_dict.pt",
+        "runs/pretrain/phantom/resnet18_final_state_dict.pt",
     ],
-    "parts": ["fc", "layer4+fc", "layer3-4+fc", "layer2-4+fc", "layer1-4+fc", "all"],  # what is trained
-    "backbone": "resnet18",
-    "in_channels": 1,
-    "allow_seen": False,
+    "parts": ["fc", "layer4+fc", "layer3-4+fc", "layer2-4+fc", "layer1-4+fc", "all"],  # layers that are trained
+    "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
+    "in_channels": 1,  # 1 (gray) | 3
+    "allow_seen": False,  # True: take encoders that have seen held-out images, and say so in every result
     # labels
     "label_fraction": 0.25,  # of the train part's labels
     "draws": 3,  # label subsets
     # training
-    "head": "probe",
-    "img_res": 32,
-    "recipe": "none",
+    "head": "probe",  # starts from the linear "probe" (LP-FT) | "zeros"
+    "img_res": 32,  # pixels per side of what the network sees
+    "recipe": "none",  # a name in augmentations/recipes.py; with "none" frozen layers are computed once
     "num_steps": 40,  # optimiser steps, the same for every arm and part
-    "evaluations": 4,
-    "batch_size": 32,
-    "optimizer": "adam",
+    "evaluations": 4,  # on validation, every num_steps / evaluations steps; the best one's weights are kept
+    "batch_size": 32,  # labelled images per step
+    "optimizer": "adam",  # "adam" | "adamw" | "sgd"
     "lr": 3e-4,  # of the head; the backbone's is backbone_lr_factor of it
-    "backbone_lr_factor": 0.3,
-    "optimizer_weight_decay": 1e-5,
-    "precision": "auto",
-    "device": "auto",
-    "threads": 0,
+    "backbone_lr_factor": 0.3,  # the backbone learns at this share of the head's rate
+    "optimizer_weight_decay": 1e-5,  # of weights; not of biases and BatchNorm
+    "precision": "auto",  # "auto" | "float32" | "bfloat16"
+    "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
+    "threads": 0,  # CPU threads; 0 leaves it to torch
 }
 
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__)  # before the slow imports
 
+from dataclasses import dataclass
+
 import pandas as pd
 
-from downstream_task.frozen_parts import train_with_frozen_parts
-from downstream_task.label_efficiency import interval_cells
+from dataset_loader.xrays import open_xrays
+from downstream_task import label_efficiency
+from downstream_task.classifier import FROZEN_STAGES
+from downstream_task.compare_networks import Trial, check_subsets, run_side_by_side, shared_summary, usable_arms
+from downstream_task.finetune_config import TrainingConfig
+from downstream_task.targets import read_targets
 from utils import plots
+from utils.config import check_at_least, check_choice, check_list
+from utils.hardware import prepare
+from utils.logging_utils import Run
 from utils.wording import metric_name
 
-NEXT = "next                python utils/make_report.py"
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenPartsConfig(TrainingConfig):
+    """The config above, checked."""
+
+    encoders: list[str]
+    parts: list[str]
+    label_fraction: float
+    draws: int
+    lr: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("draws", self.draws, 1)
+        for key in ("encoders", "parts"):
+            check_list(key, getattr(self, key))
+        for part in self.parts:
+            check_choice("parts", part, list(FROZEN_STAGES))
 
 
 def main(config: FrozenPartsConfig) -> None:
-    """Train, draw the figure, print the table."""
-    run = train_with_frozen_parts(config)
+    """Fine-tune every arm with every part of the network trained; print the table and draw the figure."""
+    run = Run(config.run_name, config, "frozen parts")
+    if run.summary is None:
+        train_parts(config, run)
     assert run.summary is not None
-    table = pd.read_csv(run.folder / "table.csv")
-    notes, metric = run.summary["notes"], metric_name(run.summary["metric"])
-    title = f"Frozen parts, {run.summary['labels']:,} labelled X-rays, validation"
-    title = plots.marked(title, run.summary["synthetic"], bool(notes))
-    run.save_figure("frozen_parts", plots.frozen_parts(table, metric, title))
-    cells = table.assign(cell=interval_cells(table))
-    print(f"\n{title}: {metric}, mean [95% interval]")
-    print(cells.pivot_table("cell", "trainable", "arm", aggfunc="first", sort=False).to_string())
-    print("\n".join([*notes, "", f"tables and figure   {run}/", NEXT]))
+    print("\n".join(run.summary["report"]))
+
+
+def train_parts(config: FrozenPartsConfig, run: Run) -> None:
+    """Run the experiment; its summary holds what main prints."""
+    xrays = open_xrays(config, prepare(config.device, config.threads))
+    targets = read_targets(xrays, config)
+    arms = usable_arms(config, config.encoders, xrays)
+    check_subsets([config.label_fraction], config.draws, targets, xrays, config.split_seed)
+    run.start(alone=False, data=xrays.facts(), arms=[arm.name for arm in arms])
+
+    trials = [
+        Trial(arm, "finetune", config.label_fraction, draw, config.lr, part)
+        for draw in range(config.draws)
+        for part in config.parts
+        for arm in arms
+    ]
+    table = run_side_by_side(run, trials, config, xrays)
+
+    scores = pd.concat(
+        label_efficiency.curve_table(label_efficiency.read_cells(rows, run.folder, "predictions_val.csv")).assign(
+            trainable=part
+        )
+        for part, rows in table.groupby("trainable", sort=False)
+    )
+    run.save_table("table", scores)
+    labels = int(table["labels"].iloc[0])
+    summary = {**shared_summary(table, arms, targets, xrays), "labels": labels}
+    title = plots.marked(
+        f"Frozen parts, {labels:,} labelled X-rays, validation", summary["synthetic"], summary["transductive"]
+    )
+    metric = metric_name(targets.metric)
+    run.save_figure("frozen_parts", plots.frozen_parts(scores, metric, title))
+    lines = [
+        f"\n{title}: {metric}, mean [95% interval]",
+        label_efficiency.interval_text_table(scores, "trainable"),
+        *summary["notes"],
+        "",
+        f"tables and figure   {run}/",
+        "next                python utils/make_report.py",
+    ]
+    run.finish({**summary, "report": lines})
 
 
 if __name__ == "__main__":

@@ -1,17 +1,15 @@
 """The config of one fine-tuning, as a comparison makes it of its own."""
 
+import dataclasses
 from typing import Any
 
+from downstream_task.finetune_config import FinetuneConfig
 from downstream_task.trained_vs_no_trained_compare import config as comparison
+from utils.config import make_config
 
-COMPARISON_ONLY = ("encoders", "methods", "fractions", "draws", "lrs")
 
-
-def finetuning_config(**changes: Any) -> Any:
-    """All labels of a data set in the COVID layout, random weights; with changes."""
-    return {
-        **{key: value for key, value in comparison.items() if key not in COMPARISON_ONLY},
-        **{"dataset": "covid", "encoder": "random", "method": "finetune", "trainable": "all", "lr": 1e-3},
-        **{"label_fraction": 1.0, "label_draw": 0},
-        **changes,
-    }
+def finetuning_config(**changes: Any) -> FinetuneConfig:
+    """Return a config: all labels of a data set in the COVID layout, random weights; with changes."""
+    own = {"dataset": "covid", "encoder": "random", "method": "finetune", "trainable": "all", "lr": 1e-3}
+    values = {**comparison, **own, "label_fraction": 1.0, "label_draw": 0, **changes}
+    return make_config(FinetuneConfig, {field.name: values[field.name] for field in dataclasses.fields(FinetuneConfig)})

@@ -1,14 +1,15 @@
-"""Classifiers: each row of frozen parts trains exactly its parameters, and what is saved is plain torchvision."""
+"""Classifiers: each row of frozen parts trains exactly its parameters, and saved weights are plain torchvision."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torchvision import models
 
-from downstream_task.classifier import FROZEN_STAGES, Classifier, load_classifier, save_classifier
-from self_sup_classes.backbones import Backbone
+from downstream_task.classifier import FROZEN_STAGES, Classifier, load_classifier
+from self_sup_classes.backbones import Backbone, save_state_dict
 from self_sup_classes.provenance import Provenance, provenance_of
 from utils.config import UserError
 
@@ -43,7 +44,7 @@ def test_stages_in_a_row_are_torchvisions_network(name: str) -> None:
 
 def test_weights_load_into_plain_torchvision_and_come_back(tmp_path: Path) -> None:
     classifier = Classifier(Backbone("resnet18", 1), 4)
-    save_classifier(tmp_path / "weights.pt", classifier, Provenance("abc", torch.arange(3).numpy()))
+    save_state_dict(tmp_path / "weights.pt", classifier.net.state_dict(), Provenance("abc", np.arange(3)))
     plain = models.resnet18(num_classes=4)
     plain.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
     state = torch.load(tmp_path / "weights.pt", weights_only=True)

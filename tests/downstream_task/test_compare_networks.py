@@ -1,5 +1,7 @@
-"""Arms side by side, on the phantoms and on made-up curves: tables, sentence, the test part."""
+"""Comparisons: arms side by side on phantoms, made-up curves, the test part, choices that never read it."""
 
+import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,62 +9,98 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
-from downstream_task.label_savings import labels_needed
+from dataset_loader.xrays import XRays, open_xrays
+from downstream_task import compare_networks, trained_vs_no_trained_compare
+from downstream_task.compare_networks import named_arms, usable_arms
+from downstream_task.label_efficiency import Cell, curve_table, difference_table, labels_needed, read_cells
+from downstream_task.targets import predictions_table, read_targets
 from downstream_task.train_models_with_frozen_parts import config as FROZEN_DEFAULTS
+from downstream_task.trained_vs_no_trained_compare import CompareConfig, compare
 from downstream_task.trained_vs_no_trained_compare import config as DEFAULTS
-from downstream_task.trials import arm_names
-from selfsup_task.pretrain_config import derived_name
-from selfsup_task.train_barlow_twins import config as PRETRAIN_DEFAULTS
-from utils.config import REPO_ROOT, UserError
+from self_sup_classes.backbones import Backbone, read_state_dict, save_backbone
+from self_sup_classes.provenance import NOTHING_SEEN, provenance_of
+from selfsup_task.train_barlow_twins import config as PRETRAINING
+from utils.config import RUNS_ROOT, UserError, make_config
+from utils.logging_utils import Run
+from utils.metrics import balanced_accuracy, fit_temperature
 from utils.wording import savings_sentence
 
 COMPARE = "downstream_task/trained_vs_no_trained_compare.py"
 TEST = "downstream_task/confusion_matrix.py"
 FROZEN = "downstream_task/train_models_with_frozen_parts.py"
+SMALL = {"img_res": 32, "store_res": 32, "num_steps": 2, "evaluations": 1, "batch_size": 8, "threads": 1}
 
 
-def test_defaults_name_the_encoder_that_the_default_pretraining_leaves() -> None:
-    left: Any = PRETRAIN_DEFAULTS
-    expected = f"runs/{derived_name(left)}/{left['backbone']}_final_state_dict.pt"
+@pytest.fixture
+def name(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A name under runs/ that no other test has; its folders are deleted afterwards."""
+    name = f"ci/{tmp_path.parent.name}-{tmp_path.name}"
+    for root in (RUNS_ROOT, RUNS_ROOT / "test"):
+        request.addfinalizer(lambda root=root: shutil.rmtree(root / name, ignore_errors=True))
+    return name
+
+
+def small(phantoms: Path, name: str, **changes: Any) -> CompareConfig:
+    data = {"dataset": "covid", "data_root": str(phantoms / COVID_ROOT), "run_name": name}
+    arms = {"encoders": ["random"], "draws": 1, "fractions": [0.2]}
+    return make_config(CompareConfig, {**DEFAULTS, **SMALL, **data, **arms, **changes})
+
+
+def as_flags(config: dict[str, Any]) -> list[str]:
+    values = {key: value if isinstance(value, list) else [value] for key, value in config.items()}
+    return [word for key, words in values.items() for word in (f"--{key.replace('_', '-')}", *map(str, words))]
+
+
+def compared(config: CompareConfig) -> Run:
+    run = Run(config.run_name, config, "comparison")
+    compare(config, run)
+    return run
+
+
+def test_defaults_name_the_encoder_of_the_default_pretraining() -> None:
+    name = PRETRAINING["run_name"].replace("{dataset}", PRETRAINING["dataset"])
+    expected = f"runs/{name}/{PRETRAINING['backbone']}_final_state_dict.pt"
     assert expected in DEFAULTS["encoders"]
     assert expected in FROZEN_DEFAULTS["encoders"]
 
 
-def test_scripts_from_labels_to_the_test_part(
-    phantoms: Path, script: Any, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    name = f"ci/{tmp_path.name}-{tmp_path.parent.name}"
-    data = ["--dataset", "covid", "--data-root", str(phantoms / COVID_ROOT), "--threads", "1"]
-    small = ["--img-res", "32", "--store-res", "32", "--num-steps", "2", "--evaluations", "1", "--batch-size", "8"]
-    request.addfinalizer(lambda: shutil.rmtree(REPO_ROOT / "runs" / name, ignore_errors=True))
-    request.addfinalizer(lambda: shutil.rmtree(REPO_ROOT / "runs" / "test" / name, ignore_errors=True))
-    arms = ["--encoders", "random", "--draws", "2", "--run-name", f"{name}/compare"]
-    compared = script(COMPARE, *data, *small, *arms, "--fractions", "0.1", "0.5")
-    assert compared.returncode == 0, compared.stderr
-    folder = REPO_ROOT / "runs" / name / "compare"
+def test_scripts_from_labels_to_the_test_part(phantoms: Path, script: Any, name: str) -> None:
+    flags = {"dataset": "covid", "data_root": phantoms / COVID_ROOT, **SMALL}
+    flags |= {"encoders": "random", "draws": 2, "run_name": f"{name}/compare", "fractions": [0.1, 0.5]}
+    done = script(COMPARE, *as_flags(flags))
+    assert done.returncode == 0, done.stderr
+    again = script(COMPARE, *as_flags(flags))
+    assert again.stdout == done.stdout
+    folder = RUNS_ROOT / name / "compare"
     summary = pd.read_csv(folder / "summary.csv")
-    assert len(summary) == 2 * 2 * 2
+    assert len(summary.drop_duplicates(["method", "fraction", "draw"])) == len(summary) == 2 * 2 * 2
     assert (folder / "figures" / "label_efficiency.png").exists()
     curves = pd.read_csv(folder / "curves.csv")
     assert (np.diff(curves[["low", "mean", "high"]].to_numpy(), axis=1) >= 0).all()
-    subsets = [set(pd.read_csv(folder / run / "split.csv")["part"]) for run in map(str, summary["run"])]
-    assert all(parts == {"train", "val", "test"} for parts in subsets)
-    one = str(summary["run"].iloc[0])
-    tested = script(TEST, "--runs", f"runs/{name}/compare/{one}", "--threads", "1")
-    assert tested.returncode == 0, tested.stderr
-    result = REPO_ROOT / "runs" / "test" / name / "compare" / one
+    one = str(summary["trial"].iloc[0])
     split = pd.read_csv(folder / one / "split.csv")
+    assert set(split["part"]) == {"train", "val", "test"}
+
+    whole = script(TEST, "--runs", f"runs/{name}/compare", "--threads", "1")
+    assert whole.returncode == 0, whole.stderr
+    assert "Label efficiency on the test part (synthetic)" in whole.stdout
+    assert sum(one in line for line in whole.stdout.splitlines()) == 1, "one row per run"
+    result = RUNS_ROOT / "test" / name / "compare" / one
     predictions = pd.read_csv(result / "predictions.csv")
     assert set(predictions["file"]) == set(split["file"][split["part"] == "test"])
     scores = pd.read_csv(result / "scores.csv").set_index("score")
     accuracy = (predictions.filter(like="p ").to_numpy().argmax(1) == pd.Categorical(predictions["label"]).codes).mean()
     assert scores.loc["accuracy", "value"] == pytest.approx(accuracy)
     assert (result / "figures" / "confusion_matrix.png").exists()
-    whole = script(TEST, "--runs", f"runs/{name}/compare", "--threads", "1")
-    assert whole.returncode == 0, whole.stderr
-    assert "Label efficiency on the test part (synthetic)" in whole.stdout
+
+    val = pd.read_csv(folder / one / "predictions_val.csv")
+    logits, labels = np.log(val.filter(like="p ").to_numpy()), pd.Categorical(val["label"]).codes.astype(int)
+    tested = json.loads((result / "summary.json").read_text())
+    assert tested["temperature"] == pytest.approx(fit_temperature(logits, labels), rel=1e-3)
+
     summary_file = folder / one / "summary.json"
     summary_file.write_text(summary_file.read_text().replace('"split_hash": "', '"split_hash": "0'))
     shutil.rmtree(result)
@@ -71,52 +109,136 @@ def test_scripts_from_labels_to_the_test_part(
     assert "files came or went" in changed.stderr
 
 
-def test_frozen_parts_script(phantoms: Path, script: Any, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    name = f"ci/{tmp_path.name}-{tmp_path.parent.name}"
-    request.addfinalizer(lambda: shutil.rmtree(REPO_ROOT / "runs" / name, ignore_errors=True))
-    flags = ["--dataset", "covid", "--data-root", str(phantoms / COVID_ROOT), "--threads", "1", "--img-res", "32"]
-    flags += ["--store-res", "32", "--num-steps", "2", "--evaluations", "1", "--batch-size", "8", "--draws", "1"]
-    flags += ["--encoders", "random", "--parts", "fc", "all", "--label-fraction", "0.2", "--run-name", name]
-    done = script(FROZEN, *flags)
+def test_frozen_parts_script(phantoms: Path, script: Any, name: str) -> None:
+    flags = {"dataset": "covid", "data_root": phantoms / COVID_ROOT, **SMALL, "draws": 1, "encoders": "random"}
+    flags |= {"parts": ["fc", "all"], "label_fraction": 0.2, "run_name": name}
+    done = script(FROZEN, *as_flags(flags))
     assert done.returncode == 0, done.stderr
-    assert list(pd.read_csv(REPO_ROOT / "runs" / name / "table.csv")["trainable"]) == ["fc", "all"]
+    assert list(pd.read_csv(RUNS_ROOT / name / "table.csv")["trainable"]) == ["fc", "all"]
 
 
-def test_mistakes_are_one_sentence(script: Any) -> None:
-    fresh = ["--run-name", "ci/nothing", "--encoders", "random"]
+def test_mistakes_are_one_sentence(script: Any, name: str) -> None:
+    fresh = ["--run-name", name, "--encoders", "random"]
     absent = script(COMPARE, *fresh, "runs/none/x_state_dict.pt")
     assert absent.returncode == 1
     assert absent.stderr.strip().splitlines()[-1].startswith("error: there is no file")
     twice = script(COMPARE, *fresh, "--fractions", "0.1", "0.1")
     assert "with a value more than once" in twice.stderr
-    nothing = script(TEST, "--runs", "runs/ci/nothing")
+    nothing = script(TEST, "--runs", f"runs/{name}/nothing")
     assert nothing.returncode == 1
-    assert "names no finished fine-tuning run" in nothing.stderr
+    assert "is not a finished fine-tuning run" in nothing.stderr
+
+
+def garbled(xrays: XRays) -> XRays:
+    """The same X-rays with other labels and pixels in the test part."""
+    test, labels, pixels = xrays.indices("test"), xrays.columns.labels.copy(), np.array(xrays.store.array)
+    labels[test] = (labels[test] + 1) % 4
+    pixels[test] = np.random.default_rng(0).integers(0, 256, pixels[test].shape)
+    columns = dataclasses.replace(xrays.columns, labels=labels)
+    return dataclasses.replace(xrays, columns=columns, store=dataclasses.replace(xrays.store, array=pixels))
+
+
+def test_a_comparison_never_reads_the_test_part(phantoms: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = compared(small(phantoms, f"{name}/left"))
+    monkeypatch.setattr(trained_vs_no_trained_compare, "open_xrays", lambda *args: garbled(open_xrays(*args)))
+    right = compared(small(phantoms, f"{name}/right"))
+    trials = pd.read_csv(left.folder / "summary.csv")["trial"]
+    for file in ["curves.csv", *(f"{trial}/predictions_val.csv" for trial in trials)]:
+        assert (left.folder / file).read_bytes() == (right.folder / file).read_bytes(), file
+    for trial in trials:
+        weights = [read_state_dict(run.folder / trial / "resnet18_best_state_dict.pt") for run in (left, right)]
+        assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
+def test_all_arms_get_the_same_labels_and_a_missing_imagenet_is_left_out(
+    phantoms: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without_network(encoder: str, *rest: Any) -> Any:
+        if encoder == "imagenet":
+            raise UserError("ImageNet's weights could not be downloaded")
+        return start_from(encoder, *rest)
+
+    start_from = compare_networks.start_from
+    monkeypatch.setattr(compare_networks, "start_from", without_network)
+    save_backbone(tmp_path / "encoder.pt", Backbone("resnet18", 1), NOTHING_SEEN)
+    encoders = ["random", "imagenet", str(tmp_path / "encoder.pt")]
+    run = compared(small(phantoms, name, encoders=encoders, draws=2, methods=["linear"]))
+    assert run.summary is not None
+    assert run.summary["left_out"] == ["imagenet"]
+    assert "left out: ImageNet's weights could not be downloaded" in capsys.readouterr().err
+    table = pd.read_csv(run.folder / "summary.csv")
+    seen = {}
+    for row in table.to_dict("records"):
+        provenance = provenance_of(read_state_dict(run.folder / row["trial"] / "resnet18_best_state_dict.pt"))
+        assert provenance is not None
+        seen[row["arm"], row["draw"]] = provenance.seen.tolist()
+    assert seen["random", 0] == seen["pretrained", 0] != seen["random", 1]
+    assert seen["random", 1] == seen["pretrained", 1]
+
+
+def test_without_any_usable_arm_there_is_nothing_to_compare(
+    phantoms: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise UserError("no network")
+
+    monkeypatch.setattr(compare_networks, "start_from", refuse)
+    config = small(phantoms, name, encoders=["imagenet"])
+    with pytest.raises(UserError, match="nothing that can be run"):
+        usable_arms(config, config.encoders, open_xrays(config, torch.device("cpu")))
 
 
 def test_arms_are_named_after_their_runs_and_never_twice() -> None:
+    def names(*encoders: str) -> list[str]:
+        return [arm.name for arm in named_arms(encoders)]
+
     encoders = ["random", "imagenet:weights/x.pth", "runs/pretrain/covid/resnet18_best_state_dict.pt"]
-    assert list(arm_names(encoders)) == ["random", "imagenet", "pretrained"]
-    assert list(arm_names([*encoders, "a/chexpert/r_best_state_dict.pt"])) == [
-        "random",
-        "imagenet",
-        "covid",
-        "chexpert",
-    ]
+    assert names(*encoders) == ["random", "imagenet", "pretrained"]
+    assert names(*encoders, "a/chexpert/r_best_state_dict.pt") == ["random", "imagenet", "covid", "chexpert"]
     with pytest.raises(UserError, match="both named 'covid'"):
-        arm_names(["a/covid/r_best_state_dict.pt", "b/covid/r_best_state_dict.pt"])
+        names("a/covid/r_best_state_dict.pt", "b/covid/r_best_state_dict.pt")
 
 
-def test_label_savings_on_a_known_curve() -> None:
-    steady = np.ones((50, 3))
-    curve = [(n, np.full(3, level), level * steady) for n, level in ((10, 0.5), (100, 0.7), (1000, 0.8))]
-    needed = labels_needed(0.6 * steady, np.full(3, 0.6), curve)
+def test_intervals_and_differences_of_known_predictions(phantoms: Path, tmp_path: Path) -> None:
+    config = small(phantoms, "none")
+    xrays = open_xrays(config, torch.device("cpu"))
+    targets, val = read_targets(xrays, config), xrays.indices("all")
+    generator, rows = np.random.default_rng(0), []
+    for arm, right in (("random", 0.5), ("pretrained", 0.9)):
+        for draw in range(3):
+            trial, labels = f"{arm}_{draw}", targets.values[val]
+            called = np.where(generator.random(len(val)) < right, labels, (labels + 1) % 4)
+            table = predictions_table(xrays, targets, val, np.eye(4)[called])
+            (tmp_path / trial).mkdir()
+            table.to_csv(tmp_path / trial / "predictions.csv", index=False)
+            score = balanced_accuracy(labels, np.eye(4)[called])
+            place = {"trial": trial, "arm": arm, "method": "linear", "fraction": 0.1, "draw": draw, "labels": 19}
+            rows.append({**place, "score": score})
+    runs = pd.DataFrame(rows)
+    cells = read_cells(runs.drop(columns="score"), tmp_path, "predictions.csv")
+    means = [runs.loc[runs["arm"] == arm, "score"].to_numpy().mean() for arm in ("random", "pretrained")]
+    for row, mean in zip(curve_table(cells).to_dict("records"), means, strict=True):
+        assert row["low"] < row["mean"] == pytest.approx(mean)
+    (gap,) = difference_table(cells).to_dict("records")
+    assert (gap["arm"], gap["reference"], gap["labels"]) == ("pretrained", "random", 19)
+    assert gap["difference"] == pytest.approx(means[1] - means[0])
+    assert 0 < gap["low"] < gap["difference"] < gap["high"]
+    assert gap["reference_needs"] == np.inf
+
+
+def cell(labels: int, level: float) -> Cell:
+    return Cell("arm", "linear", labels / 1000, labels, np.full(3, level), np.full((50, 3), level), 50)
+
+
+def test_labels_saved_on_a_known_curve() -> None:
+    curve = [cell(10, 0.5), cell(100, 0.7), cell(1000, 0.8)]
+    needed = labels_needed(cell(10, 0.6), curve)
     assert needed["reference_needs"] == pytest.approx(10**1.5)  # half-way between 10 and 100 on the log scale
     assert needed["reference_needs_low"] == needed["reference_needs_high"] == pytest.approx(10**1.5)
-    assert labels_needed(0.9 * steady, np.full(3, 0.9), curve)["reference_needs"] == np.inf
-    assert labels_needed(0.4 * steady, np.full(3, 0.4), curve)["reference_needs"] == 0
-    assert labels_needed(0.5 * steady, np.full(3, 0.5), curve)["reference_needs"] == pytest.approx(10)
-    row = {"labels": 10, **labels_needed(0.9 * steady, np.full(3, 0.9), curve)}
+    assert labels_needed(cell(10, 0.9), curve)["reference_needs"] == np.inf
+    assert labels_needed(cell(10, 0.4), curve)["reference_needs"] == 0
+    assert labels_needed(cell(10, 0.5), curve)["reference_needs"] == pytest.approx(10)
+    row = {"labels": 10, **labels_needed(cell(10, 0.9), curve)}
     assert savings_sentence(row, "covid", "random", 10, 1000) == (
         "With 10 labels covid reaches what random needs more than 1,000 for (95% of resamples more than 1,000 to more "
         "than 1,000)."

@@ -1,4 +1,4 @@
-"""finetune(config): what is frozen, what is refused, what is left on disk, and that it learns."""
+"""finetune(config): frozen parts, refused configs, files on disk, learning rates, resuming."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,39 +10,45 @@ import pytest
 import torch
 from finetuning_config import finetuning_config
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
 from dataset_loader.xrays import open_xrays
 from downstream_task import finetuning
+from downstream_task.classifier import Classifier
 from downstream_task.linear_head import fit_linear_head
 from self_sup_classes.backbones import Backbone, read_state_dict, save_backbone
 from self_sup_classes.initialisation import random_backbone
 from self_sup_classes.provenance import Provenance, provenance_of
-from utils import logging_utils
+from utils import hardware, logging_utils
 from utils.config import UserError
 from utils.load_tb_logs import read_scalars
 
-SMALL = finetuning_config(
-    img_res=32, store_res=32, batch_size=16, num_steps=4, evaluations=2, label_fraction=0.2, run_name="run"
-)
+SMALL = {
+    **{"img_res": 32, "store_res": 32, "batch_size": 16, "num_steps": 4, "evaluations": 2},
+    **{"label_fraction": 0.2, "run_name": "run"},
+}
+Finetune = Callable[..., logging_utils.Run]
 
 
 @pytest.fixture
-def finetune(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., logging_utils.Run]:
+def finetune(phantoms: Path, tmp_path: Path) -> Finetune:
     """finetune() of the small config with changes; its runs lie in this test's folder."""
-    runs = tmp_path / "runs"
-    monkeypatch.setattr(finetuning, "Run", lambda name, config: logging_utils.Run(name, config, runs))
 
-    def run(**changes: Any) -> logging_utils.Run:
-        config: Any = {**SMALL, "data_root": str(phantoms / COVID_ROOT), **changes}
-        return finetuning.finetune(config)
+    def run(after_evaluation: Callable[[int, float], None] = lambda epoch, score: None, **changes: Any) -> Any:
+        config = finetuning_config(**{**SMALL, "data_root": str(phantoms / COVID_ROOT), **changes})
+        one = logging_utils.Run(config.run_name, config, "fine-tuning", tmp_path / "runs")
+        try:
+            return finetuning.finetune(config, run=one, show_progress=False, after_evaluation=after_evaluation)
+        finally:
+            one.unlock()
 
     return run
 
 
-def weights(run: logging_utils.Run, which: str = "final") -> dict[str, torch.Tensor]:
-    return torch.load(run.folder / f"resnet18_{which}_state_dict.pt", weights_only=True)
+def weights(run: logging_utils.Run) -> dict[str, torch.Tensor]:
+    return torch.load(run.folder / "resnet18_best_state_dict.pt", weights_only=True)
 
 
 def test_a_linear_probe_is_the_optimum_of_logistic_regression() -> None:
@@ -58,7 +64,7 @@ def test_a_linear_probe_is_the_optimum_of_logistic_regression() -> None:
     np.testing.assert_allclose(torch.softmax(logits, 1).numpy(), expected, atol=1e-3)
 
 
-def test_a_linear_probe_of_findings_leaves_out_what_is_not_known() -> None:
+def test_a_linear_probe_of_findings_leaves_out_unknown_labels() -> None:
     generator = np.random.default_rng(0)
     x, val = generator.normal(size=(100, 4)), generator.normal(size=(50, 4))
     targets, val_targets = (x[:, :2] > 0).astype(float), (val[:, :2] > 0).astype(float)
@@ -68,50 +74,95 @@ def test_a_linear_probe_of_findings_leaves_out_what_is_not_known() -> None:
     assert ((probabilities > 0.5) == (val_targets == 1)).mean() > 0.9
 
 
-def test_training_leaves_what_the_house_promises(finetune: Callable[..., logging_utils.Run]) -> None:
+def test_a_finished_run_holds_scores_predictions_and_the_best_weights(finetune: Finetune) -> None:
     run = finetune()
     assert run.summary is not None
     train = pd.read_csv(run.folder / "split.csv").query("part == 'train'")
     assert run.summary["labels"] == sum(round(0.2 * count) for count in train["label"].value_counts())
     predictions = pd.read_csv(run.folder / "predictions_val.csv")
     np.testing.assert_allclose(predictions.filter(like="p ").sum(axis=1), 1, atol=1e-6)
+    names = [column[2:] for column in predictions.filter(like="p ")]
+    called = np.array(names)[predictions.filter(like="p ").to_numpy().argmax(1)]
+    recalls = [(called[predictions["label"] == name] == name).mean() for name in names]
+    assert run.summary["score"] == pytest.approx(np.mean(recalls))
     assert run.summary["score"] == max(row["val/balanced_accuracy"] for row in run.rows)
     best = read_scalars(run.folder)[0].query("tag == 'best/balanced_accuracy'")  # by which HParams ranks
     np.testing.assert_allclose(best["value"], [run.summary["score"]], rtol=1e-6)
     assert weights(run)["fc.weight"].shape == (4, 512)
+    assert [path.name for path in run.folder.glob("*.pt")] == ["resnet18_best_state_dict.pt"]
     before = (run.folder / "summary.json").read_bytes()
-    again = finetune()
-    assert again.summary == run.summary
+    assert finetune().summary == run.summary
     assert (run.folder / "summary.json").read_bytes() == before
+
+
+def test_a_killed_fine_tuning_resumes_to_the_same_bits(finetune: Finetune) -> None:
+    small = {"num_steps": 6, "evaluations": 3, "head": "zeros"}
+
+    def kill(epoch: int, score: float) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    whole = finetune(run_name="whole", **small)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(kill, run_name="killed", **small)
+    resumed = finetune(run_name="killed", **small)
+    timeless = [{key: value for key, value in row.items() if "time" not in key} for row in resumed.rows]
+    assert timeless == [{key: value for key, value in row.items() if "time" not in key} for row in whole.rows]
+    for key, value in weights(whole).items():
+        assert torch.equal(value, weights(resumed)[key]), key
+
+
+@pytest.fixture
+def networks(monkeypatch: pytest.MonkeyPatch) -> list[Classifier]:
+    """Every classifier that is trained during the test, with its last weights."""
+    built: list[Classifier] = []
+
+    def placed(classifier: Classifier, device: torch.device) -> Classifier:
+        built.append(hardware.placed(classifier, device))
+        return built[-1]
+
+    monkeypatch.setattr(finetuning, "placed", placed)
+    return built
+
+
+def test_the_backbone_learns_at_its_share_of_the_rate(finetune: Finetune, networks: list[Classifier]) -> None:
+    for factor in (0.0, 0.1, 1.0):  # the second step is the first to move the backbone: the head starts from zeros
+        finetune(backbone_lr_factor=factor, head="zeros", num_steps=2, evaluations=1, run_name=f"{factor}")
+    start = random_backbone("resnet18", 1, 0).net.state_dict()["conv1.weight"]
+    never, slowly, fully = ((one.net.conv1.weight - start).abs().max().item() for one in networks)  # type: ignore[union-attr,operator]
+    assert never == 0
+    assert fully == pytest.approx(10 * slowly, rel=0.05)
+    assert all(one.head.weight.any() for one in networks)
 
 
 @pytest.mark.parametrize("recipe", ["none", "supervised"])
 def test_frozen_parts_do_not_move_whether_computed_once_or_each_time(
-    finetune: Callable[..., logging_utils.Run], recipe: str
+    finetune: Finetune, networks: list[Classifier], recipe: str
 ) -> None:
-    run = finetune(trainable="layer4+fc", recipe=recipe, head="zeros")
-    start = random_backbone("resnet18", 1, SMALL["random_seed"]).net.state_dict()
-    for key, value in weights(run).items():
+    finetune(trainable="layer4+fc", recipe=recipe, head="zeros")
+    start = random_backbone("resnet18", 1, 0).net.state_dict()
+    for key, value in networks[0].net.state_dict().items():
         frozen = key.split(".")[0] in ("conv1", "bn1", "layer1", "layer2", "layer3")
         if not key.startswith("fc"):
             assert torch.equal(value, start[key]) == frozen, key
 
 
 def test_activations_computed_once_train_the_same_as_those_computed_each_time(
-    finetune: Callable[..., logging_utils.Run], monkeypatch: pytest.MonkeyPatch
+    finetune: Finetune, networks: list[Classifier], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    once = finetune(trainable="layer4+fc", recipe="none", run_name="once")
-    monkeypatch.setitem(finetuning.RECIPES, "nothing", [("hflip", {"p": 0.0})])
-    each_time = finetune(trainable="layer4+fc", recipe="nothing", run_name="each_time")
-    for key, value in weights(once).items():
-        torch.testing.assert_close(value, weights(each_time)[key], rtol=1e-3, atol=1e-4)
+    once = finetune(trainable="layer4+fc", recipe="none", head="zeros", run_name="once")
+    monkeypatch.setattr(finetuning, "MAX_ACTIVATIONS", 0)
+    each_time = finetune(trainable="layer4+fc", recipe="none", head="zeros", run_name="each_time")
+    losses = [[row["train/loss"] for row in run.rows[1:]] for run in (once, each_time)]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+    for key, value in networks[0].state_dict().items():
+        torch.testing.assert_close(value, networks[1].state_dict()[key], rtol=1e-3, atol=1e-4)
 
 
 def test_a_contaminated_encoder_is_refused_before_anything_is_written(
-    finetune: Callable[..., logging_utils.Run], phantoms: Path, tmp_path: Path
+    finetune: Finetune, phantoms: Path, tmp_path: Path
 ) -> None:
-    config: Any = {**SMALL, "data_root": str(phantoms / COVID_ROOT)}
-    xrays = open_xrays(config, torch.device("cpu"))
+    xrays = open_xrays(finetuning_config(**SMALL, data_root=str(phantoms / COVID_ROOT)), torch.device("cpu"))
     seen = Provenance("abc", xrays.image_ids(xrays.indices("all")))
     save_backbone(tmp_path / "encoder.pt", Backbone("resnet18", 1), seen)
     encoder = str(tmp_path / "encoder.pt")
@@ -120,31 +171,31 @@ def test_a_contaminated_encoder_is_refused_before_anything_is_written(
     assert not (tmp_path / "runs").exists()
     run = finetune(encoder=encoder, method="linear", allow_seen=True)
     assert run.summary is not None
-    assert run.summary["note"].startswith("transductive")
+    assert run.summary["transductive"]
 
 
-def test_a_network_of_unknown_origin_stays_one_after_fine_tuning(
-    finetune: Callable[..., logging_utils.Run], tmp_path: Path
-) -> None:
+def test_a_network_of_unknown_origin_stays_one_after_fine_tuning(finetune: Finetune, tmp_path: Path) -> None:
     torch.save(Backbone("resnet18", 1).net.state_dict(), tmp_path / "unknown.pt")
     with pytest.raises(UserError, match="does not say which images"):
         finetune(encoder=str(tmp_path / "unknown.pt"), method="linear")
     run = finetune(encoder=str(tmp_path / "unknown.pt"), method="linear", allow_seen=True)
-    assert provenance_of(read_state_dict(run.folder / "resnet18_final_state_dict.pt")) is None
+    assert provenance_of(read_state_dict(run.folder / "resnet18_best_state_dict.pt")) is None
     known = finetune(method="linear", run_name="known")
-    provenance = provenance_of(read_state_dict(known.folder / "resnet18_final_state_dict.pt"))
+    provenance = provenance_of(read_state_dict(known.folder / "resnet18_best_state_dict.pt"))
     assert provenance is not None
     assert known.summary is not None
     assert len(provenance.seen) == known.summary["labels"]
 
 
-def test_findings_are_learnt_too(finetune: Callable[..., logging_utils.Run], phantoms: Path) -> None:
-    root = str(phantoms / CHEXPERT_ROOT)
-    findings = ["Lung Opacity", "Cardiomegaly"]
+def test_findings_are_scored_by_their_mean_auroc(finetune: Finetune, phantoms: Path) -> None:
+    root, findings = str(phantoms / CHEXPERT_ROOT), ["Lung Opacity", "Cardiomegaly"]
     run = finetune(dataset="chexpert", data_root=root, findings=findings, label_fraction=1.0, method="linear")
     assert run.summary is not None
-    assert run.summary["metric"] == "auroc"
-    assert 0 <= run.summary["score"] <= 1
+    assert (run.summary["metric"], run.summary["multilabel"]) == ("auroc", True)
+    predictions = pd.read_csv(run.folder / "predictions_val.csv")
+    known = [predictions.dropna(subset=f"label {name}") for name in findings]
+    areas = [roc_auc_score(t[f"label {n}"], t[f"p {n}"]) for t, n in zip(known, findings, strict=True)]
+    assert run.summary["score"] == pytest.approx(np.mean(areas))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +213,7 @@ def test_findings_are_learnt_too(finetune: Callable[..., logging_utils.Run], pha
     ],
 )
 def test_mistakes_are_said_and_nothing_is_written(
-    finetune: Callable[..., logging_utils.Run], tmp_path: Path, changes: dict[str, Any], words: str
+    finetune: Finetune, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
         finetune(**changes)

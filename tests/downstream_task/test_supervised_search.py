@@ -1,16 +1,13 @@
-"""The search over supervised training: the same seed, a killed worker, a broken study."""
+"""The search over supervised training: what it draws, a killed worker, several workers, a broken study."""
 
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,25 +15,22 @@ import pandas as pd
 import pytest
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
-from downstream_task import supervised_search
-from downstream_task.scan_best_supervised_hyperparameters import config as DEFAULTS
-from downstream_task.shared_study import next_turn, open_study
-from downstream_task.supervised_search import search
+from downstream_task import scan_best_supervised_hyperparameters as scan
+from downstream_task import supervised_study
+from downstream_task.supervised_study import open_study, trials_table
 from downstream_task.trained_vs_no_trained_compare import config as COMPARISON
-from utils.config import REPO_ROOT, UserError
-from utils.logging_utils import Run
+from utils.config import REPO_ROOT, RUNS_ROOT, UserError, make_config
 from utils.scan_plots import search as search_figure
 
 SCRIPT = REPO_ROOT / "downstream_task" / "scan_best_supervised_hyperparameters.py"
-RUNS = REPO_ROOT / "runs" / "tests"
 
 
 @pytest.fixture
-def names(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    folders = [RUNS / f"{os.getpid()}-search-{n}" for n in range(2)]
-    yield [folder.relative_to(REPO_ROOT / "runs").as_posix() for folder in folders]
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
+def name(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A name under runs/ that no other test has; its folder is deleted afterwards."""
+    name = f"ci/{tmp_path.parent.name}-{tmp_path.name}"
+    request.addfinalizer(lambda: shutil.rmtree(RUNS_ROOT / name, ignore_errors=True))
+    return name
 
 
 def small(name: str, phantoms: Path, **changes: Any) -> dict[str, Any]:
@@ -45,13 +39,10 @@ def small(name: str, phantoms: Path, **changes: Any) -> dict[str, Any]:
     return {**data, **sizes, "num_trials": 3, **changes}
 
 
-def searched(changes: dict[str, Any]) -> Run:
-    whole: Any = {**DEFAULTS, **changes}
-    return search(whole)
-
-
-def table(name: str) -> pd.DataFrame:
-    return pd.read_csv(REPO_ROOT / "runs" / name / "summary.csv")
+def search(name: str, phantoms: Path, **changes: Any) -> pd.DataFrame:
+    """Search; return summary.csv."""
+    scan.main(make_config(scan.SearchConfig, {**scan.config, **small(name, phantoms, **changes)}))
+    return pd.read_csv(RUNS_ROOT / name / "summary.csv")
 
 
 def typed(changes: dict[str, Any]) -> list[str]:
@@ -59,40 +50,101 @@ def typed(changes: dict[str, Any]) -> list[str]:
     return [word for key, words in values.items() for word in (f"--{key.replace('_', '-')}", *map(str, words))]
 
 
-def test_a_killed_search_ends_with_the_same_trials_as_an_undisturbed_one(names: list[str], phantoms: Path) -> None:
-    found = searched(small(names[0], phantoms)).summary
-    assert found is not None
-    assert found["score"] == table(names[0])["score"].max()
-    command = [sys.executable, str(SCRIPT), *typed(small(names[1], phantoms))]
-    killed = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    second = REPO_ROOT / "runs" / names[1] / "trial_001" / "checkpoint.pt"
+class Stub:
+    """Replaces `finetune`: scores that depend on the settings only, and fall from the tenth trial on."""
+
+    def __init__(self) -> None:
+        self.configs: list[Any] = []
+
+    def __call__(self, config: Any, xrays: Any, run: Any, show_progress: bool, after_evaluation: Any) -> None:
+        self.configs.append(config)
+        if config.run_name.endswith("trial_003"):
+            raise ZeroDivisionError("a bug")
+        score = 0.9 - abs(math.log10(config.lr) + 3) / 4 - 0.3 * (len(self.configs) > 10)
+        for epoch in range(1, config.evaluations + 1):
+            after_evaluation(epoch, score)
+        run.finish({"score": score})
+
+
+def test_a_search_keeps_a_table_and_its_best_but_no_weights(name: str, phantoms: Path) -> None:
+    table = search(name, phantoms, num_trials=2)
+    summary = json.loads((RUNS_ROOT / name / "summary.json").read_text())
+    assert summary["score"] == table["score"].max()
+    assert summary["complete"] == 2
+    assert (RUNS_ROOT / name / "trial_000" / "metrics.csv").exists()
+    assert not list((RUNS_ROOT / name).glob("*/*.pt"))
+    more = search(name, phantoms, num_trials=3)
+    pd.testing.assert_frame_equal(more.iloc[:2], table)
+    assert len(set(more["lr"])) == 3, "a resumed search repeats its draws"
+
+
+def test_a_killed_search_continues_with_the_trials_that_are_left(
+    name: str, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = subprocess.Popen(
+        [sys.executable, str(SCRIPT), *typed(small(name, phantoms))],
+        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    second = RUNS_ROOT / name / "trial_001" / "checkpoint.pt"
     while not second.exists() and killed.poll() is None:
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    assert len(table(names[1])) < 3
-    searched(small(names[1], phantoms))
-    pd.testing.assert_frame_equal(table(names[0]), table(names[1]), check_exact=True)
-    assert table(names[1])["trial"].tolist() == [0, 1, 2]
+    before = pd.read_csv(RUNS_ROOT / name / "summary.csv")
+    assert len(before) < 3
+    after = search(name, phantoms)
+    pd.testing.assert_frame_equal(after.iloc[: len(before)], before)
+    assert sum(state in ("complete", "pruned") for state in after["state"]) == 3
 
 
-def test_two_workers_never_get_one_trial(tmp_path: Path) -> None:
-    here, there = (open_study("", "study", tmp_path, {"a": 1}) for _ in range(2))
-    turns = [next_turn(study, tmp_path, 3, seed=0, num_parameters=1) for study in (here, there, here, there)]
-    assert [turn and turn.index for turn in turns] == [0, 1, 2, None]
-    drawn = [turn.trial.suggest_float("lr", 0.0, 1.0) for turn in turns if turn]
-    turns[1].lock.close()  # type: ignore[union-attr]  # the second one's process dies
-    again = next_turn(here, tmp_path, 3, seed=0, num_parameters=1)
-    assert again is not None
-    assert again.index == 1
-    assert again.trial.suggest_float("lr", 0.0, 1.0) == drawn[1]
+def test_a_trial_whose_process_died_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervised_study, "SECONDS_BETWEEN_HEARTBEATS", 1)
+    study = open_study("", "study", tmp_path, {"random_seed": 0})
+    dead = study.ask()
+    lr = dead.suggest_float("lr", 0.0, 1.0)
+    study._storage.record_heartbeat(dead._trial_id)  # type: ignore[attr-defined]  # as its process did while it lived
+    time.sleep(4.5)
+    other = open_study("", "study", tmp_path, {"random_seed": 0})
+    other.optimize(lambda trial: trial.suggest_float("lr", 0.0, 1.0), n_trials=1)
+    table = trials_table(other)
+    assert table["state"].tolist() == ["failed", "complete"]
+    assert table["lr"].tolist() == [lr, lr]
+    assert table["error"].tolist() == ["its process died", ""]
 
 
-def test_a_larger_number_of_trials_adds_to_the_study(names: list[str], phantoms: Path) -> None:
-    searched(small(names[0], phantoms, num_trials=1))
-    before = table(names[0])
-    searched(small(names[0], phantoms, num_trials=2))
-    pd.testing.assert_frame_equal(table(names[0]).iloc[:1], before)
+def test_a_trial_that_fails_is_recorded_and_the_others_continue(
+    name: str, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "finetune", Stub())
+    with pytest.raises(UserError, match="1 of 5 trials failed"):
+        search(name, phantoms, num_trials=5)
+    table = pd.read_csv(RUNS_ROOT / name / "summary.csv")
+    assert table["state"].tolist() == ["complete"] * 3 + ["failed", "complete"]
+    assert table["error"].tolist()[3] == "ZeroDivisionError: a bug"
+    assert np.isnan(table["score"].tolist()[3])
+
+
+def test_a_search_draws_prunes_and_names_its_best(name: str, phantoms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        stub = Stub()
+        monkeypatch.setattr(scan, "finetune", stub)
+        with pytest.raises(UserError, match="1 of 14 trials failed"):
+            search(f"{name}/{folder}", phantoms, num_trials=14, epochs_range=[3, 3], random_seed=seed)
+        runs.append((pd.read_csv(RUNS_ROOT / name / folder / "summary.csv"), stub.configs))
+    (first, configs), (again, _), (other, _) = runs
+    pd.testing.assert_frame_equal(first, again)
+    assert not set(first["lr"]) & set(other["lr"])
+    assert "pruned" not in first["state"].tolist()[:10]
+    assert "pruned" in first["state"].tolist()[10:]
+    recipes = {(0, 0): "none", (1, 0): "supervised", (0, 1): "crop", (1, 1): "supervised+crop"}
+    for row, config in zip(first.to_dict("records"), configs, strict=True):
+        assert config.recipe == recipes[int(row["flip"]), int(row["crop"])]
+        settings = [config.lr, config.optimizer_weight_decay, config.batch_size]
+        assert settings == [row["lr"], row["weight_decay"], row["batch_size"]]
+    best = json.loads((RUNS_ROOT / name / "a" / "best.json").read_text())
+    assert best["lrs"] == [first.loc[first["score"].idxmax(), "lr"]]
+    assert set(best) <= set(COMPARISON)  # ready to paste
 
 
 @pytest.mark.parametrize(
@@ -100,133 +152,31 @@ def test_a_larger_number_of_trials_adds_to_the_study(names: list[str], phantoms:
     [
         ({"lr_range": [1e-2, 1e-3]}, "lr_range is"),
         ({"batch_sizes": []}, "batch_sizes is empty"),
+        ({"batch_sizes": [1]}, "batch_size is 1"),
         ({"num_trials": 0}, "num_trials is 0"),
         ({"encoder": "randon"}, "randon"),
     ],
 )
-def test_what_cannot_be_searched_is_refused(
-    names: list[str], phantoms: Path, changes: dict[str, Any], message: str
+def test_a_search_that_cannot_be_run_is_refused(
+    name: str, phantoms: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        searched(small(names[0], phantoms, **changes))
-    assert not (REPO_ROOT / "runs" / names[0]).exists()
+        search(name, phantoms, **changes)
+    assert not (RUNS_ROOT / name).exists()
 
 
-def test_a_trial_that_fails_counts_and_the_others_go_on(
-    names: list[str], phantoms: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails_once(config: Any, *rest: Any, **others: Any) -> Run:
-        if config["run_name"].endswith("trial_000"):
-            raise UserError("the loss is not finite")
-        return finetune(config, *rest, **others)
-
-    finetune = supervised_search.finetune
-    monkeypatch.setattr(supervised_search, "finetune", fails_once)
-    found = searched(small(names[0], phantoms, num_trials=2)).summary
-    assert found is not None
-    assert found["failed"] == 1
-    assert table(names[0])["state"].tolist() == ["failed", "complete"]
-    assert table(names[0])["error"].tolist()[0] == "UserError: the loss is not finite"
-
-
-class Stub:
-    """In the place of `finetune`: scores that depend on the settings alone, falling from the tenth trial on."""
-
-    def __init__(self) -> None:
-        self.configs: list[dict[str, Any]] = []
-
-    def __call__(self, config: Any, xrays: Any, show_progress: bool, after_evaluation: Any) -> Any:
-        self.configs.append(config)
-        if config["run_name"].endswith("trial_003"):
-            raise ZeroDivisionError("a bug")
-        score = 0.9 - abs(math.log10(config["lr"]) + 3) / 4 - 0.3 * (len(self.configs) > 10)
-        for epoch in range(1, config["evaluations"] + 1):
-            after_evaluation(epoch, score)
-        return SimpleNamespace(summary={"score": score})
-
-
-def test_a_search_draws_prunes_and_names_its_best(
-    names: list[str], phantoms: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs = []
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        stub = Stub()
-        monkeypatch.setattr(supervised_search, "finetune", stub)
-        changes = {"num_trials": 14, "epochs_range": [3, 3], "random_seed": seed}
-        searched(small(f"{names[0]}/{name}", phantoms, **changes))
-        runs.append((table(f"{names[0]}/{name}"), stub.configs))
-    (first, configs), (again, _), (other, _) = runs
-    pd.testing.assert_frame_equal(first, again)
-    assert not set(first["lr"]) & set(other["lr"])
-    assert first["state"].tolist()[:4] == ["complete"] * 3 + ["failed"]
-    assert np.isnan(first["score"][3])
-    assert "pruned" not in first["state"].tolist()[:10]
-    assert "pruned" in first["state"].tolist()[10:]
-    recipes = {(0, 0): "none", (1, 0): "supervised", (0, 1): "crop", (1, 1): "supervised+crop"}
-    for row, config in zip(first.to_dict("records"), configs, strict=True):
-        assert config["recipe"] == recipes[int(row["flip"]), int(row["crop"])]
-        settings = [config[key] for key in ("lr", "optimizer_weight_decay", "batch_size")]
-        assert settings == [row["lr"], row["weight_decay"], row["batch_size"]]
-    best = json.loads((REPO_ROOT / "runs" / names[0] / "a" / "best.json").read_text())
-    assert best["lrs"] == [first.loc[first["score"].idxmax(), "lr"]]
-    assert set(best) <= set(COMPARISON)  # ready to paste
-
-
-def test_a_shared_study_leaves_the_trials_of_other_machines_alone(tmp_path: Path) -> None:
+def test_a_shared_study_refuses_another_config(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
-    here, there = tmp_path / "here", tmp_path / "there"
-    ours, theirs = (open_study(storage, "study", folder, {}) for folder in (here, there))
-    unsaid = ours.ask()  # it has not come to say where it runs
-    turn = next_turn(ours, here, 9, seed=0, num_parameters=1)
-    assert turn is not None
-    turn.lock.close()  # dead, as only its own machine can know
-    another = next_turn(theirs, there, 9, seed=0, num_parameters=1)
-    assert another is not None
-    assert another.index == 2
-    states = {trial.number: trial.state.name for trial in theirs.trials}
-    assert states == {unsaid.number: "RUNNING", turn.trial.number: "RUNNING", another.trial.number: "RUNNING"}
-    again = next_turn(ours, here, 9, seed=0, num_parameters=1)
-    assert again is not None
-    assert again.index == turn.index
+    open_study(storage, "study", tmp_path / "here", {"random_seed": 0})
+    with pytest.raises(UserError, match="has another config or other images"):
+        open_study(storage, "study", tmp_path / "there", {"random_seed": 1})
 
 
-def test_a_machine_that_changes_its_name_goes_on_with_its_trials(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = open_study("", "study", tmp_path, {})
-    turn = next_turn(study, tmp_path, 1, seed=0, num_parameters=1)
-    assert turn is not None
-    turn.lock.close()
-    monkeypatch.setattr("platform.node", lambda: "another")
-    monkeypatch.setattr("uuid.getnode", lambda: 1)
-    again = next_turn(study, tmp_path, 1, seed=0, num_parameters=1)
-    assert again is not None
-    assert again.index == turn.index
-
-
-def test_results_of_a_study_in_another_storage_are_not_overwritten(
-    names: list[str], phantoms: Path, tmp_path: Path
-) -> None:
-    searched(small(names[0], phantoms, num_trials=1))
-    before = (REPO_ROOT / "runs" / names[0] / "summary.csv").read_bytes()
-    with pytest.raises(UserError, match="1 trials that this study does not have; give the --storage"):
-        searched(small(names[0], phantoms, num_trials=1, storage=f"sqlite:///{tmp_path / 'other.db'}"))
-    assert (REPO_ROOT / "runs" / names[0] / "summary.csv").read_bytes() == before
-
-
-def test_a_study_of_another_config_is_refused(names: list[str], phantoms: Path, tmp_path: Path) -> None:
-    storage = f"sqlite:///{tmp_path / 'shared.db'}"
-    searched(small(names[0], phantoms, num_trials=1, storage=storage))
-    shutil.rmtree(REPO_ROOT / "runs" / names[0])  # another machine's runs/
-    with pytest.raises(UserError, match="is of another config or other images"):
-        searched(small(names[0], phantoms, num_trials=1, storage=storage, random_seed=1))
-
-
-def test_a_study_that_cannot_be_read_is_one_sentence(names: list[str], phantoms: Path, tmp_path: Path) -> None:
+def test_a_study_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     broken = tmp_path / "broken.db"
     broken.write_bytes(b"no database, but long enough to be taken for one" * 100)
-    with pytest.raises(UserError, match="cannot be used"):
-        searched(small(names[0], phantoms, storage=f"sqlite:///{broken}"))
+    with pytest.raises(UserError, match="cannot be opened"):
+        open_study(f"sqlite:///{broken}", "study", tmp_path, {"random_seed": 0})
 
 
 def test_the_figure_has_an_axis_for_each_parameter_and_for_nothing_else() -> None:

@@ -1,4 +1,4 @@
-"""What is taught: CheXpert's policies on hand-made rows, losses against torch's own, and what cannot be learnt."""
+"""Targets: CheXpert's policies on hand-made rows, losses against torch's own, labels that are refused."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from downstream_task.targets import Targets, apply_policy, check_learnable, loss_function, read_targets
+from downstream_task.targets import TargetConfig, Targets, apply_policy, check_learnable, loss_function, read_targets
 from utils.config import UserError
 
 NAN = float("nan")
@@ -29,8 +29,9 @@ def test_policies_on_hand_made_rows(uncertain: str, blank: str, expected: list[l
     np.testing.assert_array_equal(apply_policy(ROWS, uncertain, blank), np.array(expected, dtype=np.float32))
 
 
-def config(**changes: Any) -> Any:
-    return {"findings": ["Edema"], "uncertain": "ignore", "blank": "zero", "class_weights": False, **changes}
+def config(**changes: Any) -> TargetConfig:
+    own = {"findings": ["Edema"], "uncertain": "ignore", "blank": "zero", "class_weights": False}
+    return TargetConfig(**{**own, **changes})
 
 
 def test_findings_are_chosen_by_name_and_mistakes_are_said() -> None:
