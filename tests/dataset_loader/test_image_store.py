@@ -117,7 +117,7 @@ def test_gather_onto_a_gpu(tmp_path: Path, share: float, monkeypatch: pytest.Mon
     assert not moved.to("cpu").gather(rows).is_cuda
 
 
-@pytest.mark.skipif("CXR_DATA" not in os.environ, reason="CXR_DATA names no folder")
+@pytest.mark.skipif("CXR_DATA" not in os.environ, reason="CXR_DATA is not set")
 def test_real_images_are_all_usable(tmp_path: Path):
     data = Path(os.environ["CXR_DATA"])
     for columns in (
