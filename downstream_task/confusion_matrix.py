@@ -38,11 +38,10 @@ from downstream_task.targets import Targets, predictions_table
 from utils import plots
 from utils.config import RUNS_ROOT, Config, UserError, as_dict, repo_path
 from utils.hardware import choose_precision, describe_device, prepare
-from utils.intervals import bootstrap_intervals, fewest_groups
+from utils.intervals import bootstrap_intervals, fewest_groups, interval_text, metric_name
 from utils.logging_utils import Run, read_json
 from utils.metrics import CLASS_SCORES, calibration_error, confusion_counts, fit_temperature, per_class_scores
-from utils.progress import tracked
-from utils.wording import interval_text, metric_name
+from utils.scripts import tracked
 
 REPEATS = 300  # resamples behind an interval
 SCORE_COLUMNS = ["score", "value", "low", "high"]

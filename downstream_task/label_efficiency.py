@@ -10,10 +10,17 @@ import pandas as pd
 
 from downstream_task.targets import labels_and_probabilities, read_predictions
 from utils import plots
-from utils.intervals import Difference, paired_difference, resampled_scores
+from utils.intervals import (
+    METHOD_NAMES,
+    Difference,
+    interval_text,
+    metric_name,
+    paired_difference,
+    resampled_scores,
+    savings_sentence,
+)
 from utils.logging_utils import Run
 from utils.metrics import balanced_accuracy, finding_scores
-from utils.wording import METHOD_NAMES, interval_text, metric_name, savings_sentence
 
 REPEATS = 500  # resamples of the images behind an interval
 CELL = ["arm", "method", "fraction"]

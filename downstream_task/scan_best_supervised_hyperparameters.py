@@ -73,9 +73,9 @@ from self_sup_classes.provenance import check_unseen
 from utils import plots, scan_plots
 from utils.config import UserError, as_dict, check_at_least, check_list, part_of
 from utils.hardware import prepare
+from utils.intervals import metric_name
 from utils.logging_utils import Run
-from utils.progress import progress_bar
-from utils.wording import metric_name
+from utils.scripts import progress_bar
 
 RECIPES = {(False, False): "none", (True, False): "supervised", (False, True): "crop", (True, True): "supervised+crop"}
 

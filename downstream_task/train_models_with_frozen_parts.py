@@ -71,8 +71,8 @@ from downstream_task.targets import read_targets
 from utils import plots
 from utils.config import check_at_least, check_choice, check_list
 from utils.hardware import prepare
+from utils.intervals import metric_name
 from utils.logging_utils import Run
-from utils.wording import metric_name
 
 
 @dataclass(frozen=True, kw_only=True)

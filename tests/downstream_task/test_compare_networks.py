@@ -24,9 +24,9 @@ from self_sup_classes.backbones import Backbone, read_state_dict, save_backbone
 from self_sup_classes.provenance import NOTHING_SEEN, provenance_of
 from selfsup_task.train_barlow_twins import config as PRETRAINING
 from utils.config import RUNS_ROOT, UserError, make_config
+from utils.intervals import savings_sentence
 from utils.logging_utils import Run
 from utils.metrics import balanced_accuracy, fit_temperature
-from utils.wording import savings_sentence
 
 COMPARE = "downstream_task/trained_vs_no_trained_compare.py"
 TEST = "downstream_task/confusion_matrix.py"
