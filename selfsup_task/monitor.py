@@ -22,7 +22,7 @@ from self_sup_classes.provenance import Provenance
 from utils import plots
 from utils.hardware import choose_precision
 from utils.logging_utils import Run
-from utils.randomness import fixed_order
+from utils.optimisation import fixed_order
 from utils.training_utils import FitConfig
 from utils.wording import metric_name
 
