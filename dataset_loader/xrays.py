@@ -45,11 +45,16 @@ class DataConfig(Config):
         check_choice("dataset", self.dataset, DATASETS)
         check_at_least("img_res", self.img_res, 1)
         check_at_least("split_seed", self.split_seed, 0)
-        if self.store_res < self.img_res:
+        if self.store_res != 0 and self.store_res < self.img_res:
             raise UserError(
                 f"store_res is {self.store_res} and img_res {self.img_res}: the images would be enlarged; "
-                f"set store_res to img_res or a little more, such as {round(self.img_res * 8 / 7)}."
+                "set store_res to 0, which derives it from img_res, or to a larger number."
             )
+
+    @property
+    def stored_size(self) -> int:
+        """Side of the stored images in pixels: store_res or, where that is 0, 8/7 of img_res, which leaves room."""
+        return self.store_res or self.img_res * 8 // 7
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def open_xrays(config: DataConfig, device: torch.device) -> XRays:
     Raises UserError if the data are missing or unusable, saying where to get them and how to place them.
     """
     columns = read_columns(config)
-    store = open_store(columns.root, list(columns.paths), config.store_res, DATASETS_ROOT / ".cache")
+    store = open_store(columns.root, list(columns.paths), config.stored_size, DATASETS_ROOT / ".cache")
     columns = columns.take(store.kept)
     duplicates = _duplicates(columns) if config.dataset != "chexpert" else NO_DUPLICATES
     columns = replace(columns, groups=joined_groups(columns.paths, columns.groups, duplicates))

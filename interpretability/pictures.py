@@ -87,7 +87,7 @@ def pictures_of_test(xrays: XRays, targets: Targets, classes: Sequence[str], per
 
 def network_input(pictures: Sequence[Picture], config: DataConfig, in_channels: int, device: torch.device) -> Tensor:
     """Return [N, C, R, R] as a network with that config was trained on, without augmentation."""
-    squares = np.stack([_decoded(picture.path, config.store_res) for picture in pictures])
+    squares = np.stack([_decoded(picture.path, config.stored_size) for picture in pictures])
     return plain_view(torch.from_numpy(squares)[:, None].to(device), config.img_res, in_channels)
 
 

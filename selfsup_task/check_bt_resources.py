@@ -16,7 +16,7 @@ or more; leave the machine alone meanwhile. The same command again resumes; othe
 from typing import Any
 
 from selfsup_task import scan_base
-from selfsup_task.scan_base import PRETRAINING, without
+from selfsup_task.scan_base import PRETRAINING, REAL_XRAYS, without
 from utils.scripts import flags, run_script
 
 VARIED = ("backbone", "in_channels", "img_res", "store_res", "batch_size", "num_epochs", "warmup_epochs", "keep_all")
@@ -31,9 +31,14 @@ config: dict[str, Any] = {
     "forecast_epochs": 100,  # for which hours are forecast
     "probe_every": 1,  # epochs between probes, in the forecast
 }
+real_xrays: dict[str, Any] = {
+    **without(REAL_XRAYS, *VARIED, "finetune"),
+    "resolutions": [64, 128, 224],
+    "batch_sizes": [64, 128],
+}
 
 if __name__ == "__main__":
-    config = flags(config, __doc__, __file__, scan_base.__file__)  # before the slow imports
+    config = flags(config, __doc__, __file__, scan_base.__file__, real_xrays=real_xrays)  # before the slow imports
 
 import itertools
 from collections.abc import Mapping
@@ -80,7 +85,7 @@ def main(config: ResourcesConfig) -> None:
     for backbone, channels, size, batch in itertools.product(*(getattr(config, key) for key in LISTS)):
         name = f"{backbone}_{channels}ch_{size}px_b{batch}"
         changes = {"backbone": backbone, "in_channels": channels, "img_res": size, "batch_size": batch}
-        cells[name] = replace(base, run_name=f"{config.run_name}/{name}", store_res=round(size * 8 / 7), **changes)
+        cells[name] = replace(base, run_name=f"{config.run_name}/{name}", store_res=0, **changes)
     check_trial_names([*cells], config.only)
     shared = {key: value for key, value in as_dict(config).items() if key not in (*VARIED, *LISTS, "only", "run_name")}
     run = Run(config.run_name, {"varied": [*LISTS], **shared}, "resources")
@@ -127,5 +132,5 @@ def grids(table: pd.DataFrame, cells: Mapping[str, Mapping[str, Any]]) -> dict[s
 
 
 if __name__ == "__main__":
-    cell = {"backbone": "resnet18", "in_channels": 1, "img_res": 32, "store_res": 36, "batch_size": 64}
+    cell = {"backbone": "resnet18", "in_channels": 1, "img_res": 32, "store_res": 0, "batch_size": 64}
     run_script(main, ResourcesConfig, {**cell, "num_epochs": 1, "warmup_epochs": 0, "keep_all": False, **config})

@@ -133,12 +133,12 @@ def _costs(config: PretrainConfig) -> Costs:
     paths = [str(path) for path in columns.paths[: max(SAMPLE, config.batch_size)]]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         start = time.perf_counter()
-        store = open_store(columns.root, paths, config.store_res, Path(folder), show_progress=False)
+        store = open_store(columns.root, paths, config.stored_size, Path(folder), show_progress=False)
         decoding = (time.perf_counter() - start) / len(paths)
         store = store.to(device)
         rows = torch.arange(config.batch_size) % min(len(store), config.batch_size)
         times = time_steps(config, lambda batch: store.gather(rows[: len(batch)]), device)
-        on_gpu = config.store_res**2 if isinstance(store.array, torch.Tensor) else 0
+        on_gpu = config.stored_size**2 if isinstance(store.array, torch.Tensor) else 0
     return Costs(decoding, times["reading"], times["views"], times["step"], peak_memory(device), on_gpu)
 
 

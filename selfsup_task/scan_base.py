@@ -9,7 +9,7 @@ from typing import Any
 PRETRAINING: dict[str, Any] = {
     "dataset": "phantom",  # "phantom" (built in, synthetic) | "phantom_marker" | "covid" | "chexpert"
     "data_root": "",  # the data set's folder, from the repo root; "" is where datasets/README.md says
-    "store_res": 36,  # pixels a side at which images are decoded, once; a little more than img_res
+    "store_res": 0,  # pixels a side at which images are decoded, once; 0 is 8/7 of img_res
     "split_seed": 0,  # train/val/test; keep it, so that runs can be compared
     "pretrain_on": "train",  # trials are ranked by validation images, which must be unseen
     "random_seed": 0,  # of weights, views and the order of images
@@ -18,7 +18,7 @@ PRETRAINING: dict[str, Any] = {
     "projector_dims": [512],  # widths of the projector's layers; one width is one linear layer
     "barlow_lambda": 5e-3,  # weight of the off-diagonal (redundancy) term
     "img_res": 32,  # pixels a side of the views
-    "recipe": "short",  # a name in augmentations/recipes.py; for real X-rays start with "base"
+    "recipe": "short",  # a name in augmentations/recipes.py
     "views": 2,  # random views of each X-ray; more than 2 are each compared with the mean of all
     "num_epochs": 1,  # passes over the unlabelled images
     "batch_size": 64,  # X-rays per step
@@ -55,6 +55,17 @@ SCAN_BASE: dict[str, Any] = {
         "backbone_lr_factor": 0.3,  # what lr is multiplied by for the backbone
         "optimizer_weight_decay": 1e-5,
     },
+}
+
+# What changes when `dataset` is not a phantom; train_barlow_twins.py has the evidence.
+REAL_XRAYS: dict[str, Any] = {
+    "img_res": 64,
+    "recipe": "original",
+    "views": 4,
+    "batch_size": 128,
+    "num_epochs": 10,  # half of train_barlow_twins.py's
+    "projector_dims": [1024, 1024],
+    "finetune": {"num_steps": 300},  # 40 steps are too few to improve on a probe
 }
 
 

@@ -2,8 +2,7 @@
 
     python selfsup_task/scan_best_hyperparameters.py
     python selfsup_task/scan_best_hyperparameters.py --lambdas 5e-3 1e-3 --projectors 512 512-1024
-    python selfsup_task/scan_best_hyperparameters.py --dataset covid --img-res 224 --store-res 256 --num-epochs 20 \\
-        --recipe base --batch-size 128 --run-name scans/covid_hyperparameters \\
+    python selfsup_task/scan_best_hyperparameters.py --dataset covid --img-res 224 --num-epochs 20 --recipe base \\
         --lambdas 1e-1 5e-2 1e-2 5e-3 1e-3 5e-4 1e-4 \\
         --projectors 512 1024 2048 512-512 512-1024 512-2048 2048-2048-2048 8192-8192-8192
 
@@ -17,7 +16,7 @@ scan, another part of the grid adds to it, and several may work on one scan at o
 from typing import Any
 
 from selfsup_task import scan_base
-from selfsup_task.scan_base import SCAN_BASE, without
+from selfsup_task.scan_base import REAL_XRAYS, SCAN_BASE, without
 from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
@@ -27,9 +26,10 @@ config: dict[str, Any] = {
     "lambdas": [5e-2, 5e-3, 5e-4],  # weights of the off-diagonal term
     "projectors": ["512", "2048", "512-512"],  # widths with dashes; the last is the embedding's
 }
+real_xrays = without(REAL_XRAYS, "projector_dims")
 
 if __name__ == "__main__":
-    config = flags(config, __doc__, __file__, scan_base.__file__)  # before the slow imports
+    config = flags(config, __doc__, __file__, scan_base.__file__, real_xrays=real_xrays)  # before the slow imports
 
 from dataclasses import dataclass
 

@@ -1,8 +1,7 @@
 """Which augmentations make the best views? One extra each on top of the base recipe, then combinations.
 
     python selfsup_task/scan_best_transformations.py
-    python selfsup_task/scan_best_transformations.py --dataset covid --img-res 64 --store-res 72 --num-epochs 20 \\
-        --projector-dims 512 1024 1024 --batch-size 128
+    python selfsup_task/scan_best_transformations.py --dataset covid --num-epochs 20 --projector-dims 512 1024 1024
     python selfsup_task/scan_best_transformations.py --only base+vflip base+equalize
 
 Each recipe of augmentations/recipes.py that is named below gets a pretraining; a linear probe and a full fine-tuning on
@@ -14,7 +13,7 @@ by. The same command again resumes the scan, and several may work on one scan at
 from typing import Any
 
 from selfsup_task import scan_base
-from selfsup_task.scan_base import SCAN_BASE, without
+from selfsup_task.scan_base import REAL_XRAYS, SCAN_BASE, without
 from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
@@ -36,9 +35,10 @@ config: dict[str, Any] = {
         "base+vflip+equalize+perspective+blur+noise+rotation",
     ],
 }
+real_xrays = without(REAL_XRAYS, "recipe")
 
 if __name__ == "__main__":
-    config = flags(config, __doc__, __file__, scan_base.__file__)  # before the slow imports
+    config = flags(config, __doc__, __file__, scan_base.__file__, real_xrays=real_xrays)  # before the slow imports
 
 from collections.abc import Sequence
 from dataclasses import dataclass

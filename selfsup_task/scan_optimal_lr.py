@@ -1,8 +1,7 @@
 """Which learning rate, and which schedule? A range test for both trainings, then schedules on equal budgets.
 
     python selfsup_task/scan_optimal_lr.py
-    python selfsup_task/scan_optimal_lr.py --dataset covid --img-res 64 --store-res 72 --num-epochs 20 \\
-        --recipe base --batch-size 128 --projector-dims 512 1024 1024 --run-name scans/covid_lr
+    python selfsup_task/scan_optimal_lr.py --dataset covid --recipe base --projector-dims 512 1024 1024
 
 The range test raises the learning rate step by step and discards the network. Take a rate between the steepest fall
 of the smoothed loss and its lowest point, below where it diverges. Then each schedule gets a pretraining at the
@@ -14,7 +13,7 @@ X-rays, too short to choose by. The same command again resumes the scan.
 from typing import Any
 
 from selfsup_task import scan_base
-from selfsup_task.scan_base import SCAN_BASE, without
+from selfsup_task.scan_base import REAL_XRAYS, SCAN_BASE, without
 from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
@@ -30,7 +29,7 @@ config: dict[str, Any] = {
 }
 
 if __name__ == "__main__":
-    config = flags(config, __doc__, __file__, scan_base.__file__)  # before the slow imports
+    config = flags(config, __doc__, __file__, scan_base.__file__, real_xrays=REAL_XRAYS)  # before the slow imports
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

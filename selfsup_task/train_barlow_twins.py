@@ -1,19 +1,20 @@
 """Pretrain a backbone on chest X-rays without labels, with Barlow Twins. The main job.
 
     python selfsup_task/train_barlow_twins.py
-    python selfsup_task/train_barlow_twins.py --dataset covid --recipe base --num-epochs 300 --img-res 224 \\
-        --store-res 256
+    python selfsup_task/train_barlow_twins.py --dataset covid
 
 By default it trains on built-in synthetic X-rays for two minutes on two cores, which shows that everything works and
 that the probes rise (README, "Measured"). Afterwards runs/<run_name>/ holds the backbone (plain torchvision weights),
 metrics.csv, TensorBoard events and figures. Look at figures/views.png first: it shows what the network has to see as
 the same. The same command again resumes an interrupted run, and prints the summary of a finished one.
 
+For real X-rays the values of `real_xrays` replace those of `config`; flags win over both.
+
 The original project's final trainings (ResNet-18, 224 px, Adam, RTX 2070 Super):
     COVID-19 Radiography, 300 epochs, 15 h there:
-        --dataset covid --num-epochs 300 --store-res 256 --img-res 224 --batch-size 128 --recipe original
-        --optimizer adam --lr 2e-3 --optimizer-weight-decay 1e-5 --warmup-epochs 0
-        (lambda 5e-3, projector 512 and cosine are the defaults)
+        --dataset covid --num-epochs 300 --img-res 224 --views 2 --projector-dims 512 --optimizer adam --lr 2e-3
+        --optimizer-weight-decay 1e-5 --warmup-epochs 0
+        (recipe "original", batches of 128, lambda 5e-3 and cosine are the defaults for real X-rays)
     CheXpert, 60 epochs, 32 h there:
         the same with --dataset chexpert --num-epochs 60
 
@@ -28,7 +29,7 @@ config: dict[str, Any] = {
     # data
     "dataset": "phantom",  # "phantom" (built in, synthetic) | "phantom_marker" | "covid" | "chexpert"
     "data_root": "",  # the data set's folder, from the repo root; "" is where datasets/README.md says
-    "store_res": 36,  # pixels a side at which images are decoded, once; a little more than img_res
+    "store_res": 0,  # pixels a side at which images are decoded, once; 0 is 8/7 of img_res
     "split_seed": 0,  # train/val/test; keep it, so that runs can be compared
     "pretrain_on": "train",  # "train" | "all" (then no held-out image is unseen any more)
     # run
@@ -42,7 +43,7 @@ config: dict[str, Any] = {
     "barlow_lambda": 5e-3,  # weight of the off-diagonal (redundancy) term
     # views
     "img_res": 32,  # pixels a side of the views
-    "recipe": "short",  # a name in augmentations/recipes.py; for real X-rays start with "base"
+    "recipe": "short",  # a name in augmentations/recipes.py
     "views": 2,  # random views of each X-ray in a step; more than 2 use the mean-view loss
     # optimisation
     "num_epochs": 10,  # passes over the unlabelled images
@@ -60,10 +61,22 @@ config: dict[str, Any] = {
     "probe_every": 2,  # epochs between linear and kNN probes on validation
     "checkpoint_every": 500,  # steps between checkpoints inside an epoch; each epoch ends with one
 }
+# What changes when `dataset` is not a phantom. The evidence: balanced accuracy (%) of a linear probe by 20, 93, 187 and
+# 1,869 labels on 1,354 held-out X-rays of the COVID layout, after pretraining on 6,208 X-rays of both layouts at 64 px;
+# one run each of a prototype. Random weights have 48.4, 56.4, 59.6, 67.7.
+real_xrays: dict[str, Any] = {
+    "img_res": 64,  # as measured; 224 for final results on a GPU
+    "recipe": "original",  # at two views 53.0, 60.7, 64.7, 73.9; "base" 49.8, 59.6, 65.2, 75.4
+    "views": 4,  # 54.4, 63.3, 67.0, 76.3
+    "batch_size": 128,  # as measured; a step costs what one of 256 with two views does
+    "num_epochs": 20,  # after 10 epochs 53.6, 63.3, 66.7, 73.8
+    "projector_dims": [1024, 1024],  # as measured, with lambda 5e-3
+    "lr": 1e-3,  # as measured, with adamw
+}
 defaults = config
 
 if __name__ == "__main__":
-    config = flags(config, __doc__, __file__)  # before the slow imports
+    config = flags(config, __doc__, __file__, real_xrays=real_xrays)  # before the slow imports
 
 import shlex
 

@@ -21,13 +21,20 @@ CURSOR_UP = "\x1b[A"  # how tqdm returns from a nested bar
 Item = TypeVar("Item")
 
 
-def flags(config: Mapping[str, Any], description: str | None, *files: str, first: str = "") -> dict[str, Any]:
+def flags(
+    config: Mapping[str, Any],
+    description: str | None,
+    *files: str,
+    first: str = "",
+    real_xrays: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Return a script's config with what the command line changes.
 
     Each key becomes a typed flag, `--num-epochs 20`; --help shows it with the comment at the end of its line in the
     Python `files`, the script's own first, and exits. A first argument that is not a flag is the value of `first`.
-    `{dataset}` in a run_name becomes the value of that key. An unknown flag or a value of the wrong type ends the
-    script with one sentence. Call it before the slow imports, so that both answers come at once.
+    Where `dataset` is not a phantom, the values of `real_xrays` replace those of `config`, and flags win over both;
+    --help shows them too. `{dataset}` in a run_name becomes the value of that key. An unknown flag or a value of the
+    wrong type ends the script with one sentence. Call it before the slow imports, so that both answers come at once.
     """
     arguments = sys.argv[1:]
     if first and arguments and not arguments[0].startswith("-"):
@@ -39,7 +46,7 @@ def flags(config: Mapping[str, Any], description: str | None, *files: str, first
     for path in reversed(files):
         comments |= key_comments(Path(path).read_text(encoding="utf-8"))
     try:
-        chosen = parse_flags(config, comments, description, arguments)
+        chosen = parse_flags(config, comments, description, arguments, real_xrays or {})
     except UserError as error:
         sys.exit(f"error: {error}")
     if "dataset" in chosen and "run_name" in chosen:
@@ -58,19 +65,22 @@ def run_script(main: Callable[[AnyConfig], object], kind: type[AnyConfig], confi
 
 
 def parse_flags(
-    config: Mapping[str, Any], comments: Mapping[str, str], description: str | None, arguments: Sequence[str]
+    config: Mapping[str, Any],
+    comments: Mapping[str, str],
+    description: str | None,
+    arguments: Sequence[str],
+    real_xrays: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return `config` with what the arguments change; --help prints `description` and the comments, and exits.
 
-    Raises UserError for a flag that does not exist, naming the nearest, and for a value of another type.
+    `real_xrays` replaces values of `config` where `dataset` is not a phantom. Raises UserError for a flag that does not
+    exist, naming the nearest, and for a value of another type.
     """
+    values, real = flat(config), flat(real_xrays or {})
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser._negative_number_matcher = re.compile(r"-\.?\d")  # argparse's own does not know -1e-3
-    values = flat(config)
     for key, value in values.items():
-        comment = comments.get(key, comments.get(key.rpartition(".")[2], ""))
-        shown = " ".join(map(str, value)) if isinstance(value, list) else value
-        text = f"{comment} (default: {shown})".replace("%", "%%")
+        text = _help(key, values, real, comments).replace("%", "%%")
         parser.add_argument(_flag(key), dest=key, default=value, help=text, **_parsing(value))
     # an underscore in a flag is a dash
     normal = [_flag(word[2:].partition("=")[0]) + _tail(word) if word.startswith("--") else word for word in arguments]
@@ -80,19 +90,36 @@ def parse_flags(
         close = difflib.get_close_matches(word, list(parser._option_string_actions), n=1)
         hint = f"did you mean {close[0]}? " if close and word.startswith("--") else ""
         raise UserError(f"{word!r} is not a flag or a value of one; {hint}--help lists them all.")
+    if real and not found.dataset.startswith("phantom"):
+        parser.set_defaults(**real)
+        found = parser.parse_args(normal)
     return _nested(vars(found))
 
 
 def key_comments(source: str) -> dict[str, str]:
-    """Return {key: the comment at the end of its line} for the keys of the dict literals in Python source."""
+    """Return {key: the comment at the end of its line} for the keys of the dict literals in Python source.
+
+    Keys of a dict in a dict have its key before them, "finetune.lr", and those of a dict real_xrays its name.
+    """
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     by_line = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    keys = [key for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Dict) for key in node.keys]
-    return {
-        key.value: by_line[key.lineno]
-        for key in keys
-        if isinstance(key, ast.Constant) and isinstance(key.value, str) and key.lineno in by_line
-    }
+    comments: dict[str, str] = {}
+
+    def read(node: ast.AST, prefix: str) -> None:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            prefix = "real_xrays." if node.target.id.lower() == "real_xrays" else ""
+        if not isinstance(node, ast.Dict):
+            for child in ast.iter_child_nodes(node):
+                read(child, prefix)
+            return
+        for key, value in zip(node.keys, node.values, strict=True):
+            if isinstance(key, ast.Constant):
+                if key.lineno in by_line:
+                    comments[f"{prefix}{key.value}"] = by_line[key.lineno]
+                read(value, f"{prefix}{key.value}.")
+
+    read(ast.parse(source), "")
+    return comments
 
 
 def progress_bar(total: int, description: str, done: int = 0, show: bool = True, unit: str = "img") -> "tqdm[Any]":
@@ -131,6 +158,20 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         flag, _, problem = message.removeprefix("argument ").partition(": ")
         raise UserError(f"{flag}: {problem}; --help lists the flags." if problem else f"{message}; see --help.")
+
+
+def _help(key: str, values: Mapping[str, Any], real: Mapping[str, Any], comments: Mapping[str, str]) -> str:
+    """What a key is, its default, and its value for real X-rays with the reason."""
+
+    def shown(value: object) -> str:
+        return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    comment = comments.get(key, comments.get(key.rpartition(".")[2], ""))
+    defaults = [f"default: {shown(values[key])}"]
+    if key in real:
+        reason = comments.get(f"real_xrays.{key}")
+        defaults.append(f"real X-rays: {shown(real[key])}" + (f" ({reason})" if reason else ""))
+    return f"{comment} ({'; '.join(defaults)})"
 
 
 def _parsing(value: object) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The one door to data: both layouts, what is kept and what is said about it."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def test_a_broken_image_is_left_out_of_columns_and_pixels(tmp_path: Path, phanto
     assert victim not in xrays.columns.paths
     assert torch.equal(xrays.batch(torch.tensor([3])), whole.batch(torch.tensor([4])))
     assert not xrays.synthetic
+
+
+@pytest.mark.parametrize(("img_res", "stored"), [(32, 36), (48, 54), (64, 73), (224, 256)])
+def test_a_store_res_of_0_leaves_an_eighth_of_room(img_res: int, stored: int) -> None:
+    config = DataConfig(dataset="covid", data_root="", store_res=0, img_res=img_res, split_seed=0)
+    assert config.stored_size == stored
+    assert dataclasses.replace(config, store_res=300).stored_size == 300
+
+
+def test_images_are_stored_at_the_derived_size(phantoms: Path) -> None:
+    assert opened("covid", phantoms / COVID_ROOT, size=0).store.size == 36
 
 
 def test_what_is_wrong_is_said(tmp_path: Path, phantoms: Path) -> None:

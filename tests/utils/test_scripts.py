@@ -122,6 +122,40 @@ def test_a_mistake_is_named(arguments: list[str], sentence: str) -> None:
     assert str(raised.value).startswith(sentence)
 
 
+REAL = {"num_epochs": 20, "projector_dims": [64, 64], "finetune": {"num_steps": 300}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes"),
+    [
+        ([], {}),
+        (["--dataset", "phantom_marker"], {"dataset": "phantom_marker"}),
+        (["--dataset", "covid"], {"num_epochs": 20, "projector_dims": [64, 64], "num_steps": 300}),
+        (["--dataset", "covid", "--num-epochs", "3"], {"num_epochs": 3, "projector_dims": [64, 64], "num_steps": 300}),
+        (
+            ["--finetune.num-steps", "7", "--dataset=covid"],
+            {"num_epochs": 20, "projector_dims": [64, 64], "num_steps": 7},
+        ),
+    ],
+)
+def test_real_xrays_change_defaults_and_flags_win(arguments: list[str], changes: dict[str, Any]) -> None:
+    found = parse_flags({"dataset": "phantom", **CONFIG}, {}, "", arguments, REAL)
+    expected = {"dataset": "covid" if "num_steps" in changes else "phantom", **CONFIG, **changes}
+    steps = expected.pop("num_steps", 5)
+    assert found == {**expected, "finetune": {"num_steps": steps, "lrs": [0.1]}}
+
+
+def test_help_shows_the_values_for_real_xrays_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    source = "config: dict = {\n'lr': 1,  # rate\n'finetune': {\n'lr': 2,  # of the head\n},\n}\n"
+    comments = key_comments(source + "real_xrays: dict = {\n'lr': 3,  # 2 gained 5% less\n}\n")
+    config = {"dataset": "phantom", "lr": 1, "finetune": {"lr": 2}}
+    with pytest.raises(SystemExit):
+        parse_flags(config, comments, "", ["--help"], {"lr": 3})
+    text = " ".join(capsys.readouterr().out.split())
+    assert "rate (default: 1; real X-rays: 3 (2 gained 5% less))" in text
+    assert "of the head (default: 2)" in text
+
+
 def test_the_data_sets_name_goes_into_the_run_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["script.py", "--dataset", "covid"])
     assert flags({"dataset": "phantom", "run_name": "pretrain/{dataset}"}, "") == {
