@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-from dataset_loader.phantoms.dataset import ensure_phantoms
+from dataset_loader.phantoms.dataset import ensure_chexpert_phantoms, ensure_phantoms
 from utils.config import REPO_ROOT
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -24,7 +24,8 @@ Script = Callable[..., "subprocess.CompletedProcess[str]"]
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with 240 synthetic X-rays in the COVID layout and those of 48 patients in CheXpert's."""
     folder = tmp_path_factory.mktemp("data") / "phantom"
-    ensure_phantoms(folder, covid_images=240, chexpert_patients=48, size=64)
+    ensure_phantoms(folder, images=240, size=64)
+    ensure_chexpert_phantoms(folder, patients=48, size=64)
     return folder
 
 
