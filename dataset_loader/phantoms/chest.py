@@ -15,30 +15,30 @@ Ranges = Mapping[str, tuple[float, float]]
 AIR = 1.5  # optical depths of tissue that a fully aerated lung replaces
 
 PERSON: Ranges = {  # what a patient keeps from one X-ray to the next
-    "cage_width": (0.68, 0.86),
-    "apex": (-0.86, -0.68),
-    "dome": (0.38, 0.60),  # y of the diaphragm in full inspiration
-    "dome_drop": (-0.03, 0.10),  # of the patient's left dome below the right one
-    "heart_size": (0.78, 1.18),
-    "heart_tilt": (0.45, 0.95),
-    "mediastinum": (0.75, 1.4),
-    "aortic_knob": (0.02, 0.09),
-    "rib_spacing": (0.125, 0.18),
+    "cage_width": (0.73, 0.83),
+    "apex": (-0.82, -0.72),
+    "dome": (0.43, 0.54),  # y of the diaphragm in full inspiration
+    "dome_drop": (0.0, 0.08),  # of the patient's left dome below the right one
+    "heart_size": (0.84, 1.06),
+    "heart_tilt": (0.6, 0.85),
+    "mediastinum": (0.85, 1.2),
+    "aortic_knob": (0.03, 0.07),
+    "rib_spacing": (0.13, 0.17),
     "rib_phase": (0.0, 1.0),
-    "rib_slope": (0.2, 0.8),
-    "rib_contrast": (0.45, 1.15),
-    "clavicle": (-0.70, -0.52),
-    "soft_tissue": (0.0, 1.0),
-    "breast": (-0.4, 0.6),  # none below 0
-    "vessels": (0.5, 1.2),
-    "bend": (-0.06, 0.06),  # of the spine
+    "rib_slope": (0.35, 0.7),
+    "rib_contrast": (0.35, 0.75),
+    "clavicle": (-0.66, -0.56),
+    "soft_tissue": (0.2, 0.8),
+    "breast": (-0.4, 0.4),  # none below 0
+    "vessels": (0.5, 1.0),
+    "bend": (-0.04, 0.04),  # of the spine
 }
 POSE: Ranges = {  # how the patient stood before the detector
-    "tilt": (-0.17, 0.17),  # radians
-    "zoom": (0.86, 1.24),
+    "tilt": (-0.2, 0.2),  # radians
+    "zoom": (0.84, 1.26),
     "stretch": (0.92, 1.08),  # width over height
-    "right": (-0.12, 0.12),
-    "down": (-0.12, 0.12),
+    "right": (-0.14, 0.14),
+    "down": (-0.14, 0.14),
     "turn": (-1.0, 1.0),  # about the long axis
     "breath": (0.0, 1.0),  # 1 is full inspiration
 }
@@ -211,4 +211,3 @@ class Chest:
             phase = self.dice.uniform(0, 6.28) + self.left * self.dice.uniform(0, 6.28)
             rays += bump(np.sin(0.5 * (number * (angle + wave) + phase)), 0.25 + 0.15 / number)
         return self.p["vessels"] * (0.35 * rays * np.maximum(1 - r / 0.9, 0) + 0.3 * bump(r, 0.18))
-

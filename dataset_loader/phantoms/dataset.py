@@ -117,7 +117,7 @@ def _plan_class(name: str, total: int, seed: int, planted_marker: bool) -> list[
     for number in range(1, count + 1):
         shown = number - (count - copies) if number > count - copies else number
         rng = np.random.default_rng([seed, 6, kind, shown])
-        signs = {CLASS_SIGNS[name]: float(rng.uniform(0.25, 1.0))} if name in CLASS_SIGNS else {}
+        signs = {CLASS_SIGNS[name]: float(rng.uniform(0.4, 1.0))} if name in CLASS_SIGNS else {}
         if rng.random() < 0.2:
             signs["Support Devices"] = 1.0
         is_marked = np.random.default_rng([seed, 7, kind, number]).random() < MARKED_SHARE[name == MARKED_CLASS]
@@ -143,11 +143,11 @@ def draw(xrays: Sequence[XRay], shape: tuple[int, int]) -> tuple[Array, Array]:
     def severity(name: str) -> Array:
         return np.array([x.signs.get(name, 0) for x in xrays], np.float32)[:, None, None]
 
-    slip = film.uniform(-0.008, 0.008)  # a second film of a scene is moved by less than a pixel
+    slip = film.uniform(-0.006, 0.006)  # a second film of a scene is moved by less than a pixel
     chest = Chest(person, scene, slip, severity("Cardiomegaly"), shape)
-    for name, add_sign in SIGNS.items():
+    for number, (name, add_sign) in enumerate(SIGNS.items()):
         if severity(name).any():
-            add_sign(chest, severity(name))
+            add_sign(chest, severity(name), Dice([(*x.scene, number) for x in xrays]))
     density = chest.density() + wires(scene, severity("Support Devices").ravel() > 0, shape)
     pictures = expose(density, film)
     collimate(pictures, scene)
@@ -189,7 +189,9 @@ def _is_finished(root: Path, request: dict) -> bool:
             f"{root} exists but holds no finished synthetic X-rays (no {RECORD}); move or delete it, or choose "
             "another folder."
         ) from None
-    differing = [f"{key} {found.get(key)} (asked: {value})" for key, value in request.items() if found.get(key) != value]
+    differing = [
+        f"{key} {found.get(key)} (asked: {value})" for key, value in request.items() if found.get(key) != value
+    ]
     if differing:
         raise UserError(
             f"{root} holds synthetic X-rays of another request: {', '.join(differing)}; choose another folder, or "
@@ -232,7 +234,7 @@ def _save(xrays: Sequence[XRay], shape: tuple[int, int], root: Path) -> int:
         file = root / xray.file
         Image.fromarray(picture).save(file, compress_level=1, quality=92)
         if file.parent.name == "images":
-            Image.fromarray(mask).save(file.parent.parent / "masks" / file.name)
+            Image.fromarray(mask.astype(np.uint8) * 255).save(file.parent.parent / "masks" / file.name)
     return len(xrays)
 
 

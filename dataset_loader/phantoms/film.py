@@ -12,7 +12,7 @@ MARKER_SHARE = 0.07  # width of the planted marker in image heights; it lies 2 p
 FILM: Ranges = {  # how a picture was taken and windowed; a second picture of a chest differs in these alone
     "sharpness": (0.003, 0.009),  # sigma in image heights
     "scatter": (0.05, 0.6),
-    "noise": (0.005, 0.03),
+    "noise": (0.004, 0.022),
     "low": (0.0, 0.6),  # black and white point, in contrasts of the middle of the picture beyond its own
     "high": (-0.1, 0.5),
     "gamma": (-0.45, 0.45),  # its logarithm
@@ -53,7 +53,7 @@ def collimate(pictures: Array, scene: Dice) -> None:
     height, width = pictures.shape[1:]
     rows, cols = np.arange(height)[None, :, None] / height, np.arange(width)[None, None] / width
     for along, across in ((rows, cols), (1 - rows, cols), (cols, rows), (1 - cols, rows)):
-        pictures *= along > scene.uniform(-0.35, 0.10) + scene.uniform(-0.06, 0.06) * (across - 0.5)
+        pictures *= along > scene.uniform(-0.9, 0.10) + scene.uniform(-0.06, 0.06) * (across - 0.5)
 
 
 def wires(scene: Dice, wearing: Array, shape: tuple[int, int]) -> Array:
@@ -86,7 +86,7 @@ def _device(rng: np.random.Generator, height: int, width: int) -> Array:
 def annotate(picture: Array, rng: np.random.Generator) -> None:
     """Write a side marker or a few words near a corner of most pictures [H, W]."""
     height, width = picture.shape
-    for _ in range(rng.integers(0, 3)):
+    for _ in range(rng.integers(0, 2)):
         text = str(rng.choice(("R", "L", "R", "L", "AP", "PORTABLE", "ERECT", "SUPINE")))
         font = _font(max(6, round(height * rng.uniform(0.06, 0.13) / len(text) ** 0.5)))
         stencil = Image.new("L", (width, height))
