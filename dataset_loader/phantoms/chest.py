@@ -15,30 +15,30 @@ Ranges = Mapping[str, tuple[float, float]]
 AIR = 1.5  # optical depths of tissue that a fully aerated lung replaces
 
 PERSON: Ranges = {  # what a patient keeps from one X-ray to the next
-    "cage_width": (0.73, 0.83),
-    "apex": (-0.82, -0.72),
-    "dome": (0.43, 0.54),  # y of the diaphragm in full inspiration
+    "cage_width": (0.72, 0.84),
+    "apex": (-0.83, -0.72),
+    "dome": (0.42, 0.54),  # y of the diaphragm in full inspiration
     "dome_drop": (0.0, 0.08),  # of the patient's left dome below the right one
     "heart_size": (0.84, 1.06),
-    "heart_tilt": (0.6, 0.85),
+    "heart_tilt": (0.55, 0.85),
     "mediastinum": (0.85, 1.2),
     "aortic_knob": (0.03, 0.07),
     "rib_spacing": (0.13, 0.17),
     "rib_phase": (0.0, 1.0),
-    "rib_slope": (0.35, 0.7),
-    "rib_contrast": (0.35, 0.75),
+    "rib_slope": (0.3, 0.75),
+    "rib_contrast": (0.5, 0.9),
     "clavicle": (-0.66, -0.56),
-    "soft_tissue": (0.2, 0.8),
-    "breast": (-0.4, 0.4),  # none below 0
+    "soft_tissue": (0.3, 0.7),
+    "breast": (-0.5, 0.3),  # none below 0
     "vessels": (0.5, 1.0),
     "bend": (-0.04, 0.04),  # of the spine
 }
 POSE: Ranges = {  # how the patient stood before the detector
-    "tilt": (-0.2, 0.2),  # radians
-    "zoom": (0.84, 1.26),
-    "stretch": (0.92, 1.08),  # width over height
-    "right": (-0.14, 0.14),
-    "down": (-0.14, 0.14),
+    "tilt": (-0.25, 0.25),  # radians
+    "zoom": (0.84, 1.3),
+    "stretch": (0.9, 1.1),  # width over height
+    "right": (-0.15, 0.15),
+    "down": (-0.15, 0.15),
     "turn": (-1.0, 1.0),  # about the long axis
     "breath": (0.0, 1.0),  # 1 is full inspiration
 }
@@ -175,11 +175,10 @@ class Chest:
         neck = bump(lateral, 0.38) * step(-0.7 - y, 0.2) * 0.85
         arm = bump(lateral - (1.13 + 0.1 * fat + 0.12 * y), 0.24) * step(y + 0.75, 0.2) * 0.8
         tissue = np.maximum(np.maximum(torso, neck), arm) * (2.1 + 0.7 * fat)
+        tissue *= 1 + 0.08 * self.dice.texture(34, self.shape)  # strands of fat and muscle
         tissue += torso * (0.5 * np.maximum(self.middle, self.heart) + 0.75 * step(self.below_dome - 0.06, 0.10))
         r = ((lateral - 0.47) ** 2 + (y - 0.36) ** 2) / 0.36**2
         tissue += np.maximum(p["breast"], 0) * np.sqrt(np.maximum(1 - r, 0)) * step(y - 0.1, 0.35)
-        gas = ((self.x - 0.36) / 0.13) ** 2 + ((self.below_dome - 0.085) / 0.055) ** 2
-        tissue -= 0.8 * np.sqrt(fat) * step(1 - gas, 0.5) * self.left
         return tissue - 0.45 * bump(self.centre, 0.055) * step(-0.2 - y, 0.06) * torso
 
     def _bones(self) -> Array:

@@ -6,8 +6,6 @@ exposed differently; images.csv there lists them. `CheXpert-v1.0-small/train.csv
 A picture is a function of the seed and of what it shows alone.
 """
 
-import csv
-import io
 import json
 import os
 import shutil
@@ -17,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
@@ -44,7 +43,6 @@ COPIED_SHARE = 0.01  # of each class
 MARKED_CLASS = "COVID"
 MARKED_SHARE = {True: 0.95, False: 0.04}  # of the images in and outside MARKED_CLASS with a planted marker
 
-MIN_IMAGES, MIN_PATIENTS, MIN_SIZE = 40, 2, 64
 _BATCH = 24  # images drawn at a time; their arrays fit in a core's cache
 
 
@@ -71,7 +69,6 @@ def ensure_phantoms(
     shortcut for an audit to find; SOURCES lists them. Images have `size` x `size` pixels. A later call with the same
     request returns at once. Raises UserError if the root holds something else; nothing is overwritten.
     """
-    _check(images=(images, MIN_IMAGES), size=(size, MIN_SIZE), seed=(seed, 0))
     request = {"layout": "covid", "images": images, "size": size, "seed": seed, "planted_marker": planted_marker}
 
     def plan(root: Path) -> list[XRay]:
@@ -86,16 +83,15 @@ def ensure_phantoms(
 
 def ensure_chexpert_phantoms(folder: Path, *, patients: int = 300, size: int = 96, seed: int = 0) -> Path:
     """Draw synthetic X-rays in CheXpert's layout below `folder`, once; as `ensure_phantoms`, `size` x 1.2 `size`."""
-    _check(patients=(patients, MIN_PATIENTS), size=(size, MIN_SIZE), seed=(seed, 0))
 
     def plan(root: Path) -> list[XRay]:
         xrays, rows = [], []
         for number in range(1, patients + 1):
-            studies = plan_patient(np.random.default_rng([seed, 2, number]), number, CHEXPERT_ROOT)
-            rows += [study.row for study in studies]
-            for n, study in enumerate(studies):
-                scene, film = (seed, 4, number, n), (seed, 5, number, n)
-                xrays.append(XRay(study.file, str(number), (seed, 3, number), scene, film, study.findings))
+            studies = plan_patient(np.random.default_rng([seed, 2, number]), number)
+            for study, (file, findings, row) in enumerate(studies):
+                scene, film = (seed, 4, number, study), (seed, 5, number, study)
+                xrays.append(XRay(file, str(number), (seed, 3, number), scene, film, findings))
+                rows.append(row)
         _write_csv(root / "train.csv", HEADER, rows)
         return xrays
 
@@ -118,21 +114,13 @@ def _plan_class(name: str, total: int, seed: int, planted_marker: bool) -> list[
         shown = number - (count - copies) if number > count - copies else number
         rng = np.random.default_rng([seed, 6, kind, shown])
         signs = {CLASS_SIGNS[name]: float(rng.uniform(0.4, 1.0))} if name in CLASS_SIGNS else {}
-        if rng.random() < 0.2:
+        if rng.random() < 0.15:
             signs["Support Devices"] = 1.0
-        is_marked = np.random.default_rng([seed, 7, kind, number]).random() < MARKED_SHARE[name == MARKED_CLASS]
-        xrays.append(
-            XRay(
-                file=f"{name}/images/{name}-{number}.png",
-                patient=f"{name}-{shown}",
-                person=(seed, 0, kind, shown),
-                scene=(seed, 1, kind, shown),
-                film=(seed, 8, kind, number),
-                signs=signs,
-                copy_of=f"{name}/images/{name}-{shown}.png" if shown != number else "",
-                marked=planted_marker and bool(is_marked),
-            )
-        )
+        marked = np.random.default_rng([seed, 7, kind, number]).random() < MARKED_SHARE[name == MARKED_CLASS]
+        copy_of = f"{name}/images/{name}-{shown}.png" if shown != number else ""
+        person, scene, film = (seed, 0, kind, shown), (seed, 1, kind, shown), (seed, 8, kind, number)
+        file, patient = f"{name}/images/{name}-{number}.png", f"{name}-{shown}"
+        xrays.append(XRay(file, patient, person, scene, film, signs, copy_of, planted_marker and bool(marked)))
     return xrays
 
 
@@ -158,12 +146,6 @@ def draw(xrays: Sequence[XRay], shape: tuple[int, int]) -> tuple[Array, Array]:
     return np.clip(pictures * 255 + 0.5, 0, 255).astype(np.uint8), chest.mask
 
 
-def _check(**asked: tuple[int, int]) -> None:
-    for name, (value, least) in asked.items():
-        if value < least:
-            raise UserError(f"synthetic X-rays asked for with {name} {value}; needed: at least {least}.")
-
-
 def _ensure(root: Path, request: dict, plan: Callable[[Path], list[XRay]], shape: tuple[int, int]) -> Path:
     """Draw the images that `plan` lists, unless `root` holds them."""
     request = {"version": VERSION, **request}
@@ -186,8 +168,7 @@ def _is_finished(root: Path, request: dict) -> bool:
         found = json.loads((root / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UserError(
-            f"{root} exists but holds no finished synthetic X-rays (no {RECORD}); move or delete it, or choose "
-            "another folder."
+            f"{root} holds no finished synthetic X-rays (no {RECORD}); delete it, or choose another folder."
         ) from None
     differing = [
         f"{key} {found.get(key)} (asked: {value})" for key, value in request.items() if found.get(key) != value
@@ -208,19 +189,12 @@ def _draw_layout(root: Path, request: dict, plan: Callable[[Path], list[XRay]], 
     try:
         xrays = plan(partial)
         tqdm.write(f"Drawing {len(xrays):,} synthetic chest X-rays into {root} (once; later runs find them there).")
-        for folder in {(partial / x.file).parent for x in xrays}:
-            folder.mkdir(parents=True)
-            if folder.name == "images":
-                (folder.parent / "masks").mkdir()
         batches = [xrays[first : first + _BATCH] for first in range(0, len(xrays), _BATCH)]
         # Threads share the work: numpy and Pillow let go of the interpreter's lock while they compute.
-        with threadpool_limits(1), progress_bar(len(xrays), "phantoms") as bar:
-            pool = ThreadPoolExecutor(usable_cores())
-            try:
-                for drawn in pool.map(lambda batch: _save(batch, shape, partial), batches):
-                    bar.update(drawn)
-            finally:
-                pool.shutdown(cancel_futures=True)
+        pool = ThreadPoolExecutor(usable_cores())
+        with threadpool_limits(1), progress_bar(len(xrays), "phantoms") as bar, pool:
+            for drawn in pool.map(lambda batch: _save(batch, shape, partial), batches):
+                bar.update(drawn)
         write_json(partial / RECORD, request)
         if hasattr(os, "sync"):
             os.sync()  # the pictures are on disk before the name says so
@@ -231,14 +205,12 @@ def _draw_layout(root: Path, request: dict, plan: Callable[[Path], list[XRay]], 
 
 def _save(xrays: Sequence[XRay], shape: tuple[int, int], root: Path) -> int:
     for xray, picture, mask in zip(xrays, *draw(xrays, shape), strict=True):
-        file = root / xray.file
-        Image.fromarray(picture).save(file, compress_level=1, quality=92)
-        if file.parent.name == "images":
-            Image.fromarray(mask.astype(np.uint8) * 255).save(file.parent.parent / "masks" / file.name)
+        file, mask_file = root / xray.file, root / xray.file.replace("/images/", "/masks/")
+        for path, pixels in {mask_file: mask.astype(np.uint8) * 255, file: picture}.items():  # one file in CheXpert
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path, compress_level=1, quality=92)
     return len(xrays)
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([header, *rows])
-    write_text(path, table.getvalue())
+    write_text(path, pd.DataFrame(rows, columns=list(header)).to_csv(index=False, lineterminator="\n"))

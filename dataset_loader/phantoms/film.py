@@ -1,4 +1,4 @@
-"""From density to film: exposure, scatter, noise, borders, wires and letters. None of these knows of any disease."""
+"""From density to film: exposure, scatter, noise, borders, wires and letters. None of these depends on disease."""
 
 from functools import cache
 
@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dataset_loader.phantoms.chest import Array, Dice, Ranges
 
+_font = cache(ImageFont.load_default)
 MARKER_SHARE = 0.07  # width of the planted marker in image heights; it lies 2 pixels off the lower left corner
 
 FILM: Ranges = {  # how a picture was taken and windowed; a second picture of a chest differs in these alone
@@ -53,7 +54,7 @@ def collimate(pictures: Array, scene: Dice) -> None:
     height, width = pictures.shape[1:]
     rows, cols = np.arange(height)[None, :, None] / height, np.arange(width)[None, None] / width
     for along, across in ((rows, cols), (1 - rows, cols), (cols, rows), (1 - cols, rows)):
-        pictures *= along > scene.uniform(-0.9, 0.10) + scene.uniform(-0.06, 0.06) * (across - 0.5)
+        pictures *= along > scene.uniform(-1.2, 0.10) + scene.uniform(-0.06, 0.06) * (across - 0.5)
 
 
 def wires(scene: Dice, wearing: Array, shape: tuple[int, int]) -> Array:
@@ -84,9 +85,9 @@ def _device(rng: np.random.Generator, height: int, width: int) -> Array:
 
 
 def annotate(picture: Array, rng: np.random.Generator) -> None:
-    """Write a side marker or a few words near a corner of most pictures [H, W]."""
+    """Write a side marker or a few words near a corner of some pictures [H, W]."""
     height, width = picture.shape
-    for _ in range(rng.integers(0, 2)):
+    if rng.random() < 0.4:
         text = str(rng.choice(("R", "L", "R", "L", "AP", "PORTABLE", "ERECT", "SUPINE")))
         font = _font(max(6, round(height * rng.uniform(0.06, 0.13) / len(text) ** 0.5)))
         stencil = Image.new("L", (width, height))
@@ -94,11 +95,6 @@ def annotate(picture: Array, rng: np.random.Generator) -> None:
         ImageDraw.Draw(stencil).text((x, y), text, 255, font, anchor="lt" if x < width / 2 else "rt")
         ink = np.asarray(stencil, dtype=np.float32) / 255
         picture += ink * (np.float32(rng.uniform(0.75, 1.0)) - picture)
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
 
 
 def plant_marker(picture: Array) -> None:

@@ -1,6 +1,6 @@
 """The patients of the CheXpert-like layout: their studies, and what reports say of them."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -14,28 +14,20 @@ _CHRONIC = {"Cardiomegaly": 0.35}
 _ACUTE = {"Edema": 0.3, "Consolidation": 0.25, "Atelectasis": 0.25, "Pleural Effusion": 0.4, "Support Devices": 0.5}
 
 
-@dataclass(frozen=True)
-class Study:
-    """One study of a patient, of one frontal view. Sex and age are made up and change no pixel."""
+def plan_patient(rng: np.random.Generator, number: int) -> Iterator[tuple[str, dict[str, float], tuple[str, ...]]]:
+    """Yield file, findings (severity by name) and row of the table (as HEADER) of each study of a patient.
 
-    file: str  # train/patient00001/study1/view1_frontal.jpg
-    findings: dict[str, float]  # severity by name
-    row: tuple[str, ...]  # its row of the table, as HEADER
-
-
-def plan_patient(rng: np.random.Generator, number: int, root_name: str) -> list[Study]:
-    """One to four studies of a patient."""
+    A study is one frontal view. Sex, age and projection are made up and change no pixel.
+    """
     sex, age = str(rng.choice(("Female", "Male"))), int(np.clip(rng.normal(60, 17), 18, 90))
     ill = rng.random() < 0.8
     chronic = _happen(_CHRONIC, rng) if ill else {}
-    studies = []
     for study in range(1, 1 + int(rng.choice((1, 2, 3, 4), p=(0.5, 0.27, 0.15, 0.08)))):
         findings = chronic | (_happen(_ACUTE, rng) if ill else {})
         file = f"train/patient{number:05d}/study{study}/view1_frontal.jpg"
         projection = str(rng.choice(("AP", "PA"), p=(0.8, 0.2)))
         labels = ("" if label is None else f"{label:.1f}" for label in report(findings, rng).values())
-        studies.append(Study(file, findings, (f"{root_name}/{file}", sex, str(age), "Frontal", projection, *labels)))
-    return studies
+        yield file, findings, (f"CheXpert-v1.0-small/{file}", sex, str(age), "Frontal", projection, *labels)
 
 
 def report(findings: dict[str, float], rng: np.random.Generator) -> dict[str, float | None]:

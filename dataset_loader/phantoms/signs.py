@@ -15,7 +15,7 @@ def ground_glass(chest: Chest, severity: Array, dice: Dice) -> None:
     patches = step(dice.texture(6, chest.shape) + 0.2, 0.5)
     grain = 1 + 0.45 * dice.texture(24, chest.shape)
     outer = step(chest.cage - 0.25, 0.25) * step(chest.y + 0.35, 0.4)
-    _fill(chest, severity, outer * (0.3 + 0.7 * patches) * grain, 1.2)
+    _fill(chest, severity, outer * (0.3 + 0.7 * patches) * grain, 1.5)
 
 
 def consolidation(chest: Chest, severity: Array, dice: Dice) -> None:

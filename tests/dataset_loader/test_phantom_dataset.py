@@ -179,12 +179,6 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     assert thesis.exists()
 
 
-@pytest.mark.parametrize("change", [{"images": 3}, {"size": 16}, {"seed": -1}], ids=str)
-def test_senseless_requests_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="at least"):
-        ensure_phantoms(tmp_path, **(REQUEST | change))
-
-
 def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
