@@ -16,12 +16,14 @@ from dataset_loader.columns import Columns
 from dataset_loader.covid_dataset import read_covid
 from dataset_loader.duplicates import THUMBNAIL, find_duplicates, joined_groups
 from dataset_loader.image_store import ImageStore, open_store
-from dataset_loader.phantoms.dataset import RECORD, ensure_phantoms
+from dataset_loader.phantoms.dataset import RECORD, ensure_chexpert_phantoms, ensure_phantoms
 from dataset_loader.splits import PARTS, image_ids, split_by_group, split_hash, strata_of, write_split
 from utils.config import DATASETS_ROOT, Config, UserError, check_at_least, check_choice, repo_path
 from utils.files import write_text
 
-PHANTOMS = ["phantom", "phantom_marker"]  # built in; the second has a planted shortcut for the audit
+# Built in: in the COVID layout, the same with a planted shortcut for the audit, and in CheXpert's layout.
+PHANTOMS = ["phantom", "phantom_marker", "phantom_chexpert"]
+PATIENTS_KNOWN = ["chexpert", "phantom_chexpert"]  # grouped by patient; elsewhere by near-duplicates
 DATASETS = [*PHANTOMS, "covid", "chexpert"]
 DEFAULT_ROOTS = {
     "covid": DATASETS_ROOT / "COVID-19_Radiography_Dataset",
@@ -123,7 +125,7 @@ def open_xrays(config: DataConfig, device: torch.device) -> XRays:
     columns = read_columns(config)
     store = open_store(columns.root, list(columns.paths), config.stored_size, DATASETS_ROOT / ".cache")
     columns = columns.take(store.kept)
-    duplicates = _duplicates(columns) if config.dataset != "chexpert" else NO_DUPLICATES
+    duplicates = NO_DUPLICATES if config.dataset in PATIENTS_KNOWN else _duplicates(columns)
     columns = replace(columns, groups=joined_groups(columns.paths, columns.groups, duplicates))
     parts = split_by_group(columns.paths, columns.groups, strata_of(columns.labels), config.split_seed)
     source = "phantom" if _is_phantom(columns.root) else config.dataset
@@ -138,7 +140,9 @@ def read_columns(config: DataConfig) -> Columns:
     """Return the columns of the data set that `config` names; phantoms are drawn if they do not exist yet."""
     if config.dataset in PHANTOMS:
         folder = repo_path(config.data_root) if config.data_root else DATASETS_ROOT / config.dataset
-        return read_covid(ensure_phantoms(folder, planted_marker=config.dataset == "phantom_marker")[0])
+        if config.dataset == "phantom_chexpert":
+            return read_chexpert(ensure_chexpert_phantoms(folder))
+        return read_covid(ensure_phantoms(folder, planted_marker=config.dataset == "phantom_marker"))
     root = repo_path(config.data_root) if config.data_root else DEFAULT_ROOTS[config.dataset]
     return read_covid(root) if config.dataset == "covid" else read_chexpert(root)
 
@@ -156,4 +160,4 @@ def _duplicates(columns: Columns) -> pd.DataFrame:
 
 
 def _is_phantom(root: Path) -> bool:
-    return (root.parent / RECORD).exists()
+    return (root / RECORD).exists()

@@ -21,7 +21,7 @@ os.environ |= {"CXR_RUNS": f"{HOME}/runs", "CXR_DATASETS": f"{HOME}/datasets"}
 
 import pytest
 
-from dataset_loader.phantoms.dataset import ensure_phantoms
+from dataset_loader.phantoms.dataset import ensure_chexpert_phantoms, ensure_phantoms
 from utils.config import REPO_ROOT
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -44,7 +44,8 @@ def leaves_the_users_folders_alone() -> Iterator[None]:
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with 240 synthetic X-rays in the COVID layout and those of 48 patients in CheXpert's."""
     folder = tmp_path_factory.mktemp("data") / "phantom"
-    ensure_phantoms(folder, covid_images=240, chexpert_patients=48, size=64)
+    ensure_phantoms(folder, images=240, size=64)
+    ensure_chexpert_phantoms(folder, patients=48, size=64)
     return folder
 
 
