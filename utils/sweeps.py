@@ -1,7 +1,7 @@
 """The trial runner: trials become runs, with a summary.csv after each of them, and a ranking.
 
-Each trial has its own run folder inside that of the sweep. Several processes may share one sweep: the process that holds a
-trial's lock runs it, and the operating system releases the lock of a process that ends, however it ends.
+Each trial has its own run folder inside that of the sweep. Several processes may share one sweep: the process that
+holds a trial's lock runs it, and the operating system releases the lock of a process that ends, however it ends.
 """
 
 import re
