@@ -165,7 +165,7 @@ def check_recipe(name: str, recipe: Recipe) -> None:
 
 
 def operator_views(recipe: str, out_size: int) -> dict[str, View]:
-    """Each operator of a recipe alone, as a view, at work on every image.
+    """Each operator of a recipe alone, as a view, applied to every image.
 
     `blur` and `blur 2` where the recipe, or its second view, has it with other parameters too.
     """
