@@ -132,7 +132,7 @@ def open_xrays(config: DataConfig, device: torch.device) -> XRays:
     xrays = XRays(columns, store.to(device), parts, duplicates, source)
     described = ", ".join(f"{int((parts == part).sum()):,} {part}" for part in PARTS)
     kind = " (synthetic)" if xrays.synthetic else ""
-    print(f"{config['dataset']}{kind}: {len(xrays):,} X-rays, {described}", file=sys.stderr)
+    print(f"{config.dataset}{kind}: {len(xrays):,} X-rays, {described}", file=sys.stderr)
     return xrays
 
 

@@ -66,11 +66,11 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback
 from dataset_loader.xrays import DataConfig, XRays, open_xrays
 from downstream_task.finetune_config import FinetuneConfig
 from downstream_task.finetuning import finetune, labelled_subset
-from downstream_task.supervised_study import ENDED, importances, open_study, trials_table
+from downstream_task.supervised_study import ENDED, importances, open_study, search_figure, trials_table
 from downstream_task.targets import TargetConfig, check_learnable, read_targets
 from self_sup_classes.initialisation import start_from
 from self_sup_classes.provenance import check_unseen
-from utils import plots, scan_plots
+from utils import plots
 from utils.config import UserError, as_dict, check_at_least, check_list, part_of
 from utils.hardware import prepare
 from utils.intervals import metric_name
@@ -227,7 +227,7 @@ def conclude(study: optuna.Study, config: SearchConfig, labels: int, xrays: XRay
 
     shown = f"{metric_name(metric)} on validation"
     title = plots.marked(f"Search over supervised training, {labels:,} labels", xrays.synthetic)
-    run.save_figure("search", scan_plots.search(table, shares, shown, title))
+    run.save_figure("search", search_figure(table, shares, shown, title))
     print(f"\n{len(table)} trials, {counts['pruned']} pruned; best {shown}, chosen among them: {study.best_value:.3f}")
     print("\n".join(f'    "{key}": {json.dumps(value)},' for key, value in best.items()))
     print(f"\ntable, best.json and figure   {run}/")

@@ -1,21 +1,29 @@
 """The optuna study of a search: where it is kept, who may join it, and its trials as a table."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from utils.config import UserError
 from utils.optimisation import mixed_seed
+from utils.plots import BLACK, BLUE, ORANGE
 
 RANDOM_START = 10  # trials before TPE replaces random draws, and before a trial may be pruned
 SECONDS_BETWEEN_HEARTBEATS = 10  # a trial without one for three times as long is taken for dead and tried again
+LOG_PARAMETERS = ("lr", "weight_decay")
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -78,3 +86,57 @@ def importances(study: optuna.Study) -> dict[str, float]:
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+
+
+def search_figure(table: pd.DataFrame, importances: Mapping[str, float], metric: str, title: str) -> Figure:
+    """Draw a search: its history, the importances, and the trials as lines through their parameters.
+
+    table  columns trial, the parameters, score, state ("complete", "pruned" or "failed"), error
+    """
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    (history, bars), (parallel, none) = figure.subplots(2, 2, width_ratios=[1.5, 1])
+    none.remove()
+    parallel.set_subplotspec(history.get_gridspec()[1, :])
+    for state, colour, marker in (("complete", BLUE, "o"), ("pruned", ORANGE, "x")):
+        rows = table[table["state"] == state]
+        history.scatter(rows["trial"], rows["score"], color=colour, marker=marker, s=18, label=state)
+    complete = table.loc[table["state"] == "complete"]
+    history.step(
+        complete["trial"], complete["score"].cummax(), where="post", color=BLACK, linewidth=1, label="best so far"
+    )
+    history.set(xlabel="trial", ylabel=metric, title="history")
+    history.xaxis.set_major_locator(MaxNLocator(integer=True))
+    history.grid(alpha=0.3)
+    history.legend(fontsize=8)
+    names = sorted(importances, key=importances.__getitem__)
+    bars.barh(names, [importances[name] for name in names], color=BLUE)
+    bars.set(
+        xlabel="share of the score's variance (fANOVA)", title="importance" if names else "importance: too few trials"
+    )
+    if not names:
+        bars.set_axis_off()
+    _parallel_coordinates(parallel, complete, metric)
+    return figure
+
+
+def _parallel_coordinates(ax: Axes, table: pd.DataFrame, metric: str) -> None:
+    """Draw one line per trial through its parameters, each scaled from its least to its largest value."""
+    names = [name for name in table if name not in ("trial", "score", "state", "error")]
+    scaled, labels = {}, []
+    for name in names:
+        values = table[name].to_numpy(float)
+        low, high = values.min(), values.max()
+        labels.append(f"{name}\n{low:.3g} to {high:.3g}" + (" (log)" if name in LOG_PARAMETERS else ""))
+        if name in LOG_PARAMETERS:
+            values, low, high = np.log(values), np.log(low), np.log(high)
+        scaled[name] = (values - low) / max(high - low, 1e-12)
+    scores = table["score"].to_numpy(float)
+    scale = ScalarMappable(Normalize(scores.min(), scores.max()), "cividis")
+    for row in scores.argsort():
+        heights = [scaled[name][row] for name in names]
+        rise = (scores[row] - scores.min()) / max(np.ptp(scores), 1e-12)
+        ax.plot(range(len(names)), heights, color=scale.to_rgba(scores[row]), linewidth=0.6 + 1.4 * rise)
+    ax.set_xticks(range(len(names)), labels, fontsize=8)
+    ax.set(ylabel="least to largest value tried", title="complete trials; bright and thick: higher score")
+    ax.figure.colorbar(scale, ax=ax, label=metric)

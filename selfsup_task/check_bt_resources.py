@@ -48,9 +48,9 @@ import numpy as np
 import pandas as pd
 
 from dataset_loader.xrays import described, read_columns
+from selfsup_task import scan_plots
 from selfsup_task.pretraining import PretrainConfig
 from selfsup_task.resources import measure, train_images
-from utils import scan_plots
 from utils.config import as_dict, check_at_least, part_of
 from utils.hardware import describe_device, prepare
 from utils.logging_utils import Run

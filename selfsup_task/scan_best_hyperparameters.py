@@ -36,8 +36,9 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.figure import Figure
 
+from selfsup_task import scan_plots
 from selfsup_task.hyper_utils import Scan, ScanConfig
-from utils import plots, scan_plots
+from utils import plots
 from utils.config import UserError
 from utils.intervals import metric_name
 

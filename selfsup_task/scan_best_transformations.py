@@ -48,8 +48,9 @@ import torch
 
 from augmentations.transform_utils import Views, denormalise, step_generator
 from dataset_loader.xrays import XRays
+from selfsup_task import scan_plots
 from selfsup_task.hyper_utils import Scan, ScanConfig
-from utils import plots, scan_plots
+from utils import plots
 
 VIEWS_SHOWN = 4  # of each recipe
 

@@ -42,10 +42,11 @@ from downstream_task.classifier import Classifier
 from downstream_task.finetuning import classify_step, engine_config, labelled_subset, lr_factors
 from downstream_task.targets import loss_function, read_targets
 from self_sup_classes.initialisation import random_backbone
+from selfsup_task import scan_plots
 from selfsup_task.hyper_utils import Scan, ScanConfig, finetuning
 from selfsup_task.lr_range import lr_range_test, suggest
 from selfsup_task.pretraining import build_model, twin_step
-from utils import plots, scan_plots
+from utils import plots
 from utils.config import RUNS_ROOT, UserError, as_dict, check_at_least, check_choice
 from utils.files import exclusive_lock
 from utils.hardware import placed

@@ -127,7 +127,6 @@ def test_no_two_entry_scripts_share_six_lines() -> None:
             assert seen.setdefault(six, path) == path, f"{path} and {seen[six]} share {six}: move them down"
 
 
-@pytest.mark.xfail(strict=False, reason="until the old import paths are deleted")
 def test_files_and_folders_are_small() -> None:
     files = [*sources(), *sorted((REPO_ROOT / "tests").rglob("*.py"))]
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files}

@@ -31,13 +31,6 @@ class Config:
                 name = expected.__name__ if get_origin(expected) is None else str(expected)
                 raise UserError(f"config key {key!r} is {value!r} ({type(value).__name__}), expected {name}.")
 
-    # transitional: config["key"], {**config}
-    def __getitem__(self, key: str) -> Any:
-        return getattr(self, key)
-
-    def keys(self) -> list[str]:
-        return [field.name for field in dataclasses.fields(self)]
-
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 

@@ -192,11 +192,6 @@ def interval_text(value: float, low: float | None, high: float | None, form: str
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
-def about_minutes(seconds: float) -> str:
-    """Return `about 4 min`; at least 1."""
-    return f"about {max(1, round(seconds / 60))} min"
-
-
 def savings_sentence(row: Mapping[str, float], arm: str, reference: str, fewest: int, most: int) -> str:
     """Return: With 94 labels ARM reaches what REFERENCE needs 310 for (95% of resamples 180 to more than 1,869)."""
 

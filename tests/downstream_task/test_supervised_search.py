@@ -17,10 +17,9 @@ import pytest
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from downstream_task import scan_best_supervised_hyperparameters as scan
 from downstream_task import supervised_study
-from downstream_task.supervised_study import open_study, trials_table
+from downstream_task.supervised_study import open_study, search_figure, trials_table
 from downstream_task.trained_vs_no_trained_compare import config as COMPARISON
 from utils.config import REPO_ROOT, RUNS_ROOT, UserError, make_config
-from utils.scan_plots import search as search_figure
 
 SCRIPT = REPO_ROOT / "downstream_task" / "scan_best_supervised_hyperparameters.py"
 

@@ -22,9 +22,9 @@ from selfsup_task.pretraining import PretrainConfig
 from selfsup_task.resources import Costs
 from selfsup_task.scan_base import SCAN_BASE
 from selfsup_task.scan_best_hyperparameters import draw as draw_grid
+from selfsup_task.scan_plots import heat_maps
 from selfsup_task.train_barlow_twins import config as PRETRAINING
 from utils.config import REPO_ROOT, RUNS_ROOT, UserError, make_config
-from utils.scan_plots import heat_maps
 
 SMALL = {"img_res": 32, "store_res": 32, "batch_size": 64, "threads": 1, "projector_dims": [16]}
 GRID = {"lambdas": [5e-3], "projectors": ["16-16"]}
