@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from utils.config import UserError
-from utils.randomness import mixed_seed
+from utils.optimisation import mixed_seed
 
 RANDOM_START = 10  # trials before TPE replaces random draws, and before a trial may be pruned
 SECONDS_BETWEEN_HEARTBEATS = 10  # a trial without one for three times as long is taken for dead and tried again
