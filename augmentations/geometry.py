@@ -1,4 +1,4 @@
-"""Geometry of a view: every image draws one homography, which is resampled once.
+"""Geometry of a view: every image draws one homography and is resampled once.
 
 Coordinates (x, y) run from -1 to 1 between the edges of a square image (not between the centres of its
 outer pixels), x to the right and y down. A homography [3, 3] maps a point of the view to the point of the
@@ -18,12 +18,12 @@ MAX_SHRINK = 1.5  # image pixels per view pixel that cubic interpolation takes w
 
 
 def uniform(n: int, generator: torch.Generator, bounds: Range) -> Tensor:
-    """[n] float64 draws between `bounds`."""
+    """Return [n] float64 draws between `bounds`."""
     return torch.rand(n, generator=generator, dtype=torch.float64) * (bounds[1] - bounds[0]) + bounds[0]
 
 
 def crop_homography(centre_x: Tensor, centre_y: Tensor, width: Tensor, height: Tensor) -> Tensor:
-    """[n, 3, 3]: the view shows a box; `width` and `height` [n] are shares of the image's side."""
+    """Return [n, 3, 3]: the view shows a box; `width` and `height` [n] are shares of the image's side."""
     homography = torch.eye(3, dtype=torch.float64).repeat(len(width), 1, 1)
     homography[:, 0, 0], homography[:, 0, 2] = width, centre_x
     homography[:, 1, 1], homography[:, 1, 2] = height, centre_y
@@ -31,7 +31,7 @@ def crop_homography(centre_x: Tensor, centre_y: Tensor, width: Tensor, height: T
 
 
 def rotation_homography(degrees: Tensor) -> Tensor:
-    """[n, 3, 3]: the image turned counter-clockwise about its centre by `degrees` [n]."""
+    """Return [n, 3, 3]: the image turned counter-clockwise about its centre by `degrees` [n]."""
     radians = torch.deg2rad(degrees)
     homography = torch.eye(3, dtype=torch.float64).repeat(len(degrees), 1, 1)
     homography[:, 0, 0] = homography[:, 1, 1] = radians.cos()
@@ -40,7 +40,7 @@ def rotation_homography(degrees: Tensor) -> Tensor:
 
 
 def perspective_homography(corners: Tensor) -> Tensor:
-    """[n, 3, 3]: the image's four corners (clockwise from the top left) moved to `corners` [n, 4, 2]."""
+    """Return [n, 3, 3]: the image's four corners (clockwise from the top left) moved to `corners` [n, 4, 2]."""
     x, y = corners[..., 0], corners[..., 1]  # [n, 4] in the view
     one, zero = torch.ones_like(x), torch.zeros_like(x)
     u, v = CORNERS.expand(len(corners), 4, 2).unbind(-1)  # [n, 4] in the image
@@ -54,10 +54,10 @@ def perspective_homography(corners: Tensor) -> Tensor:
 def draw_crop(
     n: int, generator: torch.Generator, *, scale: Range = (0.2, 1.0), ratio: Range = (3 / 4, 4 / 3)
 ) -> Tensor:
-    """RandomResizedCrop: share of the area uniform in `scale`, width / height log-uniform in `ratio`.
+    """Draw RandomResizedCrop: share of the area uniform in `scale`, width / height log-uniform in `ratio`.
 
-    torchvision throws away boxes that do not fit into the image, so that large areas come up less often than
-    `scale` says; here the ratio is drawn among those that fit, and the area stays uniform.
+    torchvision rejects boxes that do not fit into the image, so large areas are rarer than `scale` says; here the
+    ratio is drawn among those that fit, and the area stays uniform.
     """
     area = uniform(n, generator, scale)
     low = area.clamp(min=ratio[0]).log()
@@ -71,28 +71,28 @@ def draw_crop(
 
 
 def draw_hflip(n: int, generator: torch.Generator) -> Tensor:
-    """The image's left and right exchanged."""
+    """Exchange the image's left and right."""
     return torch.diag(torch.tensor([-1, 1, 1], dtype=torch.float64)).repeat(n, 1, 1)
 
 
 def draw_vflip(n: int, generator: torch.Generator) -> Tensor:
-    """The image's top and bottom exchanged."""
+    """Exchange the image's top and bottom."""
     return torch.diag(torch.tensor([1, -1, 1], dtype=torch.float64)).repeat(n, 1, 1)
 
 
 def draw_rotation(n: int, generator: torch.Generator, *, degrees: float = 20.0) -> Tensor:
-    """Turned about the centre by an angle uniform in +-`degrees`."""
+    """Draw a rotation about the centre by an angle uniform in +-`degrees`."""
     return rotation_homography(uniform(n, generator, (-degrees, degrees)))
 
 
 def draw_perspective(n: int, generator: torch.Generator, *, distortion: float = 0.15) -> Tensor:
-    """Each corner moved inwards by up to `distortion` of half the side, in x and in y (as torchvision's)."""
+    """Draw a perspective: each corner moves inwards by up to `distortion` of half the side, in x and in y."""
     inwards = torch.rand(n, 4, 2, generator=generator, dtype=torch.float64) * distortion
     return perspective_homography(CORNERS * (1 - inwards))
 
 
 def rows_that_leave_the_image(homographies: Tensor) -> Tensor:
-    """Indices of the views that show anything beyond the image's edges: those with a corner outside."""
+    """Return indices of the views that show anything beyond the image's edges: those with a corner outside."""
     corners = torch.cat((CORNERS, torch.ones(4, 1, dtype=torch.float64)), dim=1)  # [4, 3]
     corners = corners @ homographies.mT  # [n, 4, 3]
     points = corners[..., :2] / corners[..., 2:]
@@ -100,7 +100,7 @@ def rows_that_leave_the_image(homographies: Tensor) -> Tensor:
 
 
 def rows_by_level(homographies: Tensor, image_size: int, view_size: int) -> list[Tensor]:
-    """Indices of the views to take from the image, from its half, its quarter, ... so that none aliases.
+    """Return indices of the views to take from the image, from its half, its quarter, ..., to avoid aliasing.
 
     The shrink factor is taken at the view's centre, where a homography H scales areas by det(H) / H[2, 2]^3.
     """
@@ -114,12 +114,12 @@ def rows_by_level(homographies: Tensor, image_size: int, view_size: int) -> list
 
 
 def sampling_grid(homographies: Tensor, size: int) -> Tensor:
-    """[n, size, size, 2] float32: where in the image each of the view's pixel centres looks."""
+    """Return [n, size, size, 2] float32: the point of the image that each pixel centre of the view shows."""
     centre = (torch.arange(size, device=homographies.device, dtype=torch.float32) + 0.5) * (2 / size) - 1
     by_x, by_y, constant = homographies[:, None, None].unbind(-1)  # [n, 1, 1, 3]: to u, v and depth
     along_x = by_x * centre[:, None]  # [n, 1, size, 3]
     along_y = by_y * centre[:, None, None] + constant  # [n, size, 1, 3]
-    # u + i v as one number, and the depth twice in a row: all runs over contiguous memory, four times faster.
+    # u + i v as one number, and each depth twice in a row: contiguous memory, four times faster
     points = torch.complex(*along_x[..., :2].unbind(-1)) + torch.complex(*along_y[..., :2].unbind(-1))
     depth = along_x[..., 2].repeat_interleave(2, dim=-1) + along_y[..., 2]  # [n, size, 2 size]
     grid = torch.view_as_real(points)  # [n, size, size, 2]
@@ -129,9 +129,9 @@ def sampling_grid(homographies: Tensor, size: int) -> Tensor:
 def resample(
     images: Tensor, homographies: Tensor, levels: list[Tensor], outside: Tensor, size: int, interpolation: str
 ) -> Tensor:
-    """Look at images [B, 1, S, S] in [0, 1] through homographies [B, 3, 3]: [B, 1, size, size] in [0, 1].
+    """Return the views [B, 1, size, size] in [0, 1] of images [B, 1, S, S] in [0, 1] by homographies [B, 3, 3].
 
-    Interpolation repeats the image's border, so that its own edge is not darkened; beyond the edge all is 0.
+    Interpolation repeats the image's border, so its edge is not darkened; beyond the edge views are 0.
     levels and outside come from `rows_by_level` and `rows_that_leave_the_image`, moved to the images' device.
     """
     grid = sampling_grid(homographies, size)  # [B, size, size, 2]

@@ -1,6 +1,6 @@
-"""Pixel operators: float32 images [n, 1, S, S] in [0, 1] to the same, each image by its own parameters.
+"""Pixel operators: float32 images [n, 1, S, S] in [0, 1] to the same, each image with its own parameters.
 
-Below them stand the draws of those parameters, on the CPU in float64: [n, k] numbers for n images.
+The functions draw_* below give those parameters, on the CPU in float64: [n, k] numbers for n images.
 """
 
 import math
@@ -13,7 +13,7 @@ from augmentations.geometry import Range, uniform
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Histogram equalisation over 256 gray levels, on uint8 images to the bit as torchvision's and PIL's."""
+    """Equalise the histogram over 256 gray levels; bit-identical to torchvision and PIL on uint8 images."""
     levels = (images * 255).round_().flatten(1).long()  # [n, S * S]
     ones = torch.ones((), dtype=torch.long, device=images.device).expand_as(levels)
     histogram = levels.new_zeros(len(levels), 256).scatter_add_(1, levels, ones)
@@ -26,7 +26,7 @@ def equalize(images: Tensor) -> Tensor:
 
 
 def gaussian_weights(sigma: Tensor, radius: int) -> Tensor:
-    """[n, radius + 1] weights of a Gaussian kernel from its centre outwards, for sigma [n] in pixels.
+    """Return [n, radius + 1] weights of a Gaussian kernel from its centre outwards, for sigma [n] in pixels.
 
     The whole kernel, 2 radius + 1 samples of the density, sums to one (as torchvision's).
     """
@@ -36,10 +36,10 @@ def gaussian_weights(sigma: Tensor, radius: int) -> Tensor:
 
 
 def blur(images: Tensor, weights: Tensor) -> Tensor:
-    """Symmetric separable filter with reflected borders; weights [n, radius + 1] as of `gaussian_weights`.
+    """Filter with reflected borders by the symmetric, separable kernels `gaussian_weights` [n, radius + 1].
 
-    The images stand as the channels of one image, each filtered by its own kernel, along x and then along y.
-    A kernel wider than reflection allows is cut to it.
+    The images become the channels of one image, each filtered by its own kernel, along x and then along y. A kernel
+    wider than reflection allows is cut.
     """
     n, size = len(images), images.shape[-1]
     if weights.shape[1] > size:
@@ -52,59 +52,59 @@ def blur(images: Tensor, weights: Tensor) -> Tensor:
 
 
 def gaussian_noise(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
-    """White noise with standard deviation `strength` [n, 1] times the image's mean, before clamping."""
+    """Add white noise with standard deviation `strength` [n, 1] times the image's mean, before clamping."""
     sigma = strength[..., None, None] * images.mean(dim=(1, 2, 3), keepdim=True)  # [n, 1, 1, 1]
     noise = torch.randn(images.shape, generator=generator, device=images.device)
     return noise.mul_(sigma).add_(images).clamp_(0, 1)
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Gray values times `factor` [n, 1]."""
+    """Multiply gray values by `factor` [n, 1]."""
     return (images * factor[..., None, None]).clamp_(0, 1)
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Distances from the image's mean times `factor` [n, 1]; the mean stays (but for clamping)."""
+    """Multiply distances from the image's mean by `factor` [n, 1]; apart from clamping, the mean stays."""
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     return ((images - mean).mul_(factor[..., None, None]).add_(mean)).clamp_(0, 1)
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Gray values from `threshold` [n, 1] upwards are inverted."""
+    """Invert gray values from `threshold` [n, 1] upwards."""
     return torch.where(images >= threshold[..., None, None], 1 - images, images)
 
 
 def draw_nothing(n: int, generator: torch.Generator) -> Tensor:
-    """For operators without parameters."""
+    """Return [n, 0], for operators without parameters."""
     return torch.zeros(n, 0, dtype=torch.float64)
 
 
 def draw_blur(n: int, generator: torch.Generator, *, sigma: Range = (0.1, 2.0)) -> Tensor:
-    """[n, radius + 1] weights for a sigma uniform in `sigma` (pixels of the view); radius 3 sigma."""
+    """Return [n, radius + 1] weights for a sigma uniform in `sigma` (pixels of the view); radius 3 sigma."""
     return gaussian_weights(uniform(n, generator, sigma), radius=math.ceil(3 * sigma[1]))
 
 
 def draw_noise(
     n: int, generator: torch.Generator, *, snr: Range = (4.0, 8.0), relative_sigma: Range | None = None
 ) -> Tensor:
-    """[n, 1] standard deviation in units of the image's mean: 1 / SNR, or, if given, in `relative_sigma`."""
+    """Return [n, 1] standard deviations in units of the image's mean: 1 / SNR, or, if given, in `relative_sigma`."""
     if relative_sigma is not None:
         return uniform(n, generator, relative_sigma)[:, None]
     return 1 / uniform(n, generator, snr)[:, None]
 
 
 def draw_factor(n: int, generator: torch.Generator, *, factor: Range = (0.8, 1.2)) -> Tensor:
-    """[n, 1] uniform in `factor`."""
+    """Return [n, 1] uniform in `factor`."""
     return uniform(n, generator, factor)[:, None]
 
 
 def draw_jitter(
     n: int, generator: torch.Generator, *, brightness: Range = (0.6, 1.4), contrast: Range = (0.6, 1.4)
 ) -> Tensor:
-    """[n, 2] brightness and contrast factors."""
+    """Return [n, 2] brightness and contrast factors."""
     return torch.stack((uniform(n, generator, brightness), uniform(n, generator, contrast)), dim=1)
 
 
 def draw_threshold(n: int, generator: torch.Generator, *, threshold: float = 128 / 255) -> Tensor:
-    """[n, 1], the same for all images."""
+    """Return [n, 1], the same for all images."""
     return torch.full((n, 1), threshold, dtype=torch.float64)

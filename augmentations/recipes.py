@@ -1,4 +1,4 @@
-"""Recipes: which views of an X-ray the network must learn to see as one. Plain data.
+"""Recipes: how the views of an X-ray are drawn that the network learns to match. Plain data.
 
 A recipe is one list of (operator, parameters) for both views, or a pair of lists for two different views. The
 operators and the parameters' defaults are those of transform_utils.py; `p` (default 1) is the share of images
@@ -50,9 +50,9 @@ RECIPES: dict[str, Recipe | tuple[Recipe, Recipe]] = {
     "supervised": [("hflip", {"p": 0.5})],
     "crop": [("crop", {"scale": (0.7, 1.0)})],
     "supervised+crop": [("crop", {"scale": (0.7, 1.0)}), ("hflip", {"p": 0.5})],
-    # pretraining: the ground that the scans add to
+    # pretraining: the base that the scans add to
     "base": BASE,
-    # pretraining: the original project's final set, with its strong crop and its weak noise
+    # pretraining: the original project's final recipe, with a strong crop and weak noise
     "original": [
         ("crop", {"scale": (0.08, 1.0)}),
         ("hflip", {"p": 0.5}),
@@ -63,11 +63,11 @@ RECIPES: dict[str, Recipe | tuple[Recipe, Recipe]] = {
         ("noise", {"p": 0.5, "relative_sigma": (0.06, 0.1)}),
     ],
     "imagenet": (IMAGENET_FIRST, IMAGENET_SECOND),
-    # pretraining, milder than "original" in what they crop, stronger in photometry. On 1,869 X-rays of the COVID
+    # pretraining: milder crops than "original", stronger changes of intensity. On 1,869 X-rays of the COVID
     # layout "xray+smallcrops" gained nothing over a random network where "base" did (README, "Measured")
     "xray": [("crop", {"scale": (0.5, 1.0)}), *XRAY],
     "xray+smallcrops": [("crop", {"scale": (0.2, 1.0)}), *XRAY],
-    # pretraining for minutes: crops that keep most of both lungs, exposures that say nothing
+    # pretraining for minutes: crops that keep most of both lungs, exposures that carry no information
     "short": [
         ("crop", {"scale": (0.7, 1.0)}),
         ("hflip", {"p": 0.5}),

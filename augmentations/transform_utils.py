@@ -12,7 +12,7 @@ from torch import Tensor
 from augmentations import geometry, intensity
 from augmentations.recipes import RECIPES, Recipe
 from utils.config import UserError, check_choice
-from utils.randomness import mixed_seed
+from utils.optimisation import mixed_seed
 
 # ImageNet's channel means and standard deviations, averaged over the channels: every network sees the same
 # input, whether it starts from random, Barlow Twins or ImageNet weights (summed over their channels).

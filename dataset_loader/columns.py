@@ -1,4 +1,4 @@
-"""What every data set is read into: plain columns about N X-rays, before any pixel is opened."""
+"""Plain columns about N X-rays, which every data set is read into before any pixel is opened."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +16,9 @@ class Columns:
     labels       [N] int64 class indices, or [N, C] float32 findings (1 positive, 0 negative,
                  -1 uncertain, NaN blank)
     label_names  the C classes or findings
-    groups       [N] str; images of one group (a patient) never fall into different parts of a split
+    groups       [N] str; images of one group (a patient) are always in the same part of a split
     masks        [N] lung masks, relative POSIX paths, or None
-    details      N rows of whatever else the source tells (sex, age, view, ...)
+    details      N rows of whatever else the source knows (sex, age, view, ...)
     """
 
     root: Path
@@ -33,7 +33,7 @@ class Columns:
         return len(self.paths)
 
     def take(self, indices: np.ndarray) -> "Columns":
-        """The same columns for some of the images."""
+        """Return the same columns for some of the images."""
         return replace(
             self,
             paths=self.paths[indices],

@@ -46,7 +46,7 @@ def read_covid(root: Path) -> Columns:
 
 
 def _images_by_class(root: Path) -> dict[str, list[str]]:
-    """Class name -> its images, relative POSIX paths."""
+    """Return the images of each class by its name, as relative POSIX paths."""
     nested: dict[str, list[str]] = {}  # <Class>/images/*
     flat: dict[str, list[str]] = {}  # <Class>/*
     empty: list[str] = []
@@ -85,12 +85,12 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 
 
 def _visible(name: str) -> bool:
-    """Neither a hidden file (.DS_Store, .x.png.swp, ._x.png) nor a temporary one (~$x.xlsx, #x.png#)."""
+    """Return whether a name is neither hidden (.DS_Store, ._x.png) nor temporary (~$x.xlsx, #x.png#)."""
     return not name.startswith((".", "~", "#"))
 
 
 def _subfolder(folder: Path, name: str) -> str | None:
-    """The subfolder of that name in any case, as it is written on the disk."""
+    """Return the subfolder of that name in upper or lower case, as it is written on the disk."""
     with os.scandir(folder) as entries:
         return next((entry.name for entry in entries if entry.name.lower() == name and entry.is_dir()), None)
 

@@ -13,7 +13,7 @@ import torch
 from dataset_loader.store_building import FORMAT, IMAGES, KEPT, REJECTED, build_store, is_finished
 from utils.config import UserError
 
-# An array that moves to the device leaves the rest of its free memory to the model and the activations.
+# of the device's free memory; the rest is for the model and its activations
 MAX_DEVICE_SHARE = 0.6
 
 
@@ -21,10 +21,10 @@ MAX_DEVICE_SHARE = 0.6
 class ImageStore:
     """M decoded X-rays.
 
-    array   uint8 [M, 1, S, S]: a read-only memory map, or a tensor once it lies on the device
-    kept    int64 [M], increasing: the rows' positions in the list of files that was asked for
+    array   uint8 [M, 1, S, S]: a read-only memory map, or a tensor on the device
+    kept    int64 [M], increasing: positions of the rows in the requested list of files
     size    S
-    folder  where it lies on disk
+    folder  its place on disk
     device  where `gather` puts a batch
     """
 
@@ -38,12 +38,12 @@ class ImageStore:
         return len(self.kept)
 
     def gather(self, indices: np.ndarray | torch.Tensor) -> torch.Tensor:
-        """Rows [B] -> uint8 [B, 1, S, S] on `device`. Raises IndexError for a row outside 0..M-1."""
+        """Return rows [B] as uint8 [B, 1, S, S] on `device`. Raises IndexError for a row outside 0..M-1."""
         if isinstance(indices, torch.Tensor) and indices.is_cuda and isinstance(self.array, torch.Tensor):
-            return self.array[indices]  # no check of the range: it would wait for the device
+            return self.array[indices]  # checking the range would wait for the device
         rows = indices.cpu().numpy() if isinstance(indices, torch.Tensor) else np.asarray(indices)
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} asked of a store of {len(self)}")
+            raise IndexError(f"rows {rows.min()} to {rows.max()} are not in a store of {len(self)}")
         if isinstance(self.array, torch.Tensor):
             return self.array[torch.from_numpy(rows).to(self.device, non_blocking=True)]
         pinned = self.device.type == "cuda"
@@ -53,7 +53,7 @@ class ImageStore:
         return batch.to(self.device, non_blocking=pinned)
 
     def to(self, device: torch.device | str) -> "ImageStore":
-        """The same store, gathering onto `device`; the array itself moves there if it fits."""
+        """Return the same store, gathering onto `device`; the array itself moves there if it fits."""
         device = torch.device(device)
         images = _map_images(self.folder)
         array = _copy_to(images, device) if _fits(images.nbytes, device) else images
@@ -64,7 +64,7 @@ def open_store(root: Path, paths: Sequence[str], size: int, cache_dir: Path, sho
     """Open the store of the images `root/paths` at `size` x `size` pixels; decode what is not decoded yet.
 
     The store is the folder `cache_dir/<key>/`, where the key hashes the files' names, sizes and modification
-    times: a changed file makes a new store. A build that was killed goes on where it stopped; of several
+    times: a changed file makes a new store. A build that was killed resumes where it stopped; of several
     processes one builds and the others wait. Broken files are left out and counted on stderr (unless
     `show_progress` is off), reasons in rejected.csv. Raises UserError if too many are broken or smaller than
     `size`, or the disk is too full.
@@ -102,7 +102,7 @@ def _fits(size_bytes: int, device: torch.device) -> bool:
 
 
 def _copy_to(images: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Piece by piece, so that the host's memory never holds the array as a whole."""
+    """Copy in pieces, so that the host's memory never holds the whole array."""
     copy = torch.empty(images.shape, dtype=torch.uint8, device=device)
     for start in range(0, len(images), 1000):
         copy[start : start + 1000] = torch.from_numpy(np.array(images[start : start + 1000]))

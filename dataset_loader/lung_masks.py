@@ -1,4 +1,4 @@
-"""Lung masks, aligned to their X-rays: the same frame, often of another resolution."""
+"""Lung masks, aligned with their X-rays: the same frame, often at another resolution."""
 
 from pathlib import Path
 
@@ -13,38 +13,38 @@ _ASPECT_TOLERANCE = 0.02
 
 
 def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """The lungs, bool [H, W], of an upright X-ray of that shape.
+    """Return the lungs, bool [H, W], of an upright X-ray of that shape.
 
     The mask shows the whole X-ray, at its own resolution (256 x 256 for 299 x 299 in the COVID-19 Radiography
-    Database). Raises UserError for a file that is no image, a mask of another aspect ratio, or one without lung
-    or without anything else.
+    Database). Raises UserError for a file that is not an image, a mask of another aspect ratio, or one that is empty
+    or full.
     """
     try:
         mask = decode_upright(path)
     except BrokenImageError as error:
-        raise UserError(f"the lung mask {path} cannot be used: {error}; mend or remove it.") from error
+        raise UserError(f"the lung mask {path} cannot be used: {error}; repair or remove it.") from error
     height, width = shape
     ratio = (mask.shape[1] / mask.shape[0]) / (width / height)
     if abs(ratio - 1) > _ASPECT_TOLERANCE:
         raise UserError(
             f"the lung mask {path} is {mask.shape[1]} x {mask.shape[0]} pixels and its X-ray {width} x {height}: "
-            "not the same frame; mend or remove the mask."
+            "not the same frame; repair or remove the mask."
         )
     lung = mask > mask.max() / 2  # masks are coded 0 and 255, or 0 and 1
     if not lung.any() or mask.min() == mask.max():
         kind = "nothing but lung" if lung.any() else "no lung"
-        raise UserError(f"the lung mask {path} holds {kind}; mend or remove it.")
+        raise UserError(f"the lung mask {path} shows {kind}; repair or remove it.")
     return _resized(lung, (width, height))
 
 
 def seen_part(mask: np.ndarray, size: int) -> np.ndarray:
-    """Of a mask [H, W] what a network sees, the central square, as bool [size, size]."""
+    """Return the part of a mask [H, W] that a network sees, the central square, as bool [size, size]."""
     top, left, side = central_square(*mask.shape)
     return _resized(mask[top : top + side, left : left + side], (size, size))
 
 
 def masks_of(columns: Columns, indices: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The X-rays among `indices` [n] that have a mask, [m], and their masks, bool [m, size, size]."""
+    """Return the X-rays among `indices` [n] that have a mask, [m], and their masks, bool [m, size, size]."""
     known = np.array([i for i in indices if columns.masks[i] is not None], dtype=np.int64)
     masks = np.zeros((len(known), size, size), dtype=bool)
     for row, i in enumerate(known):
@@ -54,6 +54,6 @@ def masks_of(columns: Columns, indices: np.ndarray, size: int) -> tuple[np.ndarr
 
 
 def _resized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A mask [h, w] at `size` (width, height): lung where at least half of a pixel is."""
+    """Return a mask [h, w] at `size` (width, height): a pixel is lung if at least half of it is."""
     picture = Image.fromarray(mask.astype(np.uint8) * 255)
     return np.asarray(picture.resize(size, Image.Resampling.BILINEAR)) > 127

@@ -1,4 +1,4 @@
-"""The building of an image store: in parallel, resumable, by one process at a time.
+"""Build an image store: in parallel, resumable, by one process at a time.
 
 A store is a folder of
 
@@ -6,7 +6,7 @@ images.npy     uint8 [M, 1, S, S], appended to while it is built
 kept.npy       int64 [M]: which of the N requested files the M rows are
 rejected.csv   file and reason of the N - M others
 store.json     written last: a folder without it holds an unfinished build
-progress.json  until then: how far the build has come
+progress.json  until then: how far the build is
 """
 
 import csv
@@ -29,17 +29,17 @@ from utils.scripts import progress_bar
 FORMAT = 1  # part of a store's key: raise it when the decoding or these files change
 IMAGES, KEPT, REJECTED = "images.npy", "kept.npy", "rejected.csv"
 
-# More broken files than this are no accident but a wrong store_res, or a download that broke off.
+# More broken files than this mean a wrong store_res or an incomplete download.
 MAX_REJECTED_SHARE = 0.1
 
 _FINISHED, _PROGRESS = "store.json", "progress.json"
-_CHUNK_IMAGES = 1000  # the most that a killed build loses
-_CHUNK_BYTES = 64 * 2**20  # the most that a build holds in memory
+_CHUNK_IMAGES = 1000  # at most, which a killed build loses
+_CHUNK_BYTES = 64 * 2**20  # at most, which a build holds in memory
 _HEADER_BYTES = 128  # of a .npy file of this type, whatever M is
 
 
 def is_finished(folder: Path, size: int) -> bool:
-    """Whether `folder` holds a whole store of `size` x `size` images."""
+    """Return whether `folder` holds a finished store of `size` x `size` images."""
     try:
         kept = json.loads((folder / _FINISHED).read_text(encoding="utf-8"))["kept"]
         return (folder / IMAGES).stat().st_size == _HEADER_BYTES + kept * size**2
@@ -53,7 +53,7 @@ def build_store(root: Path, names: list[str], size: int, folder: Path, show_prog
     Raises UserError if more than MAX_REJECTED_SHARE of them cannot be used, or the disk is too full.
     """
     with exclusive_lock(folder / "lock", f"decoding the same images into {folder}"):
-        if is_finished(folder, size):  # built by the process that this one waited for
+        if is_finished(folder, size):  # by the process that this one waited for
             return
         (folder / _FINISHED).unlink(missing_ok=True)
         done, rejected = _read_progress(folder, size)
@@ -63,7 +63,7 @@ def build_store(root: Path, names: list[str], size: int, folder: Path, show_prog
 
 
 def _read_progress(folder: Path, size: int) -> tuple[int, dict[int, str]]:
-    """How many files an earlier build has decoded, and which of them it rejected and why."""
+    """Return how many files an earlier build has decoded, and which of them it rejected and why."""
     try:
         progress = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
         written = (folder / IMAGES).stat().st_size
@@ -91,13 +91,13 @@ def _decode_all(
     rejected: dict[int, str],
     show_progress: bool,
 ) -> dict[int, str]:
-    """Append the files from `done` on to images.npy, chunk by chunk; returns all that were rejected."""
+    """Append the files from `done` to images.npy, chunk by chunk; return all that were rejected."""
     chunk = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // size**2))
     bar = progress_bar(len(names), f"decoding to {size} px", done, show_progress)
-    # Threads: Pillow decodes and resizes without the interpreter's lock. Processes were no faster, and would
-    # start the script a second time on Windows and macOS.
+    # Threads: Pillow decodes and resizes without holding the GIL. Processes are not faster, and would start the
+    # script a second time on Windows and macOS.
     with (folder / IMAGES).open("ab") as images, ThreadPoolExecutor(usable_cores()) as pool, bar:
-        images.truncate(_HEADER_BYTES + (done - len(rejected)) * size**2)  # what was not yet accounted for
+        images.truncate(_HEADER_BYTES + (done - len(rejected)) * size**2)  # drop what progress.json does not count
         try:
             for start in range(done, len(names), chunk):
                 files = [f"{root}/{name}" for name in names[start : start + chunk]]
@@ -108,16 +108,16 @@ def _decode_all(
                         images.write(image.data)
                     bar.update()
                 images.flush()
-                os.fsync(images.fileno())  # the images first, then the note that they are there
+                os.fsync(images.fileno())  # the images first, then the record that they exist
                 write_json(folder / _PROGRESS, {"done": start + len(files), "rejected": rejected})
                 _check_rejected(rejected, start + len(files), names, folder)
         finally:
-            pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for the rest of the chunk
+            pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest of the chunk
     return rejected
 
 
 def _decode(file: str, size: int) -> np.ndarray | str:
-    """The image [S, S], or the reason why it is none."""
+    """Return the image [S, S], or the reason why it cannot be used."""
     try:
         return decode_square(file, size)
     except BrokenImageError as error:

@@ -1,4 +1,4 @@
-"""The one door to data: `open_xrays(config)` reads, decodes and splits a data set."""
+"""The entry to all data: `open_xrays(config)` reads, decodes and splits a data set."""
 
 import hashlib
 import sys
@@ -21,7 +21,7 @@ from dataset_loader.splits import PARTS, image_ids, split_by_group, split_hash, 
 from utils.config import DATASETS_ROOT, Config, UserError, check_at_least, check_choice, repo_path
 from utils.files import write_text
 
-PHANTOMS = ["phantom", "phantom_marker"]  # built in; the second with a shortcut planted, for an audit to find
+PHANTOMS = ["phantom", "phantom_marker"]  # built in; the second has a planted shortcut for the audit
 DATASETS = [*PHANTOMS, "covid", "chexpert"]
 DEFAULT_ROOTS = {
     "covid": DATASETS_ROOT / "COVID-19_Radiography_Dataset",
@@ -32,7 +32,7 @@ NO_DUPLICATES = pd.DataFrame({"file": [], "other": [], "distance": []})
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Config):
-    """What `open_xrays` reads of a script's config, and the size that the network sees."""
+    """The data set, its split, and the sizes at which images are stored and seen by the network."""
 
     dataset: str
     data_root: str
@@ -47,20 +47,20 @@ class DataConfig(Config):
         check_at_least("split_seed", self.split_seed, 0)
         if self.store_res < self.img_res:
             raise UserError(
-                f"store_res is {self.store_res} and img_res {self.img_res}: the images would be blown up; "
+                f"store_res is {self.store_res} and img_res {self.img_res}: the images would be enlarged; "
                 f"set store_res to img_res or a little more, such as {round(self.img_res * 8 / 7)}."
             )
 
 
 @dataclass(frozen=True)
 class XRays:
-    """A data set that is ready to train on: N usable X-rays, their pixels, and the part of each.
+    """A data set that is ready for training: N usable X-rays, their pixels, and the part of each.
 
-    columns     what is known of each X-ray (those whose file is broken are left out)
+    columns     what is known about each X-ray (broken files are left out)
     store       their pixels, uint8 [N, 1, S, S]
     parts       [N] "train", "val" or "test", by patient or duplicate group
-    duplicates  the near-duplicate pairs that were made one group: file, other, distance
-    source      "covid", "chexpert" or, wherever they lie, "phantom"
+    duplicates  the near-duplicate pairs that were joined into one group: file, other, distance
+    source      "covid", "chexpert" or, wherever they are stored, "phantom"
     """
 
     columns: Columns
@@ -78,24 +78,24 @@ class XRays:
         return self.source == "phantom"
 
     def indices(self, part: str) -> np.ndarray:
-        """Positions [n] of the X-rays of one part, or of all of them ("all")."""
+        """Return positions [n] of the X-rays of one part, or of all of them ("all")."""
         return np.arange(len(self)) if part == "all" else np.flatnonzero(self.parts == part)
 
     def batch(self, indices: Tensor) -> Tensor:
-        """Pixels, uint8 [B, 1, S, S] on the store's device, of the X-rays at `indices` [B]."""
+        """Return pixels, uint8 [B, 1, S, S] on the store's device, of the X-rays at `indices` [B]."""
         return self.store.gather(indices)
 
     def image_ids(self, indices: np.ndarray) -> np.ndarray:
-        """[n] int64 by which an encoder remembers the images that it has seen."""
+        """Return ids [n] int64, by which an encoder's file lists the images that it was trained on."""
         return image_ids(self.source, self.columns.paths[indices])
 
     def write_split(self, folder: Path) -> None:
-        """Write split.csv, the part of each X-ray, and duplicates.csv, for a person to look at."""
+        """Write split.csv, the part of each X-ray, and duplicates.csv, for a person to read."""
         write_split(folder / "split.csv", self.columns, self.parts)
         write_text(folder / "duplicates.csv", self.duplicates.to_csv(index=False, lineterminator="\n"))
 
     def facts(self) -> dict[str, object]:
-        """What a run should remember of its data."""
+        """Return what a run records about its data."""
         counts = {part: int((self.parts == part).sum()) for part in PARTS}
         return {
             "data_root": str(self.columns.root),
@@ -130,7 +130,7 @@ def open_xrays(config: DataConfig, device: torch.device) -> XRays:
 
 
 def read_columns(config: DataConfig) -> Columns:
-    """The columns of the data set that `config` names; phantoms are drawn if they are not there yet."""
+    """Return the columns of the data set that `config` names; phantoms are drawn if they do not exist yet."""
     if config.dataset in PHANTOMS:
         folder = repo_path(config.data_root) if config.data_root else DATASETS_ROOT / config.dataset
         return read_covid(ensure_phantoms(folder, planted_marker=config.dataset == "phantom_marker")[0])
@@ -139,13 +139,13 @@ def read_columns(config: DataConfig) -> Columns:
 
 
 def described(columns: Columns) -> dict[str, Any]:
-    """What tells a data set from another before its images are decoded: how many there are, a hash of their names."""
+    """Return facts that identify a data set before its images are decoded: their number, a hash of their names."""
     names = "\n".join(sorted(map(str, columns.paths)))
     return {"images": len(columns.paths), "names_hash": hashlib.sha256(names.encode()).hexdigest()[:16]}
 
 
 def _duplicates(columns: Columns) -> pd.DataFrame:
-    """Thumbnails have a size of their own: a split must not depend on store_res."""
+    """Compare thumbnails of one size: a split must not depend on store_res."""
     store = open_store(columns.root, list(columns.paths), THUMBNAIL, DATASETS_ROOT / ".cache")
     return find_duplicates(store, list(columns.paths[store.kept]))
 

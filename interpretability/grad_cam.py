@@ -58,10 +58,10 @@ from interpretability.pictures import Picture, image_files, pictures_of_files, p
 from interpretability.saliency import METHODS, Settings
 from utils.config import Config, as_dict, check_at_least, check_choice
 from utils.hardware import describe_device, prepare
+from utils.intervals import SALIENCY_NAMES, interval_text
 from utils.logging_utils import Run
 from utils.plots import marked
-from utils.progress import tracked
-from utils.wording import SALIENCY_NAMES, interval_text
+from utils.scripts import tracked
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from scipy.ndimage import binary_erosion
 
 from dataset_loader.decoding import central_square
 from interpretability.faithfulness import enlarged
+from utils.intervals import metric_name
 from utils.plots import BLACK, BLUE, ORANGE
-from utils.wording import metric_name
 
 COLOURS = "inferno"
 OPACITY = 0.65  # of the strongest evidence; where there is none, the X-ray shows

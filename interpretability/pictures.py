@@ -15,7 +15,7 @@ from dataset_loader.phantoms.dataset import RECORD
 from dataset_loader.xrays import DataConfig, XRays
 from downstream_task.targets import Targets
 from utils.config import UserError, repo_path
-from utils.randomness import fixed_order
+from utils.optimisation import fixed_order
 
 
 @dataclass(frozen=True)

@@ -53,11 +53,11 @@ from interpretability.overlays import audit_figure
 from interpretability.shortcuts import REFITTED, TRAINED, Audited, Scores, known_sources, read_sources
 from utils.config import Config
 from utils.hardware import describe_device, prepare
+from utils.intervals import interval_text, metric_name
 from utils.logging_utils import Run
+from utils.optimisation import fixed_order
 from utils.plots import marked
-from utils.progress import tracked
-from utils.randomness import fixed_order
-from utils.wording import interval_text, metric_name
+from utils.scripts import tracked
 
 PROJECTED = 1000  # test X-rays in TensorBoard's projector, whose sprite has a maximal size
 EXAMPLES = 3  # X-rays on the figure

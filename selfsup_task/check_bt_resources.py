@@ -97,12 +97,12 @@ def main(config: ResourcesConfig) -> None:
 
     table = run_trials(run, trials, measure_cell)
     print(table.drop(columns=["error"]).to_string(index=False, float_format="{:.4g}".format))
-    hours = f"hours for {config.forecast_epochs} epochs on the train part of {data['images']:,} images"
+    forecast = f"hours for {config.forecast_epochs} epochs on the train part of {data['images']:,} images"
     every_cell = {name: trial.config for name, trial in run.inner_runs(except_for=()).items()}
     run.save_figure(
-        "resources", scan_plots.heat_maps(grids(table, every_cell), f"Forecast: {hours}", "hours", "{:.3g}")
+        "resources", scan_plots.heat_maps(grids(table, every_cell), f"Forecast: {forecast}", "hours", "{:.3g}")
     )
-    print(f"\n{hours} are in the column hours\ntable and figure   {run}/")
+    print(f"\nhours              {forecast}\ntable and figure   {run}/")
     print("next               python selfsup_task/train_barlow_twins.py, with the settings that you can afford")
     check_all_finished(table, [*trials])
 
@@ -113,18 +113,17 @@ def grids(table: pd.DataFrame, cells: Mapping[str, Mapping[str, Any]]) -> dict[s
     Infinite where memory ran out, minus infinite where the cell failed.
     """
     rows = table.reindex(columns=["trial", "hours", "out_of_memory", "error"])
-    hours = rows["hours"].mask(rows["out_of_memory"].eq(True), np.inf).mask(rows["error"] != "", -np.inf)
     settings = pd.DataFrame([{key: cells[trial][key] for key in SETTINGS} for trial in rows["trial"]])
     sizes, batches = sorted(set(settings["img_res"])), sorted(set(settings["batch_size"]))
-    found = {}
-    settings["title"] = [
-        f"{backbone}, {channels} channel{'s' if channels != 1 else ''}"
-        for backbone, channels in zip(settings["backbone"], settings["in_channels"], strict=True)
-    ]
-    for title, part in settings.assign(hours=hours).groupby("title", sort=False):
-        grid = part.pivot(index="img_res", columns="batch_size", values="hours").reindex(sizes, columns=batches)
-        found[str(title)] = grid.rename_axis(index="image size (pixels)", columns="batch size")
-    return found
+    channels = settings["in_channels"].replace({1: ", 1 channel", 3: ", 3 channels"})
+    settings["title"] = settings["backbone"] + channels
+    settings["hours"] = rows["hours"].mask(rows["out_of_memory"].eq(True), np.inf).mask(rows["error"] != "", -np.inf)
+    return {
+        str(title): part.pivot(index="img_res", columns="batch_size", values="hours")
+        .reindex(sizes, columns=batches)
+        .rename_axis(index="image size (pixels)", columns="batch size")
+        for title, part in settings.groupby("title", sort=False)
+    }
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from downstream_task.finetuning import FinetuneConfig, finetune
 from downstream_task.targets import TargetConfig
 from selfsup_task.pretraining import PretrainConfig, build_model, train, twin_step
 from utils.config import UserError, as_dict, part_of
+from utils.files import exclusive_lock
 from utils.hardware import placed, prepare
-from utils.locks import exclusive_lock
 from utils.logging_utils import Run
 from utils.sweeps import check_all_finished, check_trial_names, ranked, run_trials
 from utils.training_utils import check_batch_size

@@ -13,9 +13,8 @@ from torch import nn
 
 from utils.config import UserError
 from utils.hardware import choose_precision
-from utils.optimisation import build_optimizer, gradient_step
-from utils.progress import progress_bar
-from utils.randomness import endless_order
+from utils.optimisation import build_optimizer, endless_order, gradient_step
+from utils.scripts import progress_bar
 from utils.training_utils import FitConfig, StepFunction
 
 SMOOTHING = 0.8  # of the exponential mean over steps

@@ -21,10 +21,10 @@ from self_sup_classes.health import Health, measure_health
 from self_sup_classes.provenance import Provenance
 from utils import plots
 from utils.hardware import choose_precision
+from utils.intervals import metric_name
 from utils.logging_utils import Run
-from utils.randomness import fixed_order
+from utils.optimisation import fixed_order
 from utils.training_utils import FitConfig
-from utils.wording import metric_name
 
 PROBES = ("probe/linear", "probe/knn")
 LOSS_PARTS = [f"train/{part}" for part in BarlowTwinsLoss._fields]

@@ -18,7 +18,7 @@ from utils import distributed
 from utils.config import UserError, check_at_least, check_choice
 from utils.hardware import DEVICES, describe_device
 from utils.logging_utils import Run
-from utils.randomness import mixed_seed
+from utils.optimisation import mixed_seed
 from utils.training_utils import StepFunction, check_batch_size, fit
 
 

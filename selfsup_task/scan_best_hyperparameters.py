@@ -39,7 +39,7 @@ from matplotlib.figure import Figure
 from selfsup_task.hyper_utils import Scan, ScanConfig
 from utils import plots, scan_plots
 from utils.config import UserError
-from utils.wording import metric_name
+from utils.intervals import metric_name
 
 
 @dataclass(frozen=True, kw_only=True)

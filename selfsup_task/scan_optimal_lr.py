@@ -48,8 +48,8 @@ from selfsup_task.lr_range import lr_range_test, suggest
 from selfsup_task.pretraining import build_model, twin_step
 from utils import plots, scan_plots
 from utils.config import RUNS_ROOT, UserError, as_dict, check_at_least, check_choice
+from utils.files import exclusive_lock
 from utils.hardware import placed
-from utils.locks import exclusive_lock
 from utils.logging_utils import Run
 from utils.optimisation import SCHEDULERS
 
@@ -131,7 +131,7 @@ def range_of_finetuning(config: RatesConfig, xrays: XRays, lrs: np.ndarray) -> p
     """Test the rates on a classifier, all layers from random weights, trained as trials are."""
     part = finetuning(config, "finetune", "random")
     targets = read_targets(xrays, part)
-    train = labelled_subset(xrays, targets, part)
+    train = labelled_subset(xrays, targets, part.label_fraction, part.label_draw, config.split_seed)
     backbone = random_backbone(config.backbone, config.in_channels, config.random_seed)
     classifier = placed(Classifier(backbone, len(targets.names), "all"), xrays.store.device)
     step = classify_step(classifier, xrays, loss_function(targets, train, part.class_weights), part)

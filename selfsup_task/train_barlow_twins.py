@@ -71,7 +71,7 @@ from dataset_loader.xrays import open_xrays
 from selfsup_task.pretraining import PretrainConfig, build_model, open_run, train, twin_step
 from utils import distributed
 from utils.hardware import placed, prepare
-from utils.wording import metric_name
+from utils.intervals import metric_name
 
 WORSE = 0.02  # a fall of the probe's score that is worth a word
 

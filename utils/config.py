@@ -73,6 +73,14 @@ def as_dict(config: "Config | Mapping[str, Any]") -> dict[str, Any]:
     return dataclasses.asdict(config) if isinstance(config, Config) else dict(config)
 
 
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a config's values by their full keys: {"finetune.num_steps": 40, ...}."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return values
+
+
 def repo_path(path: str | Path) -> Path:
     """Return the absolute path of one in a config, which is relative to the repo root, never to the working directory.
 

@@ -1,4 +1,4 @@
-"""One process or many (torchrun): who am I, and gathering a batch across processes with its gradients."""
+"""One process or several (torchrun): this process's rank, and batches gathered across processes with gradients."""
 
 import os
 from collections.abc import Iterator
@@ -15,23 +15,23 @@ from utils.config import UserError
 
 
 def world_size() -> int:
-    """Processes that train together; 1 without torchrun."""
+    """Return the number of processes that train together; 1 without torchrun."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process among them, from 0."""
+    """Return the number of this process among them, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def launched_processes() -> int:
-    """Processes that torchrun has started, whether they have joined yet or not."""
+    """Return the number of processes that torchrun has started, whether they have joined yet or not."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the processes that torchrun started (nccl on GPUs, gloo on CPUs); nothing without torchrun."""
+    """Join the processes that torchrun started (nccl on GPUs, gloo on CPUs); do nothing without torchrun."""
     if "RANK" not in os.environ or dist.is_initialized():
         yield
         return
@@ -45,13 +45,13 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """The first process of each machine runs the block, then the others: for work that leaves a file behind."""
+    """Run the block in the first process of each machine, then in the others: for work that leaves a file."""
     first = int(os.environ.get("LOCAL_RANK", "0")) == 0
     if dist.is_initialized() and not first:
         dist.barrier()
     try:
         yield
-    finally:  # if the block failed, the others get to fail at it too instead of waiting
+    finally:  # if the block failed, the others fail at it too instead of waiting
         if dist.is_initialized() and first:
             dist.barrier()
 
@@ -63,7 +63,7 @@ def barrier() -> None:
 
 
 def local_batch_size(batch_size: int) -> int:
-    """This process's share of the global batch; UserError if it cannot be shared evenly."""
+    """Return this process's share of the global batch; UserError if it cannot be shared evenly."""
     if batch_size % world_size():
         raise UserError(
             f"batch_size is {batch_size}, which {world_size()} processes cannot share evenly; "
@@ -73,10 +73,10 @@ def local_batch_size(batch_size: int) -> int:
 
 
 def gather_with_gradient(z: Tensor) -> Tensor:
-    """Local rows [n, D] -> the rows of all processes [N, D], in the order of ranks.
+    """Return the rows of all processes [N, D] in the order of ranks, for local rows [n, D].
 
-    The gradient of a row comes back summed over the processes, each of which computes the same loss. It is
-    therefore world_size times too large here, and DistributedDataParallel's mean over processes sets it right.
+    The gradient of a row is summed over the processes, each of which computes the same loss. It is therefore
+    world_size times too large here; DistributedDataParallel's mean over processes corrects it.
     """
     return _Gather.apply(z) if world_size() > 1 else z  # type: ignore[return-value]  # apply is untyped
 
@@ -97,9 +97,9 @@ class _Gather(torch.autograd.Function):
 
 
 def data_parallel(module: nn.Module) -> nn.Module:
-    """`module` for this process: on several GPUs with synchronised BatchNorm and averaged gradients.
+    """Return `module` for this process: with several processes, gradients are averaged and BatchNorm synchronised.
 
-    torch's SyncBatchNorm exists on GPUs only; on CPUs each process keeps the statistics of its own rows.
+    torch's SyncBatchNorm only exists on GPUs; on CPUs each process keeps the statistics of its own rows.
     """
     if world_size() == 1:
         return module

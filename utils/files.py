@@ -6,6 +6,7 @@ process that ends, however it ends.
 
 import contextlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -62,8 +63,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write indented JSON atomically; NaN and infinity become null."""
+    write_text(path, json.dumps(plain_json(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def plain_json(value: Any) -> Any:
+    """Return dicts and lists with None in place of NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: plain_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from utils import distributed
-from utils.config import REPO_ROOT, RUNS_ROOT, Config, UserError, as_dict
-from utils.files import read_json, try_lock, write_atomically, write_json, write_text
+from utils.config import REPO_ROOT, RUNS_ROOT, Config, UserError, as_dict, flat
+from utils.files import plain_json, read_json, try_lock, write_atomically, write_json, write_text
 from utils.hardware import environment
 
 
@@ -113,7 +112,7 @@ class Run:
     def save_json(self, name: str, value: Any) -> None:
         """Write <name>.json."""
         if self.is_writer:
-            write_json(self.folder / f"{name}.json", _plain(value))
+            write_json(self.folder / f"{name}.json", value)
 
     def save_figure(self, name: str, figure: Figure, step: int | None = None) -> None:
         """Write figures/<name>.png and, if a step is given, the same picture to TensorBoard."""
@@ -172,7 +171,7 @@ class Run:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, which marks the run as finished; add a training to TensorBoard's HParams."""
-        self.summary = _plain(dict(summary))
+        self.summary = plain_json(dict(summary))
         if self.is_writer:
             if self._writer is not None:
                 self._write_hparams(self._writer)
@@ -228,7 +227,10 @@ class Run:
     def _write_hparams(self, writer: SummaryWriter) -> None:
         """Add a training's config; TensorBoard ranks by any scalar if no run brings its own list of metrics."""
         if self.rows:
-            _, start, end = hparams(_flat(self.config), {})
+            values = {
+                k: v if isinstance(v, bool | int | float | str) else json.dumps(v) for k, v in flat(self.config).items()
+            }
+            _, start, end = hparams(values, {})
             writer._get_file_writer().add_summary(start)
             writer._get_file_writer().add_summary(end)
 
@@ -241,26 +243,6 @@ class Run:
 
 def _value(config: Mapping[str, Any], key: str) -> str:
     return json.dumps(config[key]) if key in config else "absent"
-
-
-def _plain(value: Any) -> Any:
-    """Replace NaN and infinity by None: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | float | str]:
-    """Return a config as HParams takes it: nested keys with a dot, lists as text."""
-    flat: dict[str, bool | float | str] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
-    return flat
 
 
 def _pixels(picture: io.BytesIO) -> np.ndarray:

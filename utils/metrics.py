@@ -1,7 +1,7 @@
-"""Numbers about predictions and embeddings, exact over all samples.
+"""Scores of predictions and embeddings, exact over all samples.
 
-scikit-learn has many of them, at 1 to 3 ms a call; intervals need thousands of calls a network. What they resample is
-computed here, 20 times as fast, and tested against scikit-learn.
+scikit-learn has many of them, at 1 to 3 ms per call; intervals need thousands of calls per network. What they resample
+is computed here, 20 times as fast, and tested against scikit-learn.
 """
 
 from collections.abc import Iterable
@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CLASS_SCORES = ("sensitivity", "specificity", "auroc", "auprc")
-TEMPERATURES = (0.01, 100.0)  # between which fit_temperature looks
+TEMPERATURES = (0.01, 100.0)  # range of fit_temperature
 
 
 def effective_rank(z: Tensor) -> float:
-    """RankMe of embeddings z [N, D]: the exponential of the entropy of their singular values, 1 to min(N, D).
+    """Return RankMe of embeddings z [N, D]: the exponential of the entropy of their singular values, 1 to min(N, D).
 
-    Garrido et al. 2023 (arXiv 2210.02885, section 3.1), on centred embeddings, since the mean of an embedding
-    carries nothing that the Barlow Twins loss or a linear probe could see. Embeddings that are all equal have rank 0.
+    Garrido et al. 2023 (arXiv 2210.02885, section 3.1), on centred embeddings, since neither the Barlow Twins
+    loss nor a linear probe depends on the mean. Embeddings that are all equal have rank 0.
     """
     z = z.double() - z.double().mean(0)
     singular_values = torch.linalg.svdvals(z)
@@ -33,13 +33,13 @@ def effective_rank(z: Tensor) -> float:
 
 
 def dead_dimensions(z: Tensor, share: float = 0.01) -> int:
-    """How many dimensions of z [N, D] hardly vary: standard deviation under `share` of the largest one's."""
+    """Return how many dimensions of z [N, D] hardly vary: standard deviation under `share` of the largest."""
     deviation = z.double().std(0, correction=0)
     return int((deviation <= share * deviation.max()).sum().item())
 
 
 def knn_scores(train: Tensor, train_targets: Tensor, test: Tensor, k: int = 20) -> Tensor:
-    """Soft targets [M, C] of test features [M, F] from the k nearest train features [N, F] by cosine.
+    """Return soft targets [M, C] of test features [M, F] from the k nearest train features [N, F] by cosine.
 
     Each neighbour votes with weight exp(cosine / 0.07) (Wu et al. 2018, arXiv 1805.01978, section 3.4);
     train_targets [N, C] are one-hot classes or findings in 0..1.
@@ -51,23 +51,24 @@ def knn_scores(train: Tensor, train_targets: Tensor, test: Tensor, k: int = 20) 
 
 
 def balanced_accuracy(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Mean recall over the classes that occur in labels [M], predicted as the largest of scores [M, C]."""
+    """Return mean recall over the classes that occur in labels [M], predicted as the largest of scores [M, C]."""
     counts = confusion_counts(labels, scores)
     occurring = counts.sum(1) > 0
     return float((counts.diagonal()[occurring] / counts.sum(1)[occurring]).mean())
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve of labels [M] in 0, 1 by the last column of scores [M, 2]; chance is 0.5."""
+    """Return the area under the ROC curve of labels [M] in 0, 1 by the last column of scores [M, 2]; chance is 0.5."""
     return float(roc_auc_score(labels, scores[:, -1]))
 
 
 def classification_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Scores in 0..1 of probabilities [M, C] for the classes labels [M] in 0..C-1; ece is the only one to be small.
+    """Return scores in 0..1 of probabilities [M, C] for labels [M] in 0..C-1; all but ece are better the larger.
 
     auroc and auprc (average precision) are each class's against the rest; they, balanced_accuracy (mean recall) and
-    macro_f1 average over the classes that occur in `labels`. What no class allows is NaN. ece is of the likeliest
-    class. Raises ValueError where the two do not fit together or a probability is outside 0..1.
+    macro_f1 average over the classes that occur in `labels`. A score is NaN if no
+    class allows it. ece is of the likeliest class. Raises ValueError if the two do not fit together or a probability
+    is outside 0..1.
     """
     _check(labels, probabilities, np.arange(probabilities.shape[1]))
     if len(labels) == 0:
@@ -87,13 +88,13 @@ def classification_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict
 
 
 def confusion_counts(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """[C, C] images by label (row) and likeliest class (column) of labels [M] and probabilities [M, C]."""
+    """Return [C, C] images by label (row) and likeliest class (column) of labels [M] and probabilities [M, C]."""
     c = probabilities.shape[1]
     return np.bincount(labels.astype(int) * c + probabilities.argmax(1), minlength=c * c).reshape(c, c)
 
 
 def per_class_scores(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """[C, 4] of 0..1 or NaN: each class's CLASS_SCORES; sensitivity and specificity are of the likeliest class."""
+    """Return [C, 4] in 0..1 or NaN: each class's CLASS_SCORES, sensitivity and specificity of the likeliest class."""
     _check(labels, probabilities, np.arange(probabilities.shape[1]))
     predicted, rows = probabilities.argmax(1), []
     for c in range(probabilities.shape[1]):
@@ -104,11 +105,11 @@ def per_class_scores(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarra
 
 
 def finding_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Scores of probabilities [M, C] for findings labels [M, C], 1, 0 or NaN where unknown.
+    """Return scores of probabilities [M, C] for findings labels [M, C], 1, 0 or NaN where unknown.
 
-    auroc and auprc are means over the findings with known images of both kinds, NaN if there are none. ece is over all
-    known cells, of the probability that the finding is there (not of the likelier answer, where a finding called too
-    often and one called too rarely would cancel). Raises ValueError as classification_scores does.
+    auroc and auprc are means over the findings with known images of both kinds, NaN without such findings. ece is
+    over all known cells, of the probability that the finding is present (for the likelier answer, a finding predicted
+    too often and one predicted too rarely would cancel). Raises ValueError as classification_scores does.
     """
     known = ~np.isnan(labels)
     _check(np.where(known, labels, 0), probabilities, np.arange(2))
@@ -122,7 +123,7 @@ def finding_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, f
 
 
 def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """ECE of the likeliest class for classes labels [M], of all known cells for findings labels [M, C]."""
+    """Return the ECE of the likeliest class for class labels [M], of all known cells for findings [M, C]."""
     if labels.ndim == 1:
         return expected_calibration_error(probabilities.max(1), probabilities.argmax(1) == labels)
     known = ~np.isnan(labels)
@@ -130,10 +131,10 @@ def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
-    """Mean distance, 0..1, of accuracy from confidence over equal bins of confidence [M], weighted by their images.
+    """Return the mean distance, 0..1, of accuracy from confidence over equal bins of confidence [M], by images.
 
     Guo et al. 2017 (arXiv 1706.04599, section 2): bin m holds ((m - 1) / bins, m / bins]. correct [M] is 0 or 1.
-    Few images a bin make it larger than it is.
+    With few images per bin it is overestimated.
     """
     if len(confidence) == 0:
         return float("nan")
@@ -144,11 +145,11 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The T that makes softmax(logits [M, C] / T) likeliest for labels [M] (Guo et al. 2017, section 4.2).
+    """Return the T that makes softmax(logits [M, C] / T) likeliest for labels [M] (Guo et al. 2017, section 4.2).
 
     Labels [M, C] of 0, 1 or NaN (unknown) are findings, by sigmoid(logits / T). The likelihood is concave in 1 / T, so
-    T is the root of its slope, or the end of TEMPERATURES that it climbs towards (labels told apart without an error
-    push T to the lower one). T is 1 where the labels say nothing about it.
+    T is the root of its slope, or the end of TEMPERATURES towards which it rises (the lower one for labels that are
+    separated without an error). T is 1 if it does not depend on the labels.
     """
     known = ~np.isnan(labels)
     z, y = logits[known].astype(np.float64), labels[known]
@@ -156,7 +157,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         z = z - z[np.arange(len(z)), y.astype(int), None]  # [M, C], 0 for the label
 
     def slope(log_temperature: float) -> float:
-        """Of the negative log-likelihood, by 1 / T."""
+        """Return the slope of the negative log-likelihood by 1 / T."""
         beta = np.exp(-log_temperature)
         return float(((softmax(beta * z, axis=1) if labels.ndim == 1 else expit(beta * z) - y) * z).sum())
 
@@ -169,12 +170,12 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _ranking_scores(positive: np.ndarray, score: np.ndarray) -> tuple[float, float]:
-    """AUROC and average precision of score [M] for positive [M] (bool); NaN unless both values occur."""
+    """Return AUROC and average precision of score [M] for positive [M] (bool); NaN unless both values occur."""
     total = int(positive.sum())
     if total in (0, len(positive)):
         return float("nan"), float("nan")
     order = np.argsort(-score, kind="stable")
-    thresholds = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)  # the last of each run of equals
+    thresholds = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)  # the last of equal scores
     hits, called = np.cumsum(positive[order])[thresholds], thresholds + 1
     gained, false = np.diff(hits, prepend=0), np.diff(called - hits, prepend=0)
     area = (false * (hits - gained / 2)).sum() / (total * (len(positive) - total))
@@ -182,7 +183,7 @@ def _ranking_scores(positive: np.ndarray, score: np.ndarray) -> tuple[float, flo
 
 
 def _mean(values: Iterable[float]) -> float:
-    """Mean of those that are not NaN; NaN if none is."""
+    """Return the mean of the values that are not NaN; NaN without any."""
     numbers = [value for value in values if not np.isnan(value)]
     return float(np.mean(numbers)) if numbers else float("nan")
 

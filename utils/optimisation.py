@@ -69,10 +69,10 @@ def endless_order(indices: np.ndarray, seed: int, first: int, count: int) -> np.
 def build_optimizer(
     module: nn.Module, config: OptimiserConfig, lr_factors: Mapping[str, float] | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer over the parameters that require gradients, fused where torch can.
+    """Return the optimizer over the parameters that require gradients, fused where torch supports it.
 
-    Biases and BatchNorm parameters are not decayed (Barlow Twins, section 2.2). `lr_factors` maps the beginning of
-    a parameter's name to what its group's learning rate is multiplied with, kept as group["lr_factor"]; else 1.
+    Biases and BatchNorm parameters are not decayed (Barlow Twins, section 2.2). `lr_factors` maps the start of a
+    parameter's name to the factor of its learning rate, kept as group["lr_factor"]; the default is 1.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
@@ -99,9 +99,9 @@ def gradient_step(
     gradient_clip: float,
     dtype: torch.dtype,
 ) -> Mapping[str, Tensor]:
-    """One step at learning rate `lr` down the "loss" of what `forward` gives under autocast to `dtype`; all it gives.
+    """Take one step at learning rate `lr` on the "loss" of `forward()`, under autocast to `dtype`; return its result.
 
-    The gradient's norm is clipped to gradient_clip, 0 for never.
+    The gradient's norm is clipped to gradient_clip; 0 is off.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
@@ -116,10 +116,10 @@ def gradient_step(
 
 
 def lr_multiplier(global_step: int, steps_per_epoch: int, config: OptimiserConfig) -> float:
-    """What `lr` is multiplied with at an optimiser step.
+    """Return the factor of `lr` at an optimiser step.
 
     After a linear warmup over warmup_epochs: "constant" 1; "cosine" half a cosine from 1 to 0; "multiplicative"
-    the same factor each epoch, from 1 to 0.01 over the run (0.63 an epoch for 10 epochs).
+    the same factor each epoch, from 1 to 0.01 over the run (0.63 per epoch for 10 epochs).
     """
     warmup = config.warmup_epochs * steps_per_epoch
     if global_step < warmup:
@@ -133,13 +133,13 @@ def lr_multiplier(global_step: int, steps_per_epoch: int, config: OptimiserConfi
 
 
 def is_frozen(module: nn.Module) -> bool:
-    """Whether a module has parameters and none of them, in it or below it, is trained."""
+    """Return whether a module has parameters of which none is trained, submodules included."""
     parameters = list(module.parameters())
     return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
 
 def train_mode(module: nn.Module) -> None:
-    """`module.train()`, but frozen parts stay in eval mode, so that their BatchNorm statistics do not move."""
+    """Call `module.train()`, but keep frozen parts in eval mode, so that their BatchNorm statistics do not change."""
     module.train()
     for part in module.modules():
         if is_frozen(part):
@@ -147,14 +147,14 @@ def train_mode(module: nn.Module) -> None:
 
 
 def frozen_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of all that must not change: frozen parameters, and the buffers of frozen modules."""
+    """Return copies of what must not change: frozen parameters, and the buffers of frozen modules."""
     return {name: tensor.detach().clone() for name, tensor in _frozen(module)}
 
 
 def assert_unchanged(module: nn.Module, before: dict[str, Tensor]) -> None:
-    """Raise AssertionError unless everything frozen is bit-identical to what `frozen_tensors` gave."""
+    """Raise AssertionError unless everything frozen is bit-identical to `before`, from `frozen_tensors`."""
     now = dict(_frozen(module))
-    assert now.keys() == before.keys(), "what is frozen has changed during training"
+    assert now.keys() == before.keys(), "other parts are frozen than before training"
     moved = [name for name, tensor in before.items() if not torch.equal(tensor, now[name])]
     assert not moved, f"frozen but changed by training: {', '.join(moved[:5])}"
 

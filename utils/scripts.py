@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
-from utils.config import AnyConfig, UserError, make_config
+from utils.config import AnyConfig, UserError, flat, make_config
 
 SECONDS_BETWEEN_LINES = 30  # of progress, where output is a file
 CURSOR_UP = "\x1b[A"  # how tqdm returns from a nested bar
@@ -66,7 +66,7 @@ def parse_flags(
     """
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser._negative_number_matcher = re.compile(r"-\.?\d")  # argparse's own does not know -1e-3
-    values = _flat(config)
+    values = flat(config)
     for key, value in values.items():
         comment = comments.get(key, comments.get(key.rpartition(".")[2], ""))
         shown = " ".join(map(str, value)) if isinstance(value, list) else value
@@ -160,14 +160,6 @@ def _flag(key: str) -> str:
 
 def _tail(word: str) -> str:
     return f"={word.partition('=')[2]}" if "=" in word else ""
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"finetune.num_steps": 40, ...}"""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:

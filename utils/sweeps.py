@@ -1,6 +1,6 @@
-"""The one trial runner: a table of trials becomes runs, a summary.csv after each of them, and a ranking.
+"""The trial runner: trials become runs, with a summary.csv after each of them, and a ranking.
 
-Each trial has its own run folder inside the sweep's. Several processes may work on one sweep at once: the process that
+Each trial has its own run folder inside that of the sweep. Several processes may share one sweep: the process that
 holds a trial's lock runs it, and the operating system releases the lock of a process that ends, however it ends.
 """
 
@@ -37,10 +37,10 @@ def check_trial_names(names: Sequence[str], only: Sequence[str] = ()) -> None:
 
 
 def run_trials(run: Run, trials: Mapping[str, Run], work: Callable[[Run], None]) -> pd.DataFrame:
-    """Run the trials that are not finished; return a row for each: trial, its summary's values, error ("" if none).
+    """Run the trials that are not finished; return one row for each: trial, the values of its summary, error or "".
 
     `run` has been started and holds the folders of the trials. `work(trial)` starts and finishes a trial, and resumes
-    an interrupted one if it can; finished ones are looked up. A trial that fails is recorded with its error and the
+    an interrupted one if it can; finished ones are read. A trial that fails is recorded with its error and the
     others continue; the next call tries it again. summary.csv holds all trials in the folder, whichever process or
     call made them, these first.
     """
@@ -100,7 +100,7 @@ def _settle(one: Run, work: Callable[[Run], None], failed_before: int | None) ->
 
 
 def _update_table(run: Run, trials: Mapping[str, Run]) -> pd.DataFrame:
-    """Write summary.csv, a row for each trial that is finished or has failed."""
+    """Write summary.csv with one row for each trial that is finished or has failed."""
     with exclusive_lock(run.folder / ".table.lock", "writing summary.csv"):
         everything = {**trials, **run.inner_runs(except_for=trials)}
         for one in everything.values():

@@ -1,4 +1,4 @@
-"""The one engine: `fit` trains any module with any step function, and goes on after a crash to the bit."""
+"""The engine: `fit` trains any module with any step function; a resumed run is bit-identical to an undisturbed one."""
 
 import functools
 import math
@@ -31,17 +31,17 @@ from utils.optimisation import (
 )
 from utils.scripts import progress_bar
 
-LOG_EVERY = 10  # steps between TensorBoard points, and between looks for a loss that is not finite
+LOG_EVERY = 10  # steps between TensorBoard points and checks that the loss is finite
 
 # (indices of the local batch, epoch, step in the epoch) -> {"loss": ..., other scalars to log}
 StepFunction = Callable[[Tensor, int, int], Mapping[str, Tensor]]
-# (epochs done, global step, the epoch's mean metrics) -> what to add to the epoch's row of metrics.csv
+# (epochs done, global step, the epoch's mean metrics) -> more columns of the epoch's row in metrics.csv
 EpochFunction = Callable[[int, int, Mapping[str, float]], Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(OptimiserConfig):
-    """What `fit` reads of a script's config; see there for what the values mean."""
+    """The keys that `fit` reads; the scripts' config dicts say what they mean."""
 
     random_seed: int
     batch_size: int
@@ -71,13 +71,12 @@ def fit(
     """Train `module`, which is on its device, on the images `indices` for `config.num_epochs` epochs.
 
     The order of an epoch and every random number inside a step are functions of (seed, epoch, step), so a run
-    resumed from `run.checkpoint()`, in the middle of an epoch too, equals an undisturbed one to the bit.
-    The last incomplete batch of an epoch is left out, since a small batch has an outsized loss.
+    resumed from `run.checkpoint()`, even in the middle of an epoch, is bit-identical to an undisturbed one.
+    The last incomplete batch of an epoch is left out, since the loss depends on the size of the batch.
     `end_of_epoch` runs in eval mode, on every process. `lr_factors`: see `build_optimizer`. Frozen parts stay
     in eval mode, and are asserted to be bit-identical afterwards.
-    `stop`, asked before each epoch, may end the training early; let it depend on `run.rows` only, which a checkpoint
-    restores.
-    With `steps_per_epoch`, an epoch is that many steps of an endless row of shuffled passes, however few images
+    `stop`, asked before each epoch, may end the training early; it may depend on `run.rows`, which resuming restores.
+    With `steps_per_epoch`, an epoch is that many steps of an endless sequence of shuffled passes, however few images
     there are; otherwise it is one pass.
 
     Raises UserError for a batch larger than the data, a setting that does not exist, a checkpoint that does not
@@ -107,7 +106,7 @@ def check_batch_size(batch_size: int, num_images: int) -> None:
 
 @dataclass
 class _Progress:
-    """Epochs done, steps done in the epoch under way, and the sums of its metrics so far."""
+    """Epochs done, steps done in the current epoch, and the sums of its metrics so far."""
 
     epoch: int = 0
     step: int = 0
@@ -150,7 +149,7 @@ class _Loop:
         return self.progress.epoch * self.steps_per_epoch + self.progress.step
 
     def resume(self) -> None:
-        """Go to where the run's checkpoint stands, if there is one, and open the progress bar there."""
+        """Continue from the run's checkpoint, if there is one, and open the progress bar there."""
         state = self.run.checkpoint()
         if state is not None:
             self.load(state)
@@ -160,7 +159,7 @@ class _Loop:
         self.bar = progress_bar(steps * batch_size, "training", done, show=self.show)
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take over a checkpoint; UserError if it belongs to another model."""
+        """Load a checkpoint; UserError if it belongs to another model."""
         try:
             self.module.load_state_dict(state["module"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -173,7 +172,7 @@ class _Loop:
             ) from error
 
     def run_epoch(self) -> float:
-        """The steps that are left of this epoch; images per second."""
+        """Run the remaining steps of this epoch; return images per second."""
         progress, config = self.progress, self.config
         order = self.order()
         train_mode(self.module)
@@ -186,7 +185,7 @@ class _Loop:
         return images / (time.perf_counter() - start)
 
     def order(self) -> np.ndarray:
-        """The images of the epoch under way, in their order."""
+        """Return the images of the current epoch in their order."""
         seed, epoch = self.config.random_seed, self.progress.epoch
         if not self.endless:
             return epoch_order(self.indices, seed, epoch)
@@ -194,7 +193,7 @@ class _Loop:
         return endless_order(self.indices, seed, epoch * images, images)
 
     def take_step(self, order: np.ndarray) -> None:
-        """One optimiser step, with this process's share of the batch."""
+        """Take one optimiser step with this process's share of the batch."""
         progress, config = self.progress, self.config
         lr = config.lr * lr_multiplier(self.global_step, self.steps_per_epoch, config)
         # dropout and stochastic depth draw from torch's global generator
@@ -209,14 +208,14 @@ class _Loop:
             self.report(metrics, lr)
 
     def report(self, metrics: Mapping[str, Tensor], lr: float) -> None:
-        """Look at the loss and log it; reading it waits for the device, hence not every step."""
+        """Check the loss and log it; reading it waits for the device, so this is not done in every step."""
         self.check_finite()
         scalars = {f"train/{name}": value.item() for name, value in metrics.items()}
         self.run.log(self.global_step, {**scalars, "lr": lr})
         self.bar.set_postfix(loss=f"{scalars['train/loss']:.4g}", refresh=False)
 
     def check_finite(self) -> None:
-        """Raise UserError once a loss was not finite; the sums remember it."""
+        """Raise UserError if a loss of this epoch was not finite, which its sum shows."""
         if not all(math.isfinite(mean) for mean in self.progress.means().values()):
             raise UserError(
                 f"the loss is not finite at epoch {self.progress.epoch + 1}, step {self.progress.step}; "

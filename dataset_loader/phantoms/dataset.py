@@ -26,10 +26,9 @@ from dataset_loader.phantoms.anatomy import Anatomy, Pose
 from dataset_loader.phantoms.patients import HEADER, View, plan_patient
 from dataset_loader.phantoms.views import annotate, frontal, plant_marker, to_bytes
 from utils.config import UserError
-from utils.files import write_json, write_text
-from utils.locks import exclusive_lock
-from utils.memory import keep_freed_memory, usable_cores
-from utils.progress import progress_bar
+from utils.files import exclusive_lock, write_json, write_text
+from utils.hardware import keep_freed_memory, usable_cores
+from utils.scripts import progress_bar
 
 VERSION = 2  # of the drawing: a tree of another version is not the one asked for
 COVID_ROOT = "COVID-19_Radiography_Dataset"

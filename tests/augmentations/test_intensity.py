@@ -73,7 +73,7 @@ def test_the_drawn_kernel_holds_three_sigma_and_sums_to_one():
     weights = intensity.draw_blur(1000, generator(), sigma=(0.1, 2.0))
     assert weights.shape == (1000, 7)
     assert torch.allclose(2 * weights.sum(1) - weights[:, 0], torch.ones(1000, dtype=torch.float64))
-    # sigma from the ratio of the first two weights, where it is large enough to tell
+    # sigma from the ratio of the first two weights, where it is large enough to be known
     sigma = (0.5 / (weights[:, 0] / weights[:, 1].clamp(min=1e-30)).log()).sqrt()
     assert 1.99 < sigma.max() <= 2.0
     assert abs((sigma > 1.05).float().mean() - 0.5) < 0.05

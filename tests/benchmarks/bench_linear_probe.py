@@ -8,31 +8,12 @@ Times, in turn and with spread, on one random ResNet-18 and all labels of the tr
           best of its epochs on validation
   cached  downstream_task/finetuning.py's: features once, logistic regression at its optimum, regularisation chosen on
           validation
-and prints both validation accuracies. No test: times depend on the machine and what else it does.
+and prints both validation accuracies. Not a test: times depend on the machine and its load.
 """
 
-import statistics
-import time
 from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
-from torch.nn import functional as F
-
-from augmentations.transform_utils import Views, step_generator
-from dataset_loader.xrays import XRays, open_xrays
-from downstream_task.linear_head import fit_linear_head
-from downstream_task.probes import forward_all
-from self_sup_classes.backbones import Backbone
-from self_sup_classes.initialisation import random_backbone
-from utils.metrics import balanced_accuracy
-from utils.randomness import epoch_order
-from utils.scripts import run_script
-
-EPOCHS = 15
-BATCH = 96
-LR = 1.53e-3  # the original project's supervised recipe
+from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
     "dataset": "phantom",
@@ -40,19 +21,52 @@ config: dict[str, Any] = {
     "store_res": 36,
     "split_seed": 0,
     "img_res": 32,
+    "epochs": 15,  # of the loop that runs the network each time
     "rounds": 3,
 }
 
+if __name__ == "__main__":
+    config = flags(config, __doc__, __file__)
 
-def rerun(backbone: Backbone, xrays: XRays, size: int) -> float:
-    """Best validation accuracy of 15 epochs that run the frozen network each time."""
+import statistics
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from augmentations.transform_utils import Views, step_generator
+from dataset_loader.xrays import DataConfig, XRays, open_xrays
+from downstream_task.linear_head import fit_linear_head
+from downstream_task.probes import forward_all
+from self_sup_classes.backbones import Backbone
+from self_sup_classes.initialisation import random_backbone
+from utils.metrics import balanced_accuracy
+from utils.optimisation import epoch_order
+
+BATCH = 96
+LR = 1.53e-3  # the original project's supervised recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeBenchConfig(DataConfig):
+    """The keys of the dict at the top."""
+
+    epochs: int
+    rounds: int
+
+
+def rerun(backbone: Backbone, xrays: XRays, size: int, epochs: int) -> float:
+    """Return the best validation accuracy of epochs that run the frozen network each time."""
     views, labels = Views("none", size), torch.from_numpy(xrays.columns.labels)
     train, val = xrays.indices("train"), xrays.indices("val")
     backbone.eval()
     head = nn.Linear(backbone.num_features, len(xrays.columns.label_names))
     optimizer = torch.optim.Adam(head.parameters(), lr=LR)
     best = 0.0
-    for epoch in range(EPOCHS):
+    for epoch in range(epochs):
         for batch in torch.from_numpy(epoch_order(train, 0, epoch)).split(BATCH):
             with torch.no_grad():
                 features = backbone(views.single(xrays.batch(batch), step_generator(0, 0, 0)))
@@ -66,7 +80,7 @@ def rerun(backbone: Backbone, xrays: XRays, size: int) -> float:
 
 
 def cached(backbone: Backbone, xrays: XRays, size: int) -> float:
-    """Validation accuracy of logistic regression on features that are computed once."""
+    """Return the validation accuracy of logistic regression on features that are computed once."""
     labels = xrays.columns.labels
     train, val = xrays.indices("train"), xrays.indices("val")
     x, val_x = (forward_all(backbone, xrays, part, size, 1, torch.float32).numpy() for part in (train, val))
@@ -74,17 +88,22 @@ def cached(backbone: Backbone, xrays: XRays, size: int) -> float:
     return balanced_accuracy(labels[val], val_x @ head.weight.T + head.bias)
 
 
-def main(config: dict[str, Any]) -> None:
+def main(config: ProbeBenchConfig) -> None:
     """Print seconds, ratio and accuracies."""
-    xrays = open_xrays(config, torch.device("cpu"))  # type: ignore[arg-type]  # the keys that it reads are there
+    xrays = open_xrays(config, torch.device("cpu"))
     backbone = random_backbone("resnet18", 1, seed=0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     seconds: dict[str, list[float]] = {"re-run": [], "cached": []}
     scores = {}
-    cached(backbone, xrays, config["img_res"])  # warm up
-    for _ in range(config["rounds"]):
-        for name, probe in (("re-run", rerun), ("cached", cached)):
+    size = config.img_res
+    jobs = {
+        "re-run": lambda: rerun(backbone, xrays, size, config.epochs),
+        "cached": lambda: cached(backbone, xrays, size),
+    }
+    jobs["cached"]()  # warm up
+    for _ in range(config.rounds):
+        for name, probe in jobs.items():
             start = time.perf_counter()
-            scores[name] = probe(backbone, xrays, config["img_res"])
+            scores[name] = probe()
             seconds[name].append(time.perf_counter() - start)
     for name, values in seconds.items():
         median = statistics.median(values)
@@ -94,4 +113,4 @@ def main(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, config, __doc__)
+    run_script(main, ProbeBenchConfig, config)

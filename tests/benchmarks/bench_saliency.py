@@ -2,13 +2,27 @@
 
     python tests/benchmarks/bench_saliency.py
 
-ResNet-18 on made-up images, in batches of 64, interleaved; medians, spread and ratio. Also against the same maps by
-torch.autograd.grad, written out. No test: times depend on the machine and what else it does.
+ResNet-18 on random images, in batches of 64, interleaved; medians, spread and ratio. Also against the same maps by
+torch.autograd.grad, written out. Not a test: times depend on the machine and its load.
 """
+
+from typing import Any
+
+from utils.scripts import flags, run_script
+
+config: dict[str, Any] = {
+    "images": 100,
+    "img_res": 224,
+    "rounds": 5,  # timed, after one that is not
+    "device": "auto",
+}
+
+if __name__ == "__main__":
+    config = flags(config, __doc__, __file__)
 
 import statistics
 import time
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +31,18 @@ from torch.nn import functional as F
 from downstream_task.classifier import Classifier
 from interpretability.saliency import IMAGES_AT_ONCE, plain_copy, saliency_maps
 from self_sup_classes.backbones import Backbone
+from utils.config import Config
 from utils.hardware import choose_device, describe_device
-from utils.scripts import run_script
 
-config: dict[str, Any] = {
-    "images": 100,
-    "img_res": 224,
-    "rounds": 5,  # timed, after one that is not
-    "device": "auto",
-}
+
+@dataclass(frozen=True, kw_only=True)
+class SaliencyBenchConfig(Config):
+    """The keys of the dict at the top."""
+
+    images: int
+    img_res: int
+    rounds: int
+    device: str
 
 
 def plain_pass(net: nn.Module, images: Tensor, classes: Tensor) -> None:
@@ -51,21 +68,21 @@ def by_autograd(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     return torch.cat(maps)
 
 
-def main(config: dict[str, Any]) -> None:
+def main(config: SaliencyBenchConfig) -> None:
     """Print seconds and ratios."""
-    device = choose_device(config["device"])
+    device = choose_device(config.device)
     print(f"{describe_device(device)}, torch {torch.__version__}")
     torch.manual_seed(0)
     net = Classifier(Backbone("resnet18", 1), 4).net.to(device).eval()
-    images = torch.rand(config["images"], 1, config["img_res"], config["img_res"], device=device)
-    classes = torch.arange(config["images"], device=device) % 4
+    images = torch.rand(config.images, 1, config.img_res, config.img_res, device=device)
+    classes = torch.arange(config.images, device=device) % 4
     jobs = {
         "plain forward and backward": lambda: plain_pass(net, images, classes),
         "Grad-CAM": lambda: saliency_maps(net, images, classes),
         "Grad-CAM by autograd.grad": lambda: by_autograd(net, images, classes),
     }
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for number in range(1 + config["rounds"]):
+    for number in range(1 + config.rounds):
         for name, job in jobs.items():
             start = time.perf_counter()
             job()
@@ -83,4 +100,4 @@ def main(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, config, __doc__)
+    run_script(main, SaliencyBenchConfig, config)

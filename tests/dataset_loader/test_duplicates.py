@@ -44,7 +44,7 @@ def test_planted_copies_are_found_and_share_a_part(phantoms: Path, tmp_path: Pat
     found = {frozenset(pair) for pair in zip(xrays.duplicates["file"], xrays.duplicates["other"], strict=True)}
     planted_pairs = {frozenset(pair) for pair in copies.items()}
     assert planted_pairs <= found
-    assert len(found - planted_pairs) <= 10  # of 31,000 pairs of phantoms, whose anatomies are much alike
+    assert len(found - planted_pairs) <= 10  # of 31,000 pairs of phantoms, whose anatomies are similar
     assert xrays.duplicates["distance"].between(0, MAX_DISTANCE).all()
     part = dict(zip(xrays.columns.paths, xrays.parts, strict=True))
     assert all(part[copy] == part[original] for copy, original in copies.items())

@@ -22,7 +22,7 @@ def seen(xrays: XRays, indices: np.ndarray) -> Provenance:
     return Provenance("abc", xrays.image_ids(indices))
 
 
-def test_an_encoder_of_the_train_part_is_welcome(xrays: XRays) -> None:
+def test_an_encoder_of_the_train_part_is_accepted(xrays: XRays) -> None:
     assert check_unseen(seen(xrays, xrays.indices("train")), xrays, False, "encoder.pt") == ""
     assert check_unseen(NOTHING_SEEN, xrays, False, "random") == ""
 

@@ -1,19 +1,21 @@
-"""pretrain(config) inside one process: what is measured changes nothing, what is resumed, what is refused."""
+"""A pretraining inside one process: what is measured changes nothing, what is kept, resumed and refused."""
 
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
-from selfsup_task import pretraining
-from selfsup_task.pretrain_config import derived_name
+from selfsup_task import monitor, pretraining
+from selfsup_task.pretraining import PretrainConfig, derived_name, open_run
 from selfsup_task.train_barlow_twins import config as DEFAULTS
-from utils import logging_utils
-from utils.config import UserError
+from selfsup_task.train_barlow_twins import main
+from utils.config import RUNS_ROOT, UserError, make_config
+from utils.logging_utils import Run
 
 SMALL: dict[str, Any] = {
     **DEFAULTS,
@@ -30,52 +32,93 @@ class Killed(Exception):
     pass
 
 
-def pretrain(config: Any) -> logging_utils.Run:
-    return pretraining.pretrain(config)
+def killed(*arguments: object) -> None:
+    raise Killed
+
+
+def pretrain(values: dict[str, Any]) -> Run:
+    config = make_config(PretrainConfig, values)
+    main(config)
+    return open_run(config)
+
+
+def metrics(run: Run) -> pd.DataFrame:
+    return pd.read_csv(run.folder / "metrics.csv")
+
+
+def weights(run: Run, which: str) -> dict[str, torch.Tensor]:
+    return torch.load(run.folder / f"resnet18_{which}_state_dict.pt", weights_only=True)
 
 
 @pytest.fixture
-def config(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A small config whose runs lie in this test's folder."""
-    monkeypatch.setattr(pretraining, "Run", lambda name, config: logging_utils.Run(name, config, tmp_path / "runs"))
-    return {**SMALL, "data_root": str(phantoms / COVID_ROOT)}
+def config(phantoms: Path, tmp_path: Path) -> dict[str, Any]:
+    """A small config; its run name is this test's alone, since the temporary folder's is."""
+    name = f"{tmp_path.parent.name}/{tmp_path.name}"
+    return {**SMALL, "data_root": str(phantoms / COVID_ROOT), "run_name": name}
 
 
-def test_how_often_one_looks_does_not_change_what_is_learnt(config: Any) -> None:
-    often = pretrain({**config, "run_name": "often", "probe_every": 1})
-    seldom = pretrain({**config, "run_name": "seldom", "probe_every": 2})
-    first, second = (
-        torch.load(run.folder / "resnet18_final_state_dict.pt", weights_only=True) for run in (often, seldom)
-    )
+def test_how_often_the_probes_run_does_not_change_what_is_learnt(config: dict[str, Any]) -> None:
+    often = pretrain({**config, "run_name": f"{config['run_name']}/often", "probe_every": 1})
+    seldom = pretrain({**config, "run_name": f"{config['run_name']}/seldom", "probe_every": 2})
+    first, second = weights(often, "final"), weights(seldom, "final")
     assert all(torch.equal(first[key], second[key]) for key in first)
-    assert "probe/linear" in often.rows[1] and "probe/linear" not in seldom.rows[1]
-    assert often.rows[0]["probe/linear"] == seldom.rows[0]["probe/linear"]
+    probes = metrics(often)["probe/linear"].tolist(), metrics(seldom)["probe/linear"].tolist()
+    assert probes[0][1] > 0 and pd.isna(probes[1][1])
+    assert (probes[0][0], probes[0][2]) == (probes[1][0], probes[1][2])
 
 
-def test_a_resumed_run_keeps_its_events_and_ends_with_a_verdict(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*arguments: object) -> None:
-        raise Killed
+def test_the_best_weights_are_those_of_the_epoch_with_the_best_probe(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.9, 0.4, 0.6, 0.5])  # the random network's, which is not an epoch, then each epoch's
+    monkeypatch.setattr(monitor.Monitor, "probe", lambda self: {"probe/linear": next(scores)})
+    after, save = [], monitor.Monitor._keep_best
 
-    named = {**config, "run_name": "resumed"}
+    def keep_best(self: monitor.Monitor, numbers: dict[str, float]) -> None:
+        after.append({key: value.clone() for key, value in self.model.backbone.net.state_dict().items()})
+        save(self, numbers)
+
+    monkeypatch.setattr(monitor.Monitor, "_keep_best", keep_best)
+    run = pretrain({**config, "num_epochs": 3, "probe_every": 1})
+    assert run.summary is not None
+    assert (run.summary["epoch_best"], run.summary["probe/linear_best"]) == (2, 0.6)
+    best, final = weights(run, "best"), weights(run, "final")
+    assert all(torch.equal(best[key], value) for key, value in after[1].items())
+    assert all(torch.equal(final[key], value) for key, value in after[2].items())
+    assert not torch.equal(best["conv1.weight"], final["conv1.weight"])
+
+
+def test_a_finished_run_keeps_its_checkpoint_only_when_asked_to(config: dict[str, Any]) -> None:
+    short = {**config, "num_epochs": 1, "warmup_epochs": 0}
+    assert not (pretrain(short).folder / "checkpoint.pt").exists()
+    kept = pretrain({**short, "run_name": f"{config['run_name']}/kept", "keep_all": True})
+    assert (kept.folder / "checkpoint.pt").exists()
+
+
+def test_a_resumed_run_keeps_its_events_and_ends_with_a_verdict(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(pretraining, "save_backbone", killed)  # between the last epoch and the last files
-        pretrain(named)
-    run = pretrain(named)
+        patch.setattr(monitor.Monitor, "curves_figure", killed)  # between the last epoch and the last files
+        pretrain(config)
+    run = pretrain(config)
     assert run.summary is not None
     assert run.summary["verdict"]
     events = EventAccumulator(str(run.folder)).Reload()
     assert [event.step for event in events.Images("views")] == [0]
-    assert [event.step for event in events.Scalars("health/rank")] == [int(row["step"]) for row in run.rows]
+    assert [event.step for event in events.Scalars("health/rank")] == metrics(run)["step"].tolist()
 
 
-def test_four_views_are_trained_on_shown_and_named(config: Any) -> None:
+def test_four_views_are_trained_on_shown_and_named(config: dict[str, Any]) -> None:
     run = pretrain({**config, "views": 4})
-    assert "_v4_" in run.name and "_v" not in derived_name(config)
     assert run.summary is not None and run.summary["verdict"]
-    assert 0 < run.rows[-1]["health/on_diagonal_vs_random"] < 2
-    assert run.rows[-1]["train/on_diagonal"] < run.rows[1]["train/on_diagonal"]
+    rows = metrics(run)
+    assert 0 < rows["health/on_diagonal_vs_random"].iloc[-1] < 2
+    assert rows["train/on_diagonal"].iloc[-1] < rows["train/on_diagonal"].iloc[1]
     width, height = Image.open(run.folder / "figures" / "views.png").size
     assert width / height == pytest.approx(5 / 6, abs=0.15)  # an X-ray and four views, six rows
+    named = [derived_name(make_config(PretrainConfig, {**config, "views": views})) for views in (2, 4)]
+    assert "_v" not in named[0] and "_v4_" in named[1]
 
 
 @pytest.mark.parametrize(
@@ -88,8 +131,7 @@ def test_four_views_are_trained_on_shown_and_named(config: Any) -> None:
         ({"batch_size": 500}, "batch_size is 500 but there are 19. training images"),
         ({"batch_size": 1}, "batch_size is 1"),
         ({"views": 1}, "views is 1; it must be at least 2"),
-        ({"views": 0}, "views is 0; it must be at least 2"),
-        ({"store_res": 999}, "store_res"),
+        ({"store_res": 999}, "999"),
         ({"img_res": 64}, "store_res is 32 and img_res 64"),
         ({"projector_dims": [0]}, "projector_dims"),
         ({"device": "tpu"}, "device is 'tpu'"),
@@ -102,35 +144,33 @@ def test_four_views_are_trained_on_shown_and_named(config: Any) -> None:
     ],
 )
 def test_a_config_that_cannot_work_is_refused_before_anything_is_written(
-    config: Any, tmp_path: Path, changes: dict[str, Any], words: str
+    config: dict[str, Any], changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
         pretrain({**config, **changes})
-    assert not (tmp_path / "runs").exists()
+    assert not (RUNS_ROOT / config["run_name"]).exists()
 
 
-def test_a_run_is_not_resumed_on_other_data(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*arguments: object) -> None:
-        raise Killed
-
-    named = {**config, "run_name": "moved"}
+def test_a_run_is_not_resumed_on_other_data(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(pretraining, "fit", killed)
-        pretrain(named)
+        pretrain(config)
     victim = next((Path(config["data_root"]) / "Normal" / "images").iterdir())
     pixels = victim.read_bytes()
     victim.unlink()
     try:
-        with pytest.raises(UserError, match="was begun with other data"):
-            pretrain(named)
+        with pytest.raises(UserError, match="with other data"):
+            pretrain(config)
     finally:
         victim.write_bytes(pixels)
-    assert pretrain(named).summary is not None
+    assert pretrain(config).summary is not None
 
 
-def test_under_a_name_that_is_taken_a_missing_data_folder_is_what_is_told(config: Any, tmp_path: Path) -> None:
-    logging_utils.Run("taken", {"another": "config"}, tmp_path / "runs").start()
-    absent = {**config, "run_name": "taken", "data_root": str(tmp_path / "absent")}
+def test_under_a_name_that_is_taken_a_missing_data_folder_is_reported_first(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    Run(config["run_name"], {"another": "config"}, "pretraining").start()
+    absent = {**config, "data_root": str(tmp_path / "absent")}
     with pytest.raises(UserError, match="absent"):
         pretrain(absent)
     with pytest.raises(UserError, match="holds a run with another config"):

@@ -4,12 +4,10 @@ import importlib
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,205 +17,231 @@ import torch
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from selfsup_task import resources
-from selfsup_task.scan_base import PRETRAINING, SCAN_BASE
+from selfsup_task.check_bt_resources import grids
+from selfsup_task.pretraining import PretrainConfig
+from selfsup_task.resources import Costs
+from selfsup_task.scan_base import SCAN_BASE
 from selfsup_task.scan_best_hyperparameters import draw as draw_grid
-from selfsup_task.timing import StepTimes
-from utils.config import REPO_ROOT, UserError
+from selfsup_task.train_barlow_twins import config as PRETRAINING
+from utils.config import REPO_ROOT, RUNS_ROOT, UserError, make_config
 from utils.scan_plots import heat_maps
 
-RUNS = REPO_ROOT / "runs" / "tests"
 SMALL = {"img_res": 32, "store_res": 32, "batch_size": 64, "threads": 1, "projector_dims": [16]}
 GRID = {"lambdas": [5e-3], "projectors": ["16-16"]}
+COSTS = Costs(decoding=0.01, reading=0.1, views=0.3, step=0.5, peak_memory=2_000_000_000, stored_on_gpu=100)
 
 
 @pytest.fixture
-def names(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    test = request.node.name.translate(str.maketrans("[]/", "---"))
-    folders = [RUNS / f"{os.getpid()}-{test}-{n}" for n in range(2)]
-    yield [folder.relative_to(REPO_ROOT / "runs").as_posix() for folder in folders]
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def small(name: str, phantoms: Path, **changes: Any) -> dict[str, Any]:
+def small(phantoms: Path, tmp_path: Path) -> dict[str, Any]:
+    """What every scan here changes; its run name is this test's alone."""
     finetune = {**SCAN_BASE["finetune"], "num_steps": 2, "evaluations": 1, "batch_size": 8}
-    data = {"dataset": "covid", "data_root": str(phantoms / COVID_ROOT), "run_name": name}
-    return {**SMALL, "finetune": finetune, **data, **changes}
+    name = f"{tmp_path.parent.name}/{tmp_path.name}"
+    return {
+        **SMALL,
+        "finetune": finetune,
+        "dataset": "covid",
+        "data_root": str(phantoms / COVID_ROOT),
+        "run_name": name,
+    }
 
 
-def scan(script: str, changes: dict[str, Any]) -> None:
-    """The script's main with its own config, changed in the keys that it has."""
-    module = importlib.import_module(f"selfsup_task.{script}")
-    module.main({**module.config, **{key: value for key, value in changes.items() if key in module.config}})
-
-
-def flags(config: dict[str, Any], prefix: str = "") -> list[str]:
-    """The same changes as a user types them."""
+def arguments(script: str, changes: dict[str, Any], prefix: str = "") -> list[str]:
+    """The changes as a user types them, those keys that the script has."""
     typed: list[str] = []
-    for key, value in config.items():
-        if isinstance(value, dict):
-            typed += flags(value, f"{prefix}{key}.")
-        elif not isinstance(value, bool):
+    known = importlib.import_module(f"selfsup_task.{script}").config
+    for key, value in changes.items():
+        if isinstance(value, dict) and key in known:
+            typed += arguments(script, value, f"{key}.")
+        elif not isinstance(value, bool | dict) and (prefix or key in known):
             values = value if isinstance(value, list) else [value]
             typed += [f"--{prefix}{key.replace('_', '-')}", *map(str, values)]
     return typed
 
 
-def test_a_killed_scan_ends_with_the_table_of_an_undisturbed_one(
-    names: list[str], phantoms: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def scan(script: Any) -> Any:
+    """scan(name, changes): run the script in this process; what it printed. UserError where it ends with one."""
+
+    def run(name: str, changes: dict[str, Any]) -> str:
+        done = script(f"selfsup_task/{name}.py", *arguments(name, changes))
+        if done.returncode:
+            raise UserError(done.stderr)
+        return done.stdout
+
+    return run
+
+
+def weights_in(folder: Path) -> list[Path]:
+    return list(folder.rglob("*.pt"))
+
+
+def test_a_killed_scan_ends_with_the_table_of_an_undisturbed_one(small: dict[str, Any], scan: Any) -> None:
     script = "scan_best_hyperparameters"
-    scan(script, small(names[0], phantoms, **GRID))
-    printed = capsys.readouterr()
-    assert "best by linear on validation, one run each, synthetic: lambda0.005_p" in printed.out
-    assert "1 of 1 trials to run" in printed.err
-    path = REPO_ROOT / "selfsup_task" / f"{script}.py"
-    typed = small(names[1], phantoms, **GRID)
-    command = [sys.executable, str(path), *flags({key: typed[key] for key in typed if key != "projector_dims"})]
-    killed = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    begun = REPO_ROOT / "runs" / names[1] / "lambda0.005_p16-16" / "pretrain" / "checkpoint.pt"
-    while not begun.exists() and killed.poll() is None:
+    whole, killed = ({**small, **GRID, "run_name": f"{small['run_name']}/{name}"} for name in ("whole", "killed"))
+    assert "best by linear on validation, one run each, synthetic: lambda0.005_p" in scan(script, whole)
+    command = [sys.executable, str(REPO_ROOT / "selfsup_task" / f"{script}.py"), *arguments(script, killed)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    folder = RUNS_ROOT / killed["run_name"]
+    while not (folder / "lambda0.005_p16-16" / "pretrain" / "checkpoint.pt").exists() and process.poll() is None:
         time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert not (begun.parent.parent / "summary.json").exists()
-    scan(script, small(names[1], phantoms, **GRID))
-    undisturbed, resumed = (pd.read_csv(REPO_ROOT / "runs" / name / "summary.csv") for name in names)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "lambda0.005_p16-16" / "summary.json").exists()
+    scan(script, killed)
+    undisturbed, resumed = (pd.read_csv(RUNS_ROOT / one["run_name"] / "summary.csv") for one in (whole, killed))
     pd.testing.assert_frame_equal(undisturbed, resumed, check_exact=True)
-    assert list((REPO_ROOT / "runs" / names[1] / "figures").glob("*.png"))
+    assert undisturbed[["barlow_lambda", "projector_dims"]].to_numpy().tolist() == [[5e-3, "16-16"]]
+    assert (folder / "figures" / "hyperparameters.png").exists()
+    assert not weights_in(folder)
 
 
-def test_transformations_and_another_scan_in_their_folder(
-    names: list[str], phantoms: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    scan("scan_best_transformations", small(names[0], phantoms, recipes=["base"]))
-    printed = capsys.readouterr().out
+def test_transformations_and_another_scan_in_their_folder(small: dict[str, Any], scan: Any) -> None:
+    printed = scan("scan_best_transformations", {**small, "recipes": ["base"]})
     with pytest.raises(UserError, match="holds a run with another config: "):
-        scan("scan_best_hyperparameters", small(names[0], phantoms, **GRID))
-    table = pd.read_csv(REPO_ROOT / "runs" / names[0] / "summary.csv")
-    assert table["trial"].tolist() == ["base"]
+        scan("scan_best_hyperparameters", {**small, **GRID})
+    root = RUNS_ROOT / small["run_name"]
+    table = pd.read_csv(root / "summary.csv")
+    assert table[["trial", "recipe"]].to_numpy().tolist() == [["base", "base"]]
     for column, method in (("linear", "linear"), ("full", "finetune")):
-        folder = REPO_ROOT / "runs" / names[0] / "base" / method
-        config, found = (json.loads((folder / f"{part}.json").read_text()) for part in ("config", "summary"))
+        config, found = (json.loads((root / "base" / method / f"{part}.json").read_text()) for part in FILES)
         assert table[column].tolist() == [found["score"]]
         assert (config["method"], config["trainable"]) == (method, "all")
-        assert config["encoder"].endswith(f"{names[0]}/base/pretrain/resnet18_final_state_dict.pt")
+        assert config["encoder"].endswith(f"{small['run_name']}/base/pretrain/resnet18_final_state_dict.pt")
     assert table["full_step"].tolist() == [found["step_best"]]
-    folder = REPO_ROOT / "runs" / names[0] / "random" / "linear"
-    random, setting = (json.loads((folder / f"{part}.json").read_text()) for part in ("summary", "config"))
+    setting, random = (json.loads((root / "random" / "linear" / f"{part}.json").read_text()) for part in FILES)
     assert (setting["encoder"], setting["random_seed"]) == ("random", config["random_seed"])
     assert f"random weights, linear: {random['score']:.3f}" in printed
     assert ("No trial is better than random weights" in printed) == (table["linear"].max() <= random["score"])
-    assert table[["linear", "full"]].notna().to_numpy().all()
+    assert not weights_in(root)
+    # the same command again trains nothing, although the weights are gone
+    assert scan("scan_best_transformations", {**small, "recipes": ["base"]}) == printed
 
 
-def test_learning_rates(names: list[str], phantoms: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    changes = {"schedulers": ["cosine"], "num_epochs": 1, "range_steps": 10}
-    scan("scan_optimal_lr", small(names[0], phantoms, **changes))
-    assert "pretraining: the smoothed loss falls steepest at lr" in capsys.readouterr().out
-    assert (REPO_ROOT / "runs" / names[0] / "range_finetuning" / "figures" / "lr_range.png").exists()
-    assert (REPO_ROOT / "runs" / names[0] / "schedulers" / "summary.csv").exists()
+FILES = ("config", "summary")
+
+
+def test_learning_rates(small: dict[str, Any], scan: Any) -> None:
+    changes = {**small, "schedulers": ["cosine"], "num_epochs": 1, "range_steps": 10}
+    assert "pretraining: the smoothed loss falls steepest at lr" in scan("scan_optimal_lr", changes)
+    root = RUNS_ROOT / small["run_name"]
+    assert (root / "range_finetuning" / "figures" / "lr_range.png").exists()
+    assert (root / "schedulers" / "summary.csv").exists()
     with pytest.raises(UserError, match="holds another run"):
-        scan("scan_optimal_lr", small(f"{names[0]}/schedulers", phantoms, **changes))
+        scan("scan_optimal_lr", {**changes, "run_name": f"{small['run_name']}/schedulers"})
 
 
 @pytest.mark.parametrize(
-    ("script", "changes", "message"),
+    ("name", "changes", "message"),
     [
         ("scan_best_transformations", {"recipes": ["bas"]}, "did you mean 'base'"),
         ("scan_best_transformations", {"only": ["bas"]}, "did you mean 'base'"),
-        ("scan_best_transformations", {"recipes": []}, "has no trials"),
+        ("scan_best_transformations", {"recipes": []}, "there are no trials"),
         ("scan_best_hyperparameters", {"projectors": ["12x"]}, "such as 512-1024"),
         ("scan_best_hyperparameters", {"pretrain_on": "all"}, "must be unseen"),
         ("scan_best_hyperparameters", {"backbone": "resnet19"}, "did you mean 'resnet18'"),
-        ("scan_best_hyperparameters", {"finetune": {"lr": 1.0}}, "config lacks findings"),
+        ("scan_best_hyperparameters", {"finetune": {"head": "zero"}}, "did you mean 'zeros'"),
         ("scan_best_hyperparameters", {"batch_size": 1000}, "batch_size is 1000 but there are"),
         ("check_bt_resources", {"batch_sizes": [1000]}, "batch_size is 1000 but there are"),
         ("scan_optimal_lr", {"schedulers": ["warmup+cosine"], "num_epochs": 1}, "needs 2 epochs or more"),
         ("check_bt_resources", {"channels": [2]}, "in_channels is 2"),
         ("check_bt_resources", {"projector_dims": [0]}, "projector_dims is"),
         ("scan_optimal_lr", {"tasks": ["finetune"]}, "did you mean 'finetuning'"),
-        ("check_bt_resources", {"backbones": []}, "has no trials"),
+        ("check_bt_resources", {"backbones": []}, "there are no trials"),
     ],
 )
 def test_what_cannot_be_scanned_is_refused(
-    names: list[str], phantoms: Path, script: str, changes: dict[str, Any], message: str
+    small: dict[str, Any], scan: Any, name: str, changes: dict[str, Any], message: str
 ) -> None:
-    config = small(names[0], phantoms)
     with pytest.raises(UserError, match=message):
-        scan(script, {**config, **changes})
-    assert not (REPO_ROOT / "runs" / names[0]).exists()
+        scan(name, {**small, **changes})
+    assert not (RUNS_ROOT / small["run_name"]).exists()
 
 
 def test_both_heat_maps_show_their_own_score() -> None:
-    scores = {"linear": [0.1, 0.2], "full": [0.3, 0.4], "metric": "auroc", "synthetic": False}
-    figure = draw_grid(pd.DataFrame({"trial": ["lambda0.005_p512", "lambda0.0005_p512"], **scores}), 0.25)
+    varied = {"barlow_lambda": [0.0005, 0.005], "projector_dims": ["512", "512"]}
+    scores = {"linear": [0.2, 0.1], "full": [0.4, 0.3], "metric": "auroc", "synthetic": False}
+    figure = draw_grid(pd.DataFrame({"trial": ["a", "b"], **varied, **scores}), 0.25)
     shown = {ax.get_title(): [text.get_text() for text in ax.texts] for ax in figure.axes if ax.texts}
     assert list(shown.values()) == [["0.100", "0.200"], ["0.300", "0.400"]]  # the larger lambda on top
     assert next(iter(shown)) == "linear probe"
     assert "random weights, linear probe: 0.250" in figure.get_suptitle()
 
 
-def test_cost_and_forecast_of_known_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = StepTimes(reading=0.1, views=0.3, step=0.5, memory=2_000_000_000)
-    answer = {"times": times._asdict(), "store": 0.01, "bytes_on_gpu": 100}
-    monkeypatch.setattr(resources, "_in_a_process", lambda config: answer)
+def cell(**changes: Any) -> PretrainConfig:
+    return make_config(PretrainConfig, {**PRETRAINING, **changes})
+
+
+def test_a_row_of_known_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "measure_apart", lambda config: COSTS)
     row = resources.measure(cell(batch_size=10), num_images=1000, forecast_epochs=2)
-    # 2 x 80 steps, and forward passes: (2 + 1) x 800 for health, 500 + 100 for a probe, at a sixth of a pair
-    assert row["hours"] == pytest.approx((1000 * 0.01 + (160 + 3000 / 6 / 10) * 0.5) / 3600)
     assert row["bottleneck"] == "views (60%)"
     assert row["images_per_second"] == 20
     assert row["peak_memory_gb"] == pytest.approx(2.0001)
 
 
+def test_a_forecast_is_the_store_once_and_epochs_that_cost_the_same() -> None:
+    def seconds(epochs: int, **changes: Any) -> float:
+        return resources.forecast(COSTS, cell(**{"batch_size": 10, "probe_every": 1, **changes}), 2000, epochs)
+
+    epoch, store, steps = seconds(21) - seconds(20), 2000 * COSTS.decoding, 0.8 * 2000 / 10 * COSTS.step
+    assert seconds(40) - seconds(20) == pytest.approx(20 * epoch)
+    assert steps < epoch < 2 * steps  # health and probes cost less than the steps
+    assert store < seconds(20) - 20 * epoch < store + epoch  # the random network is measured too
+    assert seconds(20, probe_every=20) < seconds(20) < seconds(20, pretrain_on="all")
+
+
 def test_the_forecasts_grid_by_size_and_batch() -> None:
-    trials = ["resnet18_1ch_32px_b8", "resnet18_1ch_32px_b16", "resnet18_1ch_64px_b8", "resnet18_1ch_64px_b16"]
+    settings = {f"{size}px_b{batch}": (size, batch) for size in (32, 64) for batch in (8, 16)}
+    configs = {
+        name: {"backbone": "resnet18", "in_channels": 1, "img_res": size, "batch_size": batch}
+        for name, (size, batch) in settings.items()
+    }
     ends = {"out_of_memory": [False, True, None, False], "error": ["", "", "no such layer", ""]}
-    grid = resources.grids(pd.DataFrame({"trial": trials, "hours": [1.0, None, None, 4.0], **ends}))
+    grid = grids(pd.DataFrame({"trial": list(configs), "hours": [1.0, None, None, 4.0], **ends}), configs)
     assert grid["resnet18, 1 channel"].to_numpy().tolist() == [[1, math.inf], [-math.inf, 4]]
     figure = heat_maps(grid, "Forecast", "hours", "{:.0f}")
     assert [text.get_text() for text in figure.axes[0].texts] == ["1", "out of\nmemory", "failed", "4"]
 
 
-def cell(**changes: Any) -> Any:
-    return {**PRETRAINING, "run_name": "", **changes}
-
-
-def _dies(config: Any, answer: Any) -> None:
+def _dies(config: Any, pipe: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _has_a_bug(config: Any, answer: Any) -> None:
-    answer.send(("error", "ZeroDivisionError: division by zero"))
+def _has_a_bug(config: Any, pipe: Any) -> None:
+    pipe.send(("error", "ZeroDivisionError: division by zero"))
 
 
 def test_a_cell_without_memory_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "_measure_here", _dies)
+    monkeypatch.setattr(resources, "_answer", _dies)
     row = resources.measure(cell(), 1000, 1)
     assert row["out_of_memory"] is True
     assert "memory" in row["reason"]
 
 
 def test_a_cell_without_memory_does_not_end_the_scan(
-    names: list[str], phantoms: Path, monkeypatch: pytest.MonkeyPatch
+    small: dict[str, Any], scan: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measured(config: Any) -> dict[str, Any]:
-        if config["img_res"] == 32:
+    def measured(config: PretrainConfig) -> Costs:
+        if config.img_res == 32:
             raise resources.OutOfMemory("not enough memory")
-        return {"times": StepTimes(0.0, 0.1, 0.5, 10**9)._asdict(), "store": 0.001, "bytes_on_gpu": 0}
+        return COSTS
 
-    monkeypatch.setattr(resources, "_in_a_process", measured)
-    scan("check_bt_resources", small(names[0], phantoms, resolutions=[32, 48], backbones=["resnet18"], batch_sizes=[8]))
-    folder = REPO_ROOT / "runs" / names[0]
+    monkeypatch.setattr(resources, "measure_apart", measured)
+    scan("check_bt_resources", {**small, "resolutions": [32, 48], "backbones": ["resnet18"], "batch_sizes": [8]})
+    folder = RUNS_ROOT / small["run_name"]
     table = pd.read_csv(folder / "summary.csv").set_index("trial")
     assert table["out_of_memory"].to_dict() == {"resnet18_1ch_32px_b8": True, "resnet18_1ch_48px_b8": False}
+    assert table[["backbone", "in_channels", "img_res", "batch_size"]].loc["resnet18_1ch_48px_b8"].tolist() == [
+        *("resnet18", 1, 48, 8)
+    ]
     assert not table["error"].notna().to_numpy().any()
     assert table.loc["resnet18_1ch_48px_b8", "images_per_second"] == 16
     assert (folder / "figures" / "resources.png").exists()
+    assert "1 threads" in json.loads((folder / "environment.json").read_text())["device"]  # those of the cells
 
 
 def test_another_failure_is_not_called_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "_measure_here", _has_a_bug)
+    monkeypatch.setattr(resources, "_answer", _has_a_bug)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         resources.measure(cell(), 1000, 1)
 
@@ -231,10 +255,3 @@ def test_what_counts_as_out_of_memory() -> None:
         assert resources.is_out_of_memory(error)
     assert not resources.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not resources.is_out_of_memory(ValueError("out of memory"))
-
-
-def test_a_forecast_counts_the_store_the_steps_and_what_is_probed() -> None:
-    times = StepTimes(reading=0.0, views=0.1, step=2.0, memory=0)
-    config = cell(batch_size=100, probe_every=1)
-    steps, probed = 8 * 3, 4 * (500 + 100) + 4 * 800
-    assert resources.forecast(times, 0.5, config, 1000, 3) == pytest.approx(500 + 2 * (steps + probed / 6 / 100))

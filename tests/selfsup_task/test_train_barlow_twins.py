@@ -2,12 +2,11 @@
 
 import json
 import os
-import shutil
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,22 @@ from torch import nn
 from torchvision import models
 
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
-from utils.config import REPO_ROOT
+from utils.config import REPO_ROOT, RUNS_ROOT
 
 TRAIN = "selfsup_task/train_barlow_twins.py"
 SMALL = ["--img-res", "32", "--store-res", "32", "--batch-size", "48", "--num-epochs", "2", "--lr", "1e-3"]
 SMALL += ["--projector-dims", "32", "--probe-every", "2"]
-RUNS = REPO_ROOT / "runs" / "tests"
+SCRIPTS = sorted(
+    path.relative_to(REPO_ROOT).as_posix()
+    for path in (REPO_ROOT / "selfsup_task").glob("*.py")
+    if "run_script(" in path.read_text(encoding="utf-8")
+)
 
 
 @pytest.fixture
-def name(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A run name of this test alone, removed afterwards."""
-    folder = RUNS / f"{os.getpid()}-{request.node.name.translate(str.maketrans('[]/', '---'))}"
-    yield folder.relative_to(REPO_ROOT / "runs").as_posix()
-    shutil.rmtree(folder, ignore_errors=True)
+def name(tmp_path: Path) -> str:
+    """A run name of this test alone, since the temporary folder is."""
+    return f"{tmp_path.parent.name}/{tmp_path.name}"
 
 
 def typed(name: str, data: Path, *more: str) -> list[str]:
@@ -53,14 +54,13 @@ def test_a_run_leaves_what_its_readme_says_and_is_not_repeated(name: str, phanto
     assert done.returncode == 0, done.stderr
     assert "synthetic X-rays" in done.stdout
     assert "linear probe" in done.stdout
-    folder = REPO_ROOT / "runs" / name
+    folder = RUNS_ROOT / name
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {
         "config.json",
         "environment.json",
         "split.csv",
         "metrics.csv",
-        "checkpoint.pt",
         "resnet18_best_state_dict.pt",
         "resnet18_final_state_dict.pt",
         "summary.json",
@@ -88,14 +88,20 @@ def test_a_run_leaves_what_its_readme_says_and_is_not_repeated(name: str, phanto
     assert "lr (0.001 there, 0.5 now)" in other.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
+    # the command that it prints last is one for the same images and the new encoder
+    following = shlex.split(done.stdout.rpartition("next: ")[2])
+    for flag, value in {"--dataset": "covid", "--store-res": "32", "--data-root": str(phantoms / COVID_ROOT)}.items():
+        assert following[following.index(flag) + 1] == value
+    assert following[-1] == f"runs/{name}/resnet18_final_state_dict.pt"
 
-def test_a_run_killed_in_the_middle_goes_on_to_the_same_end(name: str, phantoms: Path, script: Any) -> None:
+
+def test_a_run_killed_in_the_middle_resumes_to_the_same_end(name: str, phantoms: Path, script: Any) -> None:
     data, flags = phantoms / COVID_ROOT, ["--checkpoint-every", "1"]
     assert script(TRAIN, *typed(f"{name}/whole", data, *flags)).returncode == 0
-    killed = REPO_ROOT / "runs" / name / "killed"
-    begun = command(f"{name}/killed", data, *flags)
-    process = subprocess.Popen(begun, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=os.sep)
-    deadline = time.monotonic() + 120
+    killed = RUNS_ROOT / name / "killed"
+    started = command(f"{name}/killed", data, *flags)
+    process = subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=os.sep)
+    deadline = time.monotonic() + 300
     while not (killed / "checkpoint.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
@@ -112,12 +118,17 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_end(name: str, phantoms:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_chexperts_layout_trains_and_its_findings_are_probed(name: str, phantoms: Path, script: Any) -> None:
+def test_chexperts_layout_trains_by_patient_and_its_findings_are_probed(name: str, phantoms: Path, script: Any) -> None:
     done = script(TRAIN, *typed(name, phantoms / CHEXPERT_ROOT))
     assert done.returncode == 0, done.stderr
-    split = pd.read_csv(REPO_ROOT / "runs" / name / "split.csv")
+    folder = RUNS_ROOT / name
+    split = pd.read_csv(folder / "split.csv")
+    assert len(split["group"].unique()) < len(split)  # patients have several images
     assert len(split[["group", "part"]].drop_duplicates()) == len(set(split["group"]))
     assert all("frontal" in file for file in split["file"])
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["images"] == (split["part"] == "train").sum()
+    assert (summary["metric"], summary["chance"]) == ("auroc", 0.5)
 
 
 def test_two_processes_train_together(name: str, phantoms: Path) -> None:
@@ -126,7 +137,7 @@ def test_two_processes_train_together(name: str, phantoms: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launch, *arguments], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    folder = REPO_ROOT / "runs" / name
+    folder = RUNS_ROOT / name
     assert json.loads((folder / "environment.json").read_text())["processes"] == 2
     assert (folder / "summary.json").exists()
     assert done.stdout.count("effective rank") == 1
@@ -144,6 +155,16 @@ def test_the_module_runs_from_the_root_without_an_install() -> None:
         assert flag in done.stdout
 
 
+@pytest.mark.parametrize("path", SCRIPTS)
+def test_help_and_a_wrong_flag_answer_before_the_slow_imports(path: str) -> None:
+    look = "import runpy, sys\nsys.argv = sys.argv[1:]\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    look += "finally: print(sorted({'torch', 'pandas', 'sklearn', 'matplotlib'} & set(sys.modules)))"
+    for word, code in (("--help", 0), ("--num-epoch", 1)):
+        done = subprocess.run([sys.executable, "-c", look, str(REPO_ROOT / path), word], capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        assert done.stdout.endswith("[]\n")
+
+
 def test_a_mistake_is_one_sentence_on_stderr_and_leaves_nothing(name: str, phantoms: Path, script: Any) -> None:
     done = script(TRAIN, *typed(name, phantoms / "absent"))
     assert done.returncode == 1
@@ -151,4 +172,4 @@ def test_a_mistake_is_one_sentence_on_stderr_and_leaves_nothing(name: str, phant
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     for word in ("absent", "Kaggle", "--dataset phantom"):
         assert word in done.stderr
-    assert not (REPO_ROOT / "runs" / name).exists()
+    assert not (RUNS_ROOT / name).exists()

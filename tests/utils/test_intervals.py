@@ -203,7 +203,7 @@ def test_ten_points_are_found_with_three_draws() -> None:
 
 
 def test_the_paired_interval_is_students_where_images_say_nothing_new() -> None:
-    """Images that all answer alike leave the draws; draws that agree leave the images."""
+    """If all images agree, only the draws vary; if all draws agree, only the images vary."""
     a, b = np.array([0.8, 0.7, 0.9]), np.array([0.6, 0.6, 0.6])
     difference = paired_difference(a, b, np.tile(a, (50, 1)), np.tile(b, (50, 1)), units=100)
     assert difference == pytest.approx(mean_interval(a - b))

@@ -76,7 +76,7 @@ def test_a_broken_file_is_read_up_to_the_break_and_named(tmp_path: Path, damage:
         place = len(content) // 2
         path.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
     else:
-        path.write_bytes(b"these are no events at all")
+        path.write_bytes(b"not an event file")
     table, broken = read_scalars(tmp_path)
     assert len(broken) == 1
     assert str(path) in broken[0]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from utils.wording import interval_text
+from utils.intervals import interval_text
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from typing import Any
 
 import pandas as pd
 
+from utils.intervals import metric_name
 from utils.report.content import Block, Note, Table, change, count, number, table
 from utils.report.runs import FoundRun
-from utils.wording import metric_name
 
 MAX_LABELS = 30  # classes or findings that are listed for a split
 PARTS = ("train", "val", "test")

@@ -5,9 +5,9 @@ from typing import Any
 
 import pandas as pd
 
+from utils.intervals import METHOD_NAMES, SALIENCY_NAMES, interval_text, metric_name, savings_sentence
 from utils.report.content import Block, Cell, Note, count, estimate, number, share, table, triple
 from utils.report.runs import FoundRun
-from utils.wording import METHOD_NAMES, SALIENCY_NAMES, interval_text, metric_name, savings_sentence
 
 SCORED_ON = {"comparison": "the validation part, also used to make choices", "test comparison": "the test part"}
 TEST_SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "auprc", "ece", "ece_after_temperature_scaling")

@@ -1,0 +1,154 @@
+"""Building a store: whatever is killed, broken or run twice, the result is the same."""
+
+import json
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from images import SIZE, contents, count_decodings, make_images
+
+from dataset_loader import image_store, store_building
+from dataset_loader.image_store import open_store
+from utils.config import UserError
+
+
+def test_chunks_leave_no_seams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    names = make_images(tmp_path / "in", 50, broken=(6, 7, 49))
+    whole = open_store(tmp_path / "in", names, SIZE, tmp_path / "whole")
+    monkeypatch.setattr(store_building, "_CHUNK_BYTES", 7 * SIZE * SIZE)
+    chunked = open_store(tmp_path / "in", names, SIZE, tmp_path / "chunked")
+    assert contents(chunked.folder) == contents(whole.folder)
+
+
+@pytest.mark.parametrize("count", [15, 60])
+def test_a_store_larger_than_the_images_is_one_clear_sentence(
+    tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
+):
+    names = make_images(tmp_path / "in", count)
+    monkeypatch.setattr(store_building, "_CHUNK_BYTES", 30 * 64 * 64)  # 60 images: stops half-way
+    for _ in range(2):  # the second call finds nothing half-built
+        with pytest.raises(UserError) as caught:
+            open_store(tmp_path / "in", names, 64, tmp_path / "cache")
+        message = str(caught.value)
+        assert message.startswith("15 of 15 images" if count == 15 else "30 of the first 30 images")
+        assert "0000.png: 32 x 32 px is smaller than the store's 64 px; lower store_res" in message
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert set(contents(folder)) == {"rejected.csv"}
+
+
+def test_the_share_of_broken_files_has_a_limit(tmp_path: Path):
+    broken = (1, 2, 3, 4)
+    make_images(tmp_path / "in", 41, broken)
+    names = sorted(path.name for path in (tmp_path / "in").iterdir())
+    assert len(open_store(tmp_path / "in", names[:40], SIZE, tmp_path / "cache")) == 36
+    with pytest.raises(UserError, match=r"4 of 39 images cannot be used, more than 10%.*0001\.png: not an image"):
+        open_store(tmp_path / "in", names[:39], SIZE, tmp_path / "cache")
+
+
+def test_a_full_disk_is_reported_before_the_first_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    names = make_images(tmp_path / "in", 20)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(store_building.shutil, "disk_usage", lambda _: usage(100, 0, 20 * SIZE * SIZE - 1))
+    decoded = count_decodings(monkeypatch)
+    with pytest.raises(UserError, match=r"need 0\.0 GB more"):
+        open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
+    assert decoded == []
+
+
+def test_a_cache_that_cannot_be_written_is_a_users_error(tmp_path: Path):
+    names = make_images(tmp_path / "in", 20)
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=r"cannot lock .*; choose a folder"):
+        open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("damage", ["shorten", "unmark", "garble"])
+def test_a_damaged_store_is_built_again(tmp_path: Path, damage: str):
+    names = make_images(tmp_path / "in", 20)
+    folder = open_store(tmp_path / "in", names, SIZE, tmp_path / "cache").folder
+    expected = contents(folder)
+    if damage == "shorten":
+        (folder / "images.npy").write_bytes(expected["images.npy"][:-1])
+    elif damage == "unmark":
+        (folder / "store.json").unlink()
+    else:
+        (folder / "store.json").write_text("{}")
+    open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
+    assert contents(folder) == expected
+
+
+# Builds a store slowly, in chunks of 10, once `together` processes are ready; prints how many it decoded.
+SLOW_BUILD = """
+import sys, time
+from pathlib import Path
+from dataset_loader import store_building
+
+root, folder, ready, together = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+size, decode_square, decoded = 32, store_building.decode_square, []
+
+def decode(file, size):
+    time.sleep(0.01)
+    decoded.append(file)
+    return decode_square(file, size)
+
+store_building.decode_square = decode
+store_building._CHUNK_BYTES = 10 * size * size
+names = sorted(path.name for path in root.iterdir())
+ready.touch()
+while len(list(ready.parent.glob("*.ready"))) < together:
+    time.sleep(0.01)
+store_building.build_store(root, names, size, folder, show_progress=False)
+assert store_building.is_finished(folder, size)
+print(len(decoded))
+"""
+
+
+def start_slow_build(root: Path, folder: Path, ready: Path, together: int = 1) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SLOW_BUILD, str(root), str(folder), str(ready), str(together)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_killed_build_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    names = make_images(tmp_path / "in", 400, broken=(5, 250))
+    folder = tmp_path / "cache" / image_store._key(tmp_path / "in", names, SIZE)
+    process = start_slow_build(tmp_path / "in", folder, tmp_path / "1.ready")
+    while (done := store_building._read_progress(folder, SIZE)[0]) < 50:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not (folder / "store.json").exists()
+    with (folder / "images.npy").open("ab") as images:  # what a kill in mid-write leaves behind
+        images.write(b"half an image")
+    decoded = count_decodings(monkeypatch)
+    resumed = open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
+    assert 0 < len(decoded) <= 400 - done
+    undisturbed = open_store(tmp_path / "in", names, SIZE, tmp_path / "other")
+    assert contents(resumed.folder) == contents(undisturbed.folder)
+
+
+def test_lost_pixels_are_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A file system that lost the end of images.npy, but kept the note that it was written."""
+    names = make_images(tmp_path / "in", 20)
+    folder = open_store(tmp_path / "in", names, SIZE, tmp_path / "cache").folder
+    expected = contents(folder)
+    (folder / "store.json").unlink()
+    (folder / "images.npy").write_bytes(expected["images.npy"][:5000])
+    (folder / "progress.json").write_text(json.dumps({"done": 10, "rejected": {}}))
+    open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
+    assert contents(folder) == expected
+
+
+def test_of_two_processes_one_builds_and_both_read(tmp_path: Path):
+    names = make_images(tmp_path / "in", 100, broken=(42,))
+    folder = tmp_path / "cache" / image_store._key(tmp_path / "in", names, SIZE)
+    processes = [start_slow_build(tmp_path / "in", folder, tmp_path / f"{n}.ready", together=2) for n in range(2)]
+    outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert sorted(int(decoded) for decoded, _ in outputs) == [0, 100]
+    assert sum("another process" in told for _, told in outputs) == 1
+    alone = open_store(tmp_path / "in", names, SIZE, tmp_path / "other")
+    assert contents(folder) == contents(alone.folder)
