@@ -19,12 +19,12 @@ _EFFICIENTNET_BLOCKS = [(0, 1), (1, 3), (3, 4), (4, 6), (6, 9)]
 class Classifier(nn.Module):
     """[N, C, R, R] -> logits [N, classes]; `net` is torchvision's network with a head of that many outputs.
 
-    trainable  a key of FROZEN_STAGES: the stages before are frozen and run without gradients. Stages are the stem
-               (conv1, bn1), layer1 to layer4 and fc (the head and its pooling); EfficientNet's blocks are grouped
-               in the same way
+    trainable   a key of FROZEN_STAGES: the stages before it are frozen and run without gradients. Stages are the stem
+                (conv1, bn1), layer1 to layer4 and fc (the head and its pooling); EfficientNet's blocks, in groups
+    batch_norm  "train": normalise by the batch while training, "eval": always by the running statistics
     """
 
-    def __init__(self, backbone: Backbone, classes: int, trainable: str = "all"):
+    def __init__(self, backbone: Backbone, classes: int, trainable: str = "all", batch_norm: str = "train"):
         super().__init__()
         check_choice("trainable", trainable, list(FROZEN_STAGES))
         self.name, self.head_name, self.net = backbone.name, backbone.head_name, backbone.net
@@ -32,9 +32,18 @@ class Classifier(nn.Module):
         nn.init.zeros_(head.weight)  # all classes equal at first, whatever the seed
         nn.init.zeros_(head.bias)
         set_module(self.net, self.head_name, head)
-        self.num_frozen = FROZEN_STAGES[trainable]
+        self.num_frozen, self.batch_norm = FROZEN_STAGES[trainable], batch_norm
         for stage in _stages(self.net)[: self.num_frozen]:
             stage.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Set training mode; BatchNorm keeps its running statistics where `batch_norm` is "eval"."""
+        super().train(mode)
+        if self.batch_norm == "eval":
+            for part in self.modules():
+                if isinstance(part, nn.BatchNorm2d):
+                    part.eval()
+        return self
 
     @property
     def head(self) -> nn.Linear:

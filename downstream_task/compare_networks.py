@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from dataset_loader.xrays import XRays
@@ -26,35 +27,53 @@ class Arm:
     encoder: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A way to train a classifier: the keys of a fine-tuning that a comparison chooses between."""
+
+    name: str = ""
+    method: str = "finetune"
+    head: str = "probe"
+    lr: float = 0.0
+    backbone_lr_factor: float = 1.0
+    batch_norm: str = "train"
+
+
+LINEAR = Setting(method="linear")
+
+
 @dataclass(frozen=True)
 class Trial:
     """One run of a comparison."""
 
     arm: Arm
-    method: str
+    setting: Setting
     fraction: float
     draw: int
-    lr: float
     trainable: str = "all"
 
     @property
     def name(self) -> str:
         """Return its folder inside the comparison's."""
-        what = f"{self.method}_lr{self.lr:g}" if self.method == "finetune" else self.method
+        setting = f"_{self.setting.name}" if self.setting.name else ""
         part = "" if self.trainable == "all" else f"_{self.trainable}"
-        return f"{self.arm.name}_{what}{part}_f{self.fraction:g}_d{self.draw}"
+        return f"{self.arm.name}_{self.setting.method}{setting}{part}_f{self.fraction:g}_d{self.draw}"
+
+    @property
+    def cell(self) -> tuple[str, float]:
+        """Return what it is compared under: the arm's name and the fraction."""
+        return self.arm.name, self.fraction
 
     def config(self, shared: TrainingConfig) -> FinetuneConfig:
         """Return the config of its fine-tuning; draw k has the seed random_seed + k."""
         own = {"run_name": f"{shared.run_name}/{self.name}", "random_seed": shared.random_seed + self.draw}
+        setting = {key: value for key, value in vars(self.setting).items() if key != "name"}
         return FinetuneConfig(
-            **{**part_of(shared, TrainingConfig), **own},
+            **{**part_of(shared, TrainingConfig), **own, **setting},
             encoder=self.arm.encoder,
-            method=self.method,
             trainable=self.trainable,
             label_fraction=self.fraction,
             label_draw=self.draw,
-            lr=self.lr,
         )
 
 
@@ -109,8 +128,8 @@ def check_subsets(fractions: Sequence[float], draws: int, targets: Targets, xray
 def run_side_by_side(run: Run, trials: Sequence[Trial], config: TrainingConfig, xrays: XRays) -> pd.DataFrame:
     """Fine-tune all trials that are not finished; return one row per trial, in their order.
 
-    Columns: trial, arm, encoder, method, trainable, fraction, draw, lr, labels, score, every score on validation, and
-    what the runs' summaries say besides. Raises UserError if trials failed; the others are finished then.
+    Columns: trial, arm, setting, encoder, method, trainable, fraction, draw, labels, score, every score on validation,
+    and what the runs' summaries say besides. Raises UserError if trials failed; the others are finished then.
     """
     runs = {trial.name: Run(f"{run.name}/{trial.name}", trial.config(config), "fine-tuning") for trial in trials}
 
@@ -121,9 +140,16 @@ def run_side_by_side(run: Run, trials: Sequence[Trial], config: TrainingConfig, 
     check_all_finished(table, list(runs))
     table = table.set_index("trial").loc[list(runs)].reset_index()
     table.insert(1, "arm", [trial.arm.name for trial in trials])
-    table = table.drop(columns=["classes", "error"]).rename(columns=lambda name: name.removeprefix("val/"))
-    run.save_table("summary", table)
-    return table
+    table.insert(2, "setting", [trial.setting.name for trial in trials])
+    return table.drop(columns=["classes", "error"]).rename(columns=lambda name: name.removeprefix("val/"))
+
+
+def best_by(table: pd.DataFrame, column: str) -> dict[tuple[str, float], str]:
+    """Return the value of `column` with the best mean validation score of each (arm, fraction); the first of equals."""
+    scores: dict[tuple[str, float], dict[str, list[float]]] = {}
+    for row in table.to_dict("records"):
+        scores.setdefault((row["arm"], row["fraction"]), {}).setdefault(row[column], []).append(row["score"])
+    return {cell: max(found, key=lambda value: float(np.mean(found[value]))) for cell, found in scores.items()}
 
 
 def shared_summary(table: pd.DataFrame, arms: Sequence[Arm], targets: Targets, xrays: XRays) -> dict[str, Any]:

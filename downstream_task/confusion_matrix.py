@@ -4,7 +4,7 @@
     python downstream_task/confusion_matrix.py --runs runs/compare/covid
     python downstream_task/confusion_matrix.py --runs runs/compare/covid/random_linear_f0.05_d0 --threads 1
 
-`runs` names fine-tuning runs, or comparisons, of which all runs are tested. Prints one table, a row for each run.
+`runs` names fine-tuning runs, or comparisons: of these, what validation chose is tested. Prints one row per run.
 runs/test/<run>/ holds predictions.csv, scores.csv (with 95% intervals over patients or duplicate groups), classes.csv,
 summary.json and figures/confusion_matrix.png. A comparison also gets curves.csv and differences.csv, as on validation.
 The calibration error (ECE) is given before and after temperature scaling; the temperature is fitted on validation.
@@ -37,9 +37,10 @@ from downstream_task.probes import forward_all
 from downstream_task.targets import Targets, predictions_table
 from utils import plots
 from utils.config import RUNS_ROOT, Config, UserError, as_dict, repo_path
+from utils.files import read_json
 from utils.hardware import choose_precision, describe_device, prepare
 from utils.intervals import bootstrap_intervals, fewest_groups, interval_text, metric_name
-from utils.logging_utils import Run, read_json
+from utils.logging_utils import Run
 from utils.metrics import CLASS_SCORES, calibration_error, confusion_counts, fit_temperature, per_class_scores
 from utils.scripts import tracked
 
@@ -167,12 +168,12 @@ def score_comparison(folder: Path) -> list[str]:
     name, compared = run_name(folder), read_json(folder / "summary.json") or {}
     run = Run(f"test/{name}/all", {"tested": name, "compared": compared}, "test comparison")
     if run.summary is None:
-        table = pd.read_csv(folder / "summary.csv")
+        table = pd.read_csv(folder / "summary.csv").query("chosen")
+        best = {(row["arm"], row["fraction"]): row["method"] for row in table.query("best").to_dict("records")}
         run.start()
         cells = label_efficiency.read_cells(table, RUNS_ROOT / "test" / name, "predictions.csv")
-        curves, differences = label_efficiency.curve_table(cells), label_efficiency.difference_table(cells)
         summary = {**compared, "part": "test"}
-        text = label_efficiency.report(run, summary, curves, differences)
+        text = label_efficiency.report(run, summary, label_efficiency.with_best(cells, best))
         run.finish({**summary, "report": [text, *summary["notes"], f"\ntables and figure   {run}/"]})
     assert run.summary is not None
     return run.summary["report"]

@@ -1,5 +1,7 @@
-"""The keys of a fine-tuning, checked once."""
+"""The keys of a fine-tuning, checked once, and its budget: until validation stops rising, within a cap."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from augmentations.recipes import RECIPES
@@ -7,12 +9,14 @@ from dataset_loader.xrays import DataConfig
 from downstream_task.classifier import FROZEN_STAGES
 from downstream_task.targets import TargetConfig
 from self_sup_classes.backbones import check_backbone
-from utils.config import UserError, check_at_least, check_choice, part_of
+from utils.config import check_at_least, check_choice, part_of
 from utils.hardware import DEVICES
 from utils.training_utils import FitConfig
 
 METHODS = ["finetune", "linear"]
 HEADS = ["probe", "zeros"]
+BATCH_NORMS = ["train", "eval"]
+CHOOSE_BY = ["validation", "cross-validation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +28,13 @@ class TrainingConfig(DataConfig, TargetConfig):
     backbone: str
     in_channels: int
     recipe: str
-    head: str
-    num_steps: int
-    evaluations: int
+    choose_by: str
+    evaluate_every: int
+    patience: int
+    min_steps: int
+    passes: float
     batch_size: int
     optimizer: str
-    backbone_lr_factor: float
     optimizer_weight_decay: float
     allow_seen: bool
     precision: str
@@ -39,16 +44,18 @@ class TrainingConfig(DataConfig, TargetConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_backbone(self.backbone, self.in_channels)
-        check_choice("head", self.head, HEADS)
-        check_choice("recipe", self.recipe, list(RECIPES))
-        check_choice("device", self.device, DEVICES)
-        for key, least in {"num_steps": 1, "evaluations": 1, "backbone_lr_factor": 0}.items():
+        for key, choices in {"recipe": list(RECIPES), "choose_by": CHOOSE_BY, "device": DEVICES}.items():
+            check_choice(key, getattr(self, key), choices)
+        for key, least in {"evaluate_every": 1, "patience": 1, "min_steps": 1, "passes": 0, "batch_size": 2}.items():
             check_at_least(key, getattr(self, key), least)
-        if self.num_steps % self.evaluations:
-            raise UserError(
-                f"num_steps is {self.num_steps} and evaluations {self.evaluations}; make it a multiple, so that the "
-                "evaluations are evenly spread."
-            )
+
+    def max_evaluations(self, labels: int) -> int:
+        """Return after how many evaluations a fine-tuning on so many labels stops: the cap, the same for every arm.
+
+        It allows `min_steps` steps, or `passes` passes over the labels where these are more.
+        """
+        steps = max(self.min_steps, self.passes * labels / self.batch_size)
+        return math.ceil(steps / self.evaluate_every)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +67,31 @@ class FinetuneConfig(TrainingConfig):
     trainable: str
     label_fraction: float
     label_draw: int
+    head: str
     lr: float
+    backbone_lr_factor: float
+    batch_norm: str
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("method", self.method, METHODS)
         check_choice("trainable", self.trainable, list(FROZEN_STAGES))
-        check_at_least("label_draw", self.label_draw, 0)
-        engine_config(self)
+        check_choice("head", self.head, HEADS)
+        check_choice("batch_norm", self.batch_norm, BATCH_NORMS)
+        for key in ("label_draw", "backbone_lr_factor"):
+            check_at_least(key, getattr(self, key), 0)
+        engine_config(self, labels=1)
 
 
-def engine_config(config: FinetuneConfig) -> FitConfig:
-    """Return what the engine reads; its epoch is what lies between two evaluations."""
-    fixed = {"scheduler": "cosine", "warmup_epochs": 0, "gradient_clip": 0.0, "checkpoint_every": 500}
-    return FitConfig(**{**fixed, **part_of(config, FitConfig)}, num_epochs=config.evaluations)
+def engine_config(config: FinetuneConfig, labels: int) -> FitConfig:
+    """Return what the engine reads; its epoch is what lies between two evaluations.
+
+    The learning rate is constant: a schedule would need to know where a training ends that stops by patience.
+    """
+    fixed = {"scheduler": "constant", "warmup_epochs": 0, "gradient_clip": 0.0, "checkpoint_every": 500}
+    return FitConfig(**{**fixed, **part_of(config, FitConfig)}, num_epochs=config.max_evaluations(labels))
+
+
+def has_converged(scores: Sequence[float], patience: int) -> bool:
+    """Whether the last `patience` validation scores are all no better than the best one before them."""
+    return len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])

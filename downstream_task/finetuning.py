@@ -12,7 +12,7 @@ from augmentations.transform_utils import Views, step_generator
 from dataset_loader.splits import label_subset
 from dataset_loader.xrays import XRays, open_xrays
 from downstream_task.classifier import Classifier
-from downstream_task.finetune_config import FinetuneConfig, TrainingConfig, engine_config
+from downstream_task.finetune_config import FinetuneConfig, TrainingConfig, engine_config, has_converged
 from downstream_task.linear_head import fit_linear_head, knn_probabilities
 from downstream_task.probes import forward_all
 from downstream_task.targets import (
@@ -46,8 +46,9 @@ def finetune(
     """Train a classifier as `config` says; return the finished run, or the stored one if it was finished before.
 
     Method "linear" is a logistic regression on features that are computed once. "finetune" starts from that head
-    (head "probe", Kumar et al. 2022, arXiv 2202.10054) or from zeros, and trains the layers `trainable`. The choices
-    (regularisation, best weights) are made on validation; the test part is not read.
+    (head "probe", Kumar et al. 2022, arXiv 2202.10054) or from zeros, and trains the layers `trainable` until
+    validation has not risen for `patience` evaluations, or up to the cap of TrainingConfig.max_evaluations; the
+    summary's stopped_by says which. The weights that were best on validation are kept; the test part is not read.
 
     xrays             the data that the config names, if they are open already
     run               the config's run, if it is open already
@@ -85,7 +86,8 @@ class _Finetuning:
         # an encoder of unknown origin stays one after further training
         self.provenance = start.provenance and start.provenance.joined(self.split_hash, seen)
         trainable = "fc" if config.method == "linear" else config.trainable
-        self.classifier = placed(Classifier(start.backbone, len(self.targets.names), trainable), device)
+        classifier = Classifier(start.backbone, len(self.targets.names), trainable, config.batch_norm)
+        self.classifier = placed(classifier, device)
 
     def start(self) -> None:
         """Create the run's folder."""
@@ -97,7 +99,8 @@ class _Finetuning:
         """Set the head to the logistic regression on the encoder's features; return its strength and kNN's score."""
         train, val = (self.predict(rows, self.classifier.features).numpy() for rows in (self.train_indices, self.val))
         labels, val_labels = (self.targets.values[rows] for rows in (self.train_indices, self.val))
-        head = fit_linear_head(train, labels, val, val_labels, self.config.class_weights)
+        held_out = (val, val_labels) if self.config.choose_by == "validation" else (None, None)
+        head = fit_linear_head(train, labels, *held_out, self.config.class_weights)
         with torch.no_grad():
             self.classifier.head.weight.copy_(torch.from_numpy(head.weight))
             self.classifier.head.bias.copy_(torch.from_numpy(head.bias))
@@ -139,12 +142,17 @@ class _Finetuning:
             self.step_function(),
             end_of_epoch,
             self.train_indices,
-            engine_config(self.config),
+            engine_config(self.config, len(self.train_indices)),
             self.run,
             lr_factors=lr_factors(self.classifier, self.config),
-            steps_per_epoch=self.config.num_steps // self.config.evaluations,
+            steps_per_epoch=self.config.evaluate_every,
             show_progress=show_progress,
+            stop=self.has_converged,
         )
+
+    def has_converged(self) -> bool:
+        """Whether validation has not risen for `patience` evaluations."""
+        return has_converged([row[self.metric] for row in self.run.rows], self.config.patience)
 
     def step_function(self) -> StepFunction:
         """Return the engine's step. Frozen stages that always see the same images are computed once, if that fits."""
@@ -181,13 +189,18 @@ class _Finetuning:
                 "trainable": config.trainable,
                 "fraction": config.label_fraction,
                 "draw": config.label_draw,
+                "head": config.head,
                 "lr": config.lr,
+                "backbone_lr_factor": config.backbone_lr_factor,
+                "batch_norm": config.batch_norm,
                 "labels": len(self.train_indices),
                 "metric": self.targets.metric,
                 "score": best[self.metric],
                 **{name: value for name, value in best.items() if name.startswith("val/")},
                 **found,
                 "step_best": best["step"],
+                "steps": self.run.rows[-1]["step"],
+                "stopped_by": "" if config.method == "linear" else "patience" if self.has_converged() else "cap",
                 "classes": list(self.targets.names),
                 "multilabel": self.targets.multilabel,
                 "synthetic": self.xrays.synthetic,
@@ -217,6 +230,6 @@ def labelled_subset(xrays: XRays, targets: Targets, fraction: float, draw: int, 
     return train[label_subset(xrays.columns.paths[train], targets.strata()[train], fraction, draw, seed)]
 
 
-def lr_factors(classifier: Classifier, config: TrainingConfig) -> dict[str, float]:
+def lr_factors(classifier: Classifier, config: FinetuneConfig) -> dict[str, float]:
     """Return the factor of each part's learning rate, by the beginnings of parameters' names."""
     return {f"net.{classifier.head_name}": 1.0, "net": config.backbone_lr_factor}

@@ -19,8 +19,8 @@ from downstream_task.targets import Targets, probabilities_of, read_targets
 from self_sup_classes.backbones import read_state_dict
 from self_sup_classes.provenance import check_unseen, provenance_of
 from utils.config import RUNS_ROOT, UserError, make_config, part_of, repo_path
+from utils.files import read_json
 from utils.hardware import placed
-from utils.logging_utils import read_json
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class OpenedData:
 
 
 def find_finished(name: str) -> list[Finished]:
-    """Return the finished fine-tuning runs that a name stands for: a run, or all runs of a finished comparison.
+    """Return the finished fine-tuning runs that a name stands for: a run, or the chosen runs of a finished comparison.
 
     A run's *_best_state_dict.pt stands for the run. A * in the last part of a name chooses among the runs of a
     comparison. Raises UserError if there are none.
@@ -105,7 +105,8 @@ def find_finished(name: str) -> list[Finished]:
         folder = folder.parent
     listed = [folder]
     if (folder / "summary.csv").exists():
-        names = [str(name) for name in pd.read_csv(folder / "summary.csv")["trial"]]
+        table = pd.read_csv(folder / "summary.csv")
+        names = [str(name) for name in (table.query("chosen") if "chosen" in table else table)["trial"]]
         listed = [folder / name for name in fnmatch.filter(names, pattern)]
     found = [path for path in listed if (path / "predictions_val.csv").exists() and (path / "summary.json").exists()]
     if not found or not (folder / "summary.json").exists():

@@ -1,7 +1,7 @@
 """Label efficiency: scores over labels, the arms' differences and the labels saved, each with its interval."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import pandas as pd
 from downstream_task.targets import labels_and_probabilities, read_predictions
 from utils import plots
 from utils.intervals import (
-    METHOD_NAMES,
     Difference,
     interval_text,
     metric_name,
@@ -23,6 +22,7 @@ from utils.logging_utils import Run
 from utils.metrics import balanced_accuracy, finding_scores
 
 REPEATS = 500  # resamples of the images behind an interval
+MIN_POINTS = 4  # numbers of labels to which a plateau is fitted
 CELL = ["arm", "method", "fraction"]
 DIFFERENCE_COLUMNS = [
     *("arm", "reference", "method", "fraction", "labels", "difference", "low", "high"),
@@ -70,6 +70,12 @@ def read_cells(table: pd.DataFrame, folder: Path, file: str) -> list[Cell]:
     ]
 
 
+def with_best(cells: Sequence[Cell], best: Mapping[tuple[str, float], str]) -> list[Cell]:
+    """Return the cells, after those of the method "best": of each (arm, fraction) the method that validation chose."""
+    chosen = [cell for cell in cells if best[cell.arm, cell.fraction] == cell.method]
+    return [*(replace(cell, method="best") for cell in chosen), *cells]
+
+
 def _read_cell(rows: pd.DataFrame, folder: Path, file: str) -> Cell:
     first = rows.iloc[0]
     tables = [read_predictions(folder / trial / file) for trial in rows["trial"]]
@@ -92,14 +98,17 @@ def curve_table(cells: Sequence[Cell]) -> pd.DataFrame:
 
 
 def difference_table(cells: Sequence[Cell]) -> pd.DataFrame:
-    """Return the differences of each arm to the first one, and the labels that the first needs for the same score."""
+    """Return the differences of each arm's methods to the first arm's best method.
+
+    And the labels that the first arm needs for the same score.
+    """
     reference = cells[0].arm
+    curve = [cell for cell in cells if (cell.arm, cell.method) == (reference, "best")]
+    base = {cell.fraction: cell for cell in curve}
     rows: list[dict[str, Any]] = []
     for cell in cells:
-        curve = [other for other in cells if (other.arm, other.method) == (reference, cell.method)]
-        base = next(other for other in curve if other.fraction == cell.fraction)
         if cell.arm != reference:
-            gap = cell.less(base)
+            gap = cell.less(base[cell.fraction])
             found = {"difference": gap.mean, "low": gap.low, "high": gap.high, **labels_needed(cell, curve)}
             place = {key: getattr(cell, key) for key in (*CELL, "labels")}
             rows.append({**place, "reference": reference, **found})
@@ -139,33 +148,102 @@ def _crossing(labels: np.ndarray, levels: np.ndarray, target: float) -> float:
     return float(np.exp((1 - share) * np.log(labels[after - 1]) + share * np.log(labels[after])))
 
 
-def report(run: Run, summary: dict[str, Any], curves: pd.DataFrame, differences: pd.DataFrame) -> str:
-    """Write curves.csv, differences.csv and figures/label_efficiency.png; return the table and sentences as text.
+def plateau_table(cells: Sequence[Cell], target: float, seed: int = 0) -> pd.DataFrame:
+    """Fit score(n) = a - b n^-c (arXiv 2510.11553) to each arm's best method over its numbers of labels n.
 
-    summary  of the comparison: metric, chance, part ("validation" or "test"), synthetic, transductive
+    Returns one row per arm with MIN_POINTS points: arm, a (the plateau), b, c, and the labels needed for the score
+    `target`, inf where the plateau is below it; a and needed with 95% percentile intervals (_low, _high) over images
+    and draws. No rows for a single draw.
     """
-    run.save_table("curves", curves)
-    run.save_table("differences", differences)
+    rows = []
+    for arm in dict.fromkeys(cell.arm for cell in cells):
+        curve = sorted((c for c in cells if (c.arm, c.method) == (arm, "best")), key=lambda c: c.labels)
+        draws = len(curve[0].scores)
+        if len(curve) < MIN_POINTS or draws < 2:
+            continue
+        labels = np.array([cell.labels for cell in curve], dtype=float)
+        generator = np.random.default_rng(seed)
+        levels = [[cell.scores.mean() for cell in curve]]
+        for r in range(len(curve[0].resampled)):
+            drawn = generator.integers(0, draws, draws)
+            levels.append([cell.resampled[r, drawn].mean() for cell in curve])
+        fits = fit_plateau(labels, np.array(levels))  # [1 + R, 3]
+        needed = labels_for(target, fits)
+        low, high = (np.quantile(np.c_[fits[1:, 0], needed[1:]], q, axis=0, method="nearest") for q in (0.025, 0.975))
+        a, b, c = fits[0]
+        rows.append((arm, target, a, low[0], high[0], b, c, needed[0], low[1], high[1]))
+    names = ["arm", "target", "a", "a_low", "a_high", "b", "c", "needed", "needed_low", "needed_high"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def fit_plateau(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return a, b, c [R, 3] of the least-squares fits a - b n^-c to scores [R, n], with 0 <= a <= 1 and b >= 0."""
+    best, error = np.zeros((len(scores), 3)), np.full(len(scores), np.inf)
+    for c in np.geomspace(0.05, 3, 100):
+        x = labels**-c
+        b = np.maximum(0, -((scores - scores.mean(1, keepdims=True)) @ (x - x.mean())) / ((x - x.mean()) ** 2).sum())
+        a = scores.mean(1) + b * x.mean()
+        b = np.where(a > 1, (1 - scores) @ x / (x @ x), b)  # the plateau is at 1: one parameter is left
+        a = np.minimum(a, 1)
+        squares = ((a[:, None] - b[:, None] * x - scores) ** 2).sum(1)
+        better = squares < error
+        best[better] = np.c_[a, b, np.full(len(a), c)][better]
+        error = np.minimum(error, squares)
+    return best
+
+
+def labels_for(target: float, fits: np.ndarray) -> np.ndarray:
+    """Return the labels [R] at which fits [R, 3] of a, b, c reach a score; inf where they never do."""
+    a, b, c = fits.T
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.where(a > target, np.maximum(b / np.maximum(a - target, 1e-12), 1e-12) ** (1 / c), np.inf)
+
+
+def report(run: Run, summary: Mapping[str, Any], cells: Sequence[Cell]) -> str:
+    """Write curves.csv, differences.csv, plateaus.csv and figures/label_efficiency.png; return what they say as text.
+
+    summary  of the comparison: metric, chance, part ("validation" or "test"), synthetic, transductive, target_score
+    """
+    curves, differences = curve_table(cells), difference_table(cells)
+    plateaus = plateau_table(cells, summary["target_score"])
+    for name, table in {"curves": curves, "differences": differences, "plateaus": plateaus}.items():
+        run.save_table(name, table)
     metric, is_test = metric_name(summary["metric"]), summary["part"] == "test"
     part = "the test part" if is_test else "validation, also used to make choices"
     title = plots.marked(f"Label efficiency on {part}", summary["synthetic"], summary["transductive"])
-    run.save_figure("label_efficiency", plots.label_efficiency(curves, metric, title, summary["chance"]))
+    run.save_figure("label_efficiency", plots.label_efficiency(curves, plateaus, metric, title, summary["chance"]))
     lines = ["", f"{title}: {metric}, mean [95% interval]", interval_text_table(curves, ["method", "labels"]), ""]
     labels = curves["labels"].tolist()
-    for row in differences.to_dict("records"):
+    for row in differences.query("method == 'best'").to_dict("records"):
         gap = interval_text(*(100 * row[key] for key in ("difference", "low", "high")), form="+.1f")
-        sentence = savings_sentence(row, row["arm"], row["reference"], min(labels), max(labels))
-        lines.append(f"{METHOD_NAMES[row['method']]}, {row['labels']} labels: {gap} points. {sentence}")
+        sentence = savings_sentence(row, row["arm"], f"{row['reference']}'s best", min(labels), max(labels))
+        lines.append(f"{row['labels']:,} labels, best method of each: {gap} points. {sentence}")
+    lines += [
+        f"{row['arm']}: fitted plateau {interval_text(row['a'], row['a_low'], row['a_high'], '.2f')}; "
+        f"{metric} {row['target']:g} needs {_count(row['needed'])} labels "
+        f"(95% of resamples {_count(row['needed_low'])} to {_count(row['needed_high'])})."
+        for row in plateaus.to_dict("records")
+    ]
     lines.append("Intervals are for new images and new draws of labels, not for a new pretraining run.")
     if 2 in curves["draws"].tolist():
         lines.append("Two draws say little about the next one: three or more give useful intervals.")
     return "\n".join(lines)
 
 
-def interval_text_table(table: pd.DataFrame, index: str | Iterable[str]) -> str:
-    """Return a table as text, one column per arm: `0.712 [0.680, 0.744]` of each row's mean, low and high."""
-    cells = table.assign(cell=[interval_text(*row) for row in table[["mean", "low", "high"]].to_numpy()])
+def interval_text_table(table: pd.DataFrame, index: str | list[str]) -> str:
+    """Return a table as text, one column per arm: `0.712 [0.680, 0.744]` of each row's mean, low and high.
+
+    Numbers of labels are shown with their share of the train part.
+    """
+    cells = table.assign(
+        cell=[interval_text(*row) for row in table[["mean", "low", "high"]].to_numpy()],
+        labels=[f"{n:,} ({100 * share:g}%)" for n, share in zip(table["labels"], table["fraction"], strict=True)],
+    )
     return cells.pivot_table("cell", index, "arm", aggfunc="first", sort=False).to_string()
+
+
+def _count(labels: float) -> str:
+    return f"{labels:,.0f}" if labels < 1e7 else "more than 10 million"
 
 
 def _mean_auroc(labels: np.ndarray, probabilities: np.ndarray) -> float:

@@ -1,5 +1,6 @@
 """Probes: the features of a backbone, computed once, and how well few labels are learned from them."""
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -19,8 +20,10 @@ from downstream_task.targets import apply_policy
 from utils.metrics import auroc, balanced_accuracy, knn_scores
 
 # Inverse L2 strengths C of every logistic regression. The head of a classifier takes the best one on the validation
-# part (linear_head.py); a probe that monitors a backbone takes the likeliest one on a fifth of its own training images.
+# part, or the likeliest one by cross-validation (linear_head.py); a probe that monitors a backbone takes the likeliest
+# one on a fifth of its own training images.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+DEFAULT_STRENGTH = 1e-2  # where there are too few images to choose by
 MIN_IMAGES = 5  # of a class or a finding to learn from: one for each fifth
 MIN_TESTED = 2  # of a class or a finding to be tested on
 
@@ -62,14 +65,26 @@ def linear_probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.
     return logistic_regression(likeliest_strength(train, labels), train, labels).predict_proba(test)
 
 
-def likeliest_strength(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the one of STRENGTHS under which a held-out fifth of features x [N, F] has the likeliest classes y [N]."""
-    rows, held_out = next(StratifiedKFold(5, shuffle=True, random_state=0).split(x, y))
-    weight = compute_sample_weight("balanced", y[held_out])
-    losses = [
-        log_loss(y[held_out], logistic_regression(c, x[rows], y[rows]).predict_proba(x[held_out]), sample_weight=weight)
-        for c in STRENGTHS
-    ]
+def likeliest_strength(x: np.ndarray, y: np.ndarray, class_weights: bool = True, folds: int = 1) -> float:
+    """Return the one of STRENGTHS under which held-out features x [N, F] have the likeliest classes y [N].
+
+    Each of the first `folds` fifths, stratified, is held out in turn; fewer parts where a class has fewer images.
+    Classes of a single image do not count; DEFAULT_STRENGTH if fewer than two others are left.
+    """
+    counts = np.unique(y, return_inverse=True, return_counts=True)
+    count = counts[2][counts[1]]  # [N] images of the same class
+    x, y, count = (values[count > 1] for values in (x, y, count))
+    if len(np.unique(y)) < 2:
+        return DEFAULT_STRENGTH
+    losses = np.zeros(len(STRENGTHS))
+    splits = StratifiedKFold(min(5, int(count.min())), shuffle=True, random_state=0).split(x, y)
+    for rows, held_out in itertools.islice(splits, folds):
+        weight = compute_sample_weight("balanced", y[held_out]) if class_weights else None
+        models = [logistic_regression(c, x[rows], y[rows], class_weights) for c in STRENGTHS]
+        losses += [
+            log_loss(y[held_out], model.predict_proba(x[held_out]), sample_weight=weight, labels=model.classes_)
+            for model in models
+        ]
     return STRENGTHS[int(np.argmin(losses))]
 
 

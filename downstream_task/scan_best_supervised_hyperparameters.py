@@ -157,7 +157,7 @@ def train(trial: optuna.Trial, config: SearchConfig, labels: int, xrays: XRays) 
 
     def report(epoch: int, score: float) -> None:
         trial.report(score, epoch)
-        if epoch < chosen.evaluations and trial.should_prune():
+        if epoch < chosen.patience and trial.should_prune():
             raise optuna.TrialPruned
 
     run = Run(chosen.run_name, chosen, "trial")
@@ -184,8 +184,9 @@ def settings(params: Mapping[str, Any], labels: int) -> dict[str, Any]:
         "lr": params["lr"],
         "optimizer_weight_decay": params["weight_decay"],
         "batch_size": batch_size,
-        "num_steps": epochs * max(1, labels // batch_size),
-        "evaluations": epochs,
+        "evaluate_every": max(1, labels // batch_size),
+        "min_steps": epochs * max(1, labels // batch_size),
+        "patience": epochs,  # no trial stops by itself: epochs are searched
         "recipe": RECIPES[params["flip"], params["crop"]],
     }
 
@@ -193,7 +194,8 @@ def settings(params: Mapping[str, Any], labels: int) -> dict[str, Any]:
 def finetuning(config: SearchConfig, chosen: Mapping[str, Any], name: str) -> FinetuneConfig:
     """Return the config of a trial's fine-tuning."""
     shared = {**part_of(config, FinetuneConfig), "run_name": f"{config.run_name}/{name}"}
-    return FinetuneConfig(**shared, **chosen, method="finetune", label_draw=0)
+    fixed = {"method": "finetune", "label_draw": 0, "passes": 0, "choose_by": "validation", "batch_norm": "train"}
+    return FinetuneConfig(**shared, **chosen, **fixed)
 
 
 def count_labels(config: SearchConfig, xrays: XRays) -> int:
@@ -215,11 +217,8 @@ def conclude(study: optuna.Study, config: SearchConfig, labels: int, xrays: XRay
     if not counts["complete"]:
         raise UserError(f"no trial in {run} was completed; summary.csv has their errors.")
     best = settings(study.best_trial.params, labels)
-    best = {
-        "lrs": [best.pop("lr")],
-        **best,
-        **{key: getattr(config, key) for key in ("head", "optimizer", "backbone_lr_factor")},
-    }
+    best = {**best, **{key: getattr(config, key) for key in ("head", "backbone_lr_factor", "optimizer")}}
+    del best["patience"]
     run.save_json("best", best)
     metric, shares = read_targets(xrays, config).metric, importances(study)
     facts = {"synthetic": xrays.synthetic, "metric": metric, "labels": labels, "score": study.best_value}
@@ -231,7 +230,10 @@ def conclude(study: optuna.Study, config: SearchConfig, labels: int, xrays: XRay
     print(f"\n{len(table)} trials, {counts['pruned']} pruned; best {shown}, chosen among them: {study.best_value:.3f}")
     print("\n".join(f'    "{key}": {json.dumps(value)},' for key, value in best.items()))
     print(f"\ntable, best.json and figure   {run}/")
-    print("next   put these values into the dict of downstream_task/trained_vs_no_trained_compare.py and run it")
+    print(
+        "next   put lr, head and backbone_lr_factor into SETTINGS of downstream_task/trained_vs_no_trained_compare.py,"
+    )
+    print("       the other values into its config, and run it")
     if counts["failed"]:
         raise UserError(f"{counts['failed']} of {len(table)} trials failed; {run}/summary.csv has their errors.")
 

@@ -41,14 +41,18 @@ config: dict[str, Any] = {
     "draws": 3,  # label subsets
     # training
     "head": "probe",  # starts from the linear "probe" (LP-FT) | "zeros"
+    "choose_by": "validation",  # strength of the probe: best on "validation" | "cross-validation" in the subset
     "img_res": 32,  # pixels per side of what the network sees
     "recipe": "none",  # a name in augmentations/recipes.py; with "none" frozen layers are computed once
-    "num_steps": 40,  # optimiser steps, the same for every arm and part
-    "evaluations": 4,  # on validation, every num_steps / evaluations steps; the best one's weights are kept
+    "evaluate_every": 10,  # optimiser steps between evaluations on validation; the best one's weights are kept
+    "patience": 3,  # stops after so many evaluations in a row that are no better than the best one before
+    "min_steps": 60,  # cap of the steps, the same for every arm and part ...
+    "passes": 2,  # ... or so many passes over the labels, if these are more steps
     "batch_size": 32,  # labelled images per step
     "optimizer": "adam",  # "adam" | "adamw" | "sgd"
     "lr": 3e-4,  # of the head; the backbone's is backbone_lr_factor of it
     "backbone_lr_factor": 0.3,  # the backbone learns at this share of the head's rate
+    "batch_norm": "train",  # trained layers normalise by the batch ("train") | the running values ("eval")
     "optimizer_weight_decay": 1e-5,  # of weights; not of biases and BatchNorm
     "precision": "auto",  # "auto" | "float32" | "bfloat16"
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
@@ -65,7 +69,14 @@ import pandas as pd
 from dataset_loader.xrays import open_xrays
 from downstream_task import label_efficiency
 from downstream_task.classifier import FROZEN_STAGES
-from downstream_task.compare_networks import Trial, check_subsets, run_side_by_side, shared_summary, usable_arms
+from downstream_task.compare_networks import (
+    Setting,
+    Trial,
+    check_subsets,
+    run_side_by_side,
+    shared_summary,
+    usable_arms,
+)
 from downstream_task.finetune_config import TrainingConfig
 from downstream_task.targets import read_targets
 from utils import plots
@@ -83,7 +94,10 @@ class FrozenPartsConfig(TrainingConfig):
     parts: list[str]
     label_fraction: float
     draws: int
+    head: str
     lr: float
+    backbone_lr_factor: float
+    batch_norm: str
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,8 +125,14 @@ def train_parts(config: FrozenPartsConfig, run: Run) -> None:
     check_subsets([config.label_fraction], config.draws, targets, xrays, config.split_seed)
     run.start(alone=False, data=xrays.facts(), arms=[arm.name for arm in arms])
 
+    setting = Setting(
+        head=config.head,
+        lr=config.lr,
+        backbone_lr_factor=config.backbone_lr_factor,
+        batch_norm=config.batch_norm,
+    )
     trials = [
-        Trial(arm, "finetune", config.label_fraction, draw, config.lr, part)
+        Trial(arm, setting, config.label_fraction, draw, part)
         for draw in range(config.draws)
         for part in config.parts
         for arm in arms

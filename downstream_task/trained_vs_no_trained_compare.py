@@ -5,12 +5,15 @@
         --encoders random imagenet runs/pretrain/covid/resnet18_final_state_dict.pt --img-res 224 --store-res 256
 
 By default it compares random weights, ImageNet's and the encoder of selfsup_task/train_barlow_twins.py on built-in
-synthetic X-rays. For each arm, share of the labels and draw of the labels there is a linear probe and a fine-tuning
-(LP-FT: from that probe, with a smaller learning rate for the backbone). Arms get the same split, label subsets and
-number of steps; the learning rate is chosen for each on validation. Scores are of the validation part, also used to
-make choices; confusion_matrix.py reads the test part. runs/<run_name>/ holds summary.csv (one row per run), curves.csv
-and differences.csv (with intervals for new images and new draws) and figures/label_efficiency.png.
-The same command resumes; several processes may share one comparison. Eight minutes on two cores by default.
+synthetic X-rays. Arms get the same split, label subsets, budget and menu of ways to train. For each arm and share of
+the labels, the way of fine-tuning is chosen by the mean validation score of the first draws, and whether it or the
+linear probe is the arm's best method by that of all draws. Differences are to the best method of the first arm. A
+fine-tuning continues until validation stops rising, within a cap that grows with the labels. Scores are of the
+validation part, also used to make choices; confusion_matrix.py reads the test part, for what was chosen.
+
+runs/<run_name>/ holds summary.csv (one row per run), curves.csv and differences.csv (with intervals for new images and
+new draws), plateaus.csv (how many labels for a score?) and figures/. The same command resumes; several processes may
+share one comparison. Six minutes on two cores by default.
 """
 
 from typing import Any
@@ -31,7 +34,7 @@ config: dict[str, Any] = {
     "run_name": "compare/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
     "random_seed": 0,  # of the first draw; draw k has random_seed + k
     # arms
-    "encoders": [  # "random" | "imagenet" | "imagenet:FILE" | *_state_dict.pt; differences are to the first
+    "encoders": [  # "random" | "imagenet" | "imagenet:FILE" | *_state_dict.pt; the first is the reference
         "random",
         "imagenet",
         "runs/pretrain/phantom/resnet18_final_state_dict.pt",
@@ -40,23 +43,33 @@ config: dict[str, Any] = {
     "in_channels": 1,  # 1 (gray) | 3
     "allow_seen": False,  # True: take encoders that have seen held-out images, and say so in every result
     # labels
-    "fractions": [0.01, 0.05, 0.10, 0.15, 0.20, 0.25, 0.50, 1.0],  # of the train part's labels; nested
+    "fractions": [0.01, 0.05, 0.1, 0.25, 1.0],  # of the train part's labels; nested
     "draws": 3,  # label subsets for each fraction
+    "target_score": 0.8,  # "how many labels for this score?" is asked of a fit to each arm's curve
     # training
-    "methods": ["linear", "finetune"],  # "linear" (probe on features computed once) | "finetune"
-    "head": "probe",  # fine-tuning starts from the linear "probe" (LP-FT) | "zeros"
+    "menu": ["linear", "probe", "zeros", "fixed_norm"],  # "linear" (probe on fixed features) and names in SETTINGS
+    "menu_draws": 1,  # draws that try the whole menu; the others take what was best there, for each arm and fraction
+    "choose_by": "validation",  # strength of linear probes: best on "validation" | "cross-validation" in the subset
     "img_res": 32,  # pixels per side of what the network sees
     "recipe": "supervised",  # a name in augmentations/recipes.py
-    "num_steps": 40,  # optimiser steps of a fine-tuning, for any number of labels
-    "evaluations": 4,  # on validation, every num_steps / evaluations steps; the best one's weights are kept
+    "evaluate_every": 10,  # optimiser steps between evaluations on validation; the best one's weights are kept
+    "patience": 3,  # stops after so many evaluations in a row that are no better than the best one before
+    "min_steps": 60,  # cap of the steps with few labels ...
+    "passes": 2,  # ... and with more labels: so many passes over them
     "batch_size": 32,  # labelled images per step
     "optimizer": "adam",  # "adam" | "adamw" | "sgd"
-    "lrs": [3e-4, 1e-3],  # learning rates of the head; each arm takes the best on validation
-    "backbone_lr_factor": 0.3,  # the backbone learns at this share of the head's rate
     "optimizer_weight_decay": 1e-5,  # of weights; not of biases and BatchNorm
     "precision": "auto",  # "auto" | "float32" | "bfloat16"
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves it to torch
+}
+
+# Ways to fine-tune. `head` starts from the linear "probe" (LP-FT) or from "zeros"; the backbone learns at the share
+# `backbone_lr_factor` of the head's rate; BatchNorm normalises by the batch ("train") or the running values ("eval").
+SETTINGS: dict[str, dict[str, Any]] = {
+    "probe": {"head": "probe", "lr": 3e-4, "backbone_lr_factor": 0.3, "batch_norm": "train"},
+    "zeros": {"head": "zeros", "lr": 1e-3, "backbone_lr_factor": 1.0, "batch_norm": "train"},
+    "fixed_norm": {"head": "probe", "lr": 3e-4, "backbone_lr_factor": 1.0, "batch_norm": "eval"},
 }
 
 if __name__ == "__main__":
@@ -66,13 +79,24 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from dataset_loader.xrays import XRays, open_xrays
+from dataset_loader.xrays import open_xrays
 from downstream_task import label_efficiency
-from downstream_task.compare_networks import Arm, Trial, check_subsets, run_side_by_side, shared_summary, usable_arms
-from downstream_task.finetune_config import METHODS, TrainingConfig
+from downstream_task.compare_networks import (
+    LINEAR,
+    Setting,
+    Trial,
+    best_by,
+    check_subsets,
+    run_side_by_side,
+    shared_summary,
+    usable_arms,
+)
+from downstream_task.finetune_config import TrainingConfig
 from downstream_task.targets import read_targets
+from utils import plots
 from utils.config import check_at_least, check_choice, check_list
 from utils.hardware import prepare
+from utils.intervals import metric_name
 from utils.logging_utils import Run
 
 
@@ -81,24 +105,24 @@ class CompareConfig(TrainingConfig):
     """The config above, checked."""
 
     encoders: list[str]
-    methods: list[str]
     fractions: list[float]
     draws: int
-    lrs: list[float]
+    target_score: float
+    menu: list[str]
+    menu_draws: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least("draws", self.draws, 1)
-        for key in ("encoders", "methods", "fractions", "lrs"):
+        for key in ("draws", "menu_draws"):
+            check_at_least(key, getattr(self, key), 1)
+        for key in ("encoders", "menu", "fractions"):
             check_list(key, getattr(self, key))
-        for lr in self.lrs:
-            check_at_least("lrs", lr, 0)
-        for method in self.methods:
-            check_choice("methods", method, METHODS)
+        for name in self.menu:
+            check_choice("menu", name, ["linear", *SETTINGS])
 
 
 def main(config: CompareConfig) -> None:
-    """Fine-tune every arm on the same label subsets; compare their scores; say what pretraining saves."""
+    """Train every arm on the same label subsets; compare their scores; print what pretraining saves."""
     run = Run(config.run_name, config, "comparison")
     if run.summary is None:
         compare(config, run)
@@ -114,53 +138,74 @@ def compare(config: CompareConfig, run: Run) -> None:
     check_subsets(config.fractions, config.draws, targets, xrays, config.split_seed)
     run.start(alone=False, data=xrays.facts(), arms=[arm.name for arm in arms])
 
-    lrs = {arm: chosen_lr(config, arm, xrays, run) for arm in arms}
+    menu = [LINEAR if name == "linear" else Setting(name=name, **SETTINGS[name]) for name in config.menu]
     trials = [
-        Trial(arm, method, fraction, draw, lrs[arm] if method == "finetune" else 0.0)
+        Trial(arm, setting, fraction, draw)
         for draw in range(config.draws)
         for fraction in config.fractions
-        for method in config.methods
+        for setting in menu
         for arm in arms
     ]
-    table = run_side_by_side(run, trials, config, xrays)
+    # the whole menu on the first draws, then what was best there on validation on all draws
+    tried = [trial for trial in trials if trial.setting is LINEAR or trial.draw < config.menu_draws]
+    table = run_side_by_side(run, tried, config, xrays)
+    chosen = best_by(table.query("method == 'finetune' and draw < @config.menu_draws"), "setting")
+    taken = [trial for trial in trials if trial in tried or chosen[trial.cell] == trial.setting.name]
+    table = run_side_by_side(run, taken, config, xrays)
+    table["chosen"] = [t.setting is LINEAR or chosen[t.cell] == t.setting.name for t in taken]
+    methods = best_by(table.query("chosen"), "method")
+    table["best"] = [
+        kept and methods[t.cell] == t.setting.method for kept, t in zip(table["chosen"], taken, strict=True)
+    ]
+    run.save_table("summary", table)
 
-    cells = label_efficiency.read_cells(table, run.folder, "predictions_val.csv")
-    curves, differences = label_efficiency.curve_table(cells), label_efficiency.difference_table(cells)
+    cells = label_efficiency.read_cells(table.query("chosen"), run.folder, "predictions_val.csv")
     summary = {
         **shared_summary(table, arms, targets, xrays),
-        "lrs": {arm.name: lr for arm, lr in lrs.items()},
+        "target_score": config.target_score,
+        "at_cap": stopped_at_cap(table),
         "left_out": [encoder for encoder in config.encoders if encoder not in [arm.encoder for arm in arms]],
         "part": "validation",
     }
+    save_convergence(run, table, summary)
     lines = [
-        label_efficiency.report(run, summary, curves, differences),
-        *probes_kept(table),
+        label_efficiency.report(run, summary, label_efficiency.with_best(cells, methods)),
+        *choices(table, summary["at_cap"]),
         *(f"left out: {name}" for name in summary["left_out"]),
         *summary["notes"],
         "",
-        f"tables and figure   {run}/",
-        f"next                python downstream_task/confusion_matrix.py --runs {run}",
+        f"tables and figures   {run}/",
+        f"next                 python downstream_task/confusion_matrix.py --runs {run}",
     ]
     run.finish({**summary, "report": lines})
 
 
-def chosen_lr(config: CompareConfig, arm: Arm, xrays: XRays, run: Run) -> float:
-    """Return the learning rate of an arm: the best on validation at the middle fraction, first draw."""
-    if "finetune" not in config.methods or len(config.lrs) == 1:
-        return config.lrs[0]
-    fraction = sorted(config.fractions)[(len(config.fractions) - 1) // 2]
-    trials = [Trial(arm, "finetune", fraction, 0, lr) for lr in config.lrs]
-    table = run_side_by_side(run, trials, config, xrays)
-    scores = table["score"].tolist()
-    return config.lrs[scores.index(max(scores))]
+def stopped_at_cap(table: pd.DataFrame) -> dict[str, str]:
+    """Return for each arm how many of its chosen fine-tunings the cap stopped, as "2 of 15"."""
+    stops: dict[str, list[str]] = {}
+    for row in table.query("chosen and method == 'finetune'").to_dict("records"):
+        stops.setdefault(row["arm"], []).append(row["stopped_by"])
+    return {arm: f"{by.count('cap')} of {len(by)}" for arm, by in stops.items()}
 
 
-def probes_kept(table: pd.DataFrame) -> list[str]:
-    """Say how many fine-tunings ended with the linear probe that they started from."""
-    fine, linear = (table[table["method"] == method] for method in ("finetune", "linear"))
-    both = fine.merge(linear, on=["arm", "fraction", "draw"], suffixes=("", "_of_probe"))
-    kept = int((both["score"].to_numpy() == both["score_of_probe"].to_numpy()).sum())
-    return [f"{kept} of {len(fine)} fine-tunings kept the linear probe that they started from."] if kept else []
+def choices(table: pd.DataFrame, at_cap: dict[str, str]) -> list[str]:
+    """Return lines that say what each arm chose on validation, and how many fine-tunings the cap stopped."""
+    rows = table.query("best").assign(way=lambda rows: rows["setting"].replace("", "linear"))
+    chosen = rows.pivot_table("way", "labels", "arm", aggfunc="first", sort=False)
+    stopped = ", ".join(f"{arm} {count}" for arm, count in at_cap.items())
+    return [f"\nbest on validation\n{chosen.to_string()}", f"fine-tunings that the cap of steps stopped: {stopped}"]
+
+
+def save_convergence(run: Run, table: pd.DataFrame, summary: dict[str, Any]) -> None:
+    """Draw validation over the steps of the chosen fine-tunings."""
+    curves: dict[str, dict[str, list[pd.DataFrame]]] = {}
+    for row in table.query("chosen and method == 'finetune'").to_dict("records"):
+        metrics = pd.read_csv(run.folder / row["trial"] / "metrics.csv")
+        metrics = metrics.rename(columns={f"val/{row['metric']}": "score"})
+        curves.setdefault(f"{row['labels']:,}", {}).setdefault(row["arm"], []).append(metrics)
+    if curves:
+        title = plots.marked("Fine-tuning: validation over steps", summary["synthetic"], summary["transductive"])
+        run.save_figure("convergence", plots.convergence(curves, metric_name(summary["metric"]), title))
 
 
 if __name__ == "__main__":

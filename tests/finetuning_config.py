@@ -3,13 +3,15 @@
 import dataclasses
 from typing import Any
 
-from downstream_task.finetune_config import FinetuneConfig
+from downstream_task.finetune_config import FinetuneConfig, TrainingConfig
+from downstream_task.trained_vs_no_trained_compare import SETTINGS
 from downstream_task.trained_vs_no_trained_compare import config as comparison
 from utils.config import make_config
 
 
 def finetuning_config(**changes: Any) -> FinetuneConfig:
     """Return a config: all labels of a data set in the COVID layout, random weights; with changes."""
-    own = {"dataset": "covid", "encoder": "random", "method": "finetune", "trainable": "all", "lr": 1e-3}
-    values = {**comparison, **own, "label_fraction": 1.0, "label_draw": 0, **changes}
-    return make_config(FinetuneConfig, {field.name: values[field.name] for field in dataclasses.fields(FinetuneConfig)})
+    own = {"dataset": "covid", "encoder": "random", "method": "finetune", "trainable": "all"}
+    setting = {**SETTINGS["probe"], "lr": 1e-3, "label_fraction": 1.0, "label_draw": 0}
+    shared = {field.name: comparison[field.name] for field in dataclasses.fields(TrainingConfig)}
+    return make_config(FinetuneConfig, {**shared, **own, **setting, **changes})

@@ -14,7 +14,7 @@ from scipy.stats import t as student
 
 ABBREVIATIONS = {word.lower(): word for word in ("AUROC", "AUPRC", "ECE", "F1")}
 
-METHOD_NAMES = {"linear": "linear probe", "finetune": "fine-tuning"}
+METHOD_NAMES = {"best": "best method", "linear": "linear probe", "finetune": "fine-tuning"}
 
 SALIENCY_NAMES = {
     "grad_cam": "Grad-CAM",

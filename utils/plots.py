@@ -88,29 +88,56 @@ def training_curves(
     return figure
 
 
-def label_efficiency(curves: pd.DataFrame, metric: str, title: str, chance: float) -> Figure:
-    """Score over labels (log scale), a panel a method, a line with its 95% interval an arm.
+def label_efficiency(curves: pd.DataFrame, plateaus: pd.DataFrame, metric: str, title: str, chance: float) -> Figure:
+    """Score over labels (log scale), one panel per method, one line with its 95% interval per arm.
 
-    curves  columns arm, method, labels, mean, low, high, as downstream_task.label_efficiency gives them
+    curves    columns arm, method, labels, fraction, mean, low, high
+    plateaus  columns arm, a, b, c: the fits a - b n^-c to the method "best", drawn dashed beyond its points
     """
     methods, arms = list(dict.fromkeys(curves["method"])), list(dict.fromkeys(curves["arm"]))
-    figure = Figure(figsize=(5.2 * len(methods) + 0.6, 4.4), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(methods) + 0.6, 4.4), layout="constrained")
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(1, len(methods), squeeze=False, sharey=True)[0]
+    fits = {row["arm"]: row for row in plateaus.to_dict("records")}
+    ticks = dict(sorted(zip(curves["labels"], curves["fraction"], strict=True)))
     for ax, method in zip(axes, methods, strict=True):
         for arm, colour, marker in styled(arms):
             rows = curves.query("arm == @arm and method == @method").sort_values("labels")
             ax.plot(rows["labels"], rows["mean"], color=colour, marker=marker, markersize=5, label=arm)
             ax.fill_between(rows["labels"], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
-        ticks = sorted(set(curves["labels"]))
+            if method == "best" and arm in fits:
+                n, fit = np.geomspace(min(ticks), 10 * max(ticks), 100), fits[arm]
+                ax.plot(n, fit["a"] - fit["b"] * n ** -fit["c"], color=colour, linestyle="--", linewidth=1)
         ax.axhline(chance, color=BLACK, linestyle=":", linewidth=1, label="chance")
         ax.set_xscale("log")
-        ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=8, rotation=45)
+        ax.set_xticks(list(ticks), [f"{n:,} ({100 * share:g}%)" for n, share in ticks.items()], fontsize=8, rotation=45)
         ax.minorticks_off()
         ax.set(xlabel="labelled training images (log scale)", title=METHOD_NAMES[method])
         ax.grid(alpha=0.3)
     axes[0].set_ylabel(f"{metric}, mean and 95% interval")
-    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)
+    return figure
+
+
+def convergence(curves: Mapping[str, Mapping[str, Sequence[pd.DataFrame]]], metric: str, title: str) -> Figure:
+    """Validation over the steps of fine-tunings, one panel per number of labels.
+
+    curves  {number of labels: {arm: one table per draw}}, with the columns step and score; thin lines, and their median
+    """
+    figure = Figure(figsize=(3.4 * len(curves) + 0.6, 3.6), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    axes = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
+    for ax, (labels, by_arm) in zip(axes, curves.items(), strict=True):
+        for (arm, tables), (_, colour, _) in zip(by_arm.items(), styled(by_arm), strict=True):
+            for table in tables:
+                ax.plot(table["step"], table["score"], color=colour, alpha=0.4, linewidth=0.7)
+            # a run that has stopped keeps its last score
+            together = pd.concat([table.set_index("step")["score"] for table in tables], axis=1).sort_index().ffill()
+            ax.plot(together.index, together.median(axis=1), color=colour, linewidth=2, label=arm)
+        ax.set(xlabel="optimiser steps", title=f"{labels} labels")
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel(f"{metric} on validation")
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)
     return figure
 
 

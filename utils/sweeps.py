@@ -54,8 +54,9 @@ def run_trials(run: Run, trials: Mapping[str, Run], work: Callable[[Run], None])
                 if _settle(one, work, failed_before[name]):
                     del waiting[name]
                     _update_table(run, trials)
-                    tqdm.write(_line(name, one), file=sys.stderr)
-                    bar.update(0 if looked_up else 1)
+                    if not looked_up:
+                        tqdm.write(_line(name, one), file=sys.stderr)
+                        bar.update()
             if waiting:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
     return _update_table(run, trials)

@@ -66,6 +66,7 @@ def fit(
     lr_factors: Mapping[str, float] | None = None,
     steps_per_epoch: int | None = None,
     show_progress: bool = True,
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train `module`, which is on its device, on the images `indices` for `config.num_epochs` epochs.
 
@@ -74,6 +75,7 @@ def fit(
     The last incomplete batch of an epoch is left out, since the loss depends on the size of the batch.
     `end_of_epoch` runs in eval mode, on every process. `lr_factors`: see `build_optimizer`. Frozen parts stay
     in eval mode, and are asserted to be bit-identical afterwards.
+    `stop`, asked before each epoch, may end the training early; it may depend on `run.rows`, which resuming restores.
     With `steps_per_epoch`, an epoch is that many steps of an endless sequence of shuffled passes, however few images
     there are; otherwise it is one pass.
 
@@ -85,7 +87,7 @@ def fit(
     loop = _Loop(module, step, indices, config, run, lr_factors, steps_per_epoch, show)
     frozen = frozen_tensors(module)
     loop.resume()
-    while loop.progress.epoch < config.num_epochs:
+    while loop.progress.epoch < config.num_epochs and not stop():
         images_per_second = loop.run_epoch()
         loop.finish_epoch(end_of_epoch, images_per_second)
     loop.bar.close()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,17 @@ import torch
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.xrays import XRays, open_xrays
 from downstream_task import compare_networks, trained_vs_no_trained_compare
-from downstream_task.compare_networks import named_arms, usable_arms
-from downstream_task.label_efficiency import Cell, curve_table, difference_table, labels_needed, read_cells
+from downstream_task.compare_networks import best_by, named_arms, usable_arms
+from downstream_task.label_efficiency import (
+    Cell,
+    curve_table,
+    difference_table,
+    fit_plateau,
+    labels_needed,
+    plateau_table,
+    read_cells,
+    with_best,
+)
 from downstream_task.targets import predictions_table, read_targets
 from downstream_task.train_models_with_frozen_parts import config as FROZEN_DEFAULTS
 from downstream_task.trained_vs_no_trained_compare import CompareConfig, compare
@@ -31,7 +41,15 @@ from utils.metrics import balanced_accuracy, fit_temperature
 COMPARE = "downstream_task/trained_vs_no_trained_compare.py"
 TEST = "downstream_task/confusion_matrix.py"
 FROZEN = "downstream_task/train_models_with_frozen_parts.py"
-SMALL = {"img_res": 32, "store_res": 32, "num_steps": 2, "evaluations": 1, "batch_size": 8, "threads": 1}
+SMALL = {
+    "img_res": 32,
+    "store_res": 32,
+    "min_steps": 2,
+    "evaluate_every": 2,
+    "passes": 0,
+    "batch_size": 8,
+    "threads": 1,
+}
 
 
 @pytest.fixture
@@ -45,7 +63,7 @@ def name(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def small(phantoms: Path, name: str, **changes: Any) -> CompareConfig:
     data = {"dataset": "covid", "data_root": str(phantoms / COVID_ROOT), "run_name": name}
-    arms = {"encoders": ["random"], "draws": 1, "fractions": [0.2]}
+    arms = {"encoders": ["random"], "draws": 1, "fractions": [0.2], "menu": ["linear", "zeros"]}
     return make_config(CompareConfig, {**DEFAULTS, **SMALL, **data, **arms, **changes})
 
 
@@ -70,14 +88,17 @@ def test_defaults_name_the_encoder_of_the_default_pretraining() -> None:
 def test_scripts_from_labels_to_the_test_part(phantoms: Path, script: Any, name: str) -> None:
     flags = {"dataset": "covid", "data_root": phantoms / COVID_ROOT, **SMALL}
     flags |= {"encoders": "random", "draws": 2, "run_name": f"{name}/compare", "fractions": [0.1, 0.5]}
+    flags |= {"menu": ["linear", "probe", "zeros"], "menu_draws": 1}
     done = script(COMPARE, *as_flags(flags))
     assert done.returncode == 0, done.stderr
     again = script(COMPARE, *as_flags(flags))
     assert again.stdout == done.stdout
     folder = RUNS_ROOT / name / "compare"
     summary = pd.read_csv(folder / "summary.csv")
-    assert len(summary.drop_duplicates(["method", "fraction", "draw"])) == len(summary) == 2 * 2 * 2
-    assert (folder / "figures" / "label_efficiency.png").exists()
+    assert len(summary) == 2 * (2 + 3), "for each fraction two probes, the menu on draw 0, its best on draw 1"
+    check_choices(summary)
+    for figure in ("label_efficiency", "convergence"):
+        assert (folder / "figures" / f"{figure}.png").exists()
     curves = pd.read_csv(folder / "curves.csv")
     assert (np.diff(curves[["low", "mean", "high"]].to_numpy(), axis=1) >= 0).all()
     one = str(summary["trial"].iloc[0])
@@ -88,6 +109,8 @@ def test_scripts_from_labels_to_the_test_part(phantoms: Path, script: Any, name:
     assert whole.returncode == 0, whole.stderr
     assert "Label efficiency on the test part (synthetic)" in whole.stdout
     assert sum(one in line for line in whole.stdout.splitlines()) == 1, "one row per run"
+    tested = {path.parent.name for path in (RUNS_ROOT / "test" / name / "compare").glob("*/scores.csv")}
+    assert tested == set(summary["trial"][summary["chosen"]])
     result = RUNS_ROOT / "test" / name / "compare" / one
     predictions = pd.read_csv(result / "predictions.csv")
     assert set(predictions["file"]) == set(split["file"][split["part"] == "test"])
@@ -107,6 +130,18 @@ def test_scripts_from_labels_to_the_test_part(phantoms: Path, script: Any, name:
     changed = script(TEST, "--runs", f"runs/{name}/compare/{one}", "--threads", "1")
     assert changed.returncode == 1
     assert "files came or went" in changed.stderr
+
+
+def check_choices(summary: Any) -> None:
+    """The fine-tuning of each fraction is the best on draw 0, the best method that of the best mean over draws."""
+    for _, rows in summary.groupby("fraction"):
+        tuned = rows[rows["method"] == "finetune"]
+        first = tuned[tuned["draw"] == 0]
+        best = first["setting"][first["score"].idxmax()]
+        assert set(tuned["setting"][tuned["chosen"]]) == {best}
+        assert set(tuned["setting"][tuned["draw"] == 1]) == {best}
+        means = rows[rows["chosen"]].groupby("method", sort=False)["score"].mean()
+        assert set(rows["method"][rows["best"]]) == {means.idxmax()}
 
 
 def test_frozen_parts_script(phantoms: Path, script: Any, name: str) -> None:
@@ -162,7 +197,7 @@ def test_all_arms_get_the_same_labels_and_a_missing_imagenet_is_left_out(
     monkeypatch.setattr(compare_networks, "start_from", without_network)
     save_backbone(tmp_path / "encoder.pt", Backbone("resnet18", 1), NOTHING_SEEN)
     encoders = ["random", "imagenet", str(tmp_path / "encoder.pt")]
-    run = compared(small(phantoms, name, encoders=encoders, draws=2, methods=["linear"]))
+    run = compared(small(phantoms, name, encoders=encoders, draws=2, menu=["linear"]))
     assert run.summary is not None
     assert run.summary["left_out"] == ["imagenet"]
     assert "left out: ImageNet's weights could not be downloaded" in capsys.readouterr().err
@@ -219,11 +254,51 @@ def test_intervals_and_differences_of_known_predictions(phantoms: Path, tmp_path
     means = [runs.loc[runs["arm"] == arm, "score"].to_numpy().mean() for arm in ("random", "pretrained")]
     for row, mean in zip(curve_table(cells).to_dict("records"), means, strict=True):
         assert row["low"] < row["mean"] == pytest.approx(mean)
-    (gap,) = difference_table(cells).to_dict("records")
-    assert (gap["arm"], gap["reference"], gap["labels"]) == ("pretrained", "random", 19)
+    best = {("random", 0.1): "linear", ("pretrained", 0.1): "linear"}
+    gap, same = difference_table(with_best(cells, best)).to_dict("records")
+    assert (gap["arm"], gap["reference"], gap["method"], gap["labels"]) == ("pretrained", "random", "best", 19)
+    assert same == {**gap, "method": "linear"}
     assert gap["difference"] == pytest.approx(means[1] - means[0])
     assert 0 < gap["low"] < gap["difference"] < gap["high"]
     assert gap["reference_needs"] == np.inf
+
+
+def test_differences_are_to_the_best_method_of_the_reference() -> None:
+    levels = {("random", "linear"): 0.5, ("random", "finetune"): 0.6, ("pretrained", "linear"): 0.7}
+    cells = [replace(cell(10, level), arm=arm, method=method) for (arm, method), level in levels.items()]
+    cells = with_best(cells, {("random", 0.01): "finetune", ("pretrained", 0.01): "linear"})
+    table = difference_table(cells)
+    assert table["method"].tolist() == ["best", "linear"]
+    np.testing.assert_allclose(table["difference"], 0.1)
+
+
+def test_each_cell_takes_the_best_mean_score() -> None:
+    rows = [
+        ("a", 0.1, "x", 0.5),
+        ("a", 0.1, "x", 0.7),
+        ("a", 0.1, "y", 0.65),
+        ("a", 1.0, "y", 0.8),
+        ("a", 1.0, "x", 0.8),
+    ]
+    table = pd.DataFrame(rows, columns=["arm", "fraction", "setting", "score"])
+    assert best_by(table, "setting") == {("a", 0.1): "y", ("a", 1.0): "y"}
+
+
+def test_a_plateau_is_fitted_and_says_how_many_labels_a_score_needs() -> None:
+    labels = np.array([16, 80, 160, 400, 1600])
+    a, b, c = 0.85, 1.2, 0.5
+    curve = [replace(cell(n, a - b * n**-c), method="best") for n in labels]
+    (row,) = plateau_table(curve, target=0.8).to_dict("records")
+    assert row["a"] == pytest.approx(a, abs=0.01)
+    assert row["needed"] == pytest.approx((b / 0.05) ** 2, rel=0.15)
+    assert row["needed_low"] == row["needed"] == row["needed_high"], "all resamples are the same"
+    (row,) = plateau_table(curve, target=0.9).to_dict("records")
+    assert row["needed"] == np.inf
+    assert len(plateau_table(curve[:3], target=0.8)) == 0
+    flat = fit_plateau(labels.astype(float), np.full((1, 5), 0.6))
+    np.testing.assert_allclose(flat[0, :2], [0.6, 0], atol=1e-9)
+    beyond = fit_plateau(labels.astype(float), np.array([[0.5, 0.8, 0.9, 0.97, 1.0]]))
+    assert beyond[0, 0] <= 1
 
 
 def cell(labels: int, level: float) -> Cell:

@@ -11,6 +11,7 @@ import torch
 from finetuning_config import finetuning_config
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
@@ -18,6 +19,8 @@ from dataset_loader.xrays import open_xrays
 from downstream_task import finetuning
 from downstream_task.classifier import Classifier
 from downstream_task.linear_head import fit_linear_head
+from downstream_task.probes import DEFAULT_STRENGTH, STRENGTHS
+from downstream_task.targets import Targets
 from self_sup_classes.backbones import Backbone, read_state_dict, save_backbone
 from self_sup_classes.initialisation import random_backbone
 from self_sup_classes.provenance import Provenance, provenance_of
@@ -26,7 +29,7 @@ from utils.config import UserError
 from utils.load_tb_logs import read_scalars
 
 SMALL = {
-    **{"img_res": 32, "store_res": 32, "batch_size": 16, "num_steps": 4, "evaluations": 2},
+    **{"img_res": 32, "store_res": 32, "batch_size": 16, "min_steps": 4, "evaluate_every": 2, "passes": 0},
     **{"label_fraction": 0.2, "run_name": "run"},
 }
 Finetune = Callable[..., logging_utils.Run]
@@ -96,7 +99,7 @@ def test_a_finished_run_holds_scores_predictions_and_the_best_weights(finetune: 
 
 
 def test_a_killed_fine_tuning_resumes_to_the_same_bits(finetune: Finetune) -> None:
-    small = {"num_steps": 6, "evaluations": 3, "head": "zeros"}
+    small = {"min_steps": 6, "evaluate_every": 2, "head": "zeros"}
 
     def kill(epoch: int, score: float) -> None:
         if epoch == 2:
@@ -110,6 +113,52 @@ def test_a_killed_fine_tuning_resumes_to_the_same_bits(finetune: Finetune) -> No
     assert timeless == [{key: value for key, value in row.items() if "time" not in key} for row in whole.rows]
     for key, value in weights(whole).items():
         assert torch.equal(value, weights(resumed)[key]), key
+
+
+def test_training_stops_when_validation_no_longer_rises_or_at_the_cap(
+    finetune: Finetune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rising = [0.1, 0.3, 0.2, 0.3, 0.3, 0.2, 0.9, 0.9, 0.9]
+
+    def scores_of(self: Any, indices: Any, probabilities: Any) -> dict[str, float]:
+        return {"balanced_accuracy": next(scores)}
+
+    monkeypatch.setattr(Targets, "scores", scores_of)
+    patience = {"patience": 3, "evaluate_every": 1, "head": "zeros"}
+    for cap, by, steps, best in ((8, "patience", 4, 1), (3, "cap", 3, 1)):
+        scores = iter(rising)
+        run = finetune(run_name=by, min_steps=cap, **patience)
+        assert run.summary is not None
+        assert [run.summary[key] for key in ("stopped_by", "steps", "step_best")] == [by, steps, best]
+
+
+def test_the_cap_grows_with_the_labels_and_is_whole_evaluations() -> None:
+    config = finetuning_config(min_steps=25, passes=2, batch_size=32, evaluate_every=10)
+    assert [config.max_evaluations(labels) for labels in (1, 400, 416, 1600)] == [3, 3, 3, 10]
+
+
+def test_fixed_norms_keep_their_statistics_and_train_the_rest(finetune: Finetune, networks: list[Classifier]) -> None:
+    start = random_backbone("resnet18", 1, 0).net.state_dict()
+    for batch_norm, moves in (("train", True), ("eval", False)):
+        finetune(batch_norm=batch_norm, run_name=batch_norm)
+        after = networks[-1].net.state_dict()
+        assert torch.equal(after["bn1.running_mean"], start["bn1.running_mean"]) != moves
+        assert not torch.equal(after["layer1.0.conv1.weight"], start["layer1.0.conv1.weight"])
+
+
+def test_the_probe_can_choose_its_strength_without_the_validation_part() -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(60, 20)), np.repeat([0, 1, 2], 20)
+    x[:, 0] += 3 * y
+    head = fit_linear_head(x, y, None, None)
+    scaled, folds, losses = StandardScaler().fit_transform(x), StratifiedKFold(5, shuffle=True, random_state=0), []
+    for c in STRENGTHS:
+        model = LogisticRegression(C=c, max_iter=2000, class_weight="balanced")
+        p = np.asarray(cross_val_predict(model, scaled, y, cv=folds, method="predict_proba"))
+        losses.append(-np.log(p[range(60), y]).mean())
+    assert head.regularisation == [STRENGTHS[int(np.argmin(losses))]]
+    single = fit_linear_head(x[[0, 1, 20, 40]], y[[0, 1, 20, 40]], None, None)
+    assert single.regularisation == [DEFAULT_STRENGTH]
 
 
 @pytest.fixture
@@ -127,7 +176,7 @@ def networks(monkeypatch: pytest.MonkeyPatch) -> list[Classifier]:
 
 def test_the_backbone_learns_at_its_share_of_the_rate(finetune: Finetune, networks: list[Classifier]) -> None:
     for factor in (0.0, 0.1, 1.0):  # the second step is the first to move the backbone: the head starts from zeros
-        finetune(backbone_lr_factor=factor, head="zeros", num_steps=2, evaluations=1, run_name=f"{factor}")
+        finetune(backbone_lr_factor=factor, head="zeros", min_steps=2, evaluate_every=2, run_name=f"{factor}")
     start = random_backbone("resnet18", 1, 0).net.state_dict()["conv1.weight"]
     never, slowly, fully = ((one.net.conv1.weight - start).abs().max().item() for one in networks)  # type: ignore[union-attr,operator]
     assert never == 0
@@ -205,8 +254,11 @@ def test_findings_are_scored_by_their_mean_auroc(finetune: Finetune, phantoms: P
         ({"method": "finetun"}, "did you mean 'finetune'"),
         ({"encoder": "no/such.pt"}, "there is no file"),
         ({"trainable": "layer5"}, "trainable is 'layer5'"),
-        ({"num_steps": 0}, "num_steps"),
-        ({"num_steps": 5}, "evenly spread"),
+        ({"min_steps": 0}, "min_steps is 0"),
+        ({"evaluate_every": 0}, "evaluate_every is 0"),
+        ({"patience": 0}, "patience is 0"),
+        ({"batch_norm": "evaluate"}, "did you mean 'eval'"),
+        ({"choose_by": "crossvalidation"}, "did you mean 'cross-validation'"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"img_res": 64}, "store_res"),
         ({"recipe": "supervise"}, "did you mean 'supervised'"),
