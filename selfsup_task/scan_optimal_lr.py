@@ -135,7 +135,7 @@ def range_of_finetuning(config: RatesConfig, xrays: XRays, lrs: np.ndarray) -> p
     backbone = random_backbone(config.backbone, config.in_channels, config.random_seed)
     classifier = placed(Classifier(backbone, len(targets.names), "all"), xrays.store.device)
     step = classify_step(classifier, xrays, loss_function(targets, train, part.class_weights), part)
-    return lr_range_test(classifier, step, train, engine_config(part), lrs, lr_factors(classifier, part))
+    return lr_range_test(classifier, step, train, engine_config(part, len(train)), lrs, lr_factors(classifier, part))
 
 
 def report(found: Mapping[str, float | None]) -> str:
