@@ -18,12 +18,12 @@ test: .venv/installed
 
 # From pretraining to report, each script once: its default config, with fewer trials and steps, under runs/tour/.
 TOUR := runs/tour/compare
-BRIEF := --num-steps 20 --evaluations 2
-SCAN := --num-epochs 1 --finetune.label-fraction 0.1 --finetune.num-steps 10 --finetune.evaluations 1
+BRIEF := --min-steps 20 --passes 0
+SCAN := --num-epochs 1 --finetune.label-fraction 0.1 --finetune.min-steps 10
 tour: .venv/installed
 	.venv/bin/python selfsup_task/train_barlow_twins.py
 	.venv/bin/python downstream_task/trained_vs_no_trained_compare.py --run-name tour/compare --fractions 0.02 0.1 1.0 \
-		--lrs 3e-4 $(BRIEF)
+		--menu linear probe zeros $(BRIEF)
 	.venv/bin/python downstream_task/train_models_with_frozen_parts.py --run-name tour/frozen --parts fc all \
 		--label-fraction 0.1 $(BRIEF)
 	.venv/bin/python downstream_task/confusion_matrix.py --runs $(TOUR)

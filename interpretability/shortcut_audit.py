@@ -16,8 +16,8 @@ figures/audit.png, summary.json and its embeddings in TensorBoard's projector.
 To see it catch a shortcut: --dataset phantom_marker draws synthetic X-rays of which one class carries a corner marker.
 
     python downstream_task/trained_vs_no_trained_compare.py --dataset phantom_marker --run-name compare/marker \\
-        --encoders random --methods finetune --fractions 1.0 --draws 1 --img-res 64 --store-res 64 --recipe none \\
-        --head zeros --backbone-lr-factor 1 --num-steps 80 --lrs 1e-3
+        --encoders random --menu zeros --fractions 1.0 --draws 1 --img-res 64 --store-res 64 --recipe none \\
+        --min-steps 80 --passes 0
     python interpretability/shortcut_audit.py --checkpoints 'runs/compare/marker/random_finetune_*_f1_d0'
 """
 

@@ -24,13 +24,17 @@ class FinetunePart(TargetConfig):
 
     label_fraction: float
     head: str
+    choose_by: str
     recipe: str
-    num_steps: int
-    evaluations: int
+    evaluate_every: int
+    patience: int
+    min_steps: int
+    passes: float
     batch_size: int
     optimizer: str
     lr: float
     backbone_lr_factor: float
+    batch_norm: str
     optimizer_weight_decay: float
 
 

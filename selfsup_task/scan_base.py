@@ -46,13 +46,17 @@ SCAN_BASE: dict[str, Any] = {
         "class_weights": True,  # classes weigh the same, however frequent
         "label_fraction": 1.0,  # of the train part's labels
         "head": "probe",  # where it starts: "probe" (the linear probe) | "zeros"
+        "choose_by": "validation",  # strength of the probe: best on "validation" | "cross-validation" in the subset
         "recipe": "supervised",  # a name in augmentations/recipes.py
-        "num_steps": 40,  # optimiser steps
-        "evaluations": 4,  # on validation, evenly spaced
+        "evaluate_every": 10,  # optimiser steps between evaluations on validation; the best one's weights are kept
+        "patience": 3,  # stops after so many evaluations in a row that are no better than the best one before
+        "min_steps": 60,  # cap of the steps ...
+        "passes": 0,  # ... or so many passes over the labels, if these are more steps
         "batch_size": 32,  # labelled X-rays per step
         "optimizer": "adam",
         "lr": 3e-4,  # of the head
         "backbone_lr_factor": 0.3,  # what lr is multiplied by for the backbone
+        "batch_norm": "train",  # normalises by the batch ("train") | the running values ("eval")
         "optimizer_weight_decay": 1e-5,
     },
 }

@@ -34,7 +34,7 @@ COSTS = Costs(decoding=0.01, reading=0.1, views=0.3, step=0.5, peak_memory=2_000
 @pytest.fixture
 def small(phantoms: Path, tmp_path: Path) -> dict[str, Any]:
     """What every scan here changes; its run name is this test's alone."""
-    finetune = {**SCAN_BASE["finetune"], "num_steps": 2, "evaluations": 1, "batch_size": 8}
+    finetune = {**SCAN_BASE["finetune"], "min_steps": 2, "evaluate_every": 2, "batch_size": 8}
     name = f"{tmp_path.parent.name}/{tmp_path.name}"
     return {
         **SMALL,
