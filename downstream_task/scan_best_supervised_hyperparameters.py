@@ -1,7 +1,7 @@
 """Which learning rate, weight decay, batch size, number of epochs, flip and crop? A search over supervised training.
 
     python downstream_task/scan_best_supervised_hyperparameters.py
-    python downstream_task/scan_best_supervised_hyperparameters.py --dataset covid --img-res 224 --store-res 256 \\
+    python downstream_task/scan_best_supervised_hyperparameters.py --dataset covid \\
         --epochs-range 5 30 --num-trials 55 --run-name search/covid --encoder random
     python downstream_task/scan_best_supervised_hyperparameters.py --storage mysql://user@host/optuna --num-trials 200
 
@@ -19,7 +19,7 @@ config: dict[str, Any] = {
     # data
     "dataset": "phantom",  # "phantom" (built in, synthetic) | "phantom_marker" | "covid" | "chexpert"
     "data_root": "",  # the data set's folder, from the repo root; "" is where datasets/README.md says
-    "store_res": 36,  # pixels per side at which images are decoded, once
+    "store_res": 0,  # pixels per side at which images are decoded, once; 0 is 8/7 of img_res
     "split_seed": 0,  # that of the pretraining: an encoder that has seen today's validation or test part is refused
     "findings": ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"],  # CheXpert only
     "uncertain": "ignore",  # CheXpert's -1: "ignore" | "zeros" | "ones"
@@ -52,8 +52,11 @@ config: dict[str, Any] = {
     "threads": 0,  # CPU threads; 0 leaves it to torch
 }
 
+# What changes when `dataset` is not a phantom; flags win over both.
+real_xrays: dict[str, Any] = {"img_res": 64, "epochs_range": [5, 30]}
+
 if __name__ == "__main__":
-    config = flags(config, __doc__, __file__)  # before the slow imports
+    config = flags(config, __doc__, __file__, real_xrays=real_xrays)  # before the slow imports
 
 import json
 import traceback

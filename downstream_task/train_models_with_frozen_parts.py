@@ -18,7 +18,7 @@ config: dict[str, Any] = {
     # data
     "dataset": "phantom",  # "phantom" (built in, synthetic) | "phantom_marker" | "covid" | "chexpert"
     "data_root": "",  # the data set's folder, from the repo root; "" is where datasets/README.md says
-    "store_res": 36,  # pixels per side at which images are decoded, once
+    "store_res": 0,  # pixels per side at which images are decoded, once; 0 is 8/7 of img_res
     "split_seed": 0,  # that of the pretraining: an encoder that has seen today's validation or test part is refused
     "findings": ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"],  # CheXpert only
     "uncertain": "ignore",  # CheXpert's -1: "ignore" | "zeros" | "ones"
@@ -59,8 +59,11 @@ config: dict[str, Any] = {
     "threads": 0,  # CPU threads; 0 leaves it to torch
 }
 
+# What changes when `dataset` is not a phantom; flags win over both.
+real_xrays: dict[str, Any] = {"img_res": 64, "evaluate_every": 25, "patience": 6, "min_steps": 300, "passes": 10}
+
 if __name__ == "__main__":
-    config = flags(config, __doc__, __file__)  # before the slow imports
+    config = flags(config, __doc__, __file__, real_xrays=real_xrays)  # before the slow imports
 
 from dataclasses import dataclass
 

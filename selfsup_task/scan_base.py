@@ -69,7 +69,7 @@ REAL_XRAYS: dict[str, Any] = {
     "batch_size": 128,
     "num_epochs": 10,  # half of train_barlow_twins.py's
     "projector_dims": [1024, 1024],
-    "finetune": {"num_steps": 300},  # 40 steps are too few to improve on a probe
+    "finetune": {"min_steps": 300, "patience": 6},  # 60 steps are too few for random weights to improve on a probe
 }
 
 
