@@ -46,7 +46,7 @@ config: dict[str, Any] = {
     "recipe": "short",  # a name in augmentations/recipes.py
     "views": 2,  # random views of each X-ray in a step; more than 2 use the mean-view loss
     # optimisation
-    "num_epochs": 10,  # passes over the unlabelled images
+    "num_epochs": 5,  # passes over the unlabelled images
     "batch_size": 64,  # X-rays in a step, over all processes
     "optimizer": "adamw",  # "adam" | "adamw" | "sgd"
     "lr": 5e-4,  # its largest value, after the warmup
@@ -58,7 +58,7 @@ config: dict[str, Any] = {
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves it to torch
     # what to watch
-    "probe_every": 2,  # epochs between linear and kNN probes on validation
+    "probe_every": 1,  # epochs between linear and kNN probes on validation
     "checkpoint_every": 500,  # steps between checkpoints inside an epoch; each epoch ends with one
 }
 # What changes when `dataset` is not a phantom. The evidence: balanced accuracy (%) of a linear probe by 20, 93, 187 and
