@@ -17,7 +17,7 @@ AIR = 1.5  # optical depths of tissue that a fully aerated lung replaces
 PERSON: Ranges = {  # what a patient keeps from one X-ray to the next
     "cage_width": (0.72, 0.84),
     "apex": (-0.83, -0.72),
-    "dome": (0.42, 0.54),  # y of the diaphragm in full inspiration
+    "dome": (0.44, 0.54),  # y of the diaphragm in full inspiration
     "dome_drop": (0.0, 0.08),  # of the patient's left dome below the right one
     "heart_size": (0.84, 1.06),
     "heart_tilt": (0.55, 0.85),
@@ -31,16 +31,17 @@ PERSON: Ranges = {  # what a patient keeps from one X-ray to the next
     "soft_tissue": (0.3, 0.7),
     "breast": (-0.5, 0.3),  # none below 0
     "vessels": (0.5, 1.0),
+    "aeration": (0.75, 1.15),  # of the lungs
     "bend": (-0.04, 0.04),  # of the spine
 }
 POSE: Ranges = {  # how the patient stood before the detector
-    "tilt": (-0.25, 0.25),  # radians
-    "zoom": (0.84, 1.3),
-    "stretch": (0.9, 1.1),  # width over height
-    "right": (-0.15, 0.15),
-    "down": (-0.15, 0.15),
+    "tilt": (-0.28, 0.28),  # radians
+    "zoom": (0.95, 1.13),
+    "stretch": (0.95, 1.05),  # width over height
+    "right": (-0.18, 0.18),
+    "down": (-0.08, 0.08),
     "turn": (-1.0, 1.0),  # about the long axis
-    "breath": (0.0, 1.0),  # 1 is full inspiration
+    "breath": (0.5, 1.0),  # 1 is full inspiration
 }
 
 
@@ -160,7 +161,7 @@ class Chest:
 
     def density(self) -> Array:
         """What the beam meets [B, H, W]."""
-        lung = (self._vessels() * (1 - 0.7 * self.fluid) + self.lines) - AIR * (1 - self.fluid)
+        lung = (self._vessels() * (1 - 0.7 * self.fluid) + self.lines) - AIR * self.p["aeration"] * (1 - self.fluid)
         return np.maximum(self._soft_tissue() + self._bones() + self.air * lung, 0)
 
     def _soft_tissue(self) -> Array:
@@ -175,7 +176,7 @@ class Chest:
         neck = bump(lateral, 0.38) * step(-0.7 - y, 0.2) * 0.85
         arm = bump(lateral - (1.13 + 0.1 * fat + 0.12 * y), 0.24) * step(y + 0.75, 0.2) * 0.8
         tissue = np.maximum(np.maximum(torso, neck), arm) * (2.1 + 0.7 * fat)
-        tissue *= 1 + 0.08 * self.dice.texture(34, self.shape)  # strands of fat and muscle
+        tissue *= 1 + 0.07 * self.dice.texture(34, self.shape)  # strands of fat and muscle
         tissue += torso * (0.5 * np.maximum(self.middle, self.heart) + 0.75 * step(self.below_dome - 0.06, 0.10))
         r = ((lateral - 0.47) ** 2 + (y - 0.36) ** 2) / 0.36**2
         tissue += np.maximum(p["breast"], 0) * np.sqrt(np.maximum(1 - r, 0)) * step(y - 0.1, 0.35)

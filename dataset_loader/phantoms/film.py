@@ -16,7 +16,7 @@ FILM: Ranges = {  # how a picture was taken and windowed; a second picture of a 
     "noise": (0.004, 0.022),
     "low": (0.0, 0.6),  # black and white point, in contrasts of the middle of the picture beyond its own
     "high": (-0.1, 0.5),
-    "gamma": (-0.45, 0.45),  # its logarithm
+    "gamma": (-0.3, 0.3),  # its logarithm
     "black": (0.0, 0.25),
     "white": (0.7, 1.0),
 }

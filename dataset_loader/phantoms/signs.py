@@ -15,14 +15,14 @@ def ground_glass(chest: Chest, severity: Array, dice: Dice) -> None:
     patches = step(dice.texture(6, chest.shape) + 0.2, 0.5)
     grain = 1 + 0.45 * dice.texture(24, chest.shape)
     outer = step(chest.cage - 0.25, 0.25) * step(chest.y + 0.35, 0.4)
-    _fill(chest, severity, outer * (0.3 + 0.7 * patches) * grain, 1.5)
+    _fill(chest, severity, outer * (0.1 + 0.9 * patches) * grain, 1.5)
 
 
 def consolidation(chest: Chest, severity: Array, dice: Dice) -> None:
     """One dense focus with a ragged border, anywhere in one lung; it hides the vessels."""
     side = np.sign(dice.uniform(-1, 1))
     across, along = dice.uniform(0.2, 0.62), dice.uniform(-0.5, 0.42)
-    wide, high = dice.uniform(0.22, 0.36), dice.uniform(0.22, 0.36)
+    wide, high = dice.uniform(0.26, 0.42), dice.uniform(0.26, 0.42)
     r = ((chest.x - side * across) / wide) ** 2 + ((chest.y - along) / high) ** 2
     _fill(chest, severity, step(1 - r + 0.4 * dice.texture(12, chest.shape), 0.6), 0.95)
 
@@ -32,7 +32,7 @@ def interstitial(chest: Chest, severity: Array, dice: Dice) -> None:
     net = sum(bump(dice.texture(cells, chest.shape), 0.55) for cells in (12, 17))
     near = 0.35 + 0.65 * bump(np.hypot(chest.lateral - 0.2, 0.8 * (chest.y - 0.02)), 0.8)
     chest.lines += np.minimum(severity, 1) * np.float32(1.5) * net * near
-    _fill(chest, severity, near, 0.12)
+    _fill(chest, severity, near, 0.06)
 
 
 def edema(chest: Chest, severity: Array, dice: Dice) -> None:
