@@ -176,7 +176,7 @@ class Chest:
         neck = bump(lateral, 0.38) * step(-0.7 - y, 0.2) * 0.85
         arm = bump(lateral - (1.13 + 0.1 * fat + 0.12 * y), 0.24) * step(y + 0.75, 0.2) * 0.8
         tissue = np.maximum(np.maximum(torso, neck), arm) * (2.1 + 0.7 * fat)
-        tissue *= 1 + 0.05 * self.dice.texture(34, self.shape)  # strands of fat and muscle
+        tissue *= 1 + 0.07 * self.dice.texture(34, self.shape)  # strands of fat and muscle
         tissue += torso * (0.5 * np.maximum(self.middle, self.heart) + 0.75 * step(self.below_dome - 0.06, 0.10))
         r = ((lateral - 0.47) ** 2 + (y - 0.36) ** 2) / 0.36**2
         tissue += np.maximum(p["breast"], 0) * np.sqrt(np.maximum(1 - r, 0)) * step(y - 0.1, 0.35)
