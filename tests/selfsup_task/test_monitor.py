@@ -3,13 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
+from dataset_loader.xrays import XRays, open_xrays
+from downstream_task.probes import forward_all, probe
+from self_sup_classes.initialisation import start_from
 from selfsup_task import monitor, pretraining
 from selfsup_task.pretraining import PretrainConfig, derived_name, open_run
 from selfsup_task.train_barlow_twins import config as DEFAULTS
@@ -20,7 +25,7 @@ from utils.logging_utils import Run
 SMALL: dict[str, Any] = {
     **DEFAULTS,
     "dataset": "covid",
-    "img_res": 32,
+    "img_res": 16,
     "store_res": 32,
     "batch_size": 64,
     "num_epochs": 2,
@@ -119,6 +124,48 @@ def test_four_views_are_trained_on_shown_and_named(config: dict[str, Any]) -> No
     assert width / height == pytest.approx(5 / 6, abs=0.15)  # an X-ray and four views, six rows
     named = [derived_name(make_config(PretrainConfig, {**config, "views": views})) for views in (2, 4)]
     assert "_v" not in named[0] and "_v4_" in named[1]
+
+
+def draw_spots(root: Path, images: int) -> None:
+    """Draw 64 px images in the COVID layout: a small or large spot in the upper or lower half is the class.
+
+    Where it is from left to right, brightness, contrast and tilt of the light, and the noise vary.
+    """
+    dice = np.random.default_rng(0)
+    down, across = np.mgrid[:64, :64]
+    for number in range(images):
+        name = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")[number % 4]
+        centre = (20, 44)[number % 4 % 2] + dice.uniform(-3, 3), dice.uniform(20, 44)
+        radius = (7, 14)[number % 4 // 2] * dice.uniform(0.9, 1.1)
+        spot = gaussian_filter((np.hypot(down - centre[0], across - centre[1]) < radius).astype(float), 1.5)
+        noise = gaussian_filter(dice.normal(size=spot.shape), 1)
+        tilt = dice.uniform(-0.3, 0.3) * (down / 32 - 1) + dice.uniform(-0.3, 0.3) * (across / 32 - 1)
+        pixels = (0.4 + tilt + 0.6 * spot + 0.1 * noise) * dice.uniform(0.4, 1) + dice.uniform(0, 0.2)
+        folder = root / name / "images"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((255 * pixels.clip(0, 1)).astype(np.uint8)).save(folder / f"{name}-{number // 4 + 1}.png")
+
+
+def probed(encoder: str, xrays: XRays) -> dict[str, float]:
+    """Scores of the probes by 40 labels on all other images, the mean of five draws."""
+    backbone = start_from(encoder, "resnet18", 1, 0).backbone
+    features, labels = forward_all(backbone, xrays, np.arange(len(xrays)), 16, 1, torch.float32), xrays.columns.labels
+    scores = []
+    for draw in range(5):
+        train, test = np.split(np.random.default_rng(draw).permutation(len(xrays)), [40])
+        scores.append(probe(features[train], labels[train], features[test], labels[test]))
+    return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
+
+
+def test_pretraining_lifts_the_probes_above_random_weights(config: dict[str, Any], tmp_path: Path) -> None:
+    draw_spots(tmp_path, 400)
+    sizes = {"img_res": 16, "store_res": 0, "batch_size": 40, "projector_dims": [256], "num_epochs": 10}
+    values = {**config, "data_root": str(tmp_path), **sizes, "warmup_epochs": 0, "probe_every": 10}
+    run = pretrain(values)
+    xrays = open_xrays(make_config(PretrainConfig, values), torch.device("cpu"))
+    random, pretrained = probed("random", xrays), probed(str(run.folder / "resnet18_final_state_dict.pt"), xrays)
+    assert pretrained["probe/linear"] > random["probe/linear"] + 0.04
+    assert pretrained["probe/knn"] > random["probe/knn"] + 0.08
 
 
 @pytest.mark.parametrize(
