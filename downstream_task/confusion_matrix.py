@@ -169,11 +169,10 @@ def score_comparison(folder: Path) -> list[str]:
     run = Run(f"test/{name}/all", {"tested": name, "compared": compared}, "test comparison")
     if run.summary is None:
         table = pd.read_csv(folder / "summary.csv").query("chosen")
-        best = {(row["arm"], row["fraction"]): row["method"] for row in table.query("best").to_dict("records")}
         run.start()
         cells = label_efficiency.read_cells(table, RUNS_ROOT / "test" / name, "predictions.csv")
         summary = {**compared, "part": "test"}
-        text = label_efficiency.report(run, summary, label_efficiency.with_best(cells, best))
+        text = label_efficiency.report(run, summary, label_efficiency.with_best(cells, table))
         run.finish({**summary, "report": [text, *summary["notes"], f"\ntables and figure   {run}/"]})
     assert run.summary is not None
     return run.summary["report"]

@@ -70,10 +70,11 @@ def read_cells(table: pd.DataFrame, folder: Path, file: str) -> list[Cell]:
     ]
 
 
-def with_best(cells: Sequence[Cell], best: Mapping[tuple[str, float], str]) -> list[Cell]:
-    """Return the cells, after those of the method "best": of each (arm, fraction) the method that validation chose."""
-    chosen = [cell for cell in cells if best[cell.arm, cell.fraction] == cell.method]
-    return [*(replace(cell, method="best") for cell in chosen), *cells]
+def with_best(cells: Sequence[Cell], table: pd.DataFrame) -> list[Cell]:
+    """Return the cells, after those of the method "best": of each arm and fraction the one whose rows are `best`."""
+    best = set(table.loc[table["best"], CELL].itertuples(index=False, name=None))
+    chosen = [replace(cell, method="best") for cell in cells if (cell.arm, cell.method, cell.fraction) in best]
+    return [*chosen, *cells]
 
 
 def _read_cell(rows: pd.DataFrame, folder: Path, file: str) -> Cell:

@@ -81,9 +81,10 @@ if __name__ == "__main__":
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
-from dataset_loader.xrays import open_xrays
+from dataset_loader.xrays import XRays, open_xrays
 from downstream_task import label_efficiency
 from downstream_task.compare_networks import (
     LINEAR,
@@ -150,18 +151,7 @@ def compare(config: CompareConfig, run: Run) -> None:
         for setting in menu
         for arm in arms
     ]
-    # the whole menu on the first draws, then what was best there on validation on all draws
-    tried = [trial for trial in trials if trial.setting is LINEAR or trial.draw < config.menu_draws]
-    table = run_side_by_side(run, tried, config, xrays)
-    chosen = best_by(table.query("method == 'finetune' and draw < @config.menu_draws"), "setting")
-    taken = [trial for trial in trials if trial in tried or chosen[trial.cell] == trial.setting.name]
-    table = run_side_by_side(run, taken, config, xrays)
-    table["chosen"] = [t.setting is LINEAR or chosen[t.cell] == t.setting.name for t in taken]
-    methods = best_by(table.query("chosen"), "method")
-    table["best"] = [
-        kept and methods[t.cell] == t.setting.method for kept, t in zip(table["chosen"], taken, strict=True)
-    ]
-    run.save_table("summary", table)
+    table = train_and_choose(config, trials, xrays, run)
 
     cells = label_efficiency.read_cells(table.query("chosen"), run.folder, "predictions_val.csv")
     summary = {
@@ -173,7 +163,7 @@ def compare(config: CompareConfig, run: Run) -> None:
     }
     save_convergence(run, table, summary)
     lines = [
-        label_efficiency.report(run, summary, label_efficiency.with_best(cells, methods)),
+        label_efficiency.report(run, summary, label_efficiency.with_best(cells, table)),
         *choices(table, summary["at_cap"]),
         *(f"left out: {name}" for name in summary["left_out"]),
         *summary["notes"],
@@ -184,19 +174,38 @@ def compare(config: CompareConfig, run: Run) -> None:
     run.finish({**summary, "report": lines})
 
 
-def stopped_at_cap(table: pd.DataFrame) -> dict[str, str]:
-    """Return for each arm how many of its chosen fine-tunings the cap stopped, as "2 of 15"."""
+def train_and_choose(config: CompareConfig, trials: list[Trial], xrays: XRays, run: Run) -> pd.DataFrame:
+    """Train what each arm and fraction needs, choosing by validation; return summary.csv, one row per run.
+
+    chosen  whether it is a linear probe, or a fine-tuning by the setting that was best on the first `menu_draws` draws
+    best    whether it is of the chosen method, linear probe or fine-tuning, that is better on all draws
+    """
+    tried = [trial for trial in trials if trial.setting == LINEAR or trial.draw < config.menu_draws]
+    table = run_side_by_side(run, tried, config, xrays)
+    setting = best_by(table.query("method == 'finetune' and draw < @config.menu_draws"), "setting")
+    taken = [trial for trial in trials if trial in tried or trial.setting.name == setting[trial.cell]]
+    table = run_side_by_side(run, taken, config, xrays)
+    table["chosen"] = [trial.setting == LINEAR or trial.setting.name == setting[trial.cell] for trial in taken]
+    method = best_by(table.query("chosen"), "method")
+    is_best = [trial.setting.method == method[trial.cell] for trial in taken]
+    table["best"] = table["chosen"] & np.array(is_best)
+    run.save_table("summary", table)
+    return table
+
+
+def stopped_at_cap(table: pd.DataFrame) -> dict[str, list[int]]:
+    """Return for each arm how many of its chosen fine-tunings the cap of steps stopped, and of how many."""
     stops: dict[str, list[str]] = {}
     for row in table.query("chosen and method == 'finetune'").to_dict("records"):
         stops.setdefault(row["arm"], []).append(row["stopped_by"])
-    return {arm: f"{by.count('cap')} of {len(by)}" for arm, by in stops.items()}
+    return {arm: [by.count("cap"), len(by)] for arm, by in stops.items()}
 
 
-def choices(table: pd.DataFrame, at_cap: dict[str, str]) -> list[str]:
+def choices(table: pd.DataFrame, at_cap: dict[str, list[int]]) -> list[str]:
     """Return lines that say what each arm chose on validation, and how many fine-tunings the cap stopped."""
     rows = table.query("best").assign(way=lambda rows: rows["setting"].replace("", "linear"))
     chosen = rows.pivot_table("way", "labels", "arm", aggfunc="first", sort=False)
-    stopped = ", ".join(f"{arm} {count}" for arm, count in at_cap.items())
+    stopped = ", ".join(f"{arm} {count} of {of}" for arm, (count, of) in at_cap.items())
     return [f"\nbest on validation\n{chosen.to_string()}", f"fine-tunings that the cap of steps stopped: {stopped}"]
 
 

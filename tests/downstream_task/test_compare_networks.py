@@ -254,8 +254,7 @@ def test_intervals_and_differences_of_known_predictions(phantoms: Path, tmp_path
     means = [runs.loc[runs["arm"] == arm, "score"].to_numpy().mean() for arm in ("random", "pretrained")]
     for row, mean in zip(curve_table(cells).to_dict("records"), means, strict=True):
         assert row["low"] < row["mean"] == pytest.approx(mean)
-    best = {("random", 0.1): "linear", ("pretrained", 0.1): "linear"}
-    gap, same = difference_table(with_best(cells, best)).to_dict("records")
+    gap, same = difference_table(with_best(cells, runs.assign(best=True))).to_dict("records")
     assert (gap["arm"], gap["reference"], gap["method"], gap["labels"]) == ("pretrained", "random", "best", 19)
     assert same == {**gap, "method": "linear"}
     assert gap["difference"] == pytest.approx(means[1] - means[0])
@@ -266,8 +265,8 @@ def test_intervals_and_differences_of_known_predictions(phantoms: Path, tmp_path
 def test_differences_are_to_the_best_method_of_the_reference() -> None:
     levels = {("random", "linear"): 0.5, ("random", "finetune"): 0.6, ("pretrained", "linear"): 0.7}
     cells = [replace(cell(10, level), arm=arm, method=method) for (arm, method), level in levels.items()]
-    cells = with_best(cells, {("random", 0.01): "finetune", ("pretrained", 0.01): "linear"})
-    table = difference_table(cells)
+    runs = pd.DataFrame([(*key, 0.01) for key in levels], columns=["arm", "method", "fraction"])
+    table = difference_table(with_best(cells, runs.assign(best=[False, True, True])))
     assert table["method"].tolist() == ["best", "linear"]
     np.testing.assert_allclose(table["difference"], 0.1)
 
