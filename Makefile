@@ -1,6 +1,6 @@
 # make train   set up .venv, then pretrain on the built-in synthetic X-rays
 # make test    the same set-up, then the test-suite
-# make tour    every experiment once, small, on synthetic X-rays, and the report: ten minutes on two cores
+# make tour    every experiment once, small, on synthetic X-rays, and the report
 # make lint    formatting, lint and types
 # ARGS passes flags on: make train ARGS="--dataset covid --num-epochs 300"
 

@@ -9,7 +9,7 @@ from typing import Any
 PRETRAINING: dict[str, Any] = {
     "dataset": "phantom",  # "phantom" (built in, synthetic) | "phantom_marker" | "covid" | "chexpert"
     "data_root": "",  # the data set's folder, from the repo root; "" is where datasets/README.md says
-    "store_res": 0,  # pixels a side at which images are decoded, once; 0 is 8/7 of img_res
+    "store_res": 0,  # pixels per side at which images are decoded, once; 0 is 8/7 of img_res
     "split_seed": 0,  # train/val/test; keep it, so that runs can be compared
     "pretrain_on": "train",  # trials are ranked by validation images, which must be unseen
     "random_seed": 0,  # of weights, views and the order of images

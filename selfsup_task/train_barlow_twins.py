@@ -29,7 +29,7 @@ config: dict[str, Any] = {
     # data
     "dataset": "phantom",  # "phantom" (built in, synthetic) | "phantom_marker" | "covid" | "chexpert"
     "data_root": "",  # the data set's folder, from the repo root; "" is where datasets/README.md says
-    "store_res": 0,  # pixels a side at which images are decoded, once; 0 is 8/7 of img_res
+    "store_res": 0,  # pixels per side at which images are decoded, once; 0 is 8/7 of img_res
     "split_seed": 0,  # train/val/test; keep it, so that runs can be compared
     "pretrain_on": "train",  # "train" | "all" (then no held-out image is unseen any more)
     # run
@@ -46,7 +46,7 @@ config: dict[str, Any] = {
     "recipe": "short",  # a name in augmentations/recipes.py
     "views": 2,  # random views of each X-ray in a step; more than 2 use the mean-view loss
     # optimisation
-    "num_epochs": 5,  # passes over the unlabelled images
+    "num_epochs": 7,  # passes over the unlabelled images
     "batch_size": 64,  # X-rays in a step, over all processes
     "optimizer": "adamw",  # "adam" | "adamw" | "sgd"
     "lr": 5e-4,  # its largest value, after the warmup
