@@ -13,7 +13,7 @@ validation part, also used to make choices; confusion_matrix.py reads the test p
 
 runs/<run_name>/ holds summary.csv (one row per run), curves.csv and differences.csv (with intervals for new images and
 new draws), plateaus.csv (how many labels for a score?) and figures/. The same command resumes; several processes may
-share one comparison. Six minutes on two cores by default.
+share one comparison.
 """
 
 from typing import Any
@@ -47,14 +47,14 @@ config: dict[str, Any] = {
     "draws": 3,  # label subsets for each fraction
     "target_score": 0.8,  # "how many labels for this score?" is asked of a fit to each arm's curve
     # training
-    "menu": ["linear", "probe", "zeros", "fixed_norm"],  # "linear" (probe on fixed features) and names in SETTINGS
+    "menu": ["linear", "probe", "zeros"],  # "linear" (probe on fixed features) and names in SETTINGS
     "menu_draws": 1,  # draws that try the whole menu; the others take what was best there, for each arm and fraction
     "choose_by": "validation",  # strength of linear probes: best on "validation" | "cross-validation" in the subset
     "img_res": 32,  # pixels per side of what the network sees
     "recipe": "supervised",  # a name in augmentations/recipes.py
     "evaluate_every": 10,  # optimiser steps between evaluations on validation; the best one's weights are kept
-    "patience": 3,  # stops after so many evaluations in a row that are no better than the best one before
-    "min_steps": 60,  # cap of the steps with few labels ...
+    "patience": 5,  # stops after so many evaluations in a row that are no better than the best one before
+    "min_steps": 150,  # cap of the steps with few labels ...
     "passes": 2,  # ... and with more labels: so many passes over them
     "batch_size": 32,  # labelled images per step
     "optimizer": "adam",  # "adam" | "adamw" | "sgd"

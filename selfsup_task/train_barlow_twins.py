@@ -3,7 +3,7 @@
     python selfsup_task/train_barlow_twins.py
     python selfsup_task/train_barlow_twins.py --dataset covid
 
-By default it trains on built-in synthetic X-rays for two minutes on two cores, which shows that everything works and
+By default it trains on built-in synthetic X-rays for some minutes on two cores, which shows that everything works and
 that the probes rise (README, "Measured"). Afterwards runs/<run_name>/ holds the backbone (plain torchvision weights),
 metrics.csv, TensorBoard events and figures. Look at figures/views.png first: it shows what the network has to see as
 the same. The same command again resumes an interrupted run, and prints the summary of a finished one.
