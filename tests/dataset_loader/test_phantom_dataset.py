@@ -28,7 +28,7 @@ from dataset_loader.phantoms.dataset import (
 from dataset_loader.phantoms.film import MARKER_SHARE
 from dataset_loader.phantoms.patients import report
 from dataset_loader.phantoms.signs import SIGNS
-from dataset_loader.xrays import open_xrays
+from dataset_loader.xrays import DataConfig, open_xrays
 from utils.config import UserError
 
 SIZE = 64
@@ -80,7 +80,7 @@ def test_the_planted_copies_and_no_other_images_are_duplicates(covid: Path) -> N
     patient = dict(zip(table["file"], table["patient"], strict=True))
     assert [patient[name] for name in copies["copy_of"]] == copies["patient"].tolist()
     assert len(set(table["patient"])) == 400 - len(copies)  # everybody else is on one image
-    config: Any = {"dataset": "covid", "data_root": str(covid), "store_res": 32, "split_seed": 0}
+    config = DataConfig(dataset="covid", data_root=str(covid), store_res=32, img_res=32, split_seed=0)
     found = open_xrays(config, torch.device("cpu")).duplicates
     pairs = {frozenset(pair) for pair in zip(found["file"], found["other"], strict=True)}
     assert pairs == {frozenset(pair) for pair in zip(copies["file"], copies["copy_of"], strict=True)}
