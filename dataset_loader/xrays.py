@@ -1,5 +1,6 @@
 """The entry to all data: `open_xrays(config)` reads, decodes and splits a data set."""
 
+import functools
 import hashlib
 import sys
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from utils.files import write_text
 
 # Built in: in the COVID layout, the same with a planted shortcut for the audit, and in CheXpert's layout.
 PHANTOMS = ["phantom", "phantom_marker", "phantom_chexpert"]
-PATIENTS_KNOWN = ["chexpert", "phantom_chexpert"]  # grouped by patient; elsewhere by near-duplicates
+CHEXPERT_LAYOUT = ["chexpert", "phantom_chexpert"]  # findings, grouped by patient; else classes, by near-duplicates
 DATASETS = [*PHANTOMS, "covid", "chexpert"]
 DEFAULT_ROOTS = {
     "covid": DATASETS_ROOT / "COVID-19_Radiography_Dataset",
@@ -84,6 +85,11 @@ class XRays:
         """Whether these are phantoms."""
         return self.source == "phantom"
 
+    @functools.cached_property
+    def split_hash(self) -> str:
+        """Hash of the paths and their parts: the same for the same split of the same images."""
+        return split_hash(self.columns.paths, self.parts)
+
     def indices(self, part: str) -> np.ndarray:
         """Return positions [n] of the X-rays of one part, or of all of them ("all")."""
         return np.arange(len(self)) if part == "all" else np.flatnonzero(self.parts == part)
@@ -112,7 +118,7 @@ class XRays:
             "groups": len(np.unique(self.columns.groups)),
             "duplicate_pairs": None if self.duplicates is NO_DUPLICATES else len(self.duplicates),  # not looked for
             "images_by_part": counts,
-            "split_hash": split_hash(self.columns.paths, self.parts),
+            "split_hash": self.split_hash,
         }
 
 
@@ -125,7 +131,7 @@ def open_xrays(config: DataConfig, device: torch.device) -> XRays:
     columns = read_columns(config)
     store = open_store(columns.root, list(columns.paths), config.stored_size, DATASETS_ROOT / ".cache")
     columns = columns.take(store.kept)
-    duplicates = NO_DUPLICATES if config.dataset in PATIENTS_KNOWN else _duplicates(columns)
+    duplicates = NO_DUPLICATES if config.dataset in CHEXPERT_LAYOUT else _duplicates(columns)
     columns = replace(columns, groups=joined_groups(columns.paths, columns.groups, duplicates))
     parts = split_by_group(columns.paths, columns.groups, strata_of(columns.labels), config.split_seed)
     source = "phantom" if _is_phantom(columns.root) else config.dataset

@@ -125,7 +125,7 @@ def save_scores(run: Run, xrays: XRays, targets: Targets, logits: tuple[np.ndarr
             "images": len(rows),
             "groups": len(np.unique(groups)),
             "temperature": temperature,
-            "split_hash": xrays.facts()["split_hash"],
+            "split_hash": xrays.split_hash,
             **{name: list(values) for name, values in found.items()},
         }
     )

@@ -82,9 +82,9 @@ class _Finetuning:
         subset = config.label_fraction, config.label_draw, config.split_seed
         self.train_indices, self.val = labelled_subset(xrays, self.targets, *subset), xrays.indices("val")
         check_learnable(self.targets, {"the labelled subset": self.train_indices, "the validation part": self.val})
-        self.split_hash, seen = str(xrays.facts()["split_hash"]), xrays.image_ids(self.train_indices)
+        seen = xrays.image_ids(self.train_indices)
         # an encoder of unknown origin stays one after further training
-        self.provenance = start.provenance and start.provenance.joined(self.split_hash, seen)
+        self.provenance = start.provenance and start.provenance.joined(xrays.split_hash, seen)
         trainable = "fc" if config.method == "linear" else config.trainable
         classifier = Classifier(start.backbone, len(self.targets.names), trainable, config.batch_norm)
         self.classifier = placed(classifier, device)
@@ -206,7 +206,7 @@ class _Finetuning:
                 "synthetic": self.xrays.synthetic,
                 "transductive": bool(self.note),
                 "note": self.note,
-                "split_hash": self.split_hash,
+                "split_hash": self.xrays.split_hash,
             }
         )
         self.run.drop_checkpoint()  # a comparison leaves hundreds of runs, and it is three times the weights

@@ -65,10 +65,10 @@ class Finished:
         Raises UserError if they are split in another way than for its training, or if it has seen held-out images and
         its config does not allow that.
         """
-        if self.summary["split_hash"] != xrays.facts()["split_hash"]:
+        if self.summary["split_hash"] != xrays.split_hash:
             raise UserError(
                 f"{self.folder} was trained under split {self.summary['split_hash']}, but the images at "
-                f"{xrays.columns.root} make split {xrays.facts()['split_hash']} now: files came or went, or these are "
+                f"{xrays.columns.root} make split {xrays.split_hash} now: files came or went, or these are "
                 "other data. Restore them, or train again."
             )
         provenance = provenance_of(read_state_dict(self.weights))

@@ -127,7 +127,7 @@ def main(config: SearchConfig) -> None:
     run, xrays = Run(config.run_name, own, "search"), open_xrays(config, prepare(config.device, config.threads))
     labels = count_labels(config, xrays)
     run.start(alone=False, data=xrays.facts())
-    study = open_study(config.storage, config.run_name, run.folder, {**own, "split": xrays.facts()["split_hash"]})
+    study = open_study(config.storage, config.run_name, run.folder, {**own, "split": xrays.split_hash})
     ended = len(study.get_trials(states=ENDED))
     with progress_bar(config.num_trials, str(run), ended, unit="trial") as bar:
 

@@ -60,7 +60,7 @@ class Monitor:
         self.labels = probe_labels(xrays.columns.labels)
         self.draws = _label_draws(xrays, config.split_seed)
         self.val = _sample(xrays.indices("val"), PROBE_TESTS)
-        self.provenance = Provenance(str(xrays.facts()["split_hash"]), xrays.image_ids(indices))
+        self.provenance = Provenance(xrays.split_hash, xrays.image_ids(indices))
 
     def __call__(self, epoch: int, step: int, means: Mapping[str, float]) -> dict[str, float]:
         """Return the numbers of one epoch; the first process alone measures them."""

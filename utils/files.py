@@ -40,19 +40,6 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def write_again(path: Path, source: Path) -> None:
-    """Make `path` hold the bytes of `source`, atomically: a hard link where the disk has them, else a copy."""
-    temporary = _beside(path)
-    temporary.unlink(missing_ok=True)
-    try:
-        temporary.hardlink_to(source)
-    except OSError:
-        write_atomically(path, lambda file: file.write(source.read_bytes()))
-    else:
-        temporary.replace(path)
-        temporary.unlink(missing_ok=True)  # a rename between two names of one file does nothing
-
-
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 

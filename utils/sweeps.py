@@ -53,8 +53,8 @@ def run_trials(run: Run, trials: Mapping[str, Run], work: Callable[[Run], None])
                 looked_up = one.summary is not None
                 if _settle(one, work, failed_before[name]):
                     del waiting[name]
-                    _update_table(run, trials)
                     if not looked_up:
+                        _update_table(run, trials)
                         tqdm.write(_line(name, one), file=sys.stderr)
                         bar.update()
             if waiting:

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
 
 from utils.config import UserError
-from utils.files import write_again, write_atomically
+from utils.files import write_atomically
 from utils.logging_utils import Run
 
 CONFIG = {"lr": 1e-3, "projector_dims": [512], "dataset": "phantom"}
@@ -149,16 +149,6 @@ def test_a_file_that_may_not_be_replaced_is_one_sentence(tmp_path: Path, monkeyp
     ):
         write_atomically(tmp_path / "report.pdf", lambda file: file.write(b"new"))
     assert not list(tmp_path.iterdir())
-
-
-def test_a_file_written_again_stays_itself_when_the_first_one_is_replaced(tmp_path: Path) -> None:
-    best, final = tmp_path / "best", tmp_path / "final"
-    write_atomically(best, lambda file: file.write(b"weights"))
-    write_again(final, best)
-    write_again(final, best)
-    write_atomically(best, lambda file: file.write(b"other"))
-    assert final.read_bytes() == b"weights"
-    assert sorted(tmp_path.iterdir()) == [best, final]
 
 
 def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
