@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dataset_loader.xrays import XRays
+from dataset_loader.xrays import XRays, open_xrays
 from downstream_task.finetuning import FinetuneConfig, TrainingConfig, finetune, labelled_subset
-from downstream_task.targets import Targets, check_learnable
+from downstream_task.targets import Targets, check_learnable, read_targets
 from self_sup_classes.initialisation import start_from
 from self_sup_classes.provenance import check_unseen
 from utils.config import UserError, make_config, part_of
+from utils.hardware import prepare
 from utils.logging_utils import Run
 from utils.sweeps import check_all_finished, run_trials
 
@@ -114,6 +115,18 @@ def usable_arms(config: TrainingConfig, encoders: list[str], xrays: XRays) -> li
     if not usable:
         raise UserError("encoders names nothing that can be run; give 'random' and a *_state_dict.pt under runs/.")
     return usable
+
+
+def open_comparison(
+    config: TrainingConfig, encoders: list[str], fractions: Sequence[float], draws: int, run: Run
+) -> tuple[XRays, Targets, list[Arm]]:
+    """Open the data, check the arms and label subsets of a comparison, and start its run."""
+    xrays = open_xrays(config, prepare(config.device, config.threads))
+    targets = read_targets(xrays, config)
+    arms = usable_arms(config, encoders, xrays)
+    check_subsets(fractions, draws, targets, xrays, config.split_seed)
+    run.start(alone=False, data=xrays.facts(), arms=[arm.name for arm in arms])
+    return xrays, targets, arms
 
 
 def check_subsets(fractions: Sequence[float], draws: int, targets: Targets, xrays: XRays, seed: int) -> None:

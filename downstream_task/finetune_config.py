@@ -9,7 +9,7 @@ from dataset_loader.xrays import DataConfig
 from downstream_task.classifier import FROZEN_STAGES
 from downstream_task.targets import TargetConfig
 from self_sup_classes.backbones import check_backbone
-from utils.config import check_at_least, check_choice, part_of
+from utils.config import Config, check_at_least, check_choice, part_of
 from utils.hardware import DEVICES
 from utils.training_utils import FitConfig
 
@@ -20,13 +20,9 @@ CHOOSE_BY = ["validation", "cross-validation"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(DataConfig, TargetConfig):
-    """The keys that all runs of a comparison share; the dicts of the scripts say what each means."""
+class BudgetConfig(TargetConfig):
+    """What is learned, from which views, and for how long; the dicts of the scripts say what each key means."""
 
-    run_name: str
-    random_seed: int
-    backbone: str
-    in_channels: int
     recipe: str
     choose_by: str
     evaluate_every: int
@@ -36,16 +32,11 @@ class TrainingConfig(DataConfig, TargetConfig):
     batch_size: int
     optimizer: str
     optimizer_weight_decay: float
-    allow_seen: bool
-    precision: str
-    device: str
-    threads: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_backbone(self.backbone, self.in_channels)
-        for key, choices in {"recipe": list(RECIPES), "choose_by": CHOOSE_BY, "device": DEVICES}.items():
-            check_choice(key, getattr(self, key), choices)
+        check_choice("recipe", self.recipe, list(RECIPES))
+        check_choice("choose_by", self.choose_by, CHOOSE_BY)
         for key, least in {"evaluate_every": 1, "patience": 1, "min_steps": 1, "passes": 0, "batch_size": 2}.items():
             check_at_least(key, getattr(self, key), least)
 
@@ -59,14 +50,9 @@ class TrainingConfig(DataConfig, TargetConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(TrainingConfig):
-    """Every key of one fine-tuning run."""
+class StartConfig(Config):
+    """How a fine-tuning starts and how fast its parts learn: what a comparison chooses between."""
 
-    encoder: str
-    method: str
-    trainable: str
-    label_fraction: float
-    label_draw: int
     head: str
     lr: float
     backbone_lr_factor: float
@@ -74,12 +60,45 @@ class FinetuneConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("method", self.method, METHODS)
-        check_choice("trainable", self.trainable, list(FROZEN_STAGES))
         check_choice("head", self.head, HEADS)
         check_choice("batch_norm", self.batch_norm, BATCH_NORMS)
-        for key in ("label_draw", "backbone_lr_factor"):
-            check_at_least(key, getattr(self, key), 0)
+        check_at_least("backbone_lr_factor", self.backbone_lr_factor, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(DataConfig, BudgetConfig):
+    """The keys that all runs of a comparison share."""
+
+    run_name: str
+    random_seed: int
+    backbone: str
+    in_channels: int
+    allow_seen: bool
+    precision: str
+    device: str
+    threads: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_backbone(self.backbone, self.in_channels)
+        check_choice("device", self.device, DEVICES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainingConfig, StartConfig):
+    """Every key of one fine-tuning run."""
+
+    encoder: str
+    method: str
+    trainable: str
+    label_fraction: float
+    label_draw: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("method", self.method, METHODS)
+        check_choice("trainable", self.trainable, list(FROZEN_STAGES))
+        check_at_least("label_draw", self.label_draw, 0)
         engine_config(self, labels=1)
 
 

@@ -69,38 +69,30 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from dataset_loader.xrays import open_xrays
 from downstream_task import label_efficiency
 from downstream_task.classifier import FROZEN_STAGES
 from downstream_task.compare_networks import (
     Setting,
     Trial,
-    check_subsets,
+    open_comparison,
     run_side_by_side,
     shared_summary,
-    usable_arms,
 )
-from downstream_task.finetune_config import TrainingConfig
-from downstream_task.targets import read_targets
+from downstream_task.finetune_config import StartConfig, TrainingConfig
 from utils import plots
-from utils.config import check_at_least, check_choice, check_list
-from utils.hardware import prepare
+from utils.config import check_at_least, check_choice, check_list, part_of
 from utils.intervals import metric_name
 from utils.logging_utils import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrozenPartsConfig(TrainingConfig):
+class FrozenPartsConfig(TrainingConfig, StartConfig):
     """The config above, checked."""
 
     encoders: list[str]
     parts: list[str]
     label_fraction: float
     draws: int
-    head: str
-    lr: float
-    backbone_lr_factor: float
-    batch_norm: str
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,18 +114,8 @@ def main(config: FrozenPartsConfig) -> None:
 
 def train_parts(config: FrozenPartsConfig, run: Run) -> None:
     """Run the experiment; its summary holds what main prints."""
-    xrays = open_xrays(config, prepare(config.device, config.threads))
-    targets = read_targets(xrays, config)
-    arms = usable_arms(config, config.encoders, xrays)
-    check_subsets([config.label_fraction], config.draws, targets, xrays, config.split_seed)
-    run.start(alone=False, data=xrays.facts(), arms=[arm.name for arm in arms])
-
-    setting = Setting(
-        head=config.head,
-        lr=config.lr,
-        backbone_lr_factor=config.backbone_lr_factor,
-        batch_norm=config.batch_norm,
-    )
+    xrays, targets, arms = open_comparison(config, config.encoders, [config.label_fraction], config.draws, run)
+    setting = Setting(**part_of(config, StartConfig))
     trials = [
         Trial(arm, setting, config.label_fraction, draw, part)
         for draw in range(config.draws)

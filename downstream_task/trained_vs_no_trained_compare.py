@@ -84,23 +84,20 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from dataset_loader.xrays import XRays, open_xrays
+from dataset_loader.xrays import XRays
 from downstream_task import label_efficiency
 from downstream_task.compare_networks import (
     LINEAR,
     Setting,
     Trial,
     best_by,
-    check_subsets,
+    open_comparison,
     run_side_by_side,
     shared_summary,
-    usable_arms,
 )
 from downstream_task.finetune_config import TrainingConfig
-from downstream_task.targets import read_targets
 from utils import plots
 from utils.config import check_at_least, check_choice, check_list
-from utils.hardware import prepare
 from utils.intervals import metric_name
 from utils.logging_utils import Run
 
@@ -137,12 +134,7 @@ def main(config: CompareConfig) -> None:
 
 def compare(config: CompareConfig, run: Run) -> None:
     """Run the comparison; its summary holds what main prints."""
-    xrays = open_xrays(config, prepare(config.device, config.threads))
-    targets = read_targets(xrays, config)
-    arms = usable_arms(config, config.encoders, xrays)
-    check_subsets(config.fractions, config.draws, targets, xrays, config.split_seed)
-    run.start(alone=False, data=xrays.facts(), arms=[arm.name for arm in arms])
-
+    xrays, targets, arms = open_comparison(config, config.encoders, config.fractions, config.draws, run)
     menu = [LINEAR if name == "linear" else Setting(name=name, **SETTINGS[name]) for name in config.menu]
     trials = [
         Trial(arm, setting, fraction, draw)

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 
 from dataset_loader.xrays import open_xrays
+from downstream_task.finetune_config import BudgetConfig, StartConfig
 from downstream_task.finetuning import FinetuneConfig, finetune
-from downstream_task.targets import TargetConfig
 from selfsup_task.pretraining import PretrainConfig, build_model, train, twin_step
 from utils.config import UserError, as_dict, part_of
 from utils.files import exclusive_lock
@@ -19,23 +19,10 @@ from utils.training_utils import check_batch_size
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetunePart(TargetConfig):
+class FinetunePart(BudgetConfig, StartConfig):
     """How a scan fine-tunes: what FinetuneConfig has and the pretraining does not say."""
 
     label_fraction: float
-    head: str
-    choose_by: str
-    recipe: str
-    evaluate_every: int
-    patience: int
-    min_steps: int
-    passes: float
-    batch_size: int
-    optimizer: str
-    lr: float
-    backbone_lr_factor: float
-    batch_norm: str
-    optimizer_weight_decay: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import torch
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.xrays import XRays, open_xrays
-from downstream_task import compare_networks, trained_vs_no_trained_compare
+from downstream_task import compare_networks
 from downstream_task.compare_networks import best_by, named_arms, usable_arms
 from downstream_task.label_efficiency import (
     Cell,
@@ -175,7 +175,7 @@ def garbled(xrays: XRays) -> XRays:
 
 def test_a_comparison_never_reads_the_test_part(phantoms: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     left = compared(small(phantoms, f"{name}/left"))
-    monkeypatch.setattr(trained_vs_no_trained_compare, "open_xrays", lambda *args: garbled(open_xrays(*args)))
+    monkeypatch.setattr(compare_networks, "open_xrays", lambda *args: garbled(open_xrays(*args)))
     right = compared(small(phantoms, f"{name}/right"))
     trials = pd.read_csv(left.folder / "summary.csv")["trial"]
     for file in ["curves.csv", *(f"{trial}/predictions_val.csv" for trial in trials)]:
