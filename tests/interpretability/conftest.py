@@ -15,7 +15,7 @@ from utils.files import exclusive_lock
 
 
 def train(folder: Path, name: str, planted: bool) -> logging_utils.Run:
-    data = ensure_phantoms(folder / name, images=600, size=64, planted_marker=planted)
+    data = ensure_phantoms(folder / name, images=1200, size=64, planted_marker=planted)
     changes = finetuning_config(
         data_root=str(data), img_res=48, store_res=48, batch_size=32, min_steps=200, evaluate_every=50, passes=0,
         recipe="none", head="zeros", backbone_lr_factor=1.0, run_name=name,

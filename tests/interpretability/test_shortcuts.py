@@ -67,7 +67,6 @@ def value(run: Run, images: str, head: str, score: str) -> tuple[float, float, f
     return row["value"], row["low"], row["high"]
 
 
-@pytest.mark.xfail(strict=False, reason="bounds were set on less varied synthetic X-rays and are to be measured again")
 def test_a_planted_marker_is_exposed(
     marked: Run, plain: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
