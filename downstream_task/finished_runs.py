@@ -96,7 +96,7 @@ def find_finished(name: str) -> list[Finished]:
     """Return the finished fine-tuning runs that a name stands for: a run, or the chosen runs of a finished comparison.
 
     A run's *_best_state_dict.pt stands for the run. A * in the last part of a name chooses among the runs of a
-    comparison. Raises UserError if there are none.
+    comparison. Raises UserError if nothing is found.
     """
     folder, pattern = repo_path(name), "*"
     if "*" in folder.name:

@@ -45,7 +45,7 @@ config: dict[str, Any] = {
     "img_res": 32,  # pixels per side of what the network sees
     "recipe": "none",  # a name in augmentations/recipes.py; with "none" frozen layers are computed once
     "evaluate_every": 10,  # optimiser steps between evaluations on validation; the best one's weights are kept
-    "patience": 3,  # stops after so many evaluations in a row that are no better than the best one before
+    "patience": 3,  # stops after so many evaluations in a row without a new best one
     "min_steps": 60,  # cap of the steps, the same for every arm and part ...
     "passes": 2,  # ... or so many passes over the labels, if these are more steps
     "batch_size": 32,  # labelled images per step

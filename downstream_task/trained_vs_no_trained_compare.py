@@ -53,7 +53,7 @@ config: dict[str, Any] = {
     "img_res": 32,  # pixels per side of what the network sees
     "recipe": "supervised",  # a name in augmentations/recipes.py
     "evaluate_every": 10,  # optimiser steps between evaluations on validation; the best one's weights are kept
-    "patience": 5,  # stops after so many evaluations in a row that are no better than the best one before
+    "patience": 5,  # stops after so many evaluations in a row without a new best one
     "min_steps": 150,  # cap of the steps with few labels ...
     "passes": 2,  # ... and with more labels: so many passes over them
     "batch_size": 32,  # labelled images per step

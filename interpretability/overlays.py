@@ -19,7 +19,7 @@ from utils.intervals import metric_name
 from utils.plots import BLACK, BLUE, ORANGE
 
 COLOURS = "inferno"
-OPACITY = 0.65  # of the strongest evidence; where there is none, the X-ray shows
+OPACITY = 0.65  # of the strongest evidence; without evidence the X-ray shows
 OUTLINE = np.array([86, 180, 233], dtype=np.uint8)  # light blue
 
 

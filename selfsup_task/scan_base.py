@@ -49,7 +49,7 @@ SCAN_BASE: dict[str, Any] = {
         "choose_by": "validation",  # strength of the probe: best on "validation" | "cross-validation" in the subset
         "recipe": "supervised",  # a name in augmentations/recipes.py
         "evaluate_every": 10,  # optimiser steps between evaluations on validation; the best one's weights are kept
-        "patience": 3,  # stops after so many evaluations in a row that are no better than the best one before
+        "patience": 3,  # stops after so many evaluations in a row without a new best one
         "min_steps": 60,  # cap of the steps ...
         "passes": 0,  # ... or so many passes over the labels, if these are more steps
         "batch_size": 32,  # labelled X-rays per step

@@ -21,7 +21,7 @@ from utils.scripts import parse_flags
 
 README = (REPO_ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = {path.relative_to(REPO_ROOT).as_posix() for path in sources() if is_entry_script(path)}
-MOST_PICTURE_BYTES = 200_000
+MAX_PICTURE_BYTES = 200_000
 
 
 def commands(text: str) -> list[list[str]]:
@@ -72,7 +72,7 @@ def test_links_lead_to_files_and_pictures_are_small() -> None:
     assert {path for _, path in pictures} == {f"docs/{path.name}" for path in (REPO_ROOT / "docs").glob("*.png")}
     for alt, path in pictures:
         assert len(alt) > 20, f"{path} has no words for who cannot see it"
-        assert (REPO_ROOT / path).stat().st_size < MOST_PICTURE_BYTES, path
+        assert (REPO_ROOT / path).stat().st_size < MAX_PICTURE_BYTES, path
 
 
 def test_the_lines_on_using_the_weights_elsewhere_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

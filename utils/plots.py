@@ -142,7 +142,7 @@ def convergence(curves: Mapping[str, Mapping[str, Sequence[pd.DataFrame]]], metr
 
 
 def frozen_parts(table: pd.DataFrame, metric: str, title: str) -> Figure:
-    """Score by what is trained, a marker an arm; table has the columns arm, trainable, mean, low, high."""
+    """Draw the score by what is trained, one marker per arm; table has the columns arm, trainable, mean, low, high."""
     parts, arms = list(dict.fromkeys(table["trainable"])), list(dict.fromkeys(table["arm"]))
     figure = Figure(figsize=(7.4, 4.2), layout="constrained")
     ax = figure.subplots()
