@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dataset_loader.columns import Columns
-from dataset_loader.decoding import IMAGE_SUFFIXES
+from dataset_loader.decoding import is_image, is_visible
 from utils.config import UserError
 
 _HOW_TO_PLACE = (
@@ -56,7 +56,7 @@ def _images_by_class(root: Path) -> dict[str, list[str]]:
             nested[name] = found
         elif found := _image_files(root, name):
             flat[name] = found
-        elif subfolder or not any(_visible(entry.name) for entry in (root / name).iterdir()):
+        elif subfolder or not any(is_visible(entry.name) for entry in (root / name).iterdir()):
             empty.append(name)
     if empty and (nested or flat):
         raise UserError(
@@ -70,23 +70,13 @@ def _images_by_class(root: Path) -> dict[str, list[str]]:
 
 def _folders(root: Path) -> list[str]:
     with os.scandir(root) as entries:
-        names = [entry.name for entry in entries if entry.is_dir() and _visible(entry.name)]
+        names = [entry.name for entry in entries if entry.is_dir() and is_visible(entry.name)]
     return sorted(name for name in names if name.lower() != "masks")
 
 
 def _image_files(root: Path, folder: str) -> list[str]:
     with os.scandir(root / folder) as entries:
-        return [f"{folder}/{entry.name}" for entry in entries if _is_image(entry)]
-
-
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    suffix = os.path.splitext(entry.name)[1].lower()
-    return suffix in IMAGE_SUFFIXES and _visible(entry.name) and entry.is_file()
-
-
-def _visible(name: str) -> bool:
-    """Return whether a name is neither hidden (.DS_Store, ._x.png) nor temporary (~$x.xlsx, #x.png#)."""
-    return not name.startswith((".", "~", "#"))
+        return [f"{folder}/{entry.name}" for entry in entries if is_image(entry)]
 
 
 def _subfolder(folder: Path, name: str) -> str | None:

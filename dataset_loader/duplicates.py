@@ -41,6 +41,22 @@ def find_duplicates(store: ImageStore, files: Sequence[str]) -> pd.DataFrame:
     ).sort_values(["distance", "file", "other"], ignore_index=True)
 
 
+def find_copies(
+    store: ImageStore, files: Sequence[str], others: ImageStore, other_files: Sequence[str]
+) -> pd.DataFrame:
+    """Return the pairs of X-rays of two data sets that show the same film: columns file, other, distance.
+
+    As find_duplicates, of `files` (thumbnails in `store`) with `other_files` (thumbnails in `others`).
+    """
+    wanted, pairs = _signatures(others), []
+    for rows in torch.arange(len(store)).split(_BLOCK):
+        correlation = _normalised_contrast(store.gather(rows).float()) @ wanted.T  # [B, others]
+        for row, other in (correlation >= 1 - MAX_DISTANCE).nonzero().tolist():
+            distance = round(max(0.0, 1 - correlation[row, other].item()), 4)
+            pairs.append((files[int(rows[row])], other_files[other], distance))
+    return pd.DataFrame(pairs, columns=["file", "other", "distance"])
+
+
 def joined_groups(files: np.ndarray, groups: np.ndarray, pairs: pd.DataFrame) -> np.ndarray:
     """Return groups [N] of the files [N], those of each duplicate pair joined under the first of their names."""
     names, group_of = np.unique(groups, return_inverse=True)

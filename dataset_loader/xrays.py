@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dataset_loader.duplicates import THUMBNAIL, find_duplicates, joined_groups
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.phantoms.dataset import RECORD, ensure_chexpert_phantoms, ensure_phantoms
 from dataset_loader.splits import PARTS, image_ids, split_by_group, split_hash, strata_of, write_split
+from dataset_loader.unlabelled import Collection, open_collection
 from utils.config import DATASETS_ROOT, Config, UserError, check_at_least, check_choice, repo_path
 from utils.files import write_text
 
@@ -69,6 +71,7 @@ class XRays:
     parts       [N] "train", "val" or "test", by patient or duplicate group
     duplicates  the near-duplicate pairs that were joined into one group: file, other, distance
     source      "covid", "chexpert" or, wherever they are stored, "phantom"
+    also        more X-rays for pretraining, without labels; their indices follow those of the data set, N, N + 1, ...
     """
 
     columns: Columns
@@ -76,6 +79,7 @@ class XRays:
     parts: np.ndarray
     duplicates: pd.DataFrame
     source: str
+    also: tuple[Collection, ...] = ()
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -94,18 +98,48 @@ class XRays:
         """Return positions [n] of the X-rays of one part, or of all of them ("all")."""
         return np.arange(len(self)) if part == "all" else np.flatnonzero(self.parts == part)
 
+    def pretraining_indices(self, part: str) -> np.ndarray:
+        """Return positions [n] of the X-rays of a part, and of the collections beside it."""
+        return np.concatenate([self.indices(part), len(self) + np.arange(sum(map(len, self.also)))])
+
     def batch(self, indices: Tensor) -> Tensor:
         """Return pixels, uint8 [B, 1, S, S] on the store's device, of the X-rays at `indices` [B]."""
-        return self.store.gather(indices)
+        if not self.also:
+            return self.store.gather(indices)
+        pixels = torch.empty(len(indices), 1, self.store.size, self.store.size, dtype=torch.uint8)
+        pixels = pixels.to(self.store.device)
+        for places, own, source in self._by_source(indices.cpu().numpy()):
+            batch = self.store.gather(own) if source is None else source.batch(own)
+            pixels[torch.from_numpy(places).to(pixels.device)] = batch
+        return pixels
 
     def image_ids(self, indices: np.ndarray) -> np.ndarray:
         """Return ids [n] int64, by which an encoder's file lists the images that it was trained on."""
-        return image_ids(self.source, self.columns.paths[indices])
+        ids = np.empty(len(indices), dtype=np.int64)
+        for places, own, source in self._by_source(indices):
+            of_file = image_ids(self.source, self.columns.paths[own]) if source is None else source.image_ids(own)
+            ids[places] = of_file
+        return ids
+
+    def _by_source(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, Collection | None]]:
+        """Yield the places [n] of the indices that belong to each source, their indices in it, and the source.
+
+        None is the data set itself. Raises IndexError for an index that belongs to none.
+        """
+        ends = np.cumsum([len(self), *map(len, self.also)])
+        if len(indices) and not 0 <= indices.min() <= indices.max() < ends[-1]:
+            raise IndexError(f"indices {indices.min()} to {indices.max()} are not among {ends[-1]} X-rays")
+        which = np.searchsorted(ends, indices, side="right")
+        for number, source in enumerate([None, *self.also]):
+            places = np.flatnonzero(which == number)
+            if len(places):
+                yield places, indices[places] - (ends[number - 1] if number else 0), source
 
     def write_split(self, folder: Path) -> None:
         """Write split.csv, the part of each X-ray, and duplicates.csv, for a person to read."""
         write_split(folder / "split.csv", self.columns, self.parts)
-        write_text(folder / "duplicates.csv", self.duplicates.to_csv(index=False, lineterminator="\n"))
+        pairs = pd.concat([self.duplicates, *(collection.left_out for collection in self.also)])
+        write_text(folder / "duplicates.csv", pairs.to_csv(index=False, lineterminator="\n"))
 
     def facts(self) -> dict[str, object]:
         """Return what a run records about its data."""
@@ -119,13 +153,16 @@ class XRays:
             "duplicate_pairs": None if self.duplicates is NO_DUPLICATES else len(self.duplicates),  # not looked for
             "images_by_part": counts,
             "split_hash": self.split_hash,
+            "also": [collection.facts() for collection in self.also],
         }
 
 
-def open_xrays(config: DataConfig, device: torch.device) -> XRays:
+def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] = ()) -> XRays:
     """Read the tables, decode what was not decoded before, split by group; pixels move to a GPU if they fit.
 
-    A group is a patient in CheXpert, and a set of near-duplicate images where no patient is known.
+    A group is a patient in CheXpert, and a set of near-duplicate images where no patient is known. `also` names other
+    collections, which pretraining takes too (open_collection says how); near-duplicates of validation and test images
+    among them are left out.
     Raises UserError if the data are missing or unusable, saying where to get them and how to place them.
     """
     columns = read_columns(config)
@@ -136,10 +173,25 @@ def open_xrays(config: DataConfig, device: torch.device) -> XRays:
     parts = split_by_group(columns.paths, columns.groups, strata_of(columns.labels), config.split_seed)
     source = "phantom" if _is_phantom(columns.root) else config.dataset
     xrays = XRays(columns, store.to(device), parts, duplicates, source)
+    xrays = replace(xrays, also=_collections(xrays, config.stored_size, device, also))
     described = ", ".join(f"{int((parts == part).sum()):,} {part}" for part in PARTS)
     kind = " (synthetic)" if xrays.synthetic else ""
     print(f"{config.dataset}{kind}: {len(xrays):,} X-rays, {described}", file=sys.stderr)
+    for entry, collection in zip(also, xrays.also, strict=True):
+        lost = collection.num_left_out
+        note = f"; {lost:,} near-duplicates of held-out images left out" if lost else ""
+        print(f"also {entry}: {len(collection):,} X-rays{note}", file=sys.stderr)
     return xrays
+
+
+def _collections(xrays: XRays, size: int, device: torch.device, entries: Sequence[str]) -> tuple[Collection, ...]:
+    """Open the entries of `also`; the thumbnails of the held-out images show which of theirs to leave out."""
+    if not entries:
+        return ()
+    held_out = xrays.columns.paths[np.sort(np.concatenate([xrays.indices("val"), xrays.indices("test")]))].tolist()
+    thumbnails = open_store(xrays.columns.root, held_out, THUMBNAIL, DATASETS_ROOT / ".cache")
+    files = [held_out[row] for row in thumbnails.kept]
+    return tuple(open_collection(entry, size, device, thumbnails, files) for entry in entries)
 
 
 def read_columns(config: DataConfig) -> Columns:

@@ -59,7 +59,7 @@ def torchvision_model(name: str, in_channels: int) -> nn.Module:
     return net
 
 
-def save_backbone(path: Path, backbone: Backbone, provenance: Provenance) -> None:
+def save_backbone(path: Path, backbone: Backbone, provenance: Provenance | None) -> None:
     """Write the weights as plain torchvision loads them with strict=True: the head, never trained, is all zeros."""
     weights = {
         f"{backbone.head_name}.weight": torch.zeros(IMAGENET_CLASSES, backbone.num_features),

@@ -69,9 +69,9 @@ class Scan:
             name: Run(trial.run_name, {**shared, **trials[name], "run_name": trial.run_name}, "trial")
             for name, trial in self.trials.items()
         }
-        self.xrays = open_xrays(config, prepare(config.device, config.threads))
+        self.xrays = open_xrays(config, prepare(config.device, config.threads), config.also)
         for trial in self.trials.values():
-            check_batch_size(trial.batch_size, len(self.xrays.indices("train")))
+            check_batch_size(trial.batch_size, len(self.xrays.pretraining_indices("train")))
 
     def run_trials(self) -> tuple[pd.DataFrame, float]:
         """Run what is not finished; return the finished trials, the best first, and the score of random weights.

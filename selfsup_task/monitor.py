@@ -50,8 +50,16 @@ class MonitorConfig(DataConfig, FitConfig):
 class Monitor:
     """The engine's end-of-epoch function: health and probes of the network, and the weights of its best epoch."""
 
-    def __init__(self, model: BarlowTwins, xrays: XRays, indices: np.ndarray, config: MonitorConfig, run: Run):
-        """Choose the images to measure on; `indices` are those of the training."""
+    def __init__(
+        self,
+        model: BarlowTwins,
+        xrays: XRays,
+        indices: np.ndarray,
+        config: MonitorConfig,
+        run: Run,
+        provenance: Provenance | None,
+    ):
+        """Choose the images to measure on; `indices` are those of the training, `provenance` goes into weights."""
         self.model, self.xrays, self.config, self.run = model, xrays, config, run
         self.views = Views(config.recipe, config.img_res, config.views)
         self.device = next(model.parameters()).device
@@ -60,7 +68,7 @@ class Monitor:
         self.labels = probe_labels(xrays.columns.labels)
         self.draws = _label_draws(xrays, config.split_seed)
         self.val = _sample(xrays.indices("val"), PROBE_TESTS)
-        self.provenance = Provenance(xrays.split_hash, xrays.image_ids(indices))
+        self.provenance = provenance
 
     def __call__(self, epoch: int, step: int, means: Mapping[str, float]) -> dict[str, float]:
         """Return the numbers of one epoch; the first process alone measures them."""
@@ -109,8 +117,8 @@ class Monitor:
             "verdict": self.health(self.run.rows[-1]).verdict(),
             "metric": metric_of(self.labels),
             "chance": self._chance,
-            "split_hash": self.provenance.split_hash,
-            "list_hash_seen": self.provenance.list_hash,
+            "split_hash": self.xrays.split_hash,
+            "list_hash_seen": self.provenance and self.provenance.list_hash,
         }
 
     @property

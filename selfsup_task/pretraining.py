@@ -1,5 +1,6 @@
 """The parts of a Barlow Twins pretraining, which train_barlow_twins.py joins: config, run, network, step, training."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -12,7 +13,8 @@ from augmentations.transform_utils import Views, step_generator
 from dataset_loader.xrays import PHANTOMS, XRays, read_columns
 from self_sup_classes.backbones import check_backbone
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
-from self_sup_classes.initialisation import random_backbone
+from self_sup_classes.initialisation import start_from
+from self_sup_classes.provenance import Provenance, check_unseen
 from selfsup_task.monitor import PROBES, Monitor, MonitorConfig
 from utils import distributed
 from utils.config import UserError, check_at_least, check_choice
@@ -28,7 +30,9 @@ class PretrainConfig(MonitorConfig):
 
     run_name: str
     pretrain_on: str
+    also: list[str]
     backbone: str
+    start: str
     barlow_lambda: float
     projector_dims: list[int]
     device: str
@@ -70,8 +74,8 @@ def derived_name(config: PretrainConfig) -> str:
 
 
 def build_model(config: PretrainConfig) -> BarlowTwins:
-    """Return the network on the CPU, initialised from config.random_seed alone."""
-    backbone = random_backbone(config.backbone, config.in_channels, config.random_seed)
+    """Return the network on the CPU: the backbone that config.start names, and a random projector."""
+    backbone = start_from(config.start, config.backbone, config.in_channels, config.random_seed).backbone
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mixed_seed(config.random_seed, 1))  # 0 is the backbone's
         return BarlowTwins(backbone, config.projector_dims, config.barlow_lambda)
@@ -96,14 +100,14 @@ def train(model: BarlowTwins, step: StepFunction, xrays: XRays, config: Pretrain
 
     Raises UserError, before anything is written, for a batch larger than the data or a run on other data.
     """
-    indices = xrays.indices(config.pretrain_on)
+    indices = xrays.pretraining_indices(config.pretrain_on)
     check_batch_size(config.batch_size, len(indices))
     device = next(model.parameters()).device
     run.start(device=describe_device(device), data=xrays.facts(), pretrained_on=len(indices))
     if run.is_writer:
         xrays.write_split(run.folder)
     model.eval()
-    monitor = Monitor(model, xrays, indices, config, run)
+    monitor = Monitor(model, xrays, indices, config, run, provenance(config, xrays, indices))
     if run.is_writer and run.checkpoint() is None:
         monitor.look_at_random_network()
     fit(model, step, monitor, indices, config, run)
@@ -114,6 +118,17 @@ def train(model: BarlowTwins, step: StepFunction, xrays: XRays, config: Pretrain
         if not config.keep_all:
             run.drop_checkpoint()
     distributed.barrier()
+
+
+def provenance(config: PretrainConfig, xrays: XRays, indices: np.ndarray) -> Provenance | None:
+    """Return what the encoder will have been trained on: these images, and those of the weights that it starts from.
+
+    None if it starts from a file that does not say.
+    """
+    start = start_from(config.start, config.backbone, config.in_channels, config.random_seed)
+    if note := check_unseen(start.provenance, xrays, allow_seen=True, encoder=config.start):
+        print(f"warning: {note}; so a comparison will refuse the new encoder too", file=sys.stderr)
+    return start.provenance and start.provenance.joined(xrays.split_hash, xrays.image_ids(indices))
 
 
 def _progress(rows: list[dict[str, float]]) -> dict[str, float | None]:

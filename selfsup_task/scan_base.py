@@ -12,9 +12,11 @@ PRETRAINING: dict[str, Any] = {
     "store_res": 0,  # pixels per side at which images are decoded, once; 0 is 8/7 of img_res
     "split_seed": 0,  # train/val/test; keep it, so that runs can be compared
     "pretrain_on": "train",  # trials are ranked by validation images, which must be unseen
+    "also": [],  # more X-rays without labels: FOLDER | chexpert:FOLDER | covid:FOLDER
     "random_seed": 0,  # of weights, views and the order of images
     "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
     "in_channels": 1,  # 1 (gray) | 3
+    "start": "random",  # "random" | "imagenet" | "imagenet:FILE" | *_state_dict.pt, to train on from its weights
     "projector_dims": [512],  # widths of the projector's layers; one width is one linear layer
     "barlow_lambda": 5e-3,  # weight of the off-diagonal (redundancy) term
     "img_res": 32,  # pixels a side of the views

@@ -124,7 +124,7 @@ def range_run(task: str, config: RatesConfig, xrays: XRays) -> Run:
 def range_of_pretraining(config: RatesConfig, xrays: XRays, lrs: np.ndarray) -> pd.DataFrame:
     """Test the rates on Barlow Twins, from random weights."""
     model = placed(build_model(config), xrays.store.device)
-    return lr_range_test(model, twin_step(model, xrays.batch, config), xrays.indices("train"), config, lrs)
+    return lr_range_test(model, twin_step(model, xrays.batch, config), xrays.pretraining_indices("train"), config, lrs)
 
 
 def range_of_finetuning(config: RatesConfig, xrays: XRays, lrs: np.ndarray) -> pd.DataFrame:

@@ -32,6 +32,7 @@ config: dict[str, Any] = {
     "store_res": 0,  # pixels per side at which images are decoded, once; 0 is 8/7 of img_res
     "split_seed": 0,  # train/val/test; keep it, so that runs can be compared
     "pretrain_on": "train",  # "train" | "all" (then no held-out image is unseen any more)
+    "also": [],  # more X-rays without labels: FOLDER | chexpert:FOLDER | covid:FOLDER
     # run
     "run_name": "pretrain/{dataset}",  # runs/<run_name>/; "" derives one from the other keys
     "keep_all": False,  # keep checkpoint.pt, three times the weights, after the run has finished
@@ -39,6 +40,7 @@ config: dict[str, Any] = {
     # network
     "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
     "in_channels": 1,  # 1 (gray) | 3
+    "start": "random",  # "random" | "imagenet" | "imagenet:FILE" | *_state_dict.pt, to train on from its weights
     "projector_dims": [512],  # widths of the projector's layers; one width is one linear layer
     "barlow_lambda": 5e-3,  # weight of the off-diagonal (redundancy) term
     # views
@@ -96,7 +98,7 @@ def main(config: PretrainConfig) -> None:
         run = open_run(config)
         if run.summary is None:
             with distributed.main_process_first():  # which decodes the images, once
-                xrays = open_xrays(config, device)  # pixels uint8 [N, 1, S, S]; parts by patient
+                xrays = open_xrays(config, device, config.also)  # pixels uint8 [N, 1, S, S]; parts by patient
             model = placed(build_model(config), device)  # backbone, projector, loss
             step = twin_step(distributed.data_parallel(model), xrays.batch, config)  # images -> views -> loss
             train(model, step, xrays, config, run)  # the engine's epochs; health and probes after each
