@@ -1,5 +1,7 @@
 """What comparisons share: arms, trials, and running them side by side on the same label subsets."""
 
+import glob
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from downstream_task.finetuning import FinetuneConfig, TrainingConfig, finetune,
 from downstream_task.targets import Targets, check_learnable, read_targets
 from self_sup_classes.initialisation import start_from
 from self_sup_classes.provenance import check_unseen
-from utils.config import UserError, make_config, part_of
+from utils.config import UserError, make_config, part_of, repo_path
 from utils.hardware import prepare
 from utils.logging_utils import Run
 from utils.sweeps import check_all_finished, run_trials
@@ -22,10 +24,14 @@ from utils.sweeps import check_all_finished, run_trials
 
 @dataclass(frozen=True)
 class Arm:
-    """An initialisation and the short name that tables and figures have for it."""
+    """An initialisation: the short name that tables and figures have for it, and its encoders, one per pretraining."""
 
     name: str
-    encoder: str
+    encoders: tuple[str, ...]
+
+    def encoder(self, draw: int) -> str:
+        """Return the encoder of a draw: the pretrainings take turns."""
+        return self.encoders[draw % len(self.encoders)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +77,7 @@ class Trial:
         setting = {key: value for key, value in vars(self.setting).items() if key != "name"}
         return FinetuneConfig(
             **{**part_of(shared, TrainingConfig), **own, **setting},
-            encoder=self.arm.encoder,
+            encoder=self.arm.encoder(self.draw),
             trainable=self.trainable,
             label_fraction=self.fraction,
             label_draw=self.draw,
@@ -79,9 +85,10 @@ class Trial:
 
 
 def named_arms(encoders: Iterable[str]) -> list[Arm]:
-    """Return an arm for each encoder, named by its kind or, of several files, by the run that each comes from.
+    """Return an arm for each entry, named by its kind or, of several entries of files, by the run that each comes from.
 
-    Raises UserError for equal names.
+    An entry with *, ? or [ is a pattern: its files are one arm, such as the pretrainings of several seeds.
+    Raises UserError for equal names and a pattern without files.
     """
     arms: dict[str, Arm] = {}
     encoders = list(encoders)
@@ -90,11 +97,29 @@ def named_arms(encoders: Iterable[str]) -> list[Arm]:
     for encoder in encoders:
         path = Path(encoder)
         stem = path.parent.name if path.name.endswith("_state_dict.pt") and path.parent.name else path.stem
-        name = kinds[encoder] if encoder not in files else "pretrained" if len(files) == 1 else stem
+        name = kinds[encoder] if encoder not in files else "pretrained" if len(files) == 1 else _plain(stem)
         if name in arms:
-            raise UserError(f"encoders holds {encoder!r} and {arms[name].encoder!r}, both named {name!r}; keep one.")
-        arms[name] = Arm(name, encoder)
+            raise UserError(
+                f"encoders holds {encoder!r} and {arms[name].encoders[0]!r}, both named {name!r}; keep one."
+            )
+        arms[name] = Arm(name, _matching(encoder))
     return list(arms.values())
+
+
+def _plain(pattern: str) -> str:
+    return re.sub(r"[^\w.+-]", "", pattern).strip("-_.") or "pretrained"
+
+
+def _matching(encoder: str) -> tuple[str, ...]:
+    if not glob.has_magic(encoder):
+        return (encoder,)
+    pattern = repo_path(encoder)
+    found = sorted(glob.glob(str(pattern)))
+    if not found:
+        raise UserError(f"no file matches {encoder!r} in encoders; expected *_state_dict.pt of several runs.")
+    fixed = next(i for i, part in enumerate(Path(encoder).parts) if glob.has_magic(part))
+    before = len(pattern.parts) - len(Path(encoder).parts) + fixed  # so that configs keep relative paths
+    return tuple(str(Path(*Path(encoder).parts[:fixed], *Path(file).parts[before:])) for file in found)
 
 
 def usable_arms(config: TrainingConfig, encoders: list[str], xrays: XRays) -> list[Arm]:
@@ -105,11 +130,12 @@ def usable_arms(config: TrainingConfig, encoders: list[str], xrays: XRays) -> li
     usable = []
     for arm in named_arms(encoders):
         try:
-            start = start_from(arm.encoder, config.backbone, config.in_channels, config.random_seed)
-            check_unseen(start.provenance, xrays, config.allow_seen, arm.encoder)
+            for encoder in arm.encoders:
+                start = start_from(encoder, config.backbone, config.in_channels, config.random_seed)
+                check_unseen(start.provenance, xrays, config.allow_seen, encoder)
             usable.append(arm)
         except UserError as error:
-            if arm.encoder != "imagenet":
+            if arm.encoders != ("imagenet",):
                 raise
             print(f"warning: left out: {error}", file=sys.stderr)
     if not usable:
@@ -173,7 +199,8 @@ def shared_summary(table: pd.DataFrame, arms: Sequence[Arm], targets: Targets, x
         "multilabel": targets.multilabel,
         "chance": targets.chance,
         "classes": list(targets.names),
-        "arms": {arm.name: arm.encoder for arm in arms},
+        "arms": {arm.name: list(arm.encoders) for arm in arms},
+        "pretrainings": max(len(arm.encoders) for arm in arms),
         "transductive": bool(table["transductive"].any()),
         "notes": sorted(set(table["note"]) - {""}),
     }

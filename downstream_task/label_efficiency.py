@@ -203,7 +203,8 @@ def labels_for(target: float, fits: np.ndarray) -> np.ndarray:
 def report(run: Run, summary: Mapping[str, Any], cells: Sequence[Cell]) -> str:
     """Write curves.csv, differences.csv, plateaus.csv and figures/label_efficiency.png; return what they say as text.
 
-    summary  of the comparison: metric, chance, part ("validation" or "test"), synthetic, transductive, target_score
+    summary  of the comparison: metric, chance, part ("validation" or "test"), synthetic, transductive, target_score,
+             pretrainings (encoders of the arm that has most)
     """
     curves, differences = curve_table(cells), difference_table(cells)
     plateaus = plateau_table(cells, summary["target_score"])
@@ -225,7 +226,9 @@ def report(run: Run, summary: Mapping[str, Any], cells: Sequence[Cell]) -> str:
         f"(95% of resamples {_count(row['needed_low'])} to {_count(row['needed_high'])})."
         for row in plateaus.to_dict("records")
     ]
-    lines.append("Intervals are for new images and new draws of labels, not for a new pretraining run.")
+    runs = summary["pretrainings"]
+    also = f", and the {runs} pretraining runs, which the draws take in turn" if runs > 1 else ""
+    lines.append(f"Intervals are for new images and new draws of labels{also or ', not for a new pretraining run'}.")
     if 2 in curves["draws"].tolist():
         lines.append("Two draws say little about the next one: three or more give useful intervals.")
     return "\n".join(lines)

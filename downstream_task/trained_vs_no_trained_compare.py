@@ -34,7 +34,7 @@ config: dict[str, Any] = {
     "run_name": "compare/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
     "random_seed": 0,  # of the first draw; draw k has random_seed + k
     # arms
-    "encoders": [  # "random" | "imagenet" | "imagenet:FILE" | *_state_dict.pt; the first is the reference
+    "encoders": [  # "random" | "imagenet" | "imagenet:FILE" | *_state_dict.pt | a pattern; the first is the reference
         "random",
         "imagenet",
         "runs/pretrain/phantom/resnet18_final_state_dict.pt",
@@ -91,6 +91,7 @@ from downstream_task.compare_networks import (
     Setting,
     Trial,
     best_by,
+    named_arms,
     open_comparison,
     run_side_by_side,
     shared_summary,
@@ -150,7 +151,7 @@ def compare(config: CompareConfig, run: Run) -> None:
         **shared_summary(table, arms, targets, xrays),
         "target_score": config.target_score,
         "at_cap": stopped_at_cap(table),
-        "left_out": [encoder for encoder in config.encoders if encoder not in [arm.encoder for arm in arms]],
+        "left_out": [arm.encoders[0] for arm in named_arms(config.encoders) if arm not in arms],
         "part": "validation",
     }
     save_convergence(run, table, summary)
