@@ -43,6 +43,9 @@ IMAGENET_SECOND: Recipe = [
     ("solarize", {"p": 0.2, "threshold": 128 / 255}),
 ]
 
+STRONG_CROP: Recipe = [("crop", {"scale": (0.08, 1.0)}), ("hflip", {"p": 0.5}), ("vflip", {"p": 0.5})]
+STRONG_JITTER = ("jitter", {"brightness": (0.5, 1.5), "contrast": (0.5, 1.5)})
+
 RECIPES: dict[str, Recipe | tuple[Recipe, Recipe]] = {
     # the image as it is, at the output's size: evaluation
     "none": [],
@@ -61,6 +64,17 @@ RECIPES: dict[str, Recipe | tuple[Recipe, Recipe]] = {
         ("blur", {"p": 0.5, "sigma": (0.1, 2.0)}),
         ("perspective", {"p": 0.5, "distortion": 0.15}),
         ("noise", {"p": 0.5, "relative_sigma": (0.06, 0.1)}),
+    ],
+    # pretraining: more change of exposure than "original" has (docs/RESULTS.md has what each of them reached)
+    "exposure": [*STRONG_CROP, ("equalize", {"p": 0.5}), STRONG_JITTER],
+    "solarize": [*STRONG_CROP, ("equalize", {"p": 0.8}), ("solarize", {"p": 0.3, "threshold": 0.5})],
+    "heavy": [
+        *STRONG_CROP,
+        ("rotation", {"p": 0.5, "degrees": 20.0}),
+        ("perspective", {"p": 0.5, "distortion": 0.15}),
+        ("equalize", {"p": 0.5}),
+        STRONG_JITTER,
+        *BLUR_NOISE,
     ],
     "imagenet": (IMAGENET_FIRST, IMAGENET_SECOND),
     # pretraining: milder crops than "original", stronger changes of intensity. On 1,869 X-rays of the COVID

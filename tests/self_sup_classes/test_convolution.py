@@ -26,6 +26,12 @@ SHAPES = [  # kernel, stride, padding, size
     ((5, 5), (1, 1), (2, 2), (3, 3)),
     ((3, 5), (1, 2), (1, 2), (2, 3)),
     ((5, 3), (2, 1), (2, 1), (3, 2)),
+    ((3, 3), (1, 1), (1, 1), (4, 4)),  # patches
+    ((3, 3), (2, 2), (1, 1), (8, 8)),
+    ((3, 3), (2, 2), (1, 1), (7, 7)),
+    ((1, 1), (2, 2), (0, 0), (8, 8)),
+    ((3, 1), (2, 1), (1, 0), (5, 3)),
+    ((3, 3), (1, 1), (1, 1), (5, 5)),  # torch's own
 ]
 
 
@@ -47,17 +53,28 @@ def test_values_and_gradients_are_those_of_torchs_convolution(
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_the_type_under_autocast_is_that_of_torchs_convolution(bias: bool) -> None:
+@pytest.mark.parametrize("size", [2, 4])
+def test_under_autocast_it_is_torchs_convolution_to_the_rounding_of_bfloat16(bias: bool, size: int) -> None:
+    torch.manual_seed(0)
     ours = Conv2d(3, 4, 3, padding=1, bias=bias)
+    x = torch.randn(MIN_IMAGES, 3, size, size, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        assert ours(torch.randn(MIN_IMAGES, 3, 2, 2)).dtype == torch.bfloat16
+        found, expected = ours(x), F.conv2d(x, ours.weight, ours.bias, padding=1)
+    assert found.dtype == torch.bfloat16
+    weighting = torch.randn_like(expected)
+    wanted = [x, *ours.parameters()]
+    for mine, theirs in zip(_gradients(found, weighting, wanted), _gradients(expected, weighting, wanted), strict=True):
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item())
 
 
 def _gradients(y: Tensor, weighting: Tensor, wanted: list[Tensor]) -> tuple[Tensor, ...]:
     return torch.autograd.grad(y, wanted, weighting, retain_graph=True)
 
 
-@pytest.mark.parametrize("images, size, calls", [(MIN_IMAGES, 2, 0), (MIN_IMAGES, 3, 1), (MIN_IMAGES - 1, 2, 1)])
+@pytest.mark.parametrize(
+    "images, size, calls", [(MIN_IMAGES, 2, 0), (MIN_IMAGES, 4, 0), (MIN_IMAGES, 5, 1), (MIN_IMAGES - 1, 2, 1)]
+)
 def test_torchs_convolution_is_used_where_it_is_faster(
     monkeypatch: pytest.MonkeyPatch, images: int, size: int, calls: int
 ) -> None:
