@@ -8,6 +8,7 @@ batch; the others open the image files one by one.
 import functools
 import itertools
 import math
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -178,7 +179,14 @@ def _endless(images: ImageViews, batch_size: int, workers: int) -> Iterator[Any]
     """Yield shuffled full batches of views, a list of [B, C, R, R], epoch after epoch."""
     check_batch_size(batch_size, len(images))
     loader = DataLoader(
-        images, batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
+        images,
+        batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        # users have the default of their platform, the first; a spawned process would spawn its workers too, in seconds
+        multiprocessing_context=multiprocessing.get_all_start_methods()[0] if workers else None,
     )
     while True:
         yield from loader
