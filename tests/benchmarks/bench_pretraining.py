@@ -3,7 +3,8 @@
     python tests/benchmarks/bench_pretraining.py
     python tests/benchmarks/bench_pretraining.py --data-root path/to/images --batch-size 64 --rounds 3
 
-Times ResNet-18 with recipe "original" on the same image files, the variants in turn, each in a fresh process:
+Times ResNet-18 with recipe "original" on the same image files, the variants one after the other, each in a process of
+its own:
   classic  PIL decode and torchvision transforms per image in the main process, float32, contiguous, two
            forwards, the off-diagonal of the D x D matrix as a flattened copy, default Adam
   ours     the image store, batched views, channels_last, the precision of "auto", the loss of
@@ -19,11 +20,11 @@ from utils.scripts import flags, run_script
 config: dict[str, Any] = {
     "data_root": "",  # a folder of images, searched with its subfolders; "" draws noise images of 299 px
     "img_res": 224,
-    "batch_size": 128,  # pairs of views per step
+    "batch_size": 128,  # pairs of views per step; at 128 and 224 px the variant that is running needs about 9 GB
     "projector": 2048,  # D
     "loss_widths": [2048, 8192],  # D of the comparison of losses alone
     "rounds": 3,  # timings of each variant
-    "ablations": True,  # False: only classic and ours; a variant needs about 6 GB at batch 128
+    "ablations": True,  # False: only classic and ours
     "device": "auto",
 }
 
@@ -31,22 +32,19 @@ if __name__ == "__main__":
     config = flags(config, __doc__, __file__)
 
 import functools
-import multiprocessing
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from classic_loop import LAMBDA, ClassicBarlowTwins, classic_loss, classic_transform, in_fresh_process
 from PIL import Image
 from torch import Tensor, nn
-from torchvision import models
-from torchvision.transforms import v2
 
 from augmentations.transform_utils import Views, step_generator
 from dataset_loader.image_store import open_store
@@ -55,7 +53,6 @@ from self_sup_classes.barlow import BarlowTwins, barlow_twins_loss
 from utils.config import Config, UserError, repo_path
 from utils.hardware import choose_device, choose_precision, describe_device, keep_freed_memory
 
-LAMBDA = 5e-3
 STORE_RES = 256
 
 
@@ -71,48 +68,6 @@ class LoopConfig(Config):
     rounds: int
     ablations: bool
     device: str
-
-
-class ClassicBarlowTwins(nn.Module):
-    """The network and the loss as in most repositories."""
-
-    def __init__(self, d: int):
-        super().__init__()
-        self.net = models.resnet18()
-        self.net.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
-        self.net.fc = nn.Linear(512, d, bias=False)
-
-    def forward(self, y1: Tensor, y2: Tensor) -> Tensor:
-        return classic_loss(self.net(y1), self.net(y2))
-
-
-def classic_loss(z1: Tensor, z2: Tensor) -> Tensor:
-    """Return the loss of embeddings [N, D]: BatchNorm, the D x D matrix, its flattened off-diagonal."""
-    z1, z2 = (nn.functional.batch_norm(z, None, None, training=True) for z in (z1, z2))
-    c = z1.T @ z2 / len(z1)
-    on = torch.diagonal(c).add_(-1).pow_(2).sum()
-    n = len(c)
-    off = c.flatten()[:-1].view(n - 1, n + 1)[:, 1:].flatten().pow_(2).sum()
-    return on + LAMBDA * off
-
-
-def classic_transform(size: int) -> v2.Compose:
-    """Return the original project's final views, image by image."""
-    noise = v2.Lambda(lambda x: (x + torch.randn_like(x) * x.mean() * (0.06 + 0.04 * torch.rand(()))).clamp(0, 1))
-    return v2.Compose(
-        [
-            v2.PILToTensor(),
-            v2.RandomResizedCrop(size, (0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
-            v2.RandomHorizontalFlip(),
-            v2.RandomVerticalFlip(),
-            v2.RandomEqualize(),
-            v2.RandomApply([v2.GaussianBlur(13, (0.1, 2.0))]),
-            v2.RandomPerspective(0.15),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.RandomApply([noise]),
-            v2.Normalize([0.449], [0.226]),
-        ]
-    )
 
 
 def classic_views(files: list[Path], size: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -217,8 +172,7 @@ def compare_loops(config: LoopConfig, files: list[Path], folder: Path) -> None:
     rounds: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for _ in range(config.rounds):
         for kind in kinds:  # in turn, so that a slow moment of the machine affects all
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                rounds[kind].append(pool.submit(time_variant, kind, config, files, folder).result())
+            rounds[kind].append(in_fresh_process(time_variant, kind, config, files, folder))
     results = {
         job: {kind: [timings[job] for timings in rounds[kind]] for kind in kinds} for job in ("step", "views", "loop")
     }

@@ -1,0 +1,206 @@
+"""What does a minute of pretraining buy: ours, the original project's loop, and lightly's example of Barlow Twins?
+
+    python tests/benchmarks/bench_time_to_quality.py --data-root path/to/COVID-19_Radiography_Dataset
+    python tests/benchmarks/bench_time_to_quality.py --only ours classic --minutes 10
+
+Pretrains ResNet-18 on the train part, each variant in a process of its own, one after the other, from one seed:
+  ours     train_barlow_twins.py with its defaults for real X-rays; decoding into the store counts
+  classic  the original student project's recipe in the usual loop: PIL and torchvision image by image in a DataLoader,
+           two views in two forwards, a linear projector of 512, lambda 5e-3, Adam 2e-3 with a cosine
+  lightly  lightly's parts with the settings of its documentation's example: 512-2048-2048, SGD at a constant 0.06,
+           batches of 256; `pip install -r tests/benchmarks/requirements.txt` installs it
+Learning rates follow the clock, the share of --minutes that has passed, so each cosine ends with the time, whatever the
+machine's speed. At growing times, and before the first step, the clock stops for a linear probe: balanced accuracy on
+validation from 10% of the labels, mean over draws that all variants share. DataLoader workers prepare a few batches
+meanwhile, which is free time for classic and lightly. Leaves scores.csv and scores.png in --folder and prints how much
+longer the others took for their final scores: one run of one seed. Takes --minutes per variant and a few minutes for
+the probes. Not a test: times depend on the machine and its load.
+"""
+
+from typing import Any
+
+from utils.scripts import flags, run_script
+
+config: dict[str, Any] = {
+    "data_root": "",  # a folder in the COVID-19 Radiography layout; "" draws synthetic X-rays
+    "only": ["ours", "classic", "lightly"],  # the variants to run, in this order
+    "minutes": 30.0,  # of pretraining per variant; probes do not count
+    "probes": 12,  # after the first step, at times that grow by a constant factor from 1/64 of the minutes
+    "label_fraction": 0.1,  # of the train part, for the probe
+    "draws": 10,  # of these labels
+    "img_res": 64,  # pixels a side of the views
+    "batch_size": 128,  # of ours and of the classic loop
+    "lightly_batch_size": 256,
+    "workers": 2,  # DataLoader processes of the classic loop and of lightly; ours needs none
+    "threads": 0,  # CPU threads of the training process; 0 leaves them to torch
+    "device": "auto",
+    "random_seed": 0,  # of weights, views, orders and label draws
+    "folder": "runs/bench_time_to_quality",  # for the results; must not hold any yet
+}
+
+if __name__ == "__main__":
+    config = flags(config, __doc__, __file__)
+
+import importlib.util
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from classic_loop import in_fresh_process
+from contenders import Pretraining, by_lightly, classic, ours
+from quality_curves import draw_curves, final_scores, time_ratios
+from torch import nn
+
+from dataset_loader.splits import label_subset, strata_of
+from dataset_loader.xrays import XRays, open_xrays
+from downstream_task.probes import forward_all, linear_probe
+from selfsup_task import train_barlow_twins
+from selfsup_task.pretraining import PretrainConfig
+from utils import plots
+from utils.config import Config, UserError, check_at_least, check_choice, check_list, make_config, repo_path
+from utils.files import write_atomically, write_text
+from utils.hardware import choose_device, describe_device
+from utils.metrics import balanced_accuracy
+
+VARIANTS = ["ours", "classic", "lightly"]
+FIRST_PROBE = 1 / 64  # of the minutes
+INSTALL = "lightly is not installed and left out; `pip install -r tests/benchmarks/requirements.txt` installs it."
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityConfig(Config):
+    """The keys of the dict at the top."""
+
+    data_root: str
+    only: list[str]
+    minutes: float
+    probes: int
+    label_fraction: float
+    draws: int
+    img_res: int
+    batch_size: int
+    lightly_batch_size: int
+    workers: int
+    threads: int
+    device: str
+    random_seed: int
+    folder: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_list("only", self.only)
+        for name in self.only:
+            check_choice("only", name, VARIANTS)
+        for key, least in {"minutes": 1e-3, "probes": 1, "draws": 1, "workers": 0, "threads": 0}.items():
+            check_at_least(key, getattr(self, key), least)
+
+
+def our_config(config: QualityConfig) -> PretrainConfig:
+    """Return the main script's config for real X-rays with what this benchmark's flags change."""
+    values = train_barlow_twins.config | train_barlow_twins.real_xrays
+    values |= {"dataset": "covid" if config.data_root else "phantom", "run_name": "not used"}
+    for key in ("data_root", "img_res", "batch_size", "threads", "device", "random_seed"):
+        values[key] = getattr(config, key)
+    return make_config(PretrainConfig, values)
+
+
+def run_variant(name: str, config: QualityConfig) -> list[dict[str, Any]]:
+    """Return the rows of one variant; needs a process of its own."""
+    pretrain = our_config(config)
+    device = choose_device(config.device)
+    xrays = open_xrays(pretrain, device)
+    if name == "ours":
+        pretraining = ours(pretrain, xrays)
+    elif name == "classic":
+        pretraining = classic(pretrain, xrays, config.workers)
+    else:
+        pretraining = by_lightly(pretrain, xrays, config.workers, config.lightly_batch_size)
+    print(f"{name}: {describe_device(device)}", flush=True)
+    rows = []
+    times = 60 * config.minutes * np.geomspace(FIRST_PROBE if config.probes > 1 else 1, 1, config.probes)
+    for seconds, steps in train_by_the_clock(pretraining, times, device):
+        scores = probe_scores(pretraining.backbone, xrays, config)
+        row = {
+            "variant": name,
+            "minutes": seconds / 60,
+            "score": np.mean(scores),
+            "std": np.std(scores),
+            "steps": steps,
+        }
+        print("  {minutes:6.2f} min: {score:.3f}, std of draws {std:.3f}, {steps} steps".format(**row), flush=True)
+        rows.append(row)
+    return rows
+
+
+def train_by_the_clock(
+    pretraining: Pretraining, times: np.ndarray, device: torch.device
+) -> Iterator[tuple[float, int]]:
+    """Yield seconds and steps of pretraining before the first step and at `times` [n]; stop the clock meanwhile."""
+    yield 0.0, 0
+    clock, steps = pretraining.setup_seconds, 0
+    for due in times:
+        start = now = time.perf_counter()
+        while clock + now - start < due:
+            pretraining.step((clock + now - start) / times[-1])
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
+            steps += 1
+            now = time.perf_counter()
+        clock += now - start
+        yield clock, steps
+
+
+def probe_scores(backbone: nn.Module, xrays: XRays, config: QualityConfig) -> list[float]:
+    """Return balanced accuracy on validation by a linear probe of each draw of the labels.
+
+    A network that has diverged, so that its features are not finite, scores as a guess does.
+    """
+    labels, train, val = xrays.columns.labels, xrays.indices("train"), xrays.indices("val")
+    paths, strata = xrays.columns.paths[train], strata_of(labels)[train]
+    features = [
+        forward_all(backbone, xrays, part, config.img_res, 1, torch.float32).flatten(1).numpy() for part in (train, val)
+    ]
+    if not all(np.isfinite(values).all() for values in features):
+        print("  the network has diverged: its features are not finite", flush=True)
+        return [1 / len(np.unique(labels[val]))] * config.draws
+    scores = []
+    for draw in range(config.draws):
+        rows = label_subset(paths, strata, config.label_fraction, draw, config.random_seed)
+        probabilities = linear_probe(features[0][rows], labels[train[rows]], features[1])
+        scores.append(balanced_accuracy(labels[val], probabilities))
+    return scores
+
+
+def installed(names: list[str]) -> list[str]:
+    """Return the variants that can run here; say what is missing. Raises UserError if nothing is left."""
+    if "lightly" in names and importlib.util.find_spec("lightly") is None:
+        print(INSTALL)
+        names = [name for name in names if name != "lightly"]
+    if not names:
+        raise UserError("there is no variant left to run; install lightly or name others in --only.")
+    return names
+
+
+def main(config: QualityConfig) -> None:
+    """Run the variants, write their scores after each, draw them, and print what they say."""
+    folder = repo_path(config.folder)
+    if (folder / "scores.csv").exists():
+        raise UserError(f"{folder} holds the scores of an earlier run; give another --folder or delete it.")
+    names = installed(config.only)
+    xrays = open_xrays(our_config(config), torch.device("cpu"))  # draws and decodes what is missing
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        rows += in_fresh_process(run_variant, name, config)
+        write_text(folder / "scores.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+    table, labels = pd.DataFrame(rows), xrays.columns.labels
+    shown = f"Linear probe, {config.label_fraction:.0%} of the labels, on validation, {config.img_res} px; one run each"
+    figure = draw_curves(table, plots.marked(shown, xrays.synthetic), 1 / len(np.unique(labels)))
+    write_atomically(folder / "scores.png", lambda file: figure.savefig(file, format="png", dpi=150))
+    print("\n".join(["", *final_scores(table), *time_ratios(table), f"one run of one seed; files: {folder}"]))
+
+
+if __name__ == "__main__":
+    run_script(main, QualityConfig, config)
