@@ -1,0 +1,79 @@
+"""More collections beside the data set: their pixels, what is left out of them, and mistakes in naming them."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageEnhance
+
+from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
+from dataset_loader.unlabelled import image_files
+from dataset_loader.xrays import DataConfig, XRays, open_xrays
+from utils.config import UserError
+
+
+def opened(phantoms: Path, *also: str, dataset: str = "covid") -> XRays:
+    root = phantoms / (COVID_ROOT if dataset == "covid" else CHEXPERT_ROOT)
+    config = DataConfig(dataset=dataset, data_root=str(root), store_res=32, img_res=32, split_seed=0)
+    return open_xrays(config, torch.device("cpu"), also)
+
+
+def test_pretraining_takes_the_train_part_and_everything_beside_it(phantoms: Path) -> None:
+    alone, other = opened(phantoms), opened(phantoms, dataset="chexpert")
+    both = opened(phantoms, f"chexpert:{phantoms / CHEXPERT_ROOT}")
+    assert len(both) == len(alone) and both.split_hash == alone.split_hash
+    rows = both.pretraining_indices("train")
+    assert len(rows) == len(alone.indices("train")) + len(other)
+    mixed = np.array([len(both) + 3, 7, len(both), 0])
+    pixels = both.batch(torch.from_numpy(mixed))
+    assert torch.equal(pixels[[1, 3]], alone.batch(torch.tensor([7, 0])))
+    assert torch.equal(pixels[[0, 2]], other.batch(torch.tensor([3, 0])))
+    seen = both.image_ids(mixed)
+    assert seen[1] == alone.image_ids(np.array([7]))[0]
+    facts = both.facts()["also"]
+    assert isinstance(facts, list) and facts[0]["images"] == len(other)
+    with pytest.raises(IndexError):
+        both.batch(torch.tensor([len(both) + len(other)]))
+
+
+def test_copies_of_held_out_images_are_left_out_and_listed(phantoms: Path, tmp_path: Path) -> None:
+    alone = opened(phantoms)
+    root, folder = phantoms / COVID_ROOT, tmp_path / "more"
+    (folder / "deep" / "masks").mkdir(parents=True)
+    held_out = [alone.columns.paths[alone.indices(part)[0]] for part in ("val", "test")]
+    train = alone.columns.paths[alone.indices("train")[0]]
+    for number, path in enumerate([*held_out, train]):
+        with Image.open(root / path) as image:
+            ImageEnhance.Brightness(image.convert("L")).enhance(0.8).save(folder / "deep" / f"{number}.png")
+    shutil.copy(root / train, folder / "deep" / "masks" / "mask.png")
+    shutil.copy(root / train, folder / ".hidden.png")
+    (folder / "notes.txt").write_text("not an image")
+    assert image_files(folder).tolist() == ["deep/0.png", "deep/1.png", "deep/2.png"]
+    both = opened(phantoms, str(folder))
+    (collection,) = both.also
+    assert collection.paths.tolist() == ["deep/2.png"]
+    assert dict(zip(collection.left_out["file"], collection.left_out["other"], strict=True)) == {
+        "deep/0.png": held_out[0],
+        "deep/1.png": held_out[1],
+    }
+    both.write_split(tmp_path)
+    assert "deep/0.png" in (tmp_path / "duplicates.csv").read_text()
+    with Image.open(folder / "deep" / "2.png") as image:
+        wanted = np.asarray(image, dtype=float).mean()
+    assert both.batch(torch.tensor([len(both)])).float().mean().item() == pytest.approx(wanted, abs=3)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("nowhere", "no folder"),
+        ("nih:{empty}", "expected a folder"),
+        ("{empty}", "no image file"),
+        ("covid:nowhere", "no folder"),
+    ],
+)
+def test_a_mistake_in_also_is_one_sentence(phantoms: Path, tmp_path: Path, entry: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        opened(phantoms, entry.format(empty=tmp_path))
