@@ -1,4 +1,4 @@
-"""The README's pictures: figures of `make tour` on synthetic X-rays, made small.
+"""The README's pictures, made small: figures of `make tour` on synthetic X-rays, and one of docs/results/.
 
     make tour
     python docs/make_pictures.py
@@ -22,10 +22,13 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 from PIL import Image
 
-from utils.config import Config, UserError, repo_path
+from utils import plots
+from utils.config import REPO_ROOT, Config, UserError, repo_path
 from utils.files import write_atomically
+from utils.intervals import metric_name
 
 PICTURES = {  # name: pattern of the figure below the runs; of several, the first is taken
     "views": "pretrain/phantom*/figures/views.png",
@@ -33,6 +36,7 @@ PICTURES = {  # name: pattern of the figure below the runs; of several, the firs
     "panel": "tour/grad_cam/figures/panel.png",
     "audit": "tour/audit/*/*/*/figures/audit.png",
 }
+REAL = REPO_ROOT / "docs" / "results" / "real_validation_curves.csv"  # scores alone, no pixels; docs/RESULTS.md
 WIDTHS = (1200, 1000, 800, 600)  # pixels; the widest that gives a small enough file is taken
 MAX_BYTES = 200_000
 COLOURS = 128
@@ -52,14 +56,31 @@ def main(config: PicturesConfig) -> None:
         found = sorted(repo_path(config.runs).glob(pattern))
         if not found:
             raise UserError(f"found no {pattern} in {repo_path(config.runs)}; run `make tour` first.")
-        png, path = small(found[0]), repo_path(config.output) / f"{name}.png"
-        write_atomically(path, lambda file, png=png: file.write(png))
-        print(f"{path}   {len(png) / 1000:.0f} kB")
+        write(found[0], repo_path(config.output) / f"{name}.png")
+    write(real_label_efficiency(), repo_path(config.output) / "real_label_efficiency.png")
 
 
-def small(path: Path) -> bytes:
+def real_label_efficiency() -> io.BytesIO:
+    """Return the figure of label efficiency on real X-rays: each arm's best method, and its linear probe."""
+    curves = pd.read_csv(REAL).query("method in ['best', 'linear']")
+    title = "64 px X-rays in the COVID-19 Radiography layout, validation"
+    no_fits = pd.DataFrame(columns=["arm", "a", "b", "c"])
+    figure = plots.label_efficiency(curves, no_fits, metric_name("balanced_accuracy"), title, chance=0.25)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=150)
+    return file
+
+
+def write(source: Path | io.BytesIO, path: Path) -> None:
+    """Write a figure, made small, and say so."""
+    png = small(source)
+    write_atomically(path, lambda file: file.write(png))
+    print(f"{path}   {len(png) / 1000:.0f} kB")
+
+
+def small(source: Path | io.BytesIO) -> bytes:
     """Return a figure as a PNG of COLOURS colours and at most MAX_BYTES, as wide as that allows."""
-    with Image.open(path) as image:
+    with Image.open(source) as image:
         whole = image.convert("RGB")
     for width in WIDTHS:
         size = (min(width, whole.width), round(whole.height * min(1, width / whole.width)))
@@ -68,7 +89,7 @@ def small(path: Path) -> bytes:
         resized.quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(file, "PNG", optimize=True)
         if file.tell() <= MAX_BYTES:
             return file.getvalue()
-    raise UserError(f"{path} has over {MAX_BYTES:,} bytes even at {WIDTHS[-1]} pixels; leave something out of it.")
+    raise UserError(f"{source} has over {MAX_BYTES:,} bytes even at {WIDTHS[-1]} pixels; leave something out of it.")
 
 
 if __name__ == "__main__":

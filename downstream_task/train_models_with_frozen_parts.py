@@ -60,7 +60,7 @@ config: dict[str, Any] = {
 }
 
 # What changes when `dataset` is not a phantom; flags win over both.
-real_xrays: dict[str, Any] = {"img_res": 64, "evaluate_every": 25, "patience": 6, "min_steps": 300, "passes": 10}
+real_xrays: dict[str, Any] = {"img_res": 64, "evaluate_every": 25, "patience": 6, "min_steps": 600, "passes": 10}
 
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__, real_xrays=real_xrays)  # before the slow imports

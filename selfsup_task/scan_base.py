@@ -66,12 +66,12 @@ SCAN_BASE: dict[str, Any] = {
 # What changes when `dataset` is not a phantom; train_barlow_twins.py has the evidence.
 REAL_XRAYS: dict[str, Any] = {
     "img_res": 64,
-    "recipe": "original",
+    "recipe": "solarize",
     "views": 4,
     "batch_size": 128,
     "num_epochs": 10,  # half of train_barlow_twins.py's
     "projector_dims": [1024, 1024],
-    "finetune": {"min_steps": 300, "patience": 6},  # 60 steps are too few for random weights to improve on a probe
+    "finetune": {"min_steps": 600, "patience": 6},  # 60 steps are too few for random weights to improve on a probe
 }
 
 
