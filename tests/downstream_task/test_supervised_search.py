@@ -35,7 +35,7 @@ def name(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def small(name: str, phantoms: Path, **changes: Any) -> dict[str, Any]:
     data = {"dataset": "covid", "data_root": str(phantoms / COVID_ROOT), "run_name": name}
-    sizes = {"img_res": 32, "store_res": 32, "threads": 1, "epochs_range": [1, 2], "batch_sizes": [8, 16]}
+    sizes = {"img_res": 32, "store_res": 32, "threads": 1, "epochs_range": [1, 1], "batch_sizes": [8, 16]}
     return {**data, **sizes, "num_trials": 3, **changes}
 
 
@@ -85,7 +85,7 @@ def test_a_killed_search_continues_with_the_trials_that_are_left(
         [sys.executable, str(SCRIPT), *typed(small(name, phantoms))],
         stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    second = RUNS_ROOT / name / "trial_001" / "checkpoint.pt"
+    second = RUNS_ROOT / name / "trial_001" / "config.json"
     while not second.exists() and killed.poll() is None:
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)

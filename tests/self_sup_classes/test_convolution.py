@@ -95,8 +95,7 @@ def test_only_convolutions_that_can_be_faster_are_exchanged() -> None:
         assert {type(m) for m in modules if isinstance(m, nn.Conv2d)} == {Conv2d if fast else nn.Conv2d}
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "efficientnet_b0"])
-@pytest.mark.parametrize("size", [32, 48, 64])
+@pytest.mark.parametrize(("name", "size"), [("resnet18", 64), ("resnet50", 32), ("efficientnet_b0", 48)])
 def test_a_network_gives_what_torchvisions_does(name: str, size: int) -> None:
     torch.manual_seed(0)
     ours, plain = torchvision_model(name, 3).double(), models.get_model(name).double()

@@ -3,7 +3,6 @@
 import importlib
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import dying
 import pandas as pd
 import pytest
 import torch
@@ -26,15 +26,16 @@ from selfsup_task.scan_plots import heat_maps
 from selfsup_task.train_barlow_twins import config as PRETRAINING
 from utils.config import REPO_ROOT, RUNS_ROOT, UserError, make_config
 
-SMALL = {"img_res": 32, "store_res": 32, "batch_size": 64, "threads": 1, "projector_dims": [16]}
+SMALL = {"img_res": 16, "store_res": 32, "batch_size": 64, "threads": 1, "projector_dims": [16]}
 GRID = {"lambdas": [5e-3], "projectors": ["16-16"]}
+UNREAD: Any = None  # a cell's config where the measuring process does not look at it
 COSTS = Costs(decoding=0.01, reading=0.1, views=0.3, step=0.5, peak_memory=2_000_000_000, stored_on_gpu=100)
 
 
 @pytest.fixture
-def small(phantoms: Path, tmp_path: Path) -> dict[str, Any]:
+def small(phantoms: Path, tmp_path: Path, quick: None) -> dict[str, Any]:
     """What every scan here changes; its run name is this test's alone."""
-    finetune = {**SCAN_BASE["finetune"], "min_steps": 2, "evaluate_every": 2, "batch_size": 8}
+    finetune = {**SCAN_BASE["finetune"], "label_fraction": 0.2, "min_steps": 2, "evaluate_every": 2, "batch_size": 8}
     name = f"{tmp_path.parent.name}/{tmp_path.name}"
     return {
         **SMALL,
@@ -203,17 +204,9 @@ def test_the_forecasts_grid_by_size_and_batch() -> None:
     assert [text.get_text() for text in figure.axes[0].texts] == ["1", "out of\nmemory", "failed", "4"]
 
 
-def _dies(config: Any, pipe: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _has_a_bug(config: Any, pipe: Any) -> None:
-    pipe.send(("error", "ZeroDivisionError: division by zero"))
-
-
 def test_a_cell_without_memory_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "_answer", _dies)
-    row = resources.measure(cell(), 1000, 1)
+    monkeypatch.setattr(resources, "_answer", dying.dies)
+    row = resources.measure(UNREAD, 1000, 1)
     assert row["out_of_memory"] is True
     assert "memory" in row["reason"]
 
@@ -241,9 +234,9 @@ def test_a_cell_without_memory_does_not_end_the_scan(
 
 
 def test_another_failure_is_not_called_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "_answer", _has_a_bug)
+    monkeypatch.setattr(resources, "_answer", dying.has_a_bug)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        resources.measure(cell(), 1000, 1)
+        resources.measure(UNREAD, 1000, 1)
 
 
 def test_what_counts_as_out_of_memory() -> None:

@@ -20,8 +20,8 @@ from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
 from utils.config import REPO_ROOT, RUNS_ROOT
 
 TRAIN = "selfsup_task/train_barlow_twins.py"
-SMALL = ["--img-res", "32", "--store-res", "32", "--batch-size", "48", "--num-epochs", "2", "--lr", "1e-3"]
-SMALL += ["--projector-dims", "32", "--probe-every", "2"]
+SMALL = ["--img-res", "16", "--store-res", "32", "--batch-size", "48", "--num-epochs", "2", "--lr", "1e-3"]
+SMALL += ["--projector-dims", "32", "--probe-every", "2", "--checkpoint-every", "2"]
 SCRIPTS = sorted(
     path.relative_to(REPO_ROOT).as_posix()
     for path in (REPO_ROOT / "selfsup_task").glob("*.py")
@@ -44,13 +44,23 @@ def command(name: str, data: Path, *more: str) -> list[str]:
     return [sys.executable, str(REPO_ROOT / TRAIN), *typed(name, data, *more)]
 
 
+@pytest.fixture(scope="module")
+def finished(phantoms: Path, script: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any]:
+    """The name of a run of the COVID layout, and what its command said."""
+    folder = tmp_path_factory.mktemp("finished")
+    name = f"{folder.parent.name}/{folder.name}"
+    return name, script(TRAIN, *typed(name, phantoms / COVID_ROOT))
+
+
 def timeless(folder: Path) -> pd.DataFrame:
     rows = pd.read_csv(folder / "metrics.csv")
     return rows.drop(columns="time/images_per_second")
 
 
-def test_a_run_leaves_what_its_readme_says_and_is_not_repeated(name: str, phantoms: Path, script: Any) -> None:
-    done = script(TRAIN, *typed(name, phantoms / COVID_ROOT))
+def test_a_run_leaves_what_its_readme_says_and_is_not_repeated(
+    finished: tuple[str, Any], phantoms: Path, script: Any
+) -> None:
+    name, done = finished
     assert done.returncode == 0, done.stderr
     assert "synthetic X-rays" in done.stdout
     assert "linear probe" in done.stdout
@@ -69,6 +79,7 @@ def test_a_run_leaves_what_its_readme_says_and_is_not_repeated(name: str, phanto
         "figures/curves.png",
         "figures/cross_correlation.png",
     } <= files
+    assert "checkpoint.pt" not in files
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["synthetic"] is True
     assert summary["epochs"] == 2
@@ -95,12 +106,11 @@ def test_a_run_leaves_what_its_readme_says_and_is_not_repeated(name: str, phanto
     assert following[-1] == f"runs/{name}/resnet18_final_state_dict.pt"
 
 
-def test_a_run_killed_in_the_middle_resumes_to_the_same_end(name: str, phantoms: Path, script: Any) -> None:
-    data, flags = phantoms / COVID_ROOT, ["--checkpoint-every", "1"]
-    assert script(TRAIN, *typed(f"{name}/whole", data, *flags)).returncode == 0
-    killed = RUNS_ROOT / name / "killed"
-    started = command(f"{name}/killed", data, *flags)
-    process = subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=os.sep)
+def test_a_run_killed_in_the_middle_resumes_to_the_same_end(
+    finished: tuple[str, Any], name: str, phantoms: Path, script: Any
+) -> None:
+    whole, killed, data = RUNS_ROOT / finished[0], RUNS_ROOT / name, phantoms / COVID_ROOT
+    process = subprocess.Popen(command(name, data), stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=os.sep)
     deadline = time.monotonic() + 300
     while not (killed / "checkpoint.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -108,9 +118,8 @@ def test_a_run_killed_in_the_middle_resumes_to_the_same_end(name: str, phantoms:
     process.communicate()
     assert (killed / "checkpoint.pt").exists()
     assert not (killed / "summary.json").exists()
-    resumed = script(TRAIN, *typed(f"{name}/killed", data, *flags))
+    resumed = script(TRAIN, *typed(name, data))
     assert "resuming" in resumed.stderr
-    whole = killed.parent / "whole"
     pd.testing.assert_frame_equal(timeless(whole), timeless(killed), check_exact=True)
     first, second = (
         torch.load(folder / "resnet18_final_state_dict.pt", weights_only=True) for folder in (whole, killed)
@@ -118,7 +127,9 @@ def test_a_run_killed_in_the_middle_resumes_to_the_same_end(name: str, phantoms:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_chexperts_layout_trains_by_patient_and_its_findings_are_probed(name: str, phantoms: Path, script: Any) -> None:
+def test_chexperts_layout_trains_by_patient_and_its_findings_are_probed(
+    name: str, phantoms: Path, script: Any, quick: None
+) -> None:
     done = script(TRAIN, *typed(name, phantoms / CHEXPERT_ROOT))
     assert done.returncode == 0, done.stderr
     folder = RUNS_ROOT / name
@@ -133,7 +144,7 @@ def test_chexperts_layout_trains_by_patient_and_its_findings_are_probed(name: st
 
 def test_two_processes_train_together(name: str, phantoms: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = command(name, phantoms / COVID_ROOT)[1:]
+    arguments = command(name, phantoms / COVID_ROOT, "--num-epochs", "1", "--warmup-epochs", "0")[1:]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launch, *arguments], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

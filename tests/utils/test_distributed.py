@@ -5,15 +5,18 @@ is the gathering of embeddings, the loss over the global batch, and the averagin
 """
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 from utils.config import REPO_ROOT
 
+# For each "width-views" of its arguments: the loss, and the gradients, into a file of that name.
 WORKER = """
 import sys
 import torch
@@ -21,13 +24,14 @@ from self_sup_classes.backbones import Backbone
 from self_sup_classes.barlow import BarlowTwins
 from utils import distributed
 
-with distributed.process_group(torch.device("cpu")):
+
+def save_loss_and_gradients(folder, width, number_of_views):
     torch.manual_seed(0)
-    model = BarlowTwins(Backbone("resnet18", 1), [int(sys.argv[2])], 5e-3).eval()
+    model = BarlowTwins(Backbone("resnet18", 1), [width], 5e-3).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_var.uniform_(0.5, 2)
-    views = torch.randn(int(sys.argv[3]), 8, 1, 32, 32)
+    views = torch.randn(number_of_views, 8, 1, 32, 32)
     n, rank = distributed.local_batch_size(8), distributed.rank()
     mine = slice(n * rank, n * (rank + 1))
     twins = distributed.data_parallel(model)
@@ -35,24 +39,38 @@ with distributed.process_group(torch.device("cpu")):
     loss.backward()
     if rank == distributed.world_size() - 1:
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        torch.save({"loss": loss.detach(), **gradients}, sys.argv[1])
+        torch.save({"loss": loss.detach(), **gradients}, f"{folder}/{width}-{number_of_views}.pt")
+
+
+with distributed.process_group(torch.device("cpu")):
+    for case in sys.argv[2:]:
+        save_loss_and_gradients(sys.argv[1], *map(int, case.split("-")))
 """
-
-
 # the loss by the D x D matrix, and by the N x N Gram matrices; of two views, and of more
-@pytest.mark.parametrize(("width", "views"), [(6, 2), (64, 2), (64, 3)])
-def test_two_processes_equal_one(tmp_path: Path, width: int, views: int) -> None:
-    worker = tmp_path / "worker.py"
+CASES = ("6-2", "64-2", "64-3")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The folder with the results of one process, and of two."""
+    folder = tmp_path_factory.mktemp("distributed")
+    worker = folder / "worker.py"
     worker.write_text(WORKER)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    results = []
-    for command in ([sys.executable], [*launch, "2"]):
-        result = tmp_path / f"{len(command)}.pt"
-        arguments = [*command, str(worker), str(result), str(width), str(views)]
-        environment = {**os.environ, "PYTHONPATH": str(REPO_ROOT), "OMP_NUM_THREADS": "1"}
-        subprocess.run(arguments, check=True, capture_output=True, env=environment, timeout=200)
-        results.append(torch.load(result, weights_only=True))
-    one, two = results
+    found = {processes: folder / str(processes) for processes in (1, 2)}
+    for one in found.values():
+        one.mkdir()
+    with mock.patch("sys.argv", [str(worker), str(found[1]), *CASES]):
+        runpy.run_path(str(worker))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(REPO_ROOT), "OMP_NUM_THREADS": "1"}
+    command = [*launch, str(worker), str(found[2]), *CASES]
+    subprocess.run(command, check=True, capture_output=True, env=environment, timeout=200)
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_equal_one(results: dict[int, Path], case: str) -> None:
+    one, two = (torch.load(results[processes] / f"{case}.pt", weights_only=True) for processes in (1, 2))
     assert one.keys() == two.keys()
     assert len(one) > 60
     for name, expected in one.items():

@@ -1,0 +1,173 @@
+"""Run folders of every kind for the tests of the report, and the report's page, read back."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from utils.logging_utils import Run
+
+ARMS = ("random", "pretrained")
+
+
+class Page(HTMLParser):
+    """Tables as lists of rows of (text, value, low, high), their captions, and every attribute."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.captions: list[str] = []
+        self.tables: list[list[list[tuple[str, float | None, float | None, float | None]]]] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text, self.into = "", ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        known = {key: value or "" for key, value in attrs}
+        self.attributes += [(tag, key, value) for key, value in known.items()]
+        if tag == "div" and known.get("class") == "table":
+            self.captions.append(known["aria-label"])
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            numbers = [float(known[key]) if key in known else None for key in ("data-value", "data-low", "data-high")]
+            self.tables[-1][-1].append(("", numbers[0], numbers[1], numbers[2]))
+            self.into = tag
+        elif tag in ("script", "style"):
+            self.into = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == self.into:
+            self.into = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.into in ("td", "th"):
+            cell = self.tables[-1][-1][-1]
+            self.tables[-1][-1][-1] = (cell[0] + data, *cell[1:])
+        if self.into not in ("script", "style"):
+            self.text += data
+
+    def table(self, words: str) -> list[list[tuple[str, float | None, float | None, float | None]]]:
+        """The rows under the heads of the first table whose caption has these words."""
+        return next(t for caption, t in zip(self.captions, self.tables, strict=True) if words in caption)[1:]
+
+
+def finished(
+    root: Path, name: str, kind: str, tables: dict[str, pd.DataFrame], summary: dict[str, Any], **config: Any
+) -> Run:
+    run = Run(name, config or {"dataset": "covid"}, kind, root)
+    data = {"synthetic": False, "images": 100, "groups": 90, "duplicate_pairs": 3, "split_hash": "abc"}
+    run.start(data={**data, "images_by_part": {"train": 80, "val": 10, "test": 10}}, device="cpu")
+    for table, rows in tables.items():
+        run.save_table(table, rows)
+    run.finish(summary)
+    return run
+
+
+def draw(run: Run, *names: str) -> None:
+    for name in names:
+        figure = Figure(figsize=(2, 1))
+        figure.subplots().plot([0, 1])
+        run.save_figure(name, figure)
+
+
+def comparison(root: Path, name: str, seed: int = 0) -> Run:
+    generator = np.random.default_rng(seed)
+
+    def row(**keys: Any) -> dict[str, Any]:
+        value, reach = generator.uniform(0.3, 0.9), generator.uniform(0.01, 0.2)
+        return {**keys, "value": value, "low": value - reach, "high": value + reach}
+
+    cells = [(method, labels) for method in ("linear", "finetune") for labels in (20, 187)]
+    curves = [row(arm=arm, method=m, fraction=0.1, labels=n, draws=3) for arm in ARMS for m, n in cells]
+    gaps = [
+        {
+            **row(arm="pretrained", reference="random", method=m, fraction=0.1, labels=n),
+            **dict(
+                zip(
+                    ("reference_needs", "reference_needs_low", "reference_needs_high"), (50.0, 0.0, np.inf), strict=True
+                )
+            ),
+        }
+        for m, n in cells
+    ]
+    tables = {
+        "curves": pd.DataFrame(curves).rename(columns={"value": "mean"}),
+        "differences": pd.DataFrame(gaps).rename(columns={"value": "difference"}),
+    }
+    summary = {"synthetic": False, "metric": "balanced_accuracy", "part": "validation", "notes": [], "left_out": []}
+    run = finished(root, name, "comparison", tables, summary)
+    draw(run, "label_efficiency")
+    return run
+
+
+def pretraining(root: Path, name: str) -> Run:
+    numbers = {"loss_first_epoch": 90.0, "loss_last_epoch": 12.0, "rank_random_network": 188.0, "rank": 252.0}
+    probes = {"linear_random_network": 0.56, "linear": 0.6, "knn_random_network": 0.5, "knn": 0.62}
+    summary = {
+        **numbers,
+        **{f"probe/{name}": score for name, score in probes.items()},
+        **{"metric": "auroc", "chance": 0.5, "images_per_second": 30.0, "verdict": "healthy"},
+        "images": 80,
+        "epochs": 3,
+        "synthetic": False,
+    }
+    run = finished(root, name, "pretraining", {}, summary, dataset="covid", recipe="base")
+    split = pd.DataFrame(
+        {"file": ["a", "b", "c"], "label": ["COVID", "COVID", "Normal"], "part": ["train", "val", "train"]}
+    )
+    run.save_table("split", split)
+    draw(run, "views", "recipe", "curves", "cross_correlation")
+    return run
+
+
+def one_of_each_kind(root: Path) -> None:
+    """Write a run of each kind."""
+    comparison(root, "compare/a")
+    pretraining(root, "pretrain/a")
+    interval = {"value": 0.5, "low": 0.4, "high": 0.6}
+    frozen = pd.DataFrame([{"trainable": "fc", "arm": "random", "labels": 9, "mean": 0.5, "low": 0.4, "high": 0.6}])
+    finished(root, "frozen/a", "frozen parts", {"table": frozen}, {"metric": "auroc", "synthetic": False})
+    scores = pd.DataFrame([{"score": name, **interval} for name in ("accuracy", "balanced_accuracy", "ece")])
+    classes = pd.DataFrame([{"class": "COVID", "score": "sensitivity", **interval}])
+    trained = {"encoder": "random", "method": "linear", "trainable": "all", "label_fraction": 0.1, "label_draw": 0}
+    tested = {"images": 10, "synthetic": False, "temperature": 1.5}
+    tables = {"scores": scores, "classes": classes, "predictions": pd.DataFrame({"a": [1]})}
+    draw(finished(root, "test/compare/a/x", "test", tables, tested, trained=trained), "confusion_matrix")
+    suggested = {"steepest": 1e-3, "lowest": 1e-2, "diverged": None, "synthetic": False}
+    finished(root, "scans/lr/range_pretraining", "learning rates", {"lr_range": pd.DataFrame({"lr": [1.0]})}, suggested)
+    for name, varied in (("lr/schedulers", "schedulers"), ("t", "recipes"), ("h", "lambdas")):
+        sweep = Run(f"scans/{name}", {"varied": [varied], "dataset": "covid"}, "scan", root)
+        sweep.start(alone=False, data={"synthetic": False})
+        rows = {"trial": ["1", "b", "best"], "linear": [0.5, None, 0.7], "full": [0.6, None, 0.4]}
+        others = {"loss": [9.0, None, 8.0], "rank": [7, None, 6], "error": [None, "the disk was full", None]}
+        table = pd.DataFrame({**rows, **others, "metric": ["auroc", None, "auroc"]})
+        sweep.save_table("summary", table)
+        draw(sweep, name.rpartition("/")[2])
+    cost = Run("resources/a", {"varied": ["backbones"], "dataset": "covid", "forecast_epochs": 100}, "resources", root)
+    cost.start(alone=False, data={"synthetic": False})
+    cells = {"trial": ["small", "big", "odd"], "images_per_second": [100.0, None, None], "hours": [3.0, None, None]}
+    ends = {"out_of_memory": [False, True, None], "error": [None, None, "no such layer"]}
+    cost.save_table("summary", pd.DataFrame({**cells, **ends, "bottleneck": ["network", None, None]}))
+    best = {"score": 0.7, "metric": "auroc", "best": {"lr": 1e-3, "recipe": "crop"}, "synthetic": False}
+    finished(root, "search/a", "search", {}, best).save_json("best", {"lr": 1e-3})
+    quantities = {key: [0.5, 0.4, 0.6] for key in ("lung_mass", "lung_mass_over_area", "peak_in_lungs", "deletion")}
+    seen = {**quantities, "insertion": [None, None, None], "sanity": "passes"}
+    looks = {"images": 5, "with_lung_mask": 5, "checkpoints": {"x": seen, "y": seen}, "differences": {"y": seen}}
+    maps = {**looks, "notes": [], "synthetic": False}
+    draw(finished(root, "grad_cam/a", "maps", {"saliency": pd.DataFrame({"a": [1]})}, maps, method="grad_cam"), "panel")
+    audited = pd.DataFrame([{"images": "as is", "head": "as trained", "score": "auroc", **interval}])
+    masses = pd.DataFrame([{"class": "COVID", "method": "occlusion", "images": 4, **interval}])
+    said = {"metric": "auroc", "verdict": "It needs them.", "images": 10, "chance": 0.5, "synthetic": False}
+    source = {"source": {**interval, "chance": 0.5, "by_class": 0.6}}
+    draw(finished(root, "audit/a", "audit", {"scores": audited, "lung_mass": masses}, {**said, **source}), "audit")
+
+
+def report(script: Any, root: Path) -> tuple[Page, str]:
+    ended = script("utils/make_report.py", "--runs", str(root), "--output", str(root / "report"))
+    assert ended.returncode == 0, ended.stderr
+    text = (root / "report" / "index.html").read_text(encoding="utf-8")
+    return Page(text), text
