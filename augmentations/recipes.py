@@ -1,8 +1,8 @@
 """Recipes: how the views of an X-ray are drawn that the network learns to match. Plain data.
 
 A recipe is one list of (operator, parameters) for both views, or a pair of lists for two different views. The
-operators and the parameters' defaults are those of transform_utils.py; `p` (default 1) is the share of images
-that an operator works on. Geometric operators compose into one resampling, before all others.
+operators are those of transform_utils.py, the parameters' defaults those of their draw_* functions; `p` (default 1) is
+the share of images that an operator works on. Geometric operators compose into one resampling, before all others.
 """
 
 from typing import Any
@@ -77,8 +77,7 @@ RECIPES: dict[str, Recipe | tuple[Recipe, Recipe]] = {
         *BLUR_NOISE,
     ],
     "imagenet": (IMAGENET_FIRST, IMAGENET_SECOND),
-    # pretraining: milder crops than "original", stronger changes of intensity. On 1,869 X-rays of the COVID
-    # layout "xray+smallcrops" gained nothing over a random network where "base" did (README, "Measured")
+    # pretraining: milder crops than "original", stronger changes of intensity
     "xray": [("crop", {"scale": (0.5, 1.0)}), *XRAY],
     "xray+smallcrops": [("crop", {"scale": (0.2, 1.0)}), *XRAY],
     # pretraining for minutes: crops that keep most of both lungs, exposures that carry no information

@@ -1,4 +1,4 @@
-"""Train, validation and test parts that share no patient."""
+"""Train, validation and test parts that share no patient; subsets of the labels."""
 
 import hashlib
 from collections.abc import Sequence

@@ -1,5 +1,6 @@
 """More collections of chest X-rays for pretraining, beside the labelled data set; their labels are not read."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from dataset_loader.covid_dataset import read_covid
 from dataset_loader.decoding import is_image
 from dataset_loader.duplicates import THUMBNAIL, find_copies
 from dataset_loader.image_store import ImageStore, open_store
+from dataset_loader.phantoms.dataset import RECORD
 from dataset_loader.splits import image_ids
 from utils.config import DATASETS_ROOT, UserError, repo_path
 
@@ -22,13 +24,31 @@ LAYOUTS = {"covid": read_covid, "chexpert": read_chexpert}
 
 
 @dataclass(frozen=True)
-class Collection:
-    """M usable X-rays of another collection, none of which is a near-duplicate of a held-out image.
+class Labelled:
+    """What the collections must not repeat: the images of the labelled data set.
 
-    source    "covid", "chexpert" or, for any other folder, "folder"
+    source      of the data set, as in XRays
+    ids         of all its images
+    groups      of its validation and test images: patients, or the images themselves
+    thumbnails  of these images, THUMBNAIL px; their `files`
+    """
+
+    source: str
+    ids: np.ndarray
+    groups: np.ndarray
+    thumbnails: ImageStore
+    files: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """M usable X-rays of another collection, none of which is in the labelled data set or a copy of a held-out image.
+
+    source    "covid", "chexpert", "phantom" or, for any other folder, "folder"
     root      the folder that the paths are relative to
     paths     [M] image files
-    store     pixels; `rows` [M] are those of the paths
+    rows      [M] their places in the store
+    store     pixels
     left_out  near-duplicates of held-out images: file, other (the held-out image), distance
     """
 
@@ -56,20 +76,21 @@ class Collection:
         return len(set(self.left_out["file"]))
 
     def facts(self) -> dict[str, object]:
-        """Return what a run records about it."""
-        return {"root": str(self.root), "images": len(self), "near_duplicates_left_out": self.num_left_out}
+        """Return what a run records about it; a run does not resume on other facts."""
+        names = hashlib.sha256("\n".join(self.paths).encode()).hexdigest()[:16]
+        facts = {"root": str(self.root), "images": len(self), "names_hash": names}
+        return {**facts, "near_duplicates_left_out": self.num_left_out}
 
 
-def open_collection(
-    entry: str, size: int, device: torch.device, held_out: ImageStore, held_out_files: Sequence[str]
-) -> Collection:
-    """Open one entry of the config's `also`; near-duplicates of the held-out X-rays are left out.
+def open_collection(entry: str, size: int, device: torch.device, labelled: Labelled) -> Collection:
+    """Open one entry of the config's `also`.
 
-    entry     "chexpert:FOLDER" or "covid:FOLDER" (lateral views, masks and montages are left out as the data set's
-              reader does), or FOLDER: every image file below it, but for hidden ones and those under "masks"
-    held_out  THUMBNAIL px thumbnails of the `held_out_files`, the validation and test images
+    entry  "chexpert:FOLDER" or "covid:FOLDER" (lateral views, masks and montages are left out as the data set's reader
+           does), or FOLDER: every image file below it, but for hidden ones and those under "masks"
 
-    Raises UserError if the folder is missing or holds no usable image.
+    Left out are the data set's own images, those of patients of its validation and test parts, near-duplicates of
+    images there, and images of fewer than THUMBNAIL px, which cannot be compared with them.
+    Raises UserError if the folder is missing or no image remains.
     """
     layout, _, folder = entry.rpartition(":")
     if layout and layout not in LAYOUTS and len(layout) > 1:  # one letter is a Windows drive
@@ -77,21 +98,37 @@ def open_collection(
     root = repo_path(folder if layout in LAYOUTS else entry)
     if not root.is_dir():
         raise UserError(f"also holds {entry!r}, but there is no folder {root}.")
-    paths = LAYOUTS[layout](root).paths if layout in LAYOUTS else image_files(root)
+    source = "phantom" if (root / RECORD).exists() else layout if layout in LAYOUTS else "folder"
+    paths, groups = _images_of(root, layout)
+    if len(paths):
+        known = np.isin(image_ids(source, paths), labelled.ids)
+        if source == labelled.source:
+            known |= np.isin(groups.astype(str), labelled.groups.astype(str))
+        paths = paths[~known]
     if not len(paths):
-        raise UserError(f"also holds {entry!r}, but there is no image file below {root}.")
+        raise UserError(f"also holds {entry!r}, but below {root} is no image file that the data set does not hold.")
     store = open_store(root, list(paths), size, DATASETS_ROOT / ".cache")
     thumbnails = open_store(root, list(paths), THUMBNAIL, DATASETS_ROOT / ".cache")
-    left_out = find_copies(thumbnails, list(paths[thumbnails.kept]), held_out, held_out_files)
-    rows = np.flatnonzero(~np.isin(paths[store.kept], left_out["file"].to_numpy(dtype=object)))
-    source = layout if layout in LAYOUTS else "folder"
-    return Collection(source, root, paths[store.kept][rows], rows, store.to(device), left_out)
+    left_out = find_copies(thumbnails, list(paths[thumbnails.kept]), labelled.thumbnails, labelled.files)
+    copies = set(left_out["file"])
+    comparable = np.isin(store.kept, thumbnails.kept)
+    rows = np.array([row for row in np.flatnonzero(comparable) if paths[store.kept[row]] not in copies], dtype=np.int64)
+    return Collection(source, root, paths[store.kept[rows]], rows, store.to(device), left_out)
+
+
+def _images_of(root: Path, layout: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return paths and groups [n]; an image of a plain folder is a group of its own."""
+    if layout in LAYOUTS:
+        columns = LAYOUTS[layout](root)
+        return columns.paths, columns.groups
+    paths = image_files(root)
+    return paths, paths
 
 
 def image_files(root: Path) -> np.ndarray:
     """Return the image files below a folder as sorted relative POSIX paths, without hidden ones and masks."""
     found = []
-    for folder, names, _ in os.walk(root):
+    for folder, names, _ in os.walk(root, followlinks=True):
         names[:] = [name for name in names if not name.startswith(".") and name.lower() != "masks"]
         with os.scandir(folder) as entries:
             found += [Path(entry.path).relative_to(root).as_posix() for entry in entries if is_image(entry)]

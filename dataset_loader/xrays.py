@@ -20,7 +20,7 @@ from dataset_loader.duplicates import THUMBNAIL, find_duplicates, joined_groups
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.phantoms.dataset import RECORD, ensure_chexpert_phantoms, ensure_phantoms
 from dataset_loader.splits import PARTS, image_ids, split_by_group, split_hash, strata_of, write_split
-from dataset_loader.unlabelled import Collection, open_collection
+from dataset_loader.unlabelled import Collection, Labelled, open_collection
 from utils.config import DATASETS_ROOT, Config, UserError, check_at_least, check_choice, repo_path
 from utils.files import write_text
 
@@ -106,8 +106,8 @@ class XRays:
         """Return pixels, uint8 [B, 1, S, S] on the store's device, of the X-rays at `indices` [B]."""
         if not self.also:
             return self.store.gather(indices)
-        pixels = torch.empty(len(indices), 1, self.store.size, self.store.size, dtype=torch.uint8)
-        pixels = pixels.to(self.store.device)
+        shape = len(indices), 1, self.store.size, self.store.size
+        pixels = torch.empty(shape, dtype=torch.uint8, device=self.store.device)
         for places, own, source in self._by_source(indices.cpu().numpy()):
             batch = self.store.gather(own) if source is None else source.batch(own)
             pixels[torch.from_numpy(places).to(pixels.device)] = batch
@@ -138,7 +138,8 @@ class XRays:
     def write_split(self, folder: Path) -> None:
         """Write split.csv, the part of each X-ray, and duplicates.csv, for a person to read."""
         write_split(folder / "split.csv", self.columns, self.parts)
-        pairs = pd.concat([self.duplicates, *(collection.left_out for collection in self.also)])
+        left_out = [other.left_out.assign(collection=str(other.root)) for other in self.also]
+        pairs = pd.concat([self.duplicates.assign(collection=""), *left_out])
         write_text(folder / "duplicates.csv", pairs.to_csv(index=False, lineterminator="\n"))
 
     def facts(self) -> dict[str, object]:
@@ -185,13 +186,20 @@ def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] = (
 
 
 def _collections(xrays: XRays, size: int, device: torch.device, entries: Sequence[str]) -> tuple[Collection, ...]:
-    """Open the entries of `also`; the thumbnails of the held-out images show which of theirs to leave out."""
+    """Open the entries of `also`, without what the data set holds, and without copies of its held-out images."""
     if not entries:
         return ()
-    held_out = xrays.columns.paths[np.sort(np.concatenate([xrays.indices("val"), xrays.indices("test")]))].tolist()
-    thumbnails = open_store(xrays.columns.root, held_out, THUMBNAIL, DATASETS_ROOT / ".cache")
-    files = [held_out[row] for row in thumbnails.kept]
-    return tuple(open_collection(entry, size, device, thumbnails, files) for entry in entries)
+    rows = np.sort(np.concatenate([xrays.indices("val"), xrays.indices("test")]))
+    files = xrays.columns.paths[rows].tolist()
+    thumbnails = open_store(xrays.columns.root, files, THUMBNAIL, DATASETS_ROOT / ".cache")
+    if len(thumbnails) < len(files):
+        raise UserError(
+            f"{len(files) - len(thumbnails):,} validation or test images have fewer than {THUMBNAIL} px, so copies of "
+            "them in `also` could not be found; remove them, or leave `also` empty."
+        )
+    ids, groups = xrays.image_ids(xrays.indices("all")), xrays.columns.groups[rows]
+    labelled = Labelled(xrays.source, ids, groups, thumbnails, files)
+    return tuple(open_collection(entry, size, device, labelled) for entry in entries)
 
 
 def read_columns(config: DataConfig) -> Columns:

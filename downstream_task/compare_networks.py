@@ -97,7 +97,9 @@ def named_arms(encoders: Iterable[str]) -> list[Arm]:
     for encoder in encoders:
         path = Path(encoder)
         stem = path.parent.name if path.name.endswith("_state_dict.pt") and path.parent.name else path.stem
-        name = kinds[encoder] if encoder not in files else "pretrained" if len(files) == 1 else _plain(stem)
+        if glob.has_magic(encoder):
+            stem = re.sub(r"[^\w.+-]", "", "-".join(path.parent.parts[-2:])).strip("-_.")  # a/s* and b/s*
+        name = kinds[encoder] if encoder not in files else "pretrained" if len(files) == 1 else stem
         if name in arms:
             raise UserError(
                 f"encoders holds {encoder!r} and {arms[name].encoders[0]!r}, both named {name!r}; keep one."
@@ -106,20 +108,16 @@ def named_arms(encoders: Iterable[str]) -> list[Arm]:
     return list(arms.values())
 
 
-def _plain(pattern: str) -> str:
-    return re.sub(r"[^\w.+-]", "", pattern).strip("-_.") or "pretrained"
-
-
 def _matching(encoder: str) -> tuple[str, ...]:
     if not glob.has_magic(encoder):
         return (encoder,)
-    pattern = repo_path(encoder)
-    found = sorted(glob.glob(str(pattern)))
+    parts = Path(encoder).parts
+    fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    folder = Path(*parts[:fixed])  # as written, so that configs keep relative paths
+    found = sorted(repo_path(folder).glob("/".join(parts[fixed:])))
     if not found:
         raise UserError(f"no file matches {encoder!r} in encoders; expected *_state_dict.pt of several runs.")
-    fixed = next(i for i, part in enumerate(Path(encoder).parts) if glob.has_magic(part))
-    before = len(pattern.parts) - len(Path(encoder).parts) + fixed  # so that configs keep relative paths
-    return tuple(str(Path(*Path(encoder).parts[:fixed], *Path(file).parts[before:])) for file in found)
+    return tuple(str(folder / file.relative_to(repo_path(folder))) for file in found)
 
 
 def usable_arms(config: TrainingConfig, encoders: list[str], xrays: XRays) -> list[Arm]:
@@ -151,7 +149,7 @@ def open_comparison(
     targets = read_targets(xrays, config)
     arms = usable_arms(config, encoders, xrays)
     check_subsets(fractions, draws, targets, xrays, config.split_seed)
-    run.start(alone=False, data=xrays.facts(), arms=[arm.name for arm in arms])
+    run.start(alone=False, data=xrays.facts(), arms={arm.name: list(arm.encoders) for arm in arms})
     return xrays, targets, arms
 
 
@@ -200,7 +198,7 @@ def shared_summary(table: pd.DataFrame, arms: Sequence[Arm], targets: Targets, x
         "chance": targets.chance,
         "classes": list(targets.names),
         "arms": {arm.name: list(arm.encoders) for arm in arms},
-        "pretrainings": max(len(arm.encoders) for arm in arms),
+        "pretrainings": max(table.loc[table["arm"] == arm.name, "encoder"].nunique() for arm in arms),
         "transductive": bool(table["transductive"].any()),
         "notes": sorted(set(table["note"]) - {""}),
     }

@@ -37,6 +37,7 @@ class Cell:
     scores     [K] on the images that they predicted
     resampled  [R, K] on resamples of these images, the same for every cell
     units      groups (patients, duplicates) among the images
+    encoders   [K] the encoder of each draw
     """
 
     arm: str
@@ -46,22 +47,43 @@ class Cell:
     scores: np.ndarray
     resampled: np.ndarray
     units: int
+    encoders: tuple[str, ...]
 
     def interval(self) -> tuple[float, float, float]:
         """Return mean and bounds in 0..1 for new images and new draws; NaN bounds for a single draw."""
-        found = paired_difference(self.scores, 0 * self.scores, self.resampled, 0 * self.resampled, self.units)
+        scores, resampled = self._by(draw_units(self))
+        found = paired_difference(scores, 0 * scores, resampled, 0 * resampled, self.units)
         return found.mean, *np.clip([found.low, found.high], 0, 1)  # Student's t knows no bounds
 
     def less(self, other: "Cell") -> Difference:
         """Return the difference to another cell of the same draws, paired by draw and image."""
-        found = paired_difference(self.scores, other.scores, self.resampled, other.resampled, self.units)
+        units = draw_units(self, other)
+        (ours, ours_resampled), (theirs, theirs_resampled) = self._by(units), other._by(units)
+        found = paired_difference(ours, theirs, ours_resampled, theirs_resampled, self.units)
         return found._replace(low=float(np.clip(found.low, -1, 1)), high=float(np.clip(found.high, -1, 1)))
+
+    def _by(self, units: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores [U] and resampled [R, U], each the mean over the draws of a unit."""
+        resampled = np.stack([self.resampled[:, unit].mean(1) for unit in units], axis=1)
+        return np.array([self.scores[unit].mean() for unit in units]), resampled
+
+
+def draw_units(*cells: Cell) -> list[np.ndarray]:
+    """Return the draws that count as one observation: each draw, or those that share one of an arm's pretrainings.
+
+    Draws that share a pretraining share its luck, so that an interval for new pretrainings must not count them twice.
+    """
+    for cell in cells:
+        if 1 < len(set(cell.encoders)) < len(cell.encoders):
+            names = np.array(cell.encoders)
+            return [np.flatnonzero(names == name) for name in dict.fromkeys(cell.encoders)]
+    return [np.array([k]) for k in range(len(cells[0].scores))]
 
 
 def read_cells(table: pd.DataFrame, folder: Path, file: str) -> list[Cell]:
     """Return the cells of a comparison's runs, arm by arm, from the predictions `file` of each run in `folder`.
 
-    table  one row per run; columns trial, arm, method, fraction, draw, labels
+    table  one row per run; columns trial, arm, method, fraction, draw, labels, encoder
     """
     return [
         _read_cell(rows.sort_values("draw"), folder, file)
@@ -89,6 +111,7 @@ def _read_cell(rows: pd.DataFrame, folder: Path, file: str) -> Cell:
         scores=np.array([score(labels[0], p) for p in predictions]),
         resampled=resampled_scores(score, predictions, labels[0], groups, REPEATS),
         units=len(np.unique(groups)),
+        encoders=tuple(rows["encoder"]),
     )
 
 
@@ -125,10 +148,10 @@ def labels_needed(cell: Cell, curve: Sequence[Cell], seed: int = 0) -> dict[str,
     curve = sorted(curve, key=lambda point: point.labels)
     labels = np.array([point.labels for point in curve])
     now = _crossing(labels, np.array([point.scores.mean() for point in curve]), cell.scores.mean())
-    generator = np.random.default_rng(seed)
+    generator, units = np.random.default_rng(seed), draw_units(cell, *curve)
     crossings = []
     for r in range(len(cell.resampled)):
-        draws = generator.integers(0, len(cell.scores), len(cell.scores))
+        draws = np.concatenate([units[k] for k in generator.integers(0, len(units), len(units))])
         levels = np.array([point.resampled[r, draws].mean() for point in curve])
         crossings.append(_crossing(labels, levels, cell.resampled[r, draws].mean()))
     low, high = np.quantile(crossings, (0.025, 0.975), method="nearest") if len(cell.scores) > 1 else (np.nan, np.nan)
@@ -163,10 +186,10 @@ def plateau_table(cells: Sequence[Cell], target: float, seed: int = 0) -> pd.Dat
         if len(curve) < MIN_POINTS or draws < 2:
             continue
         labels = np.array([cell.labels for cell in curve], dtype=float)
-        generator = np.random.default_rng(seed)
+        generator, units = np.random.default_rng(seed), draw_units(*curve)
         levels = [[cell.scores.mean() for cell in curve]]
         for r in range(len(curve[0].resampled)):
-            drawn = generator.integers(0, draws, draws)
+            drawn = np.concatenate([units[k] for k in generator.integers(0, len(units), len(units))])
             levels.append([cell.resampled[r, drawn].mean() for cell in curve])
         fits = fit_plateau(labels, np.array(levels))  # [1 + R, 3]
         needed = labels_for(target, fits)
@@ -226,12 +249,17 @@ def report(run: Run, summary: Mapping[str, Any], cells: Sequence[Cell]) -> str:
         f"(95% of resamples {_count(row['needed_low'])} to {_count(row['needed_high'])})."
         for row in plateaus.to_dict("records")
     ]
-    runs = summary["pretrainings"]
-    also = f", and the {runs} pretraining runs, which the draws take in turn" if runs > 1 else ""
-    lines.append(f"Intervals are for new images and new draws of labels{also or ', not for a new pretraining run'}.")
+    lines.append(f"Intervals are for {interval_scope(summary)}.")
     if 2 in curves["draws"].tolist():
         lines.append("Two draws say little about the next one: three or more give useful intervals.")
     return "\n".join(lines)
+
+
+def interval_scope(summary: Mapping[str, Any]) -> str:
+    """Return what a comparison's intervals are for."""
+    runs = summary.get("pretrainings", 1)
+    also = f"and new pretrainings (of {runs})" if runs > 1 else "not for a new pretraining run"
+    return f"new images and new draws of labels, {also}"
 
 
 def interval_text_table(table: pd.DataFrame, index: str | list[str]) -> str:

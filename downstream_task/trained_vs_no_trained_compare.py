@@ -91,7 +91,6 @@ from downstream_task.compare_networks import (
     Setting,
     Trial,
     best_by,
-    named_arms,
     open_comparison,
     run_side_by_side,
     shared_summary,
@@ -151,7 +150,7 @@ def compare(config: CompareConfig, run: Run) -> None:
         **shared_summary(table, arms, targets, xrays),
         "target_score": config.target_score,
         "at_cap": stopped_at_cap(table),
-        "left_out": [arm.encoders[0] for arm in named_arms(config.encoders) if arm not in arms],
+        "left_out": [name for name in config.encoders if name == "imagenet" and name not in [arm.name for arm in arms]],
         "part": "validation",
     }
     save_convergence(run, table, summary)

@@ -16,8 +16,8 @@ class Conv2d(nn.Conv2d):
 
     There PyTorch's convolutions are slow, the backward pass most (tests/benchmarks/bench_small_images.py). Where each
     output pixel sees the whole input, most of a padded kernel covers zeros, which are left out; elsewhere the input's
-    patches become the rows of a matrix. Same parameters, same names, same values to rounding. On other devices, for
-    larger outputs and for batches of fewer than MIN_IMAGES, it is torch's convolution.
+    patches become the rows of a matrix, without second derivatives. Same parameters, same names, same values to
+    rounding. On other devices, for larger outputs and for batches of fewer than MIN_IMAGES, it is torch's convolution.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # torch's name
@@ -60,7 +60,7 @@ class Conv2d(nn.Conv2d):
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
             input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        out = _PatchConvolution.apply(input, weight, self.stride, self.padding)
+        out = _PatchConvolution.apply(input, weight, self.stride, self.padding).permute(0, 3, 1, 2)
         return out if bias is None else out + bias[:, None, None]
 
 
@@ -69,21 +69,23 @@ class _PatchConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+        """Return [N, H', W', O] for [N, C, H, W]."""
         ctx.save_for_backward(input, weight)
         ctx.stride, ctx.padding = stride, padding
         patches = _patches_of(_padded(input, padding), weight.shape[2:], stride)  # [N, H', W', K, K, C]
-        out = patches.flatten(3) @ weight.permute(0, 2, 3, 1).flatten(1).T
-        return out.permute(0, 3, 1, 2)
+        return patches.flatten(3) @ weight.permute(0, 2, 3, 1).flatten(1).T
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # torch's stubs
         input, weight = ctx.saved_tensors
-        rows = gradient.permute(0, 2, 3, 1).reshape(-1, len(weight))  # [N * H' * W', O]
+        rows = gradient.reshape(-1, len(weight))  # [N * H' * W', O]
         kernel = weight.permute(0, 2, 3, 1)  # [O, K, K, C]
         padded = _padded(input, ctx.padding)
         patches = _patches_of(padded, weight.shape[2:], ctx.stride)
-        of_weight = (rows.T @ patches.flatten(3).flatten(0, 2)).view(kernel.shape).permute(0, 3, 1, 2)
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = (rows.T @ patches.flatten(3).flatten(0, 2)).view(kernel.shape).permute(0, 3, 1, 2)
         if not ctx.needs_input_grad[0]:
             return None, of_weight, None, None
         of_patches = (rows @ kernel.flatten(1)).view(patches.shape)

@@ -9,6 +9,8 @@ import pandas as pd
 from dataset_loader.xrays import open_xrays
 from downstream_task.finetune_config import BudgetConfig, StartConfig
 from downstream_task.finetuning import FinetuneConfig, finetune
+from self_sup_classes.initialisation import start_from
+from self_sup_classes.provenance import check_unseen
 from selfsup_task.pretraining import PretrainConfig, build_model, train, twin_step
 from utils.config import UserError, as_dict, part_of
 from utils.files import exclusive_lock
@@ -70,6 +72,8 @@ class Scan:
             for name, trial in self.trials.items()
         }
         self.xrays = open_xrays(config, prepare(config.device, config.threads), config.also)
+        start = start_from(config.start, config.backbone, config.in_channels, config.random_seed)
+        check_unseen(start.provenance, self.xrays, allow_seen=False, encoder=config.start)  # trials are fine-tuned
         for trial in self.trials.values():
             check_batch_size(trial.batch_size, len(self.xrays.pretraining_indices("train")))
 

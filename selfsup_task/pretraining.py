@@ -48,6 +48,8 @@ class PretrainConfig(MonitorConfig):
         check_choice("recipe", self.recipe, list(RECIPES))
         check_choice("device", self.device, DEVICES)
         check_at_least("views", self.views, 2)
+        if len(set(self.also)) < len(self.also):
+            raise UserError(f"also is {self.also} and names a collection twice; keep one.")
         check_at_least("probe_every", self.probe_every, 1)
         check_at_least("barlow_lambda", self.barlow_lambda, 0)
 
@@ -126,7 +128,8 @@ def provenance(config: PretrainConfig, xrays: XRays, indices: np.ndarray) -> Pro
     None if it starts from a file that does not say.
     """
     start = start_from(config.start, config.backbone, config.in_channels, config.random_seed)
-    if note := check_unseen(start.provenance, xrays, allow_seen=True, encoder=config.start):
+    note = check_unseen(start.provenance, xrays, allow_seen=True, encoder=config.start)
+    if note and distributed.rank() == 0:
         print(f"warning: {note}; so a comparison will refuse the new encoder too", file=sys.stderr)
     return start.provenance and start.provenance.joined(xrays.split_hash, xrays.image_ids(indices))
 

@@ -68,9 +68,9 @@ config: dict[str, Any] = {
 real_xrays: dict[str, Any] = {
     "img_res": 64,  # as measured; 224 for final results on a GPU
     "recipe": "solarize",  # "original" 55.1, 63.7, 65.7 and slower; "base" 49.1, 62.0, 65.3
-    "views": 4,  # 2, with batches of 256: 53.3, 59.3, 62.8
+    "views": 4,  # 2 at batch 256, half the cost: 53.3, 59.3, 62.8
     "batch_size": 128,  # a step costs what one of 256 with two views does
-    "num_epochs": 20,  # of 7,293 X-rays, 1,140 steps; 3 epochs 52.4, 59.5, 64.9. As many steps matter, not epochs
+    "num_epochs": 20,  # of 7,293 X-rays, 1,120 steps; 3 epochs 52.4, 59.5, 64.9; 75 of 1,869 X-rays are as many steps
     "projector_dims": [1024, 1024],  # 2048-2048: 55.0, 62.7, 65.7
     "lr": 1e-3,  # 2e-3: 53.8, 63.3, 65.1
 }
@@ -100,7 +100,7 @@ def main(config: PretrainConfig) -> None:
                 xrays = open_xrays(config, device, config.also)  # pixels uint8 [N, 1, S, S]; parts by patient
             model = placed(build_model(config), device)  # backbone, projector, loss
             step = twin_step(distributed.data_parallel(model), xrays.batch, config)  # images -> views -> loss
-            train(model, step, xrays, config, run)  # the engine's epochs; health and probes after each
+            train(model, step, xrays, config, run)  # backward and optimiser: utils/training_utils.py; then probes
     if run.is_writer and run.summary is not None:
         print(report(run.summary, config))
         print(f"weights            {run}/{config.backbone}_final_state_dict.pt")
@@ -111,11 +111,12 @@ def main(config: PretrainConfig) -> None:
 def report(summary: dict[str, Any], config: PretrainConfig) -> str:
     """Return what a finished run has reached, as lines."""
     kind = "synthetic X-rays" if summary["synthetic"] else "X-rays"
+    before = "random network" if config.start == "random" else config.start
     lines = [
         f"\n{summary['epochs']} epochs on {summary['images']:,} {kind}, {summary['images_per_second']:.0f} images/s: "
         f"{summary['verdict']}",
         f"loss               {summary['loss_first_epoch']:.4g} -> {summary['loss_last_epoch']:.4g} (first, last epoch)",
-        f"effective rank     {summary['rank_random_network']:.1f} -> {summary['rank']:.1f} (random network, now)",
+        f"effective rank     {summary['rank_random_network']:.1f} -> {summary['rank']:.1f} ({before}, now)",
     ]
     for tag, name in {"probe/linear": "linear probe", "probe/knn": "kNN probe   "}.items():
         if tag in summary:
@@ -124,7 +125,7 @@ def report(summary: dict[str, Any], config: PretrainConfig) -> str:
                 f"{metric_name(summary['metric'])} on validation (chance {summary['chance']:.2f})"
             )
     if summary.get("probe/linear", 1) < summary.get("probe/linear_random_network", 0) - WORSE:
-        lines.append("The probe is below a random network's: train longer, or change lr or recipe.")
+        lines.append(f"The probe is below that of the start ({before}): train longer, or change lr or recipe.")
     return "\n".join(lines)
 
 

@@ -84,7 +84,7 @@ def training_curves(
     _finish(rank, "Effective rank", "RankMe (dimensions)")
     _lines(score, rows, {"probe/linear": "linear probe", "probe/knn": "kNN probe"}, levels)
     score.axhline(levels["chance"], color=BLACK, linestyle=":", linewidth=1, label="chance")
-    _finish(score, "Probes on validation (epoch 0: random network)", metric)
+    _finish(score, "Probes on validation (epoch 0: before training)", metric)
     return figure
 
 

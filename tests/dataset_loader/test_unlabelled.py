@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image, ImageEnhance
@@ -31,7 +32,8 @@ def test_pretraining_takes_the_train_part_and_everything_beside_it(phantoms: Pat
     assert torch.equal(pixels[[1, 3]], alone.batch(torch.tensor([7, 0])))
     assert torch.equal(pixels[[0, 2]], other.batch(torch.tensor([3, 0])))
     seen = both.image_ids(mixed)
-    assert seen[1] == alone.image_ids(np.array([7]))[0]
+    assert seen[[1, 3]].tolist() == alone.image_ids(np.array([7, 0])).tolist()
+    assert seen[[0, 2]].tolist() == other.image_ids(np.array([3, 0])).tolist()  # as when it is the data set itself
     facts = both.facts()["also"]
     assert isinstance(facts, list) and facts[0]["images"] == len(other)
     with pytest.raises(IndexError):
@@ -63,6 +65,35 @@ def test_copies_of_held_out_images_are_left_out_and_listed(phantoms: Path, tmp_p
     with Image.open(folder / "deep" / "2.png") as image:
         wanted = np.asarray(image, dtype=float).mean()
     assert both.batch(torch.tensor([len(both)])).float().mean().item() == pytest.approx(wanted, abs=3)
+
+
+def test_images_of_the_data_set_and_of_its_held_out_patients_are_not_taken(phantoms: Path, tmp_path: Path) -> None:
+    alone, root = opened(phantoms, dataset="chexpert"), phantoms / CHEXPERT_ROOT
+    with pytest.raises(UserError, match="does not hold"):
+        opened(phantoms, f"chexpert:{root}", dataset="chexpert")
+    held_out, train = (str(alone.columns.paths[alone.indices(part)[0]]) for part in ("test", "train"))
+    more = tmp_path / root.name
+    shutil.copytree(root, more)
+    table = pd.read_csv(more / "train.csv")
+    for path in (held_out, train):  # another picture of the same patient
+        name = Path(path).with_name("view9_frontal.jpg").as_posix()
+        noise = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
+        Image.fromarray(noise).save(more / name)
+        row = table[table["Path"].str.endswith(path)].iloc[:1]
+        table = pd.concat([table, row.assign(Path=row["Path"].str.replace(Path(path).name, "view9_frontal.jpg"))])
+    table.to_csv(more / "train.csv", index=False)
+    (collection,) = opened(phantoms, f"chexpert:{more}", dataset="chexpert").also
+    assert collection.paths.tolist() == [Path(train).with_name("view9_frontal.jpg").as_posix()]
+
+
+def test_images_that_cannot_be_compared_with_held_out_ones_are_left_out(phantoms: Path, tmp_path: Path) -> None:
+    alone = opened(phantoms)
+    with Image.open(phantoms / COVID_ROOT / alone.columns.paths[alone.indices("val")[0]]) as image:
+        image.resize((48, 48)).save(tmp_path / "small.png")
+    for number, row in enumerate(alone.indices("train")[:10]):  # more than a tenth of small ones is an error
+        shutil.copy(phantoms / COVID_ROOT / alone.columns.paths[row], tmp_path / f"large{number}.png")
+    (collection,) = opened(phantoms, str(tmp_path)).also
+    assert collection.paths.tolist() == [f"large{number}.png" for number in range(10)]
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,11 @@ def test_the_draws_take_the_pretrainings_of_a_pattern_in_turn(tmp_path: Path) ->
     absolute = named_arms(
         [str(RUNS_ROOT / tmp_path.name / "s[01]" / "resnet18_final_state_dict.pt"), "a/b/c_state_dict.pt"]
     )
-    assert absolute[0].name == "s01" and len(absolute[0].encoders) == 2
+    assert absolute[0].name.endswith("-s01") and len(absolute[0].encoders) == 2
+    (RUNS_ROOT / tmp_path.name / "other").mkdir()
+    save_encoders(RUNS_ROOT / tmp_path.name / "other", 2)
+    recipes = [pattern, pattern.replace("/s*", "/other/s*")]
+    assert [one.name for one in named_arms(recipes)] == [f"{tmp_path.name}-s", "other-s"]
     with pytest.raises(UserError, match="no file matches"):
         named_arms(["runs/nothing*/resnet18_final_state_dict.pt"])
 
@@ -56,7 +60,7 @@ def test_a_comparison_says_that_its_intervals_include_pretrainings(phantoms: Pat
         *("--encoders", "random", f"runs/{tmp_path.name}/s*/resnet18_final_state_dict.pt"),
     )
     assert done.returncode == 0, done.stderr
-    assert "and the 2 pretraining runs, which the draws take in turn" in done.stdout
+    assert "and new pretrainings (of 2)" in done.stdout
     table = pd.read_csv(RUNS_ROOT / name / "summary.csv").query("arm == 'pretrained'")
     assert [Path(encoder).parent.name for encoder in table["encoder"]] == ["s0", "s1", "s0"]
     summary = json.loads((RUNS_ROOT / name / "summary.json").read_text())

@@ -15,6 +15,7 @@ from downstream_task.label_efficiency import (
     Cell,
     curve_table,
     difference_table,
+    draw_units,
     fit_plateau,
     labels_needed,
     plateau_table,
@@ -27,7 +28,28 @@ from utils.metrics import balanced_accuracy
 
 
 def cell(labels: int, level: float) -> Cell:
-    return Cell("arm", "linear", labels / 1000, labels, np.full(3, level), np.full((50, 3), level), 50)
+    resampled, encoders = np.full((50, 3), level), ("random",) * 3
+    return Cell("arm", "linear", labels / 1000, labels, np.full(3, level), resampled, 50, encoders)
+
+
+def made_up(scores: np.ndarray, encoders: tuple[str, ...]) -> Cell:
+    resampled = scores + np.random.default_rng(1).normal(0, 0.02, (400, 1))
+    return Cell("arm", "linear", 0.1, 100, scores, resampled, 200, encoders)
+
+
+def test_draws_that_share_a_pretraining_are_not_counted_twice() -> None:
+    levels, labels = np.array([0.60, 0.64, 0.68]), np.array([-0.01, 0.01])
+    scores = (levels[:, None] + labels).ravel()  # three pretrainings, two draws of labels each
+    random = made_up(np.full(6, 0.5), ("random",) * 6)
+    shared = made_up(scores, ("a", "a", "b", "b", "c", "c"))
+    averaged = made_up(levels, ("a", "b", "c"))
+    wanted = averaged.less(made_up(np.full(3, 0.5), ("random",) * 3))
+    np.testing.assert_allclose(shared.less(random), wanted)
+    np.testing.assert_allclose(shared.interval(), averaged.interval())
+    apart = made_up(scores, ("a", "b", "c", "d", "e", "f")).less(random)
+    assert apart.high - apart.low < wanted.high - wanted.low
+    assert [unit.tolist() for unit in draw_units(random, shared)] == [[0, 1], [2, 3], [4, 5]]
+    assert [unit.tolist() for unit in draw_units(random)] == [[0], [1], [2], [3], [4], [5]]
 
 
 def test_intervals_and_differences_of_known_predictions(phantoms: Path, tmp_path: Path) -> None:
@@ -43,7 +65,15 @@ def test_intervals_and_differences_of_known_predictions(phantoms: Path, tmp_path
             (tmp_path / trial).mkdir()
             table.to_csv(tmp_path / trial / "predictions.csv", index=False)
             score = balanced_accuracy(labels, np.eye(4)[called])
-            place = {"trial": trial, "arm": arm, "method": "linear", "fraction": 0.1, "draw": draw, "labels": 19}
+            place = {
+                "trial": trial,
+                "arm": arm,
+                "method": "linear",
+                "fraction": 0.1,
+                "draw": draw,
+                "labels": 19,
+                "encoder": arm,
+            }
             rows.append({**place, "score": score})
     runs = pd.DataFrame(rows)
     cells = read_cells(runs.drop(columns="score"), tmp_path, "predictions.csv")

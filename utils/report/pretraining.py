@@ -109,7 +109,7 @@ def pretrainings(runs: Sequence[FoundRun]) -> list[Block]:
         "kNN probe": change("probe/knn_random_network", "probe/knn", unknown="no labels"),
         **{"probes' score": "score", "images/s": number("images_per_second", ",.0f"), "health": "verdict"},
     }
-    caption = "Pretrainings (one run each): loss of the first → last epoch; rank and probes of the random network → now"
+    caption = "Pretrainings (one run each): loss of the first → last epoch; rank and probes at the start → now"
     rows = [{**run.summary, "run": run.label, "score": _score(run.summary)} for run in own]
     blocks: list[Block] = [table(caption, rows, columns, [run.name for run in own])] if own else []
     for run in own:

@@ -43,10 +43,9 @@ def comparison(run: FoundRun) -> list[Block]:
         "points": estimate("difference", "+.1f", scale=100),
         "labels saved": lambda row: savings_sentence(row, row["arm"], row["reference"], *limits),
     }
-    caption = (
-        f"differences of {metric} in points, with 95% intervals for new images and new draws of labels, not for a new "
-        "pretraining run"
-    )
+    runs = run.summary.get("pretrainings", 1)
+    also = f"and new pretrainings (of {runs})" if runs > 1 else "not for a new pretraining run"
+    caption = f"differences of {metric} in points, with 95% intervals for new images and new draws of labels, {also}"
     notes = [*run.summary.get("notes", []), *(f"left out: {name}" for name in run.summary.get("left_out", []))]
     blocks: list[Block] = [*_curves(run), run.table(where, rows, {**setting, **scores})]
     blocks += [run.table(caption, differences, gaps)] if len(differences) else []
@@ -189,7 +188,8 @@ def _most_labels(runs: Sequence[FoundRun]) -> list[FoundRun]:
 
     for run in sorted(runs, key=rank):
         trained = trained_with[run.name]
-        best.setdefault((run.folder.parent, trained["encoder"], trained["method"], trained["trainable"]), run)
+        arm = run.folder.name.partition(f"_{trained['method']}")[0] or trained["encoder"]
+        best.setdefault((run.folder.parent, arm, trained["method"], trained["trainable"]), run)
     return [run for run in runs if run in best.values()]
 
 
