@@ -162,13 +162,18 @@ def check_subsets(fractions: Sequence[float], draws: int, targets: Targets, xray
             check_learnable(targets, {f"the {fraction:.0%} of the labels in draw {draw}": subset})
 
 
+def run_of(trial: Trial, config: TrainingConfig) -> Run:
+    """Return the run of a trial, which may not have been started yet."""
+    return Run(f"{config.run_name}/{trial.name}", trial.config(config), "fine-tuning")
+
+
 def run_side_by_side(run: Run, trials: Sequence[Trial], config: TrainingConfig, xrays: XRays) -> pd.DataFrame:
     """Fine-tune all trials that are not finished; return one row per trial, in their order.
 
     Columns: trial, arm, setting, encoder, method, trainable, fraction, draw, labels, score, every score on validation,
     and what the runs' summaries say besides. Raises UserError if trials failed; the others are finished then.
     """
-    runs = {trial.name: Run(f"{run.name}/{trial.name}", trial.config(config), "fine-tuning") for trial in trials}
+    runs = {trial.name: run_of(trial, config) for trial in trials}
 
     def work(one: Run) -> None:
         finetune(make_config(FinetuneConfig, one.config), xrays, one, show_progress=False)

@@ -92,6 +92,7 @@ from downstream_task.compare_networks import (
     Trial,
     best_by,
     open_comparison,
+    run_of,
     run_side_by_side,
     shared_summary,
 )
@@ -182,6 +183,9 @@ def train_and_choose(config: CompareConfig, trials: list[Trial], xrays: XRays, r
     is_best = [trial.setting.method == method[trial.cell] for trial in taken]
     table["best"] = table["chosen"] & np.array(is_best)
     run.save_table("summary", table)
+    for trial, chosen in zip(taken, table["chosen"], strict=True):
+        if not chosen:  # nobody tests or explains it
+            run_of(trial, config).drop_weights()
     return table
 
 

@@ -167,7 +167,7 @@ class Run:
         self.drop_checkpoint()
         if self.is_writer:
             for path in self.folder.glob("*_state_dict.pt"):
-                path.unlink()
+                path.unlink(missing_ok=True)  # another process may share the search
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, which marks the run as finished; add a training to TensorBoard's HParams."""
