@@ -106,7 +106,7 @@ def open_collection(entry: str, size: int, device: torch.device, labelled: Label
             known |= np.isin(groups.astype(str), labelled.groups.astype(str))
         paths = paths[~known]
     if not len(paths):
-        raise UserError(f"also holds {entry!r}, but below {root} is no image file that the data set does not hold.")
+        raise UserError(f"also holds {entry!r}, but no image file below {root} is new to the data set.")
     store = open_store(root, list(paths), size, DATASETS_ROOT / ".cache")
     thumbnails = open_store(root, list(paths), THUMBNAIL, DATASETS_ROOT / ".cache")
     left_out = find_copies(thumbnails, list(paths[thumbnails.kept]), labelled.thumbnails, labelled.files)

@@ -195,3 +195,26 @@ def _check(labels: np.ndarray, probabilities: np.ndarray, allowed: np.ndarray) -
         raise ValueError(f"labels must be among {allowed}, not {np.setdiff1d(labels, allowed)[:5]}")
     if not ((probabilities >= 0) & (probabilities <= 1 + 1e-4)).all():  # also refuses NaN; softmax may round up
         raise ValueError("probabilities must lie in 0..1")
+
+
+def fit_plateau(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return a, b, c [R, 3] of the least-squares fits a - b n^-c to scores [R, n], with 0 <= a <= 1 and b >= 0."""
+    best, error = np.zeros((len(scores), 3)), np.full(len(scores), np.inf)
+    for c in np.geomspace(0.05, 3, 100):
+        x = labels**-c
+        b = np.maximum(0, -((scores - scores.mean(1, keepdims=True)) @ (x - x.mean())) / ((x - x.mean()) ** 2).sum())
+        a = scores.mean(1) + b * x.mean()
+        b = np.where(a > 1, (1 - scores) @ x / (x @ x), b)  # the plateau is at 1: one parameter is left
+        a = np.minimum(a, 1)
+        squares = ((a[:, None] - b[:, None] * x - scores) ** 2).sum(1)
+        better = squares < error
+        best[better] = np.c_[a, b, np.full(len(a), c)][better]
+        error = np.minimum(error, squares)
+    return best
+
+
+def labels_for(target: float, fits: np.ndarray) -> np.ndarray:
+    """Return the labels [R] at which fits [R, 3] of a, b, c reach a score; inf where they never do."""
+    a, b, c = fits.T
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.where(a > target, np.maximum(b / np.maximum(a - target, 1e-12), 1e-12) ** (1 / c), np.inf)

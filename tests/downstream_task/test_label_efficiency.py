@@ -16,7 +16,6 @@ from downstream_task.label_efficiency import (
     curve_table,
     difference_table,
     draw_units,
-    fit_plateau,
     labels_needed,
     plateau_table,
     read_cells,
@@ -24,7 +23,7 @@ from downstream_task.label_efficiency import (
 )
 from downstream_task.targets import predictions_table, read_targets
 from utils.intervals import savings_sentence
-from utils.metrics import balanced_accuracy
+from utils.metrics import balanced_accuracy, fit_plateau
 
 
 def cell(labels: int, level: float) -> Cell:
