@@ -20,6 +20,7 @@ from utils.config import REPO_ROOT
 from utils.scripts import parse_flags
 
 README = (REPO_ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = (REPO_ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8")
 SCRIPTS = {path.relative_to(REPO_ROOT).as_posix() for path in sources() if is_entry_script(path)}
 MAX_PICTURE_BYTES = 200_000
 
@@ -36,7 +37,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def documented() -> list[list[str]]:
-    texts = [README]
+    texts = [README, RESULTS]
     texts += [(REPO_ROOT / script).read_text(encoding="utf-8").split('"""')[1] for script in sorted(SCRIPTS)]
     variables = dict(re.findall(r"^(\w+) := (.*)$", makefile := (REPO_ROOT / "Makefile").read_text(), re.M))
     texts.append(re.sub(r"\$\((\w+)\)", lambda match: variables.get(match.group(1), ""), makefile))
