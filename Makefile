@@ -17,13 +17,12 @@ test: .venv/installed
 	.venv/bin/python -m pytest $(ARGS)
 
 # From pretraining to report, each script once: its default config, with fewer trials and steps, under runs/tour/.
-TOUR := runs/tour/compare
+TOUR := runs/compare/phantom
 BRIEF := --min-steps 20 --passes 0
 SCAN := --num-epochs 1 --finetune.label-fraction 0.1 --finetune.min-steps 10
 tour: .venv/installed
 	.venv/bin/python selfsup_task/train_barlow_twins.py
-	.venv/bin/python downstream_task/trained_vs_no_trained_compare.py --run-name tour/compare --fractions 0.02 0.1 1.0 \
-		--menu linear probe zeros --passes 0
+	.venv/bin/python downstream_task/trained_vs_no_trained_compare.py
 	.venv/bin/python downstream_task/train_models_with_frozen_parts.py --run-name tour/frozen --parts fc all \
 		--label-fraction 0.1 $(BRIEF)
 	.venv/bin/python downstream_task/confusion_matrix.py --runs $(TOUR)

@@ -32,7 +32,7 @@ from utils.intervals import metric_name
 
 PICTURES = {  # name: pattern of the figure below the runs; of several, the first is taken
     "views": "pretrain/phantom*/figures/views.png",
-    "label_efficiency": "tour/compare/figures/label_efficiency.png",
+    "label_efficiency": "compare/phantom/figures/label_efficiency.png",
     "panel": "tour/grad_cam/figures/panel.png",
     "audit": "tour/audit/*/*/*/figures/audit.png",
 }
