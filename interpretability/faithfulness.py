@@ -123,6 +123,8 @@ def verdict(table: pd.DataFrame, empty: float) -> tuple[bool, str]:
     if vanished > 0.5:
         return False, "undecided: with random weights most maps show no evidence at all"
     left = float(table["rank_correlation"].iloc[-1]) / (1 - vanished)  # of those that are not empty
+    if np.isnan(left):
+        return False, "undecided: no map can be compared with those of random weights"
     if left >= MAX_CORRELATION:
         return False, f"not to be trusted: maps survive random weights (rank correlation {left:.2f})"
     return True, f"passes: maps change with the weights (rank correlation {left:.2f} with those of random ones)"

@@ -27,7 +27,7 @@ def test_weights_become_random_from_the_head_down() -> None:
 def test_a_trained_network_passes_and_maps_of_a_randomised_one_fail(plain: Run) -> None:
     finished = find_finished(str(plain.folder))[0]
     xrays = OpenedData(torch.device("cpu")).of(finished)
-    images = xrays.batch(torch.from_numpy(xrays.indices("val")[:12])).float() / 255
+    images = xrays.batch(torch.from_numpy(xrays.indices("val")[:48])).float() / 255
     net = finished.classifier(torch.device("cpu")).net.eval()
     classes = net(images).argmax(1)
     randomised = [random for _, random in randomised_from_the_head(net, 1)][-1]
@@ -76,5 +76,9 @@ def test_maps_without_evidence_are_not_trusted() -> None:
     assert "no evidence" in words
     vanished = table.assign(vanished=1.0, rank_correlation=0.0)
     trusted, words = verdict(vanished, empty=0.0)  # maps of random weights that show nothing prove nothing
+    assert not trusted
+    assert "undecided" in words
+    unknown = table.assign(vanished=0.0, rank_correlation=float("nan"))  # constant maps have no rank correlation
+    trusted, words = verdict(unknown, empty=0.0)
     assert not trusted
     assert "undecided" in words
