@@ -57,25 +57,16 @@ RECIPES: dict[str, Recipe | tuple[Recipe, Recipe]] = {
     "base": BASE,
     # pretraining: the original project's final recipe, with a strong crop and weak noise
     "original": [
-        ("crop", {"scale": (0.08, 1.0)}),
-        ("hflip", {"p": 0.5}),
-        ("vflip", {"p": 0.5}),
-        ("equalize", {"p": 0.5}),
+        *STRONG_CROP,
+        *EQUALIZE,
         ("blur", {"p": 0.5, "sigma": (0.1, 2.0)}),
-        ("perspective", {"p": 0.5, "distortion": 0.15}),
+        *PERSPECTIVE,
         ("noise", {"p": 0.5, "relative_sigma": (0.06, 0.1)}),
     ],
     # pretraining: more change of exposure than "original" has (docs/RESULTS.md has what each of them reached)
-    "exposure": [*STRONG_CROP, ("equalize", {"p": 0.5}), STRONG_JITTER],
+    "exposure": [*STRONG_CROP, *EQUALIZE, STRONG_JITTER],
     "solarize": [*STRONG_CROP, ("equalize", {"p": 0.8}), ("solarize", {"p": 0.3, "threshold": 0.5})],
-    "heavy": [
-        *STRONG_CROP,
-        ("rotation", {"p": 0.5, "degrees": 20.0}),
-        ("perspective", {"p": 0.5, "distortion": 0.15}),
-        ("equalize", {"p": 0.5}),
-        STRONG_JITTER,
-        *BLUR_NOISE,
-    ],
+    "heavy": [*STRONG_CROP, *ROTATION, *PERSPECTIVE, *EQUALIZE, STRONG_JITTER, *BLUR_NOISE],
     "imagenet": (IMAGENET_FIRST, IMAGENET_SECOND),
     # pretraining: milder crops than "original", stronger changes of intensity
     "xray": [("crop", {"scale": (0.5, 1.0)}), *XRAY],
@@ -85,8 +76,8 @@ RECIPES: dict[str, Recipe | tuple[Recipe, Recipe]] = {
         ("crop", {"scale": (0.7, 1.0)}),
         ("hflip", {"p": 0.5}),
         ("rotation", {"degrees": 15.0}),
-        ("equalize", {"p": 0.5}),
-        ("jitter", {"brightness": (0.5, 1.5), "contrast": (0.5, 1.5)}),
+        *EQUALIZE,
+        STRONG_JITTER,
     ],
     # scan of transformations, first table: base and one extra each
     "base+blur+noise": BASE + BLUR_NOISE,

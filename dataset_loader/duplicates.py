@@ -49,11 +49,9 @@ def find_copies(
     As find_duplicates, of `files` (thumbnails in `store`) with `other_files` (thumbnails in `others`).
     """
     wanted, pairs = _signatures(others), []
-    for rows in torch.arange(len(store)).split(_BLOCK):
-        correlation = _normalised_contrast(store.gather(rows).float()) @ wanted.T  # [B, others]
-        for row, other in (correlation >= 1 - MAX_DISTANCE).nonzero().tolist():
-            distance = round(max(0.0, 1 - correlation[row, other].item()), 4)
-            pairs.append((files[int(rows[row])], other_files[other], distance))
+    for number, block in enumerate(_signature_blocks(store)):
+        for row, other, distance in _near(block @ wanted.T):  # [B, others]
+            pairs.append((files[number * _BLOCK + row], other_files[other], distance))
     return pd.DataFrame(pairs, columns=["file", "other", "distance"])
 
 
@@ -70,8 +68,12 @@ def joined_groups(files: np.ndarray, groups: np.ndarray, pairs: pd.DataFrame) ->
 
 def _signatures(store: ImageStore) -> Tensor:
     """Return [N, THUMBNAIL^2] of unit length and zero mean, so that a product is a correlation; 0 for a blank image."""
-    rows = torch.arange(len(store)).split(_BLOCK)
-    return torch.cat([_normalised_contrast(store.gather(batch).float()) for batch in rows])
+    return torch.cat(list(_signature_blocks(store)))
+
+
+def _signature_blocks(store: ImageStore) -> Iterator[Tensor]:
+    for rows in torch.arange(len(store)).split(_BLOCK):
+        yield _normalised_contrast(store.gather(rows).float())
 
 
 def _normalised_contrast(images: Tensor) -> Tensor:
@@ -91,9 +93,13 @@ def _near_pairs(signatures: Tensor) -> Iterator[tuple[int, int, float]]:
     bar = progress_bar(len(signatures), "looking for duplicates")
     for start in range(0, len(signatures), _BLOCK):
         block = signatures[start : start + _BLOCK]
-        correlation = block @ signatures[start:].T  # [B, N - start]
-        near = (correlation.triu(1) >= 1 - MAX_DISTANCE).nonzero()
-        for row, other in near.tolist():
-            yield start + row, start + other, round(max(0.0, 1 - correlation[row, other].item()), 4)
+        for row, other, distance in _near((block @ signatures[start:].T).triu(1)):  # [B, N - start]
+            yield start + row, start + other, distance
         bar.update(len(block))
     bar.close()
+
+
+def _near(correlation: Tensor) -> Iterator[tuple[int, int, float]]:
+    """Yield row, column and distance where the correlation [A, B] of two signatures is that of one film."""
+    for row, column in (correlation >= 1 - MAX_DISTANCE).nonzero().tolist():
+        yield row, column, round(max(0.0, 1 - correlation[row, column].item()), 4)

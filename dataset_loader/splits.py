@@ -108,6 +108,11 @@ def image_ids(source: str, paths: np.ndarray) -> np.ndarray:
     return np.array([int.from_bytes(digest, "big", signed=True) for digest in digests], dtype=np.int64)
 
 
+def names_hash(paths: np.ndarray) -> str:
+    """Return 16 hex digits that identify a list of files, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(map(str, paths))).encode()).hexdigest()[:16]
+
+
 def split_hash(paths: np.ndarray, parts: np.ndarray) -> str:
     """Return 16 hex digits that identify a split, whatever the order of the images."""
     lines = sorted(f"{path}\t{part}\n" for path, part in zip(paths, parts, strict=True))

@@ -1,6 +1,5 @@
 """More collections of chest X-rays for pretraining, beside the labelled data set; their labels are not read."""
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from dataset_loader.decoding import is_image
 from dataset_loader.duplicates import THUMBNAIL, find_copies
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.phantoms.dataset import RECORD
-from dataset_loader.splits import image_ids
+from dataset_loader.splits import image_ids, names_hash
 from utils.config import DATASETS_ROOT, UserError, repo_path
 
 LAYOUTS = {"covid": read_covid, "chexpert": read_chexpert}
@@ -77,8 +76,7 @@ class Collection:
 
     def facts(self) -> dict[str, object]:
         """Return what a run records about it; a run does not resume on other facts."""
-        names = hashlib.sha256("\n".join(self.paths).encode()).hexdigest()[:16]
-        facts = {"root": str(self.root), "images": len(self), "names_hash": names}
+        facts = {"root": str(self.root), "images": len(self), "names_hash": names_hash(self.paths)}
         return {**facts, "near_duplicates_left_out": self.num_left_out}
 
 

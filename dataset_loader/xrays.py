@@ -1,7 +1,6 @@
 """The entry to all data: `open_xrays(config)` reads, decodes and splits a data set."""
 
 import functools
-import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from dataset_loader.covid_dataset import read_covid
 from dataset_loader.duplicates import THUMBNAIL, find_duplicates, joined_groups
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.phantoms.dataset import RECORD, ensure_chexpert_phantoms, ensure_phantoms
-from dataset_loader.splits import PARTS, image_ids, split_by_group, split_hash, strata_of, write_split
+from dataset_loader.splits import PARTS, names_hash, split_by_group, split_hash, strata_of, write_split
 from dataset_loader.unlabelled import Collection, Labelled, open_collection
 from utils.config import DATASETS_ROOT, Config, UserError, check_at_least, check_choice, repo_path
 from utils.files import write_text
@@ -109,28 +108,29 @@ class XRays:
         shape = len(indices), 1, self.store.size, self.store.size
         pixels = torch.empty(shape, dtype=torch.uint8, device=self.store.device)
         for places, own, source in self._by_source(indices.cpu().numpy()):
-            batch = self.store.gather(own) if source is None else source.batch(own)
-            pixels[torch.from_numpy(places).to(pixels.device)] = batch
+            pixels[torch.from_numpy(places).to(pixels.device)] = source.batch(own)
         return pixels
 
     def image_ids(self, indices: np.ndarray) -> np.ndarray:
         """Return ids [n] int64, by which an encoder's file lists the images that it was trained on."""
         ids = np.empty(len(indices), dtype=np.int64)
         for places, own, source in self._by_source(indices):
-            of_file = image_ids(self.source, self.columns.paths[own]) if source is None else source.image_ids(own)
-            ids[places] = of_file
+            ids[places] = source.image_ids(own)
         return ids
 
-    def _by_source(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, Collection | None]]:
+    def _by_source(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, Collection]]:
         """Yield the places [n] of the indices that belong to each source, their indices in it, and the source.
 
-        None is the data set itself. Raises IndexError for an index that belongs to none.
+        The first source is the data set itself. Raises IndexError for an index that belongs to none.
         """
-        ends = np.cumsum([len(self), *map(len, self.also)])
+        columns, rows = self.columns, np.arange(len(self))
+        itself = Collection(self.source, columns.root, columns.paths, rows, self.store, NO_DUPLICATES)
+        sources = [itself, *self.also]
+        ends = np.cumsum([len(source) for source in sources])
         if len(indices) and not 0 <= indices.min() <= indices.max() < ends[-1]:
             raise IndexError(f"indices {indices.min()} to {indices.max()} are not among {ends[-1]} X-rays")
         which = np.searchsorted(ends, indices, side="right")
-        for number, source in enumerate([None, *self.also]):
+        for number, source in enumerate(sources):
             places = np.flatnonzero(which == number)
             if len(places):
                 yield places, indices[places] - (ends[number - 1] if number else 0), source
@@ -215,8 +215,7 @@ def read_columns(config: DataConfig) -> Columns:
 
 def described(columns: Columns) -> dict[str, Any]:
     """Return facts that identify a data set before its images are decoded: their number, a hash of their names."""
-    names = "\n".join(sorted(map(str, columns.paths)))
-    return {"images": len(columns.paths), "names_hash": hashlib.sha256(names.encode()).hexdigest()[:16]}
+    return {"images": len(columns.paths), "names_hash": names_hash(columns.paths)}
 
 
 def _duplicates(columns: Columns) -> pd.DataFrame:

@@ -73,12 +73,12 @@ def real_label_efficiency() -> io.BytesIO:
 
 def write(source: Path | io.BytesIO, path: Path) -> None:
     """Write a figure, made small, and say so."""
-    png = small(source)
+    png = small(source, path.name)
     write_atomically(path, lambda file: file.write(png))
     print(f"{path}   {len(png) / 1000:.0f} kB")
 
 
-def small(source: Path | io.BytesIO) -> bytes:
+def small(source: Path | io.BytesIO, name: str) -> bytes:
     """Return a figure as a PNG of COLOURS colours and at most MAX_BYTES, as wide as that allows."""
     with Image.open(source) as image:
         whole = image.convert("RGB")
@@ -89,7 +89,7 @@ def small(source: Path | io.BytesIO) -> bytes:
         resized.quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(file, "PNG", optimize=True)
         if file.tell() <= MAX_BYTES:
             return file.getvalue()
-    raise UserError(f"{source} has over {MAX_BYTES:,} bytes even at {WIDTHS[-1]} pixels; leave something out of it.")
+    raise UserError(f"{name} has over {MAX_BYTES:,} bytes even at {WIDTHS[-1]} pixels; leave something out of it.")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from downstream_task.targets import labels_and_probabilities, read_predictions
 from utils import plots
 from utils.intervals import (
     Difference,
+    interval_scope,
     interval_text,
     metric_name,
     paired_difference,
@@ -226,17 +227,10 @@ def report(run: Run, summary: Mapping[str, Any], cells: Sequence[Cell]) -> str:
         f"(95% of resamples {_count(row['needed_low'])} to {_count(row['needed_high'])})."
         for row in plateaus.to_dict("records")
     ]
-    lines.append(f"Intervals are for {interval_scope(summary)}.")
+    lines.append(f"Intervals are for {interval_scope(summary.get('pretrainings', 1))}.")
     if 2 in curves["draws"].tolist():
         lines.append("Two draws say little about the next one: three or more give useful intervals.")
     return "\n".join(lines)
-
-
-def interval_scope(summary: Mapping[str, Any]) -> str:
-    """Return what a comparison's intervals are for."""
-    runs = summary.get("pretrainings", 1)
-    also = f"and new pretrainings (of {runs})" if runs > 1 else "not for a new pretraining run"
-    return f"new images and new draws of labels, {also}"
 
 
 def interval_text_table(table: pd.DataFrame, index: str | list[str]) -> str:

@@ -48,6 +48,16 @@ def start_from(encoder: str, name: str, in_channels: int, seed: int) -> Start:
     return Start(backbone, NOTHING_SEEN if is_imagenet else provenance)
 
 
+def seen_by(encoder: str) -> Provenance | None:
+    """Return what the weights that `encoder` names were trained on, without building the network.
+
+    None if the file does not say. Raises UserError if it is missing.
+    """
+    if encoder == "random" or encoder.partition(":")[0] == "imagenet":
+        return NOTHING_SEEN
+    return provenance_of(read_state_dict(repo_path(encoder)))
+
+
 def random_backbone(name: str, in_channels: int, seed: int) -> Backbone:
     """Return a backbone whose weights are a function of the seed; torch's global generator is not touched."""
     with torch.random.fork_rng(devices=[]):

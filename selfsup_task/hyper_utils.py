@@ -139,7 +139,7 @@ class Scan:
         return run
 
     def _random_score(self) -> float:
-        """The linear probe's score of the random weights that every trial starts from."""
+        """The linear probe's score of random weights."""
         trial = next(iter(self.trials.values()))  # trials differ in nothing that a linear probe reads
         config = finetuning(replace(trial, run_name=f"{self.run.name}/random"), "linear", "random")
         with exclusive_lock(self.run.folder / ".random.lock", "probing random weights"):

@@ -13,7 +13,7 @@ from augmentations.transform_utils import Views, step_generator
 from dataset_loader.xrays import PHANTOMS, XRays, read_columns
 from self_sup_classes.backbones import check_backbone
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
-from self_sup_classes.initialisation import start_from
+from self_sup_classes.initialisation import seen_by, start_from
 from self_sup_classes.provenance import Provenance, check_unseen
 from selfsup_task.monitor import PROBES, Monitor, MonitorConfig
 from utils import distributed
@@ -127,11 +127,11 @@ def provenance(config: PretrainConfig, xrays: XRays, indices: np.ndarray) -> Pro
 
     None if it starts from a file that does not say.
     """
-    start = start_from(config.start, config.backbone, config.in_channels, config.random_seed)
-    note = check_unseen(start.provenance, xrays, allow_seen=True, encoder=config.start)
+    before = seen_by(config.start)
+    note = check_unseen(before, xrays, allow_seen=True, encoder=config.start)
     if note and distributed.rank() == 0:
         print(f"warning: {note}; so a comparison will refuse the new encoder too", file=sys.stderr)
-    return start.provenance and start.provenance.joined(xrays.split_hash, xrays.image_ids(indices))
+    return before and before.joined(xrays.split_hash, xrays.image_ids(indices))
 
 
 def _progress(rows: list[dict[str, float]]) -> dict[str, float | None]:

@@ -192,6 +192,12 @@ def interval_text(value: float, low: float | None, high: float | None, form: str
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
+def interval_scope(pretrainings: int) -> str:
+    """Return what the intervals of a comparison are for, whose arms have so many pretraining runs."""
+    also = f"and new pretrainings (of {pretrainings})" if pretrainings > 1 else "not for a new pretraining run"
+    return f"new images and new draws of labels, {also}"
+
+
 def savings_sentence(row: Mapping[str, float], arm: str, reference: str, fewest: int, most: int) -> str:
     """Return: With 94 labels ARM reaches what REFERENCE needs 310 for (95% of resamples 180 to more than 1,869)."""
 

@@ -171,3 +171,8 @@ def report(script: Any, root: Path) -> tuple[Page, str]:
     assert ended.returncode == 0, ended.stderr
     text = (root / "report" / "index.html").read_text(encoding="utf-8")
     return Page(text), text
+
+
+def replace_in(path: Path, old: str, new: str) -> None:
+    """Change the text of a run's file."""
+    path.write_text(path.read_text().replace(old, new))

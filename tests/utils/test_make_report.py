@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from report_runs import ARMS, Page, comparison, one_of_each_kind, report
+from report_runs import ARMS, Page, comparison, one_of_each_kind, replace_in, report
 
 COUNTS = {"images", "labels", "share", "groups", "near-duplicate pairs", "train", "val", "test", "epochs", "runs"}
 FITTED = {"temperature, fitted on validation"}
@@ -107,7 +107,7 @@ def test_the_page_asks_the_network_for_nothing(written: tuple[Page, str]) -> Non
 def test_numbers_of_synthetic_xrays_say_so_wherever_they_stand(runs: Path, tmp_path: Path, script: Any) -> None:
     copied = shutil.copytree(runs, tmp_path / "runs")
     for path in [*copied.rglob("summary.json"), *copied.rglob("environment.json")]:
-        path.write_text(path.read_text().replace('"synthetic": false', '"synthetic": true'))
+        replace_in(path, '"synthetic": false', '"synthetic": true')
     page, _ = report(script, copied)
     alts = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt") and "/" in value]
     in_rows = ("Pretrainings", "Splits", "Each network")

@@ -10,7 +10,7 @@ from typing import Any
 import markupsafe
 import pandas as pd
 import pytest
-from report_runs import comparison, finished, pretraining, report
+from report_runs import comparison, finished, pretraining, replace_in, report
 from test_house import is_entry_script, sources
 
 from utils.config import REPO_ROOT
@@ -44,8 +44,7 @@ def test_findings_are_counted_one_by_one(tmp_path: Path, script: Any) -> None:
 def test_a_run_that_does_not_state_the_origin_of_its_xrays_says_so(tmp_path: Path, script: Any) -> None:
     run = pretraining(tmp_path, "pretrain/a")
     for name in ("environment", "summary"):
-        path = run.folder / f"{name}.json"
-        path.write_text(path.read_text().replace('"synthetic"', '"something_else"'))
+        replace_in(run.folder / f"{name}.json", '"synthetic"', '"something_else"')
     page, _ = report(script, tmp_path)
     assert page.table("Pretrainings")[0][0][0] == "pretrain/a (origin not stated)"
 
@@ -62,8 +61,7 @@ def test_a_scan_of_failures_shows_them(tmp_path: Path, script: Any) -> None:
 def test_names_that_look_like_numbers_stay_names(tmp_path: Path, script: Any) -> None:
     run = comparison(tmp_path, "compare/a")
     for name in ("curves", "differences"):
-        path = run.folder / f"{name}.csv"
-        path.write_text(path.read_text().replace("pretrained", "007"))
+        replace_in(run.folder / f"{name}.csv", "pretrained", "007")
     page, _ = report(script, tmp_path)
     assert "007 is better than random" in page.text
 

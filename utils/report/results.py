@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from utils.intervals import METHOD_NAMES, SALIENCY_NAMES, interval_text, metric_name, savings_sentence
+from utils.intervals import METHOD_NAMES, SALIENCY_NAMES, interval_scope, interval_text, metric_name, savings_sentence
 from utils.report.content import Block, Cell, Note, count, estimate, number, share, table, triple
 from utils.report.runs import FoundRun
 
@@ -43,9 +43,8 @@ def comparison(run: FoundRun) -> list[Block]:
         "points": estimate("difference", "+.1f", scale=100),
         "labels saved": lambda row: savings_sentence(row, row["arm"], row["reference"], *limits),
     }
-    runs = run.summary.get("pretrainings", 1)
-    also = f"and new pretrainings (of {runs})" if runs > 1 else "not for a new pretraining run"
-    caption = f"differences of {metric} in points, with 95% intervals for new images and new draws of labels, {also}"
+    scope = interval_scope(run.summary.get("pretrainings", 1))
+    caption = f"differences of {metric} in points, with 95% intervals for {scope}"
     notes = [*run.summary.get("notes", []), *(f"left out: {name}" for name in run.summary.get("left_out", []))]
     blocks: list[Block] = [*_curves(run), run.table(where, rows, {**setting, **scores})]
     blocks += [run.table(caption, differences, gaps)] if len(differences) else []
