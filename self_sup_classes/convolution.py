@@ -17,12 +17,16 @@ class Conv2d(nn.Conv2d):
     There PyTorch's convolutions are slow, the backward pass most (tests/benchmarks/bench_small_images.py). Where each
     output pixel sees the whole input, most of a padded kernel covers zeros, which are left out; elsewhere the input's
     patches become the rows of a matrix, without second derivatives. Same parameters, same names, same values to
-    rounding. On other devices, for larger outputs and for batches of fewer than MIN_IMAGES, it is torch's convolution.
+    rounding. On other devices, for larger outputs and for batches of fewer than MIN_IMAGES, it is torch's convolution;
+    not in bfloat16, where PyTorch 2.14 reads memory that nobody wrote for the gradient of a kernel larger than its
+    input, so that weights became NaN in some runs at 16 px.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # torch's name
         """Return [N, O, H', W'] for [N, C, H, W], as nn.Conv2d does."""
-        if input.device.type != "cpu" or input.ndim != 4 or len(input) < MIN_IMAGES:
+        if input.device.type != "cpu" or input.ndim != 4:
+            return super().forward(input)
+        if len(input) < MIN_IMAGES and not torch.is_autocast_enabled("cpu"):
             return super().forward(input)
         height, width = input.shape[-2:]
         rows, columns = self._starts(height, axis=0), self._starts(width, axis=1)

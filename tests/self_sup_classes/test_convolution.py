@@ -68,6 +68,16 @@ def test_under_autocast_it_is_torchs_convolution_to_the_rounding_of_bfloat16(bia
         torch.testing.assert_close(mine, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item())
 
 
+def test_gradients_in_bfloat16_never_read_memory_that_nobody_wrote() -> None:
+    ours, x = Conv2d(64, 128, 3, 2, 1), torch.randn(8, 64, 1, 1)  # fewer than MIN_IMAGES
+    for _ in range(20):
+        dirty = [torch.full((n,), torch.nan) for n in (64, 1024, 16384, 262144) for _ in range(12)]
+        del dirty  # what the next allocations may get
+        with torch.autocast("cpu", torch.bfloat16):
+            y = ours(x)
+        assert torch.autograd.grad(y.float().square().sum(), ours.weight)[0].isfinite().all()
+
+
 def _gradients(y: Tensor, weighting: Tensor, wanted: list[Tensor]) -> tuple[Tensor, ...]:
     return torch.autograd.grad(y, wanted, weighting, retain_graph=True)
 
