@@ -26,6 +26,7 @@ tour: .venv/installed
 	.venv/bin/python downstream_task/train_models_with_frozen_parts.py --run-name tour/frozen --parts fc all \
 		--label-fraction 0.1 $(BRIEF)
 	.venv/bin/python downstream_task/confusion_matrix.py --runs $(TOUR)
+	.venv/bin/python downstream_task/predict.py --run-name tour/predictions
 	.venv/bin/python interpretability/grad_cam.py --run-name tour/grad_cam --per-class 6 \
 		--checkpoints '$(TOUR)/random_finetune_*_f1_d0' '$(TOUR)/pretrained_finetune_*_f1_d0'
 	.venv/bin/python interpretability/shortcut_audit.py --run-name tour/audit \

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
+from torch import Tensor
 
 from dataset_loader.xrays import XRays
 from downstream_task import label_efficiency
@@ -41,7 +41,7 @@ from utils.files import read_json
 from utils.hardware import choose_precision, describe_device, prepare
 from utils.intervals import bootstrap_intervals, fewest_groups, interval_text, metric_name
 from utils.logging_utils import Run
-from utils.metrics import CLASS_SCORES, calibration_error, confusion_counts, fit_temperature, per_class_scores
+from utils.metrics import CLASS_SCORES, calibration_error, confusion_counts, per_class_scores
 from utils.scripts import tracked
 
 REPEATS = 300  # resamples behind an interval
@@ -85,22 +85,18 @@ def score_run(finished: Finished, data: OpenedData) -> Run:
     trained, device, xrays = finished.config, data.device, data.of(finished)
     targets, note = finished.held_out(xrays)
     classifier, dtype = finished.classifier(device), choose_precision(trained.precision, device)
-    val, test = (
-        forward_all(classifier, xrays, xrays.indices(part), trained.img_res, trained.in_channels, dtype)
-        for part in ("val", "test")
-    )
+    rows = xrays.indices("test")
+    logits = forward_all(classifier, xrays, rows, trained.img_res, trained.in_channels, dtype).double()
     run.start(device=describe_device(device), data=xrays.facts())
-    save_scores(run, xrays, targets, (val.double().numpy(), test.double().numpy()), note)
+    save_scores(run, xrays, targets, logits, finished.temperature(), note)
     return run
 
 
-def save_scores(run: Run, xrays: XRays, targets: Targets, logits: tuple[np.ndarray, np.ndarray], note: str) -> None:
-    """Write predictions, scores and figure of the test part, given logits [M, C] of validation and of the test part."""
-    val, test = logits
+def save_scores(run: Run, xrays: XRays, targets: Targets, logits: Tensor, temperature: float, note: str) -> None:
+    """Write predictions, scores and figure of the test part, given its logits [M, C] and a temperature for them."""
     rows = xrays.indices("test")
     labels, groups = targets.values[rows], xrays.columns.groups[rows]
-    temperature = fit_temperature(val, targets.values[xrays.indices("val")])
-    probabilities, scaled = (targets.probabilities(torch.from_numpy(z)) for z in (test, test / temperature))
+    probabilities, scaled = (targets.probabilities(z) for z in (logits, logits / temperature))
     run.save_table("predictions", predictions_table(xrays, targets, rows, probabilities))
 
     def scores(chosen: np.ndarray) -> dict[str, float]:

@@ -13,8 +13,7 @@ from dataset_loader.splits import label_subset
 from dataset_loader.xrays import XRays, open_xrays
 from downstream_task.classifier import Classifier
 from downstream_task.finetune_config import FinetuneConfig, TrainingConfig, engine_config, has_converged
-from downstream_task.linear_head import fit_linear_head, knn_probabilities
-from downstream_task.probes import forward_all
+from downstream_task.probes import fit_linear_head, forward_all, knn_probabilities
 from downstream_task.targets import (
     LossFunction,
     Targets,

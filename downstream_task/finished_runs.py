@@ -15,12 +15,20 @@ from torch import Tensor
 from dataset_loader.xrays import DataConfig, XRays, open_xrays
 from downstream_task.classifier import Classifier, load_classifier
 from downstream_task.finetune_config import FinetuneConfig
-from downstream_task.targets import Targets, probabilities_of, read_targets
+from downstream_task.targets import (
+    Targets,
+    labels_and_probabilities,
+    logits_of,
+    probabilities_of,
+    read_predictions,
+    read_targets,
+)
 from self_sup_classes.backbones import read_state_dict
 from self_sup_classes.provenance import check_unseen, provenance_of
 from utils.config import RUNS_ROOT, UserError, make_config, part_of, repo_path
 from utils.files import read_json
 from utils.hardware import placed
+from utils.metrics import fit_temperature
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,11 @@ class Finished:
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return [N, C] of its logits [N, C]."""
         return probabilities_of(logits, self.summary["multilabel"])
+
+    def temperature(self) -> float:
+        """Return the temperature that makes its predictions on the validation part likeliest."""
+        labels, p = labels_and_probabilities(read_predictions(self.folder / "predictions_val.csv"))
+        return fit_temperature(logits_of(p, self.summary["multilabel"]), labels)
 
     def held_out(self, xrays: XRays) -> tuple[Targets, str]:
         """Return its targets in `xrays`, and a note if it has seen some that are held out ("" if not).

@@ -1,7 +1,11 @@
-"""Probes: the features of a backbone, computed once, and how well few labels are learned from them."""
+"""Probes: the features of a backbone, computed once, and how well few labels are learned from them.
+
+`probe` monitors a backbone; `fit_linear_head` is the linear probe of comparisons, as weights of a last layer.
+"""
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,11 +20,11 @@ from torch.nn import functional as F
 
 from augmentations.transform_utils import plain_view
 from dataset_loader.xrays import XRays
-from downstream_task.targets import apply_policy
+from downstream_task.targets import Targets, apply_policy
 from utils.metrics import auroc, balanced_accuracy, knn_scores
 
 # Inverse L2 strengths C of every logistic regression. The head of a classifier takes the best one on the validation
-# part, or the likeliest one by cross-validation (linear_head.py); a probe that monitors a backbone takes the likeliest
+# part, or the likeliest one by cross-validation (fit_linear_head); a probe that monitors a backbone takes the likeliest
 # one on a fifth of its own training images.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 DEFAULT_STRENGTH = 1e-2  # where there are too few images to choose by
@@ -29,6 +33,27 @@ MIN_TESTED = 2  # of a class or a finding to be tested on
 
 
 @torch.no_grad()
+def forward(
+    network: nn.Module,
+    pixels: Tensor,
+    out_size: int,
+    in_channels: int,
+    dtype: torch.dtype,
+    part: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Return the output of a network, or a `part` of it, for pixels uint8 [B, 1, S, S] on its device, in eval mode.
+
+    float32 [B, ...] on the CPU: features [B, F] of a backbone, logits [B, C] of a classifier.
+    """
+    was_training = network.training
+    network.eval()
+    y = plain_view(pixels, out_size, in_channels)
+    with torch.autocast(pixels.device.type, dtype, enabled=dtype != torch.float32):
+        output = (part or network)(y).float().cpu()
+    network.train(was_training)
+    return output
+
+
 def forward_all(
     network: nn.Module,
     xrays: XRays,
@@ -38,20 +63,9 @@ def forward_all(
     dtype: torch.dtype,
     part: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Return the output of a network, or a `part` of it, for X-rays without augmentation, in eval mode.
-
-    float32 [n, ...] on the CPU: features [n, F] of a backbone, logits [n, C] of a classifier.
-    """
-    device = next(network.parameters()).device
-    was_training = network.training
-    network.eval()
-    outputs = []
-    for batch in torch.from_numpy(indices).split(128):
-        y = plain_view(xrays.batch(batch), out_size, in_channels)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            outputs.append((part or network)(y).float().cpu())
-    network.train(was_training)
-    return torch.cat(outputs)
+    """Return what `forward` does for X-rays without augmentation: float32 [n, ...] on the CPU."""
+    batches = torch.from_numpy(indices).split(128)
+    return torch.cat([forward(network, xrays.batch(rows), out_size, in_channels, dtype, part) for rows in batches])
 
 
 def linear_probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -153,3 +167,81 @@ def _probe_one(
         "probe/linear": score(test_labels, linear_probe(train.numpy(), labels, test.numpy())),
         "probe/knn": score(test_labels, knn_scores(train, class_votes(labels), test).numpy()),
     }
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """weight float32 [C, F] and bias [C] on raw features; the inverse L2 strengths that were chosen."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+    regularisation: list[float]
+
+
+def fit_linear_head(
+    train: np.ndarray,
+    targets: np.ndarray,
+    val: np.ndarray | None,
+    val_targets: np.ndarray | None,
+    class_weights: bool = True,
+) -> LinearHead:
+    """Fit logistic regression on standardised features [N, F]; with class_weights, classes weigh the same.
+
+    targets are classes [N], each present, or findings [N, C] of 1, 0 and NaN (not counted), one regression each. Of
+    STRENGTHS, the one with the best balanced accuracy (classes) or AUROC (findings) on val [M, F] is taken, the
+    strongest of equals; without val, the likeliest one by five-fold cross-validation within the training images.
+    """
+    scaler = StandardScaler().fit(train)
+    x = np.asarray(scaler.transform(train))
+    val_x = None if val is None else np.asarray(scaler.transform(val))
+    if targets.ndim == 1:
+        strengths = [_strength(x, targets, val_x, val_targets, class_weights, balanced_accuracy)]
+        weight, bias = _fitted(strengths[0], x, targets, class_weights)
+    else:
+        strengths, fits = [], []
+        for c, y in enumerate(targets.T):
+            known = np.isfinite(y)
+            column = None if val_targets is None else val_targets[:, c]
+            strengths.append(_strength(x[known], y[known].astype(int), val_x, column, class_weights, auroc))
+            fits.append(_fitted(strengths[-1], x[known], y[known].astype(int), class_weights))
+        # a sigmoid's logit is the difference of the two classes' logits
+        weight, bias = np.stack([w[1] - w[0] for w, _ in fits]), np.array([b[1] - b[0] for _, b in fits])
+    weight = weight / np.asarray(scaler.scale_)
+    bias = bias - weight @ np.asarray(scaler.mean_)
+    return LinearHead(weight.astype(np.float32), bias.astype(np.float32), strengths)
+
+
+def knn_probabilities(train: np.ndarray, targets: np.ndarray, val: np.ndarray, what: Targets) -> np.ndarray:
+    """Return [M, C] by the 20 nearest of the training features [N, F] by cosine; classes weigh the same."""
+    if what.multilabel:
+        votes = torch.from_numpy(np.nan_to_num(targets, nan=0.5))
+    else:
+        votes = class_votes(targets, len(what.names))
+    scores = knn_scores(torch.from_numpy(train), votes, torch.from_numpy(val)).double().numpy()
+    return scores if what.multilabel else scores / scores.sum(1, keepdims=True)
+
+
+def _strength(
+    x: np.ndarray,
+    y: np.ndarray,
+    val_x: np.ndarray | None,
+    val_y: np.ndarray | None,
+    class_weights: bool,
+    score: Callable[[np.ndarray, np.ndarray], float],
+) -> float:
+    """Return the strength with the best score on validation (NaN labels are left out), or else by cross-validation."""
+    if val_x is None or val_y is None:
+        return likeliest_strength(x, y, class_weights, folds=5)
+    known = np.isfinite(val_y)
+    labels, features = val_y[known].astype(int), val_x[known]
+    fits = [_fitted(c, x, y, class_weights) for c in STRENGTHS]
+    return STRENGTHS[int(np.argmax([score(labels, features @ weight.T + bias) for weight, bias in fits]))]
+
+
+def _fitted(c: float, x: np.ndarray, y: np.ndarray, class_weights: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return weight and bias with one row per class; scikit-learn gives a single one for two classes."""
+    model = logistic_regression(c, x, y, class_weights)
+    weight, bias = model.coef_, np.asarray(model.intercept_)
+    if len(model.classes_) == 2:
+        return np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    return weight, bias

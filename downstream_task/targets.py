@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import logit
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -80,6 +81,16 @@ class Targets:
 def probabilities_of(logits: Tensor, multilabel: bool) -> Tensor:
     """Return [n, C] of logits [n, C]: of findings, each on its own, or of classes, which exclude each other."""
     return torch.sigmoid(logits) if multilabel else torch.softmax(logits, 1)
+
+
+def logits_of(probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
+    """Return logits [n, C] that have these probabilities [n, C] in float64, as far as these distinguish them.
+
+    For classes down to a probability of 1e-307; for findings up to 1 - 1e-16, which is a logit of 36.
+    """
+    if multilabel:
+        return logit(np.clip(probabilities, 2**-53, 1 - 2**-53))
+    return np.log(np.clip(probabilities, np.finfo(float).tiny, None))
 
 
 def read_targets(xrays: XRays, config: TargetConfig) -> Targets:

@@ -13,8 +13,7 @@ from dataset_loader.lung_masks import masks_of
 from dataset_loader.phantoms.dataset import SOURCES
 from dataset_loader.xrays import XRays
 from downstream_task.finished_runs import Finished
-from downstream_task.linear_head import fit_linear_head
-from downstream_task.probes import linear_probe, probed_classes
+from downstream_task.probes import fit_linear_head, linear_probe, probed_classes
 from downstream_task.targets import Targets, check_learnable
 from interpretability.alterations import ALTERATIONS, AS_IS, NEEDS_MASKS
 from interpretability.faithfulness import area_share, enlarged, mass_inside

@@ -39,8 +39,7 @@ from torch.nn import functional as F
 
 from augmentations.transform_utils import Views, step_generator
 from dataset_loader.xrays import DataConfig, XRays, open_xrays
-from downstream_task.linear_head import fit_linear_head
-from downstream_task.probes import forward_all
+from downstream_task.probes import fit_linear_head, forward_all
 from self_sup_classes.backbones import Backbone
 from self_sup_classes.initialisation import random_backbone
 from utils.metrics import balanced_accuracy

@@ -109,7 +109,7 @@ def test_scripts_from_labels_to_the_test_part(phantoms: Path, script: Any, name:
     val = pd.read_csv(folder / one / "predictions_val.csv")
     logits, labels = np.log(val.filter(like="p ").to_numpy()), pd.Categorical(val["label"]).codes.astype(int)
     tested = json.loads((result / "summary.json").read_text())
-    assert tested["temperature"] == pytest.approx(fit_temperature(logits, labels), rel=1e-3)
+    assert tested["temperature"] == pytest.approx(fit_temperature(logits, labels), rel=1e-6)
 
     summary_file = folder / one / "summary.json"
     summary_file.write_text(summary_file.read_text().replace('"split_hash": "', '"split_hash": "0'))

@@ -6,8 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
-from downstream_task.linear_head import fit_linear_head
-from downstream_task.probes import DEFAULT_STRENGTH, STRENGTHS
+from downstream_task.probes import DEFAULT_STRENGTH, STRENGTHS, fit_linear_head
 
 
 def test_a_linear_probe_is_the_optimum_of_logistic_regression() -> None:

@@ -1,0 +1,258 @@
+"""What does a finished classifier say about X-rays? Calibrated probabilities for files, folders or a table.
+
+    python downstream_task/predict.py
+    python downstream_task/predict.py --classifier 'runs/compare/covid/pretrained_finetune_*_f1_d0' --images films/
+    python downstream_task/predict.py --classifier resnet18_state_dict.pt --classes COVID Normal --img-res 224 \\
+        --images films.csv
+
+`classifier` is a fine-tuning run, or a state_dict from elsewhere, which the keys under it describe. runs/<run_name>/
+holds predictions.csv (file, the probability of each class or finding as `p <name>`, the most probable class, and the
+other columns of a table), rejected.csv (files that cannot be used, and why) and summary.json. Probabilities of a run
+are scaled by the temperature that fits its validation part; those of a state_dict are as the network gives them. By
+default it predicts synthetic X-rays by a run of trained_vs_no_trained_compare.py: some seconds.
+"""
+
+from typing import Any
+
+from utils.scripts import flags, run_script
+
+config: dict[str, Any] = {
+    "classifier": "runs/compare/phantom/pretrained_finetune_*_f1_d0",  # a fine-tuning run | *_state_dict.pt
+    "images": ["datasets/phantom"],  # files, folders (all below), or a CSV whose column `file` is relative to it
+    # a state_dict only: a run knows these
+    "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
+    "in_channels": 1,  # 1 (gray) | 3
+    "classes": [],  # its outputs in their order
+    "multilabel": False,  # True: they are findings, of which an X-ray may have several
+    "img_res": 0,  # pixels per side at which it was trained
+    # run
+    "run_name": "",  # runs/<run_name>/; "" is predict/ and the classifier's name
+    "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
+    "threads": 0,  # CPU threads; 0 leaves it to torch
+}
+
+if __name__ == "__main__":
+    config = flags(config, __doc__, __file__)  # before the slow imports
+
+import hashlib
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from dataset_loader.decoding import BrokenImageError, decode_square
+from dataset_loader.unlabelled import image_files
+from downstream_task.classifier import Classifier, load_classifier
+from downstream_task.finished_runs import open_checkpoints
+from downstream_task.probes import forward
+from downstream_task.targets import probabilities_of
+from self_sup_classes.backbones import check_backbone
+from utils.config import Config, UserError, as_dict, repo_path
+from utils.hardware import choose_precision, describe_device, placed, prepare, usable_cores
+from utils.logging_utils import Run
+from utils.scripts import progress_bar
+
+AT_ONCE = 128  # images decoded and predicted together
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(Config):
+    """The config above, checked."""
+
+    classifier: str
+    images: list[str]
+    backbone: str
+    in_channels: int
+    classes: list[str]
+    multilabel: bool
+    img_res: int
+    run_name: str
+    device: str
+    threads: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_backbone(self.backbone, self.in_channels)
+        if not self.images:
+            raise UserError("images is empty; name X-ray files, folders that hold them, or a CSV with a column file.")
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A classifier and how X-rays are shown to it.
+
+    sizes   pixels per side: decoded, and seen by the network
+    origin  facts that identify it: where its weights are, and their hash
+    """
+
+    network: Classifier
+    classes: list[str]
+    multilabel: bool
+    sizes: tuple[int, int]
+    in_channels: int
+    dtype: torch.dtype
+    temperature: float
+    name: str
+    origin: dict[str, Any]
+
+    def probabilities(self, squares: np.ndarray) -> np.ndarray:
+        """Return [n, C] for decoded X-rays uint8 [n, 1, S, S]."""
+        pixels = torch.from_numpy(squares).to(next(self.network.parameters()).device)
+        logits = forward(self.network, pixels, self.sizes[1], self.in_channels, self.dtype)
+        return probabilities_of(logits.double() / self.temperature, self.multilabel).numpy()
+
+
+def main(config: PredictConfig) -> None:
+    """Predict every X-ray, write the tables, print how many there are of each class."""
+    predictor = open_predictor(config, prepare(config.device, config.threads))
+    films = find_films(config.images)
+    stamps = [(file, Path(file).stat().st_mtime_ns) if Path(file).exists() else file for file in films["path"]]
+    files = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
+    run_name = config.run_name or f"predict/{predictor.name}"
+    run = Run(run_name, {**as_dict(config), **predictor.origin, "files": files}, "predictions")
+    if run.summary is None:
+        run.start(device=describe_device(next(predictor.network.parameters()).device))
+        predict(predictor, films, run)
+    assert run.summary is not None
+    print("\n".join(run.summary["report"]))
+
+
+def open_predictor(config: PredictConfig, device: torch.device) -> Predictor:
+    """Return the classifier that the config names. Raises UserError if it is missing, or is described wrongly."""
+    path = repo_path(config.classifier)
+    if path.suffix == ".pt" and (config.classes or not (path.parent / "summary.json").exists()):
+        return _from_elsewhere(path, config, device)
+    found, *others = open_checkpoints([config.classifier]).values()
+    if others:
+        raise UserError(f"{config.classifier} stands for {1 + len(others)} runs; name one, such as runs/{found.name}.")
+    trained, summary = found.config, found.summary
+    return Predictor(
+        found.classifier(device),
+        summary["classes"],
+        summary["multilabel"],
+        (trained.stored_size, trained.img_res),
+        trained.in_channels,
+        choose_precision(trained.precision, device),
+        found.temperature(),
+        found.name,
+        {"weights": found.weights_hash(), "synthetic": summary["synthetic"]},
+    )
+
+
+def _from_elsewhere(path: Path, config: PredictConfig, device: torch.device) -> Predictor:
+    if len(config.classes) < 1 + (not config.multilabel) or config.img_res < 1:
+        raise UserError(
+            f"{path.name} does not say what its outputs are or how large images were; give --classes, in the order of "
+            "its outputs, and --img-res, the pixels per side at which it was trained."
+        )
+    network = load_classifier(path, config.backbone, config.in_channels, config.classes)
+    return Predictor(
+        placed(network, device),
+        config.classes,
+        config.multilabel,
+        (config.img_res * 8 // 7, config.img_res),
+        config.in_channels,
+        torch.float32,
+        1.0,
+        path.name.removesuffix(".pt"),
+        {"weights": hashlib.sha256(path.read_bytes()).hexdigest()[:16], "synthetic": False},
+    )
+
+
+def find_films(names: Sequence[str]) -> pd.DataFrame:
+    """Return one row per X-ray: file as the user knows it, path, and the other columns of tables; each path once.
+
+    Raises UserError for a name that does not exist, a folder without images, or a table without the column file.
+    """
+    tables = []
+    for name in names:
+        path = repo_path(name)
+        if path.is_dir():
+            files = image_files(path)
+            if not len(files):
+                raise UserError(f"there is no image below {path}; name files or folders that hold X-rays.")
+            tables.append(pd.DataFrame({"file": files, "path": [str(path / file) for file in files]}))
+        elif path.suffix.lower() == ".csv" and path.is_file():
+            tables.append(_read_table(path))
+        elif path.is_file():
+            tables.append(pd.DataFrame({"file": [name], "path": [str(path)]}))
+        else:
+            raise UserError(f"images names {name!r}, but {path} does not exist.")
+    return pd.concat(tables).drop_duplicates("path", ignore_index=True)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if "file" not in table or not len(table):
+        raise UserError(f"{path} has the columns {', '.join(map(str, table))}; expected a column file, and rows.")
+    return table.assign(path=[str(path.parent / file) for file in table["file"]])
+
+
+def predict(predictor: Predictor, films: pd.DataFrame, run: Run) -> None:
+    """Decode and predict the films in batches; write predictions.csv, rejected.csv and the summary."""
+    started, found, rejected = time.monotonic(), {}, {}
+    decode = partial(_decoded, size=predictor.sizes[0])
+    with ThreadPoolExecutor(usable_cores()) as pool, progress_bar(len(films), "predicting") as bar:
+        for start in range(0, len(films), AT_ONCE):
+            images = dict(enumerate(pool.map(decode, films["path"][start : start + AT_ONCE]), start))
+            rejected |= {row: image for row, image in images.items() if isinstance(image, str)}
+            usable = {row: image for row, image in images.items() if not isinstance(image, str)}
+            if usable:
+                probabilities = predictor.probabilities(np.stack([*usable.values()])[:, None])
+                found |= dict(zip(usable, probabilities, strict=True))
+            bar.update(len(images))
+    reasons = pd.DataFrame({"file": films["file"].iloc[[*rejected]], "reason": [*rejected.values()]})
+    run.save_table("rejected", reasons)
+    if not found:
+        first = reasons.iloc[0]
+        raise UserError(f"none of the {len(films):,} files can be used; the first, {first['file']}: {first['reason']}.")
+    table, minutes = films.iloc[[*found]].drop(columns="path"), (time.monotonic() - started) / 60
+    probabilities = np.stack([*found.values()])  # [n, C]
+    table[[f"p {name}" for name in predictor.classes]] = probabilities
+    if not predictor.multilabel:
+        table["predicted"] = [predictor.classes[c] for c in probabilities.argmax(1)]
+    run.save_table("predictions", table)
+    run.finish(
+        {
+            "images": len(table),
+            "rejected": len(rejected),
+            "classes": predictor.classes,
+            "temperature": predictor.temperature,
+            "report": report(table, predictor, len(rejected), len(films) / minutes, run),
+        }
+    )
+
+
+def _decoded(path: str, size: int) -> np.ndarray | str:
+    """Return the image [S, S], or the reason why it cannot be used."""
+    try:
+        return decode_square(path, size)
+    except BrokenImageError as error:
+        return str(error)
+
+
+def report(table: pd.DataFrame, predictor: Predictor, num_rejected: int, per_minute: float, run: Run) -> list[str]:
+    """Return lines to print: how many X-rays of each class, or the mean probability of each finding."""
+    mean = table[[f"p {name}" for name in predictor.classes]].mean().to_numpy()
+    rows = {"mean probability": [f"{p:.3f}" for p in mean]}
+    if not predictor.multilabel:
+        rows = {"X-rays": [str((table["predicted"] == name).sum()) for name in predictor.classes], **rows}
+    trained = " (trained on synthetic X-rays)" if predictor.origin["synthetic"] else ""
+    lines = [
+        f"\n{len(table):,} X-rays by {predictor.name}{trained}, {per_minute:,.0f} per minute, "
+        f"probabilities at temperature {predictor.temperature:.2f}",
+        pd.DataFrame(rows, index=predictor.classes).to_string(),
+    ]
+    if num_rejected:
+        lines.append(f"{num_rejected:,} files could not be used: see {run}/rejected.csv")
+    return [*lines, "Research code: nothing here is a medical finding.", f"\ntable   {run}/predictions.csv"]
+
+
+if __name__ == "__main__":
+    run_script(main, PredictConfig, config)

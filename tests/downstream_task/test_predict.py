@@ -1,0 +1,117 @@
+"""predict.py: calibrated probabilities for tables, folders and state_dicts; inputs that cannot be used."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from finetuning_config import finetuning_config
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, logit, softmax
+
+from dataset_loader.phantoms.dataset import COVID_ROOT
+from downstream_task.finetuning import finetune
+from utils.config import RUNS_ROOT
+
+PREDICT = "downstream_task/predict.py"
+
+
+@pytest.fixture(scope="module")
+def trained(phantoms: Path) -> Iterator[Path]:
+    """A finished linear probe under runs/; what this module writes is deleted afterwards."""
+    small = {"method": "linear", "img_res": 32, "label_fraction": 0.2, "run_name": "predict/trained", "threads": 1}
+    yield finetune(finetuning_config(**small, data_root=str(phantoms / COVID_ROOT))).folder
+    shutil.rmtree(RUNS_ROOT / "predict")
+
+
+@pytest.fixture
+def predicted(trained: Path, script: Any) -> Any:
+    """predicted(name, *flags): predictions.csv and rejected.csv of a run of the script; asserts that it succeeds."""
+
+    def run(name: str, *flags: str) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+        done = script(PREDICT, "--run-name", f"predict/{name}", "--threads", "1", *flags)
+        assert done.returncode == 0, done.stderr
+        tables = (pd.read_csv(RUNS_ROOT / "predict" / name / f"{table}.csv") for table in ("predictions", "rejected"))
+        return *tables, done.stdout
+
+    return run
+
+
+def likeliest_temperature(val: pd.DataFrame) -> tuple[float, np.ndarray]:
+    """The temperature and log probabilities [M, C] of a table of predictions, by a general minimiser."""
+    log_p = np.log(val.filter(like="p ").to_numpy())
+    rows, labels = np.arange(len(val)), pd.Categorical(val["label"]).codes
+
+    def loss(log_t: float) -> float:
+        return -log_softmax(log_p / np.exp(log_t), axis=1)[rows, labels].mean()
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-4, 4), method="bounded").x)), log_p
+
+
+def test_a_table_gets_probabilities_at_the_temperature_of_validation(
+    phantoms: Path, trained: Path, predicted: Any, tmp_path: Path
+) -> None:
+    val = pd.read_csv(trained / "predictions_val.csv")
+    files = [str(phantoms / COVID_ROOT / file) for file in val["file"]]
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    table = pd.DataFrame({"file": [*files, "broken.png"], "patient": [f"p{n}" for n in range(len(files) + 1)]})
+    table.to_csv(tmp_path / "films.csv", index=False)
+    flags = ("--classifier", "runs/predict/trained", "--images", str(tmp_path / "films.csv"))
+    found, rejected, printed = predicted("table", *flags)
+    temperature, log_p = likeliest_temperature(val)
+    assert temperature != pytest.approx(1, rel=0.01)
+    np.testing.assert_allclose(found.filter(like="p "), softmax(log_p / temperature, axis=1), atol=1e-3)
+    names = np.array([column[2:] for column in found.filter(like="p ")])
+    assert found["predicted"].tolist() == names[log_p.argmax(1)].tolist()
+    assert found["file"].tolist() == files
+    assert found["patient"].tolist() == table["patient"].tolist()[:-1]
+    assert rejected.to_numpy().tolist() == [["broken.png", "not an image"]]
+    assert "1 files could not be used" in printed
+    assert predicted("table", *flags)[2] == printed, "the same command prints the stored result"
+
+
+def test_a_folder_by_a_state_dict_from_elsewhere(trained: Path, phantoms: Path, predicted: Any, tmp_path: Path) -> None:
+    val = pd.read_csv(trained / "predictions_val.csv")
+    classes = [column[2:] for column in val.filter(like="p ")]
+    shutil.copy(trained / "resnet18_best_state_dict.pt", tmp_path / "weights.pt")
+    flags = ("--classifier", str(tmp_path / "weights.pt"), "--img-res", "32", "--classes", *classes)
+    found, _, _ = predicted("elsewhere", *flags, "--images", str(phantoms / COVID_ROOT))
+    assert not found["file"].str.contains("masks").any()
+    both = val.merge(found, on="file", suffixes=("", " there"))
+    assert len(both) == len(val)
+    for name in classes:
+        np.testing.assert_allclose(both[f"p {name} there"], both[f"p {name}"], atol=1e-6)
+    findings, _, _ = predicted("findings", *flags, "--multilabel", "--images", str(phantoms / COVID_ROOT))
+    assert "predicted" not in findings
+    first, second = f"p {classes[0]}", f"p {classes[1]}"
+    differences = logit(findings[first]) - logit(findings[second])  # of the same logits
+    np.testing.assert_allclose(differences, np.log(found[first] / found[second]), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--images", "nowhere.png"], "does not exist"),
+        (["--images", "{tmp}"], "no image below"),
+        (["--images", "{tmp}/no_file.csv"], "expected a column file"),
+        (["--images", "{tmp}/gone.csv"], "none of the 1 files can be used; the first, gone.png"),
+        (["--classifier", "{tmp}/weights.pt"], "give --classes"),
+        (["--classifier", "{tmp}/weights.pt", "--classes", "a", "b", "--img-res", "32"], "weights.pt"),
+    ],
+)
+def test_wrong_inputs_get_one_sentence(
+    flags: list[str], sentence: str, trained: Path, phantoms: Path, script: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "no_file.csv").write_text("name\nx.png\n")
+    (tmp_path / "gone.csv").write_text("file\ngone.png\n")
+    shutil.copy(trained / "resnet18_best_state_dict.pt", tmp_path / "weights.pt")
+    given = [flag.format(tmp=tmp_path) for flag in flags]
+    usual = ["--classifier", "runs/predict/trained", "--images", str(phantoms / COVID_ROOT)]
+    done = script(PREDICT, "--run-name", "predict/wrong", *usual, *given)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
