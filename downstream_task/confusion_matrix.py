@@ -3,10 +3,13 @@
     python downstream_task/confusion_matrix.py
     python downstream_task/confusion_matrix.py --runs runs/compare/covid
     python downstream_task/confusion_matrix.py --runs runs/compare/covid/random_linear_f0.05_d0 --threads 1
+    python downstream_task/confusion_matrix.py --runs runs/compare/covid --external covid:/data/another_hospital
 
 `runs` names fine-tuning runs, or comparisons: of these, what validation chose is tested. Prints one row per run.
 runs/test/<run>/ holds predictions.csv, scores.csv (with 95% intervals over patients or duplicate groups), classes.csv,
 summary.json and figures/confusion_matrix.png. A comparison also gets curves.csv and differences.csv, as on validation.
+`external` tests on all images of other collections too, which the networks must not have seen, and gives the drop from
+the test part over the classes that both have; runs/external/<collection>/<run>/ holds the same files.
 The calibration error (ECE) is given before and after temperature scaling; the temperature is fitted on validation.
 """
 
@@ -16,6 +19,7 @@ from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
     "runs": ["runs/compare/phantom"],  # fine-tuning runs or comparisons: folders under runs/
+    "external": [],  # other collections: DATASET or DATASET:FOLDER, such as covid:/data/another_hospital
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves it to torch
 }
@@ -23,23 +27,24 @@ config: dict[str, Any] = {
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__)  # before the slow imports
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 
-from dataset_loader.xrays import XRays
+from dataset_loader.xrays import DATASETS, DataConfig
 from downstream_task import label_efficiency
-from downstream_task.finished_runs import Finished, OpenedData, find_finished, run_name
-from downstream_task.probes import forward_all
-from downstream_task.targets import Targets, predictions_table
+from downstream_task.finetune_config import FinetuneConfig
+from downstream_task.finished_runs import Finished, OpenedData, Scored, find_finished, run_name
+from downstream_task.targets import labels_and_probabilities, predictions_table, read_predictions
+from self_sup_classes.provenance import check_unseen
 from utils import plots
-from utils.config import RUNS_ROOT, Config, UserError, as_dict, repo_path
+from utils.config import RUNS_ROOT, Config, UserError, as_dict, check_choice, make_config, part_of, repo_path
 from utils.files import read_json
-from utils.hardware import choose_precision, describe_device, prepare
-from utils.intervals import bootstrap_intervals, fewest_groups, interval_text, metric_name
+from utils.hardware import describe_device, prepare
+from utils.intervals import bootstrap_intervals, fewest_groups, interval_text, metric_name, resampled_scores
 from utils.logging_utils import Run
 from utils.metrics import CLASS_SCORES, calibration_error, confusion_counts, per_class_scores
 from utils.scripts import tracked
@@ -54,6 +59,7 @@ class ScoreConfig(Config):
     """The config above, checked."""
 
     runs: list[str]
+    external: list[str]
     device: str
     threads: int
 
@@ -61,6 +67,8 @@ class ScoreConfig(Config):
         super().__post_init__()
         if not self.runs:
             raise UserError("runs is empty; name at least one folder under runs/.")
+        for entry in self.external:
+            check_choice("external", entry.partition(":")[0], DATASETS)
 
 
 def main(config: ScoreConfig) -> None:
@@ -72,6 +80,8 @@ def main(config: ScoreConfig) -> None:
     for folder in map(repo_path, config.runs):
         if (folder / "differences.csv").exists():
             print("\n".join(score_comparison(folder)))
+    for entry in config.external:
+        print(external_table([score_external(finished, entry, data) for finished in tracked(runs, entry, "run")]))
     print("\ntables and figures   runs/test/")
     print(f"next   python interpretability/shortcut_audit.py --checkpoints runs/{runs[-1].name}")
 
@@ -80,23 +90,69 @@ def score_run(finished: Finished, data: OpenedData) -> Run:
     """Score a run on the test part; return the stored result if that was done before."""
     facts = {"tested": finished.name, "weights": finished.weights_hash(), "trained": as_dict(finished.config)}
     run = Run(f"test/{finished.name}", facts, "test")
-    if run.summary is not None:
-        return run
-    trained, device, xrays = finished.config, data.device, data.of(finished)
-    targets, note = finished.held_out(xrays)
-    classifier, dtype = finished.classifier(device), choose_precision(trained.precision, device)
-    rows = xrays.indices("test")
-    logits = forward_all(classifier, xrays, rows, trained.img_res, trained.in_channels, dtype).double()
-    run.start(device=describe_device(device), data=xrays.facts())
-    save_scores(run, xrays, targets, logits, finished.temperature(), note)
+    if run.summary is None:
+        xrays = data.of(finished.config)
+        targets, note = finished.held_out(xrays)
+        scored = finished.look(xrays, targets, xrays.indices("test"), note)
+        run.start(device=describe_device(data.device), data=xrays.facts())
+        save_scores(run, scored, "of the test part", {})
     return run
 
 
-def save_scores(run: Run, xrays: XRays, targets: Targets, logits: Tensor, temperature: float, note: str) -> None:
-    """Write predictions, scores and figure of the test part, given its logits [M, C] and a temperature for them."""
-    rows = xrays.indices("test")
+def score_external(finished: Finished, entry: str, data: OpenedData) -> Run:
+    """Score a tested run on all images of another collection; return the stored result if that was done before.
+
+    The score and its drop from the test part are over the classes or findings that both collections have.
+    Raises UserError if these are too few, or if the network has seen one of the images.
+    """
+    config = external_data(entry, finished.config)
+    name = "-".join([config.dataset, *Path(config.data_root).parts[-2:]])  # many folders have a data set's own name
+    facts = {"tested": finished.name, "weights": finished.weights_hash(), "external": as_dict(config)}
+    run = Run(f"external/{name}/{finished.name}", facts, "external test")
+    if run.summary is None:
+        xrays = data.of(config)
+        targets, rows, shared = finished.shared_targets(xrays)
+        note = check_unseen(finished.provenance(), xrays, finished.config.allow_seen, str(finished.weights), rows)
+        scored = finished.look(xrays, targets, rows, note)
+        run.start(device=describe_device(data.device), data=xrays.facts())
+        missing = [name for name in targets.names if name not in shared]
+        drop = compared_with_test(finished, scored, shared)
+        save_scores(run, scored, f"of {name}", {"tested": finished.name, "missing": missing, **drop})
+    return run
+
+
+def external_data(entry: str, trained: FinetuneConfig) -> DataConfig:
+    """Return the data that an entry of `external` names, at the sizes of a run's own data."""
+    dataset, _, root = entry.partition(":")
+    return make_config(DataConfig, {**part_of(trained, DataConfig), "dataset": dataset, "data_root": root})
+
+
+def compared_with_test(finished: Finished, scored: Scored, shared: Sequence[str]) -> dict[str, Any]:
+    """Return the `internal` score, on the test part, and the `drop` from it to `scored`, each with low and high.
+
+    Both over the `shared` classes or findings. The two parts are independent, so their variances add.
+    """
+    table = read_predictions(RUNS_ROOT / "test" / finished.name / "predictions.csv")
+    (labels, p), groups = labels_and_probabilities(table), table["group"].to_numpy(str)
+    known, score = np.isin(scored.targets.names, shared), scored.targets.score
+    if scored.targets.multilabel:
+        labels = np.where(known, labels, np.nan)
+    else:
+        labels, p, groups = labels[known[labels]], p[known[labels]], groups[known[labels]]
+    internal = bootstrap_intervals(lambda rows: {"score": score(labels[rows], p[rows])}, groups, REPEATS)["score"]
+    own = scored.targets.values[scored.rows], scored.targets.probabilities(scored.logits)
+    here = resampled_scores(score, [p], labels, groups, REPEATS)
+    there = resampled_scores(score, [own[1]], own[0], scored.xrays.columns.groups[scored.rows], REPEATS, seed=1)
+    drop = internal[0] - score(*own)
+    reach = 1.96 * float(np.sqrt(np.nanvar(here) + np.nanvar(there)))
+    return {"internal": list(internal), "drop": [drop, drop - reach, drop + reach]}
+
+
+def save_scores(run: Run, scored: Scored, where: str, facts: Mapping[str, Any]) -> None:
+    """Write predictions, scores, figure and summary, with the caller's `facts`, of X-rays `where` they are from."""
+    xrays, targets, rows, logits = scored.xrays, scored.targets, scored.rows, scored.logits
     labels, groups = targets.values[rows], xrays.columns.groups[rows]
-    probabilities, scaled = (targets.probabilities(z) for z in (logits, logits / temperature))
+    probabilities, scaled = (targets.probabilities(z) for z in (logits, logits / scored.temperature))
     run.save_table("predictions", predictions_table(xrays, targets, rows, probabilities))
 
     def scores(chosen: np.ndarray) -> dict[str, float]:
@@ -108,21 +164,22 @@ def save_scores(run: Run, xrays: XRays, targets: Targets, logits: Tensor, temper
     run.save_table("scores", pd.DataFrame([(name, *values) for name, values in found.items()], columns=SCORE_COLUMNS))
     if not targets.multilabel:
         run.save_table("classes", class_table(labels, probabilities, groups, targets.names, fewest))
-        title = plots.marked(f"{len(rows):,} X-rays of the test part", xrays.synthetic, bool(note))
+        title = plots.marked(f"{len(rows):,} X-rays {where}", xrays.synthetic, bool(scored.note))
         counts = confusion_counts(labels, probabilities)
         run.save_figure("confusion_matrix", plots.confusion_matrices(counts, targets.names, title), step=0)
     run.finish(
         {
             "synthetic": xrays.synthetic,
-            "transductive": bool(note),
+            "transductive": bool(scored.note),
             "multilabel": targets.multilabel,
             "metric": targets.metric,
-            "note": note,
+            "note": scored.note,
             "images": len(rows),
             "groups": len(np.unique(groups)),
-            "temperature": temperature,
+            "temperature": scored.temperature,
             "split_hash": xrays.split_hash,
             **{name: list(values) for name, values in found.items()},
+            **facts,
         }
     )
 
@@ -157,6 +214,20 @@ def score_table(tested: list[Run]) -> str:
     )
     notes = sorted({summary["note"] for summary in summaries.values()} - {""})
     return "\n".join(["", f"{title}: value [95% interval]", pd.DataFrame(rows).T.to_string(), *notes])
+
+
+def external_table(tested: list[Run]) -> str:
+    """Return internal score, external score and drop as text, one row per run, and what the collection lacks."""
+    first, rows = tested[0].summary or {}, {}
+    for one in tested:
+        summary: Any = one.summary
+        values = {"test part": summary["internal"], "external": summary[summary["metric"]], "drop": summary["drop"]}
+        rows[summary["tested"]] = {name: interval_text(*value, form=".2f") for name, value in values.items()}
+    where = tested[0].name.split("/")[1]
+    title = plots.marked(f"{first['images']:,} X-rays of {where}, external test", first["synthetic"], False)
+    lacks = [f"it has no images of: {', '.join(first['missing'])}; left out of both scores"] if first["missing"] else []
+    name = metric_name(first["metric"])
+    return "\n".join(["", f"{title}: {name} [95% interval]", pd.DataFrame(rows).T.to_string(), *lacks])
 
 
 def score_comparison(folder: Path) -> list[str]:

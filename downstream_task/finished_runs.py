@@ -4,10 +4,11 @@ import fnmatch
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from dataset_loader.xrays import DataConfig, XRays, open_xrays
 from downstream_task.classifier import Classifier, load_classifier
 from downstream_task.finetune_config import FinetuneConfig
+from downstream_task.probes import forward_all
 from downstream_task.targets import (
     Targets,
     labels_and_probabilities,
@@ -24,11 +26,29 @@ from downstream_task.targets import (
     read_targets,
 )
 from self_sup_classes.backbones import read_state_dict
-from self_sup_classes.provenance import check_unseen, provenance_of
+from self_sup_classes.provenance import Provenance, check_unseen, provenance_of
 from utils.config import RUNS_ROOT, UserError, make_config, part_of, repo_path
 from utils.files import read_json
-from utils.hardware import placed
+from utils.hardware import choose_precision, placed
 from utils.metrics import fit_temperature
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a network says about some X-rays.
+
+    rows         [n] where they are in `xrays`
+    logits       float64 [n, C]
+    temperature  of the network, fitted on its validation part
+    note         on images that it has seen, "" if none
+    """
+
+    xrays: XRays
+    targets: Targets
+    rows: np.ndarray
+    logits: Tensor
+    temperature: float
+    note: str
 
 
 @dataclass(frozen=True)
@@ -84,10 +104,42 @@ class Finished:
                 f"{xrays.columns.root} make split {xrays.split_hash} now: files came or went, or these are "
                 "other data. Restore them, or train again."
             )
-        provenance = provenance_of(read_state_dict(self.weights))
-        return read_targets(xrays, self.config), check_unseen(
-            provenance, xrays, self.config.allow_seen, str(self.weights)
-        )
+        note = check_unseen(self.provenance(), xrays, self.config.allow_seen, str(self.weights))
+        return read_targets(xrays, self.config), note
+
+    def look(self, xrays: XRays, targets: Targets, rows: np.ndarray, note: str) -> Scored:
+        """Return what its network says about the X-rays at `rows` [n]."""
+        config, device = self.config, xrays.store.device
+        classifier, dtype = self.classifier(device), choose_precision(config.precision, device)
+        logits = forward_all(classifier, xrays, rows, config.img_res, config.in_channels, dtype).double()
+        return Scored(xrays, targets, rows, logits, self.temperature(), note)
+
+    def provenance(self) -> Provenance | None:
+        """Return what its weights were trained on, or None if that is not known."""
+        return provenance_of(read_state_dict(self.weights))
+
+    def shared_targets(self, xrays: XRays) -> tuple[Targets, np.ndarray, list[str]]:
+        """Return targets of another collection by the network's own classes or findings, for an external test.
+
+        Also the rows [n] that can be scored (X-rays of a class that the network knows; for findings, all), and the
+        names that both have. Findings that only the network knows are NaN.
+        Raises UserError if there are fewer than two shared classes, or no shared finding.
+        """
+        names, columns, multilabel = self.summary["classes"], xrays.columns, self.summary["multilabel"]
+        shared = [name for name in names if name in columns.label_names]
+        if multilabel != (columns.labels.ndim > 1) or len(shared) < 2 - multilabel:
+            raise UserError(
+                f"{columns.root} has {', '.join(columns.label_names)}, and {self.folder} predicts {', '.join(names)}; "
+                "an external test needs two classes, or one finding, of the same name."
+            )
+        if multilabel:
+            known = read_targets(xrays, replace(self.config, findings=shared)).values
+            values = np.full((len(xrays), len(names)), np.nan, dtype=np.float32)
+            values[:, [names.index(name) for name in shared]] = known
+            return Targets(values, tuple(names)), np.arange(len(xrays)), shared
+        index = np.array([names.index(name) if name in names else -1 for name in columns.label_names])
+        values = index[columns.labels]
+        return Targets(values, tuple(names)), np.flatnonzero(values >= 0), shared
 
 
 class OpenedData:
@@ -97,11 +149,11 @@ class OpenedData:
         self.device = device
         self.opened: dict[str, XRays] = {}
 
-    def of(self, finished: Finished) -> XRays:
-        """Return the data that a run was trained on and is scored on."""
-        key = json.dumps(part_of(finished.config, DataConfig))
+    def of(self, config: DataConfig) -> XRays:
+        """Return the data that a config names."""
+        key = json.dumps(part_of(config, DataConfig))
         if key not in self.opened:
-            self.opened[key] = open_xrays(finished.config, self.device)
+            self.opened[key] = open_xrays(config, self.device)
         return self.opened[key]
 
 

@@ -72,10 +72,18 @@ class Targets:
         """Return [n, C] float64 of logits [n, C]."""
         return probabilities_of(logits.double(), self.multilabel).numpy()
 
+    def score(self, values: np.ndarray, probabilities: np.ndarray) -> float:
+        """Return that score of probabilities [n, C] for classes [n] or findings [n, C] with these names."""
+        return scores_of(values, probabilities)[self.metric]
+
     def scores(self, indices: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
         """Return every score of the probabilities [n, C] of the X-rays at `indices`."""
-        score = finding_scores if self.multilabel else classification_scores
-        return score(self.values[indices], probabilities)
+        return scores_of(self.values[indices], probabilities)
+
+
+def scores_of(values: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Return every score of probabilities [n, C] for classes [n] or findings [n, C]."""
+    return (finding_scores if values.ndim > 1 else classification_scores)(values, probabilities)
 
 
 def probabilities_of(logits: Tensor, multilabel: bool) -> Tensor:

@@ -148,7 +148,7 @@ def choose_pictures(
         notes = [f"{name} was trained on synthetic X-rays" for name in networks if networks[name].summary["synthetic"]]
         transductive = False
     else:
-        xrays = OpenedData(device).of(first)
+        xrays = OpenedData(device).of(first.config)
         held_out = [finished.held_out(xrays) for finished in networks.values()]
         notes = sorted({note for _, note in held_out if note})
         pictures = pictures_of_test(xrays, held_out[0][0], config.classes, config.per_class)

@@ -79,7 +79,7 @@ def main(config: AuditConfig) -> dict[str, Run]:
     data = OpenedData(prepare(config.device, config.threads))
     runs = {}
     for name, finished in tracked(open_checkpoints(config.checkpoints).items(), "auditing", "network"):
-        table = read_sources(config.source_table, data.of(finished).columns.root)
+        table = read_sources(config.source_table, data.of(finished.config).columns.root)
         digest = "" if table is None else hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()[:16]
         identity = {"checkpoint": finished.name, "weights": finished.weights_hash(), "sources": digest}
         runs[name] = Run(f"{config.run_name}/{finished.name}", identity, "audit")
@@ -91,7 +91,7 @@ def main(config: AuditConfig) -> dict[str, Run]:
 
 def audit(run: Run, finished: Finished, data: OpenedData, table: pd.DataFrame | None) -> None:
     """Measure the scores with a part removed, lung mass and source probe of one network; write them and a verdict."""
-    xrays = data.of(finished)
+    xrays = data.of(finished.config)
     targets, note = finished.held_out(xrays)
     audited, sources = Audited(finished, xrays, targets, data.device), known_sources(xrays, table)
     run.start(device=describe_device(data.device), data=xrays.facts())

@@ -49,21 +49,25 @@ def provenance_of(state: Mapping[str, Tensor]) -> Provenance | None:
     return None if facts is None else Provenance(facts["split_hash"], facts["seen"].numpy())
 
 
-def check_unseen(provenance: Provenance | None, xrays: XRays, allow_seen: bool, encoder: str) -> str:
+def check_unseen(
+    provenance: Provenance | None, xrays: XRays, allow_seen: bool, encoder: str, rows: np.ndarray | None = None
+) -> str:
     """Return a note on which validation and test images the `encoder` was trained on, "" if none.
+
+    `rows` [n] are other images to check instead, such as all of another collection.
 
     Unless `allow_seen`, raises UserError with the count and the first names if there are any, or if it is not known.
     """
     if provenance is None:
         note = f"{encoder} does not say which images it was trained on"
     else:
-        held_out = np.concatenate([xrays.indices("val"), xrays.indices("test")])
+        held_out = np.concatenate([xrays.indices("val"), xrays.indices("test")]) if rows is None else rows
         seen = held_out[np.isin(xrays.image_ids(held_out), provenance.seen)]
         if len(seen) == 0:
             return ""
         names = ", ".join(xrays.columns.paths[seen[:_NAMES_SHOWN]])
         note = (
-            f"{encoder} was trained on {len(seen):,} of the {len(held_out):,} images of the validation and test parts "
+            f"{encoder} was trained on {len(seen):,} of the {len(held_out):,} images that it is to be scored on "
             f"({names}{', ...' if len(seen) > _NAMES_SHOWN else ''})"
         )
     if not allow_seen:

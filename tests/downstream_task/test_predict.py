@@ -34,8 +34,8 @@ def predicted(trained: Path, script: Any) -> Any:
     def run(name: str, *flags: str) -> tuple[pd.DataFrame, pd.DataFrame, str]:
         done = script(PREDICT, "--run-name", f"predict/{name}", "--threads", "1", *flags)
         assert done.returncode == 0, done.stderr
-        tables = (pd.read_csv(RUNS_ROOT / "predict" / name / f"{table}.csv") for table in ("predictions", "rejected"))
-        return *tables, done.stdout
+        folder = RUNS_ROOT / "predict" / name
+        return pd.read_csv(folder / "predictions.csv"), pd.read_csv(folder / "rejected.csv"), done.stdout
 
     return run
 
@@ -48,7 +48,8 @@ def likeliest_temperature(val: pd.DataFrame) -> tuple[float, np.ndarray]:
     def loss(log_t: float) -> float:
         return -log_softmax(log_p / np.exp(log_t), axis=1)[rows, labels].mean()
 
-    return float(np.exp(minimize_scalar(loss, bounds=(-4, 4), method="bounded").x)), log_p
+    found: Any = minimize_scalar(loss, bounds=(-4, 4), method="bounded")
+    return float(np.exp(found.x)), log_p
 
 
 def test_a_table_gets_probabilities_at_the_temperature_of_validation(

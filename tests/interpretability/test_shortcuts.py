@@ -114,7 +114,7 @@ def test_the_table_of_sources_lists_the_marked(marked: Run) -> None:
 
 
 def test_sources_that_do_not_fit_are_refused(marked: Run) -> None:
-    xrays = OpenedData(torch.device("cpu")).of(find_finished(str(marked.folder))[0])
+    xrays = OpenedData(torch.device("cpu")).of(find_finished(str(marked.folder))[0].config)
     with pytest.raises(UserError, match="column source"):
         known_sources(xrays, pd.DataFrame({"file": ["a.png"]}))
     with pytest.raises(UserError, match="none of the X-rays"):

@@ -73,6 +73,23 @@ def tested(runs: Sequence[FoundRun]) -> list[Block]:
     return blocks
 
 
+def external(runs: Sequence[FoundRun]) -> list[Block]:
+    """Show scores on another collection beside those on the test part, and a confusion matrix for each collection."""
+    blocks: list[Block] = []
+    for where in dict.fromkeys(run.name.split("/")[1] for run in runs):
+        chosen = [run for run in runs if run.name.split("/")[1] == where]
+        lacks = ", ".join(chosen[0].summary["missing"])
+        caption = f"{metric_name(chosen[0].summary['metric'])} on {where}, all images of another collection"
+        scored = {"test part": "internal", "external": chosen[0].summary["metric"]}
+        columns: dict[str, Any] = {"network": lambda row: row["tested"], "images": count("images")}
+        columns |= {heading: triple(key, ".3f") for heading, key in scored.items()}
+        columns["drop"] = triple("drop", "+.3f")
+        blocks += [table(f"{caption} [95% interval]", [run.summary for run in chosen], columns)]
+        blocks += [Note(f"{where} has no images of {lacks}, left out of both scores.")] if lacks else []
+        blocks += chosen[0].figures(confusion_matrix=f"confusion matrix on {where}, all images")
+    return blocks
+
+
 def maps(run: FoundRun) -> list[Block]:
     """Show quantities of each network's saliency maps, and their differences from the first network's."""
     found, method = run.summary, SALIENCY_NAMES[run.config["method"]]

@@ -17,8 +17,8 @@ from utils.report.content import Column, Figure, Table, table
 
 # what environment.json can give as "kind"; a trial belongs to a scan, a search or a table of resources
 KINDS = (
-    *("pretraining", "fine-tuning", "comparison", "frozen parts", "test", "test comparison", "maps", "audit"),
-    *("scan", "search", "learning rates", "resources", "trial"),
+    *("pretraining", "fine-tuning", "comparison", "frozen parts", "test", "test comparison", "external test"),
+    *("predictions", "maps", "audit", "scan", "search", "learning rates", "resources", "trial"),
 )
 SWEEPS = ("scan", "resources")  # their result is summary.csv, one row per trial; it grows with each trial
 TRACES = ("metrics.csv", "summary.json", "environment.json", "events.out.tfevents*", "*.pt", "*.pth")  # only in runs

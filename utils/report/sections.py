@@ -125,6 +125,7 @@ SECTIONS = (
     Section("Label efficiency", "How many labels are saved?", COMPARE, COMPARED, _each(results.comparison)),
     Section("Frozen parts", "Which layers need training?", FREEZE, ("frozen parts",), _each(results.frozen_parts)),
     Section("Test part", "How good and how well calibrated?", TEST, ("test",), results.tested),
+    Section("Another hospital", "Does it hold on X-rays from elsewhere?", TEST, ("external test",), results.external),
     Section("Maps", "What do the networks look at?", MAPS, ("maps",), _each(results.maps)),
     Section("Shortcuts", "Do they need the lungs or a marker?", AUDIT, ("audit",), _each(results.audit)),
     Section("Environment", "What were the runs made with?", "", KINDS, _environments),

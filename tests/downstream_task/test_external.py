@@ -1,0 +1,113 @@
+"""External tests: a network on all images of another collection, over the classes that both have."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from finetuning_config import finetuning_config
+from sklearn.metrics import recall_score, roc_auc_score
+
+from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT, RECORD, ensure_chexpert_phantoms, ensure_phantoms
+from downstream_task.finetuning import finetune
+from downstream_task.finished_runs import OpenedData, find_finished
+from utils.config import RUNS_ROOT
+
+TEST = "downstream_task/confusion_matrix.py"
+SMALL = {"method": "linear", "img_res": 32, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def trained(phantoms: Path) -> Iterator[Path]:
+    """A finished linear probe of four classes under runs/; what this module writes is deleted afterwards."""
+    data = {"label_fraction": 0.5, "run_name": "trained_here", "data_root": str(phantoms / COVID_ROOT)}
+    yield finetune(finetuning_config(**SMALL, **data)).folder
+    for name in ("trained_here", "test/trained_here", "external"):
+        shutil.rmtree(RUNS_ROOT / name, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Other X-rays: of two known classes, and of one that the network does not know."""
+    root = ensure_phantoms(tmp_path_factory.mktemp("elsewhere"), images=160, size=64, seed=1)
+    (root / RECORD).unlink()
+    shutil.rmtree(root / "Viral Pneumonia")
+    (root / "Lung_Opacity").rename(root / "Tuberculosis")
+    for file in sorted(root.glob("*/*/*.png")):
+        file.rename(file.with_name(f"elsewhere_{file.name}"))
+    return root
+
+
+def recalls(table: pd.DataFrame, classes: list[str]) -> tuple[float, float]:
+    """Mean recall of the classes in a table of predictions, and its variance for independent images."""
+    names = np.array([column[2:] for column in table.filter(like="p ")])
+    called = names[table.filter(like="p ").to_numpy().argmax(1)]
+    found = recall_score(table["label"], called, labels=classes, average=None)
+    counts = np.array([(table["label"] == name).sum() for name in classes])
+    return float(np.mean(found)), float((found * (1 - found) / counts).sum() / len(classes) ** 2)
+
+
+def test_score_and_drop_are_over_the_shared_classes(trained: Path, elsewhere: Path, script: Any) -> None:
+    flags = ("--runs", "runs/trained_here", "--external", f"covid:{elsewhere}", "--threads", "1")
+    done = script(TEST, *flags)
+    assert done.returncode == 0, done.stderr
+    folder = RUNS_ROOT / "external" / f"covid-{elsewhere.parent.name}-{elsewhere.name}" / "trained_here"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["missing"] == ["Lung_Opacity", "Viral Pneumonia"]
+    assert "no images of: Lung_Opacity, Viral Pneumonia" in done.stdout
+    there = pd.read_csv(folder / "predictions.csv")
+    files = [
+        file.relative_to(elsewhere).as_posix()
+        for name in ("COVID", "Normal")
+        for file in elsewhere.glob(f"{name}/images/*")
+    ]
+    assert sorted(there["file"]) == sorted(files)
+    assert summary["images"] == len(files)
+
+    here = pd.read_csv(RUNS_ROOT / "test" / "trained_here" / "predictions.csv").query("label in ['COVID', 'Normal']")
+    (internal, var_here), (external, var_there) = (recalls(table, ["COVID", "Normal"]) for table in (here, there))
+    assert summary["internal"][0] == pytest.approx(internal)
+    assert summary["balanced_accuracy"][0] == pytest.approx(external)
+    drop, low, high = summary["drop"]
+    assert drop == pytest.approx(internal - external)
+    assert low + high == pytest.approx(2 * drop)
+    assert high - drop == pytest.approx(1.96 * np.sqrt(var_here + var_there), rel=0.2)
+    assert script(TEST, *flags).stdout == done.stdout, "the same command prints the stored result"
+
+
+def test_a_collection_that_was_trained_on_or_has_other_labels_is_refused(
+    trained: Path, phantoms: Path, script: Any
+) -> None:
+    for entry, sentence in {
+        f"covid:{phantoms / COVID_ROOT}": "was trained on",
+        f"chexpert:{phantoms / CHEXPERT_ROOT}": "needs two classes, or one finding, of the same name",
+        "covid:/nowhere": "found no folder /nowhere",
+        "covdi": "covid",
+    }.items():
+        done = script(TEST, "--runs", "runs/trained_here", "--external", entry, "--threads", "1")
+        assert done.returncode == 1
+        assert sentence in done.stderr
+
+
+def test_findings_that_only_the_network_knows_do_not_count(phantoms: Path, tmp_path: Path) -> None:
+    data = {"dataset": "chexpert", "data_root": str(phantoms / CHEXPERT_ROOT), "findings": ["Edema", "Cardiomegaly"]}
+    run = finetune(finetuning_config(**SMALL, **data, label_fraction=1.0, run_name="external/of_findings"))
+    [finished] = find_finished(str(run.folder))
+    root = ensure_chexpert_phantoms(tmp_path, patients=40, size=64, seed=1)
+    config = finetuning_config(**{**SMALL, **data, "data_root": str(root)}, run_name="unused")
+    xrays = OpenedData(torch.device("cpu")).of(config)
+    names = tuple("Else" if name == "Cardiomegaly" else name for name in xrays.columns.label_names)
+    xrays = replace(xrays, columns=replace(xrays.columns, label_names=names))
+    targets, rows, shared = finished.shared_targets(xrays)
+    assert shared == ["Edema"]
+    assert np.isnan(targets.values[:, 1]).all()
+    scored = finished.look(xrays, targets, rows, "")
+    p = targets.probabilities(scored.logits)
+    known = ~np.isnan(targets.values[:, 0])
+    assert targets.score(targets.values, p) == pytest.approx(roc_auc_score(targets.values[known, 0], p[known, 0]))
