@@ -36,6 +36,7 @@ import pandas as pd
 
 from dataset_loader.xrays import DATASETS, DataConfig
 from downstream_task import label_efficiency
+from downstream_task.clinic.tables import save_clinic_tables
 from downstream_task.finetune_config import FinetuneConfig
 from downstream_task.finished_runs import Finished, OpenedData, Scored, find_finished, run_name
 from downstream_task.targets import labels_and_probabilities, predictions_table, read_predictions
@@ -159,12 +160,13 @@ def save_scores(run: Run, scored: Scored, where: str, facts: Mapping[str, Any]) 
         after = calibration_error(labels[chosen], scaled[chosen])
         return {**targets.scores(rows[chosen], probabilities[chosen]), "ece_after_temperature_scaling": after}
 
+    title = plots.marked(f"{len(rows):,} X-rays {where}", xrays.synthetic, bool(scored.note))
+    save_clinic_tables(run, scored, title, REPEATS)
     fewest = fewest_groups(labels, groups)
     found = bootstrap_intervals(scores, groups, REPEATS, fewest=fewest)
     run.save_table("scores", pd.DataFrame([(name, *values) for name, values in found.items()], columns=SCORE_COLUMNS))
+    run.save_table("classes", class_table(labels, probabilities, groups, targets.names, fewest))
     if not targets.multilabel:
-        run.save_table("classes", class_table(labels, probabilities, groups, targets.names, fewest))
-        title = plots.marked(f"{len(rows):,} X-rays {where}", xrays.synthetic, bool(scored.note))
         counts = confusion_counts(labels, probabilities)
         run.save_figure("confusion_matrix", plots.confusion_matrices(counts, targets.names, title), step=0)
     run.finish(
@@ -187,7 +189,7 @@ def save_scores(run: Run, scored: Scored, where: str, facts: Mapping[str, Any]) 
 def class_table(
     labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, names: tuple[str, ...], fewest: int
 ) -> pd.DataFrame:
-    """Return class, score, value, low, high: CLASS_SCORES of each class against the rest."""
+    """Return class, score, value, low, high: CLASS_SCORES of each class against the rest, or of each finding."""
     keys = [f"{name}\t{score}" for name in names for score in CLASS_SCORES]
 
     def scores(chosen: np.ndarray) -> dict[str, float]:

@@ -40,6 +40,7 @@ class Scored:
     rows         [n] where they are in `xrays`
     logits       float64 [n, C]
     temperature  of the network, fitted on its validation part
+    validation   labels [K] and probabilities [K, C] at that temperature of its validation part
     note         on images that it has seen, "" if none
     """
 
@@ -48,6 +49,7 @@ class Scored:
     rows: np.ndarray
     logits: Tensor
     temperature: float
+    validation: tuple[np.ndarray, np.ndarray]
     note: str
 
 
@@ -87,10 +89,11 @@ class Finished:
         """Return [N, C] of its logits [N, C]."""
         return probabilities_of(logits, self.summary["multilabel"])
 
-    def temperature(self) -> float:
-        """Return the temperature that makes its predictions on the validation part likeliest."""
+    def validation(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return labels [K] and logits [K, C] of its validation part, and the temperature that makes them likeliest."""
         labels, p = labels_and_probabilities(read_predictions(self.folder / "predictions_val.csv"))
-        return fit_temperature(logits_of(p, self.summary["multilabel"]), labels)
+        logits = logits_of(p, self.summary["multilabel"])
+        return labels, logits, fit_temperature(logits, labels)
 
     def held_out(self, xrays: XRays) -> tuple[Targets, str]:
         """Return its targets in `xrays`, and a note if it has seen some that are held out ("" if not).
@@ -112,7 +115,9 @@ class Finished:
         config, device = self.config, xrays.store.device
         classifier, dtype = self.classifier(device), choose_precision(config.precision, device)
         logits = forward_all(classifier, xrays, rows, config.img_res, config.in_channels, dtype).double()
-        return Scored(xrays, targets, rows, logits, self.temperature(), note)
+        labels, val_logits, temperature = self.validation()
+        validation = labels, self.probabilities(torch.from_numpy(val_logits / temperature)).numpy()
+        return Scored(xrays, targets, rows, logits, temperature, validation, note)
 
     def provenance(self) -> Provenance | None:
         """Return what its weights were trained on, or None if that is not known."""

@@ -139,7 +139,7 @@ def open_predictor(config: PredictConfig, device: torch.device) -> Predictor:
         (trained.stored_size, trained.img_res),
         trained.in_channels,
         choose_precision(trained.precision, device),
-        found.temperature(),
+        found.validation()[2],
         found.name,
         {"weights": found.weights_hash(), "synthetic": summary["synthetic"]},
     )

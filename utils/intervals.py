@@ -110,6 +110,11 @@ def bootstrap_intervals(
     }
 
 
+def means(values: Mapping[str, np.ndarray]) -> Callable[[np.ndarray], dict[str, float]]:
+    """Return the scores(rows) of bootstrap_intervals that are the means of some values [M] in 0..1, by name."""
+    return lambda rows: {name: float(of_image[rows].mean()) for name, of_image in values.items()}
+
+
 def _bounds(now: float, resampled: np.ndarray, units: int, level: float, fewest: int) -> tuple[float, float]:
     if units < 2 or np.isnan(now):
         return float("nan"), float("nan")

@@ -94,13 +94,20 @@ def confusion_counts(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarra
 
 
 def per_class_scores(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return [C, 4] in 0..1 or NaN: each class's CLASS_SCORES, sensitivity and specificity of the likeliest class."""
-    _check(labels, probabilities, np.arange(probabilities.shape[1]))
-    predicted, rows = probabilities.argmax(1), []
-    for c in range(probabilities.shape[1]):
-        positive, called = labels == c, predicted == c
+    """Return [C, 4] in 0..1 or NaN: CLASS_SCORES of each class [M], or of each finding [M, C], where it is known.
+
+    Sensitivity and specificity are of the likeliest class; of a finding, at a probability of .5.
+    """
+    findings, num_classes = labels.ndim > 1, probabilities.shape[1]
+    known = ~np.isnan(labels) if findings else np.ones(probabilities.shape, dtype=bool)
+    _check(np.where(known, labels, 0) if findings else labels, probabilities, np.arange(2 if findings else num_classes))
+    truth = labels == 1 if findings else labels[:, None] == np.arange(num_classes)  # [M, C]
+    all_called = probabilities >= 0.5 if findings else probabilities.argmax(1)[:, None] == np.arange(num_classes)
+    rows = []
+    for c in range(num_classes):
+        positive, called = truth[known[:, c], c], all_called[known[:, c], c]
         rates = [group.mean() if len(group) else np.nan for group in (called[positive], ~called[~positive])]
-        rows.append([*rates, *_ranking_scores(positive, probabilities[:, c])])
+        rows.append([*rates, *_ranking_scores(positive, probabilities[known[:, c], c])])
     return np.array(rows)
 
 

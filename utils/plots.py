@@ -9,8 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.ticker import MaxNLocator
+from sklearn.metrics import auc, roc_curve
 
 from utils.intervals import METHOD_NAMES
+from utils.metrics import calibration_error
 
 DIMENSIONS_SHOWN = 64  # more are too fine for a picture: the diagonal vanishes
 BLUE, ORANGE, GREEN, PINK, BLACK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000"
@@ -173,6 +175,46 @@ def confusion_matrices(counts: np.ndarray, names: Sequence[str], title: str) -> 
         ax.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
         ax.set_yticks(range(len(names)), names, fontsize=8)
         ax.set(xlabel="predicted", ylabel="label", title=what)
+    return figure
+
+
+def roc_curves(truth: np.ndarray, scores: np.ndarray, names: Sequence[str], title: str) -> Figure:
+    """ROC curves of scores [M, C] for truth [M, C] (1, 0 or NaN), one line per class or finding."""
+    figure = Figure(figsize=(5.6, 5.0), layout="constrained")
+    ax = figure.subplots()
+    ax.plot([0, 1], [0, 1], color="0.8", linewidth=1)
+    for c, (name, colour, _) in enumerate(styled(names)):
+        known = ~np.isnan(truth[:, c])
+        if len(np.unique(truth[known, c])) == 2:
+            false, right, _ = roc_curve(truth[known, c], scores[known, c])
+            ax.plot(false, right, color=colour, label=f"{name}, AUROC {auc(false, right):.2f}")
+    ax.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    ax.set_title(title, fontsize=10)
+    ax.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def reliability(labels: np.ndarray, probabilities: Mapping[str, np.ndarray], title: str, bins: int = 10) -> Figure:
+    """How often the likeliest class is right, over its probability; of findings, how often they are present.
+
+    One line for each entry of `probabilities`, [M, C]; a marker's area is the share of its bin of X-rays.
+    """
+    figure = Figure(figsize=(5.6, 5.0), layout="constrained")
+    ax = figure.subplots()
+    ax.plot([0, 1], [0, 1], color="0.8", linewidth=1)
+    for (name, p), colour in zip(probabilities.items(), (ORANGE, BLUE), strict=True):
+        known = ~np.isnan(labels)
+        stated, right = (p.max(1), p.argmax(1) == labels) if labels.ndim == 1 else (p[known], labels[known])
+        bin_of = np.minimum((stated * bins).astype(int), bins - 1)
+        count = np.bincount(bin_of, minlength=bins)
+        mean, share = (np.bincount(bin_of, a, bins)[count > 0] / count[count > 0] for a in (stated, right))
+        ece = calibration_error(labels, p)
+        ax.plot(mean, share, color=colour, linewidth=1, label=f"{name}, ECE {ece:.3f}")
+        ax.scatter(mean, share, 400 * count[count > 0] / count.sum() + 8, color=colour, alpha=0.7, linewidths=0)
+    unit = "share that is right" if labels.ndim == 1 else "share that is present"
+    ax.set(xlabel="stated probability", ylabel=unit, aspect="equal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    ax.set_title(title, fontsize=10)
+    ax.legend(fontsize=8, loc="upper left")
     return figure
 
 

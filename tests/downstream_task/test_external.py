@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 import torch
 from finetuning_config import finetuning_config
-from sklearn.metrics import recall_score, roc_auc_score
+from scipy.special import softmax
+from sklearn.metrics import roc_auc_score
 
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT, RECORD, ensure_chexpert_phantoms, ensure_phantoms
+from downstream_task.clinic.operating_points import choose_threshold
 from downstream_task.finetuning import finetune
 from downstream_task.finished_runs import OpenedData, find_finished
 from utils.config import RUNS_ROOT
@@ -48,7 +50,7 @@ def recalls(table: pd.DataFrame, classes: list[str]) -> tuple[float, float]:
     """Mean recall of the classes in a table of predictions, and its variance for independent images."""
     names = np.array([column[2:] for column in table.filter(like="p ")])
     called = names[table.filter(like="p ").to_numpy().argmax(1)]
-    found = recall_score(table["label"], called, labels=classes, average=None)
+    found = np.array([(called[table["label"] == name] == name).mean() for name in classes])
     counts = np.array([(table["label"] == name).sum() for name in classes])
     return float(np.mean(found)), float((found * (1 - found) / counts).sum() / len(classes) ** 2)
 
@@ -79,6 +81,18 @@ def test_score_and_drop_are_over_the_shared_classes(trained: Path, elsewhere: Pa
     assert low + high == pytest.approx(2 * drop)
     assert high - drop == pytest.approx(1.96 * np.sqrt(var_here + var_there), rel=0.2)
     assert script(TEST, *flags).stdout == done.stdout, "the same command prints the stored result"
+
+    tested = RUNS_ROOT / "test" / "trained_here"
+    points = pd.read_csv(tested / "operating_points.csv").query("`class` == 'COVID' and rule == 'Youden'")
+    val = pd.read_csv(trained / "predictions_val.csv")
+    p = softmax(
+        np.log(val.filter(like="p ")) / json.loads((tested / "summary.json").read_text())["temperature"], axis=1
+    )
+    expected = choose_threshold((val["label"] == "COVID").to_numpy(float), np.asarray(p)[:, 0], "Youden")
+    np.testing.assert_allclose(points["threshold"], expected)  # of validation, at the temperature
+    assert (tested / "conformal.csv").exists()
+    for figure in ("roc", "reliability"):
+        assert (tested / "figures" / f"{figure}.png").exists()
 
 
 def test_a_collection_that_was_trained_on_or_has_other_labels_is_refused(

@@ -68,8 +68,12 @@ def tested(runs: Sequence[FoundRun]) -> list[Block]:
     caption = "Each network on the test part [95% interval over patients or duplicate groups]"
     blocks: list[Block] = [table(caption, rows, columns, [run.name for run in runs], len(rows) > MAX_ROWS)]
     for run in _most_labels(runs):
-        alt = "confusion matrix on the test part, as counts and as shares of each label"
-        blocks += [*run.figures(confusion_matrix=alt), *_classes(run)]
+        drawn = {
+            "confusion_matrix": "confusion matrix on the test part, as counts and as shares of each label",
+            "roc": "ROC curves on the test part, one line for each class or finding",
+            "reliability": "how often the network is right over the probability that it states, on the test part",
+        }
+        blocks += [*run.figures(**drawn), *_classes(run), *_clinic(run)]
     return blocks
 
 
@@ -207,6 +211,31 @@ def _most_labels(runs: Sequence[FoundRun]) -> list[FoundRun]:
         arm = run.folder.name.partition(f"_{trained['method']}")[0] or trained["encoder"]
         best.setdefault((run.folder.parent, arm, trained["method"], trained["trainable"]), run)
     return [run for run in runs if run in best.values()]
+
+
+def _clinic(run: FoundRun) -> list[Block]:
+    """Show operating points, conformal sets and subgroups, as far as the run has them."""
+    blocks: list[Block] = []
+    if (run.folder / "operating_points.csv").exists():
+        rows = [
+            {"class": name, "rule": rule, **found.set_index("rate").to_dict("index")}
+            for (name, rule), found in run.csv("operating_points").groupby(["class", "rule"], sort=False)
+        ]
+        columns = {"class": "class", "chosen on validation": "rule"}
+        columns |= {rate: _score(rate) for rate in ("sensitivity", "specificity")}
+        caption = "sensitivity and specificity at thresholds chosen on validation [95% interval]"
+        blocks.append(table(caption, rows, columns, [run.name], folded=True))
+    if (run.folder / "conformal.csv").exists():
+        columns = {"class": "class", "images": count("images"), "right class in the set": estimate("coverage")}
+        columns |= {"classes in a set": number("mean_size", ".2f"), "empty sets": number("empty", ".2f")}
+        caption = "conformal sets that promise to hold the right class for 90% of the X-rays [95% interval]"
+        blocks.append(run.table(caption, run.csv("conformal"), columns))
+    if (run.folder / "subgroups.csv").exists():
+        columns = {"detail": "detail", "group": "group", "images": count("images"), "score": estimate()}
+        columns["note"] = lambda row: "few images" if row["few"] else ""
+        caption = f"{metric_name(run.summary['metric'])} of subgroups [95% interval]"
+        blocks.append(run.table(caption, run.csv("subgroups"), columns))
+    return blocks
 
 
 def _classes(run: FoundRun) -> list[Block]:

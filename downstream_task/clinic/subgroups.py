@@ -1,0 +1,49 @@
+"""Scores by sex, age, view and source, where a data set knows them."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+
+from utils.intervals import bootstrap_intervals
+
+MIN_IMAGES = 30  # with fewer, a subgroup's score says little, and the table says so
+AGE_BANDS = {
+    "0 to 17": (0, 18),
+    "18 to 39": (18, 40),
+    "40 to 59": (40, 60),
+    "60 to 79": (60, 80),
+    "80 or more": (80, 999),
+}
+TEXTS = ("sex", "view", "source")  # details that are groups as they are
+
+
+def subgroups(details: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield detail, group and which of the N rows belong to it, bool [N], for each group that occurs."""
+    for name in TEXTS:
+        if name in details:
+            values = details[name].astype("string").str.strip().fillna("").to_numpy(str)
+            yield from ((name, group, values == group) for group in np.unique(values) if group)
+    if "age" in details:
+        age = np.asarray(pd.to_numeric(details["age"], errors="coerce"), dtype=float)
+        found = ((band, (age >= low) & (age < high)) for band, (low, high) in AGE_BANDS.items())
+        yield from (("age", band, rows) for band, rows in found if rows.any())
+
+
+def subgroup_table(
+    details: pd.DataFrame, score: Callable[[np.ndarray], float], groups: np.ndarray, repeats: int
+) -> pd.DataFrame:
+    """Return detail, group, images, value, low, high, few: score(rows) of each subgroup's rows.
+
+    The interval is over the groups [N] (patients); `few` marks subgroups of fewer than MIN_IMAGES images.
+    """
+    rows = []
+    for detail, group, chosen in subgroups(details):
+        members = np.flatnonzero(chosen)
+
+        def value(drawn: np.ndarray, members: np.ndarray = members) -> dict[str, float]:
+            return {"score": score(members[drawn])}
+
+        found = bootstrap_intervals(value, groups[members], repeats)["score"]
+        rows.append((detail, group, len(members), *found, len(members) < MIN_IMAGES))
+    return pd.DataFrame(rows, columns=["detail", "group", "images", "value", "low", "high", "few"])

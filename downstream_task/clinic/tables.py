@@ -1,0 +1,40 @@
+"""The tables and figures of the test part that a clinic asks for, written beside its scores."""
+
+import numpy as np
+
+from downstream_task.clinic.conformal import MISS, coverage, largest_miss
+from downstream_task.clinic.operating_points import one_against_rest, operating_points
+from downstream_task.clinic.subgroups import subgroup_table
+from downstream_task.finished_runs import Scored
+from utils import plots
+from utils.logging_utils import Run
+
+
+def save_clinic_tables(run: Run, scored: Scored, title: str, repeats: int) -> None:
+    """Write operating_points.csv, conformal.csv (of classes), subgroups.csv (where known), figures roc and reliability.
+
+    Thresholds and sets are chosen on the validation part, of the probabilities at the temperature that predict.py uses.
+    """
+    targets, rows = scored.targets, scored.rows
+    labels, groups = targets.values[rows], scored.xrays.columns.groups[rows]
+    probabilities = {
+        "as they are": targets.probabilities(scored.logits),
+        "at the temperature": targets.probabilities(scored.logits / scored.temperature),
+    }
+    scaled, (val_labels, val_scaled) = probabilities["at the temperature"], scored.validation
+    truth = one_against_rest(labels, len(targets.names))
+    val = one_against_rest(val_labels, len(targets.names)), val_scaled
+    run.save_table("operating_points", operating_points(val, (truth, scaled), groups, targets.names, repeats))
+    if not targets.multilabel:
+        least = largest_miss(val_scaled, val_labels, MISS)
+        run.save_table("conformal", coverage((labels, scaled), groups, targets.names, least, repeats))
+    details = scored.xrays.columns.details.iloc[rows]
+
+    def score(drawn: np.ndarray) -> float:
+        return targets.score(labels[drawn], scaled[drawn])
+
+    table = subgroup_table(details, score, groups, repeats)
+    if len(table):
+        run.save_table("subgroups", table)
+    run.save_figure("roc", plots.roc_curves(truth, scaled, targets.names, title), step=0)
+    run.save_figure("reliability", plots.reliability(labels, probabilities, title), step=0)

@@ -1,0 +1,107 @@
+"""Operating points, conformal sets, subgroups: against scikit-learn, by hand and by simulation."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import recall_score, roc_curve
+
+from downstream_task.clinic.conformal import coverage, largest_miss
+from downstream_task.clinic.operating_points import (
+    RULES,
+    choose_threshold,
+    one_against_rest,
+    operating_points,
+)
+from downstream_task.clinic.subgroups import MIN_IMAGES, subgroup_table
+
+
+def scores_and_truth(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    truth = (rng.random(count) < 0.3).astype(float)
+    return truth, np.round(1 / (1 + np.exp(-rng.normal(1.5 * truth, 1))), 2)  # rounded: ties
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("rule", RULES)
+def test_thresholds_are_the_best_of_scikit_learns_curve(rule: str, seed: int) -> None:
+    truth, score = scores_and_truth(200, seed)
+    false, right, thresholds = roc_curve(truth, score, drop_intermediate=False)
+    wanted, least = RULES[rule]
+    ok = {"specificity": 1 - false >= least, "sensitivity": right >= least}.get(wanted, np.ones(len(false), bool))
+    value = {"specificity": right, "sensitivity": 1 - false}.get(wanted, right - false)
+    threshold = choose_threshold(truth, score, rule)
+    found = (score >= threshold)[truth == 1].mean(), (score < threshold)[truth == 0].mean()
+    best = np.flatnonzero(ok & np.isclose(value, value[ok].max()))
+    assert any(np.allclose(found, (right[i], 1 - false[i])) for i in best)
+    assert threshold in thresholds or threshold == np.inf
+
+
+def test_unknown_findings_and_missing_kinds() -> None:
+    truth, score = np.array([1, 0, np.nan, 1, 0]), np.array([0.9, 0.2, 0.99, 0.6, 0.7])
+    assert choose_threshold(truth, score, "sensitivity 0.90") == 0.6
+    assert choose_threshold(truth, score, "specificity 0.90") == 0.9
+    assert np.isnan(choose_threshold(np.zeros(5), score, "Youden"))
+    one = np.zeros((5, 1)), score[:, None]
+    assert operating_points(one, one, np.arange(5), ["a"], repeats=2).empty, "no threshold can be chosen"
+
+
+def test_operating_points_use_validations_thresholds_on_test_images() -> None:
+    (val_truth, val_score), (truth, score) = scores_and_truth(300, 0), scores_and_truth(300, 1)
+    groups = np.arange(300) // 2
+    val, test = ((a[:, None], b[:, None]) for a, b in ((val_truth, val_score), (truth, score)))
+    table = operating_points(val, test, groups, ["Edema"], repeats=200).set_index(["rule", "rate"])
+    assert len(table) == 2 * len(RULES)
+    for rule in RULES:
+        threshold = choose_threshold(val_truth, val_score, rule)
+        for label, rate in ((1, "sensitivity"), (0, "specificity")):
+            row = table.loc[rule, rate]
+            expected = recall_score(truth, score >= threshold, pos_label=label)
+            assert row["value"] == pytest.approx(expected)
+            assert row["threshold"] == threshold
+            spread = 1.96 * np.sqrt(expected * (1 - expected) / row["images"])
+            assert row["high"] - row["low"] == pytest.approx(2 * spread, rel=0.4)
+
+
+def test_classes_are_each_against_the_rest() -> None:
+    np.testing.assert_array_equal(one_against_rest(np.array([0, 2]), 3), [[1, 0, 0], [0, 0, 1]])
+
+
+def test_conformal_sets_hold_the_right_class_as_often_as_promised() -> None:
+    rng = np.random.default_rng(0)
+    shares = []
+    for _ in range(400):
+        logits = rng.normal(size=(60 + 200, 4))
+        labels = rng.integers(0, 4, len(logits))
+        logits[np.arange(len(logits)), labels] += 1
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        least = largest_miss(p[:60], labels[:60], miss=0.1)
+        table = coverage((labels[60:], p[60:]), np.arange(200), list("abcd"), least, repeats=2).set_index("class")
+        shares.append(table.loc["all", "coverage"])
+    assert 0.9 - 0.005 < np.mean(shares) < 0.9 + 1 / 61 + 0.005
+
+
+def test_conformal_sets_by_hand() -> None:
+    p = np.array([[0.7, 0.3], [0.6, 0.4], [0.2, 0.8]])
+    labels = np.array([0, 1, 1])
+    assert largest_miss(p, labels, miss=0.5) == 0.7  # the second of .8, .7, .4
+    assert largest_miss(p, labels, miss=0.1) == 0, "too few images to promise anything but all classes"
+    table = coverage((labels, p), np.arange(3), ["a", "b"], 0.7, repeats=50).set_index("class")
+    assert table["coverage"].tolist() == pytest.approx([2 / 3, 1, 1 / 2])
+    assert table["mean_size"].tolist() == pytest.approx([2 / 3, 1, 1 / 2])
+    assert table["empty"].tolist() == pytest.approx([1 / 3, 0, 1 / 2])
+
+
+def test_subgroups_by_sex_age_and_view() -> None:
+    rng = np.random.default_rng(0)
+    right = rng.random(100) < 0.7
+    details = pd.DataFrame({"sex": ["F"] * 60 + ["M"] * 20 + [None] * 20, "age": [17, 18, 40, 79, np.nan] * 20})
+    details["view"] = ["AP", "PA"] * 50
+    table = subgroup_table(details, lambda rows: float(right[rows].mean()), np.arange(100), repeats=100)
+    found = table.set_index(["detail", "group"])
+    assert found.loc[("sex", "F"), "value"] == pytest.approx(right[:60].mean())
+    assert found.loc[("age", "0 to 17"), "value"] == pytest.approx(right[0::5].mean())
+    assert found.loc[("age", "60 to 79"), "images"] == 20
+    assert set(table["group"]) == {"F", "M", "AP", "PA", "0 to 17", "18 to 39", "40 to 59", "60 to 79"}
+    assert table["few"].tolist() == (table["images"] < MIN_IMAGES).tolist()
+    low, value, high = (table[name].to_numpy() for name in ("low", "value", "high"))
+    assert ((low < value) & (value < high)).all()
