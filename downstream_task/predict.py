@@ -26,6 +26,7 @@ config: dict[str, Any] = {
     "multilabel": False,  # True: they are findings, of which an X-ray may have several
     "img_res": 0,  # pixels per side at which it was trained
     # run
+    "onnx": False,  # True: also write the classifier as classifier.onnx (pip install -e ".[onnx]")
     "run_name": "",  # runs/<run_name>/; "" is predict/ and the classifier's name
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves it to torch
@@ -36,7 +37,6 @@ if __name__ == "__main__":
 
 import hashlib
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -47,11 +47,11 @@ import pandas as pd
 import torch
 
 from dataset_loader.decoding import BrokenImageError, decode_square
-from dataset_loader.unlabelled import image_files
-from downstream_task.classifier import Classifier, load_classifier
+from downstream_task.classifier import load_classifier
+from downstream_task.clinic.export import write_onnx
+from downstream_task.clinic.films import find_films
+from downstream_task.clinic.predictor import Predictor
 from downstream_task.finished_runs import open_checkpoints
-from downstream_task.probes import forward
-from downstream_task.targets import probabilities_of
 from self_sup_classes.backbones import check_backbone
 from utils.config import Config, UserError, as_dict, repo_path
 from utils.hardware import choose_precision, describe_device, placed, prepare, usable_cores
@@ -72,6 +72,7 @@ class PredictConfig(Config):
     classes: list[str]
     multilabel: bool
     img_res: int
+    onnx: bool
     run_name: str
     device: str
     threads: int
@@ -83,31 +84,6 @@ class PredictConfig(Config):
             raise UserError("images is empty; name X-ray files, folders that hold them, or a CSV with a column file.")
 
 
-@dataclass(frozen=True)
-class Predictor:
-    """A classifier and how X-rays are shown to it.
-
-    sizes   pixels per side: decoded, and seen by the network
-    origin  facts that identify it: where its weights are, and their hash
-    """
-
-    network: Classifier
-    classes: list[str]
-    multilabel: bool
-    sizes: tuple[int, int]
-    in_channels: int
-    dtype: torch.dtype
-    temperature: float
-    name: str
-    origin: dict[str, Any]
-
-    def probabilities(self, squares: np.ndarray) -> np.ndarray:
-        """Return [n, C] for decoded X-rays uint8 [n, 1, S, S]."""
-        pixels = torch.from_numpy(squares).to(next(self.network.parameters()).device)
-        logits = forward(self.network, pixels, self.sizes[1], self.in_channels, self.dtype)
-        return probabilities_of(logits.double() / self.temperature, self.multilabel).numpy()
-
-
 def main(config: PredictConfig) -> None:
     """Predict every X-ray, write the tables, print how many there are of each class."""
     predictor = open_predictor(config, prepare(config.device, config.threads))
@@ -117,7 +93,9 @@ def main(config: PredictConfig) -> None:
     run_name = config.run_name or f"predict/{predictor.name}"
     run = Run(run_name, {**as_dict(config), **predictor.origin, "files": files}, "predictions")
     if run.summary is None:
-        run.start(device=describe_device(next(predictor.network.parameters()).device))
+        run.start(device=describe_device(predictor.device))
+        if config.onnx:
+            write_onnx(predictor, run.folder / "classifier.onnx")
         predict(predictor, films, run)
     assert run.summary is not None
     print("\n".join(run.summary["report"]))
@@ -163,35 +141,6 @@ def _from_elsewhere(path: Path, config: PredictConfig, device: torch.device) -> 
         path.name.removesuffix(".pt"),
         {"weights": hashlib.sha256(path.read_bytes()).hexdigest()[:16], "synthetic": False},
     )
-
-
-def find_films(names: Sequence[str]) -> pd.DataFrame:
-    """Return one row per X-ray: file as the user knows it, path, and the other columns of tables; each path once.
-
-    Raises UserError for a name that does not exist, a folder without images, or a table without the column file.
-    """
-    tables = []
-    for name in names:
-        path = repo_path(name)
-        if path.is_dir():
-            files = image_files(path)
-            if not len(files):
-                raise UserError(f"there is no image below {path}; name files or folders that hold X-rays.")
-            tables.append(pd.DataFrame({"file": files, "path": [str(path / file) for file in files]}))
-        elif path.suffix.lower() == ".csv" and path.is_file():
-            tables.append(_read_table(path))
-        elif path.is_file():
-            tables.append(pd.DataFrame({"file": [name], "path": [str(path)]}))
-        else:
-            raise UserError(f"images names {name!r}, but {path} does not exist.")
-    return pd.concat(tables).drop_duplicates("path", ignore_index=True)
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if "file" not in table or not len(table):
-        raise UserError(f"{path} has the columns {', '.join(map(str, table))}; expected a column file, and rows.")
-    return table.assign(path=[str(path.parent / file) for file in table["file"]])
 
 
 def predict(predictor: Predictor, films: pd.DataFrame, run: Run) -> None:

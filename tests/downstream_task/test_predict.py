@@ -1,5 +1,6 @@
 """predict.py: calibrated probabilities for tables, folders and state_dicts; inputs that cannot be used."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from finetuning_config import finetuning_config
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logit, softmax
 
+from dataset_loader.decoding import decode_square
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from downstream_task.finetuning import finetune
 from utils.config import RUNS_ROOT
@@ -90,6 +92,20 @@ def test_a_folder_by_a_state_dict_from_elsewhere(trained: Path, phantoms: Path, 
     first, second = f"p {classes[0]}", f"p {classes[1]}"
     differences = logit(findings[first]) - logit(findings[second])  # of the same logits
     np.testing.assert_allclose(differences, np.log(found[first] / found[second]), rtol=1e-6, atol=1e-9)
+
+
+def test_the_onnx_file_gives_the_same_probabilities(trained: Path, phantoms: Path, predicted: Any) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    flags = ("--classifier", "runs/predict/trained", "--images", str(phantoms / COVID_ROOT / "COVID"), "--onnx")
+    found, _, _ = predicted("exported", *flags)
+    session = runtime.InferenceSession(str(RUNS_ROOT / "predict" / "exported" / "classifier.onnx"))
+    facts = session.get_modelmeta().custom_metadata_map
+    names, size = json.loads(facts["classes"]), int(facts["pixels_per_side"])
+    files = [phantoms / COVID_ROOT / "COVID" / file for file in found["file"]]
+    pixels = np.stack([decode_square(file, size) for file in files])[:, None].astype(np.float32)
+    [p] = session.run(None, {"pixels": pixels})
+    np.testing.assert_allclose(p, found[[f"p {name}" for name in names]], atol=1e-4)
 
 
 @pytest.mark.parametrize(
