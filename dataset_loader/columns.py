@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+UNLABELLED = "unlabelled"  # the part of images that only pretraining may use
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -14,10 +16,11 @@ class Columns:
     root         folder that the paths are relative to
     paths        [N] image files, relative POSIX paths
     labels       [N] int64 class indices, or [N, C] float32 findings (1 positive, 0 negative,
-                 -1 uncertain, NaN blank)
+                 -1 uncertain, NaN blank); [N, 0] if nothing is labelled
     label_names  the C classes or findings
     groups       [N] str; images of one group (a patient) are always in the same part of a split
     masks        [N] lung masks, relative POSIX paths, or None
+    official     [N] the part that the source itself gives: "train", "val", "test", UNLABELLED, or "" for none
     details      N rows of whatever else the source knows (sex, age, view, ...)
     """
 
@@ -27,10 +30,16 @@ class Columns:
     label_names: tuple[str, ...]
     groups: np.ndarray
     masks: np.ndarray
+    official: np.ndarray
     details: pd.DataFrame
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def labelled(self, wanted: bool = True) -> "Columns":
+        """Return the columns of the labelled images, or of the others; without any label, all count as labelled."""
+        has_label = (self.official != UNLABELLED) | (not self.label_names)
+        return self.take(np.flatnonzero(has_label == wanted))
 
     def take(self, indices: np.ndarray) -> "Columns":
         """Return the same columns for some of the images."""
@@ -40,5 +49,6 @@ class Columns:
             labels=self.labels[indices],
             groups=self.groups[indices],
             masks=self.masks[indices],
+            official=self.official[indices],
             details=self.details.iloc[indices].reset_index(drop=True),
         )

@@ -1,26 +1,13 @@
 """One image file, as real collections hold them, into one gray square of uint8."""
 
 import contextlib
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
-
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # by content: a PNG may be named .jpg
 _BLANK_RANGE = 2  # gray levels; compression adds this much to a constant image
-
-
-def is_image(entry: os.DirEntry[str]) -> bool:
-    """Return whether a folder's entry is an image file by its name, neither hidden nor temporary."""
-    return os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and is_visible(entry.name) and entry.is_file()
-
-
-def is_visible(name: str) -> bool:
-    """Return whether a name is neither hidden (.DS_Store, ._x.png) nor temporary (~$x.xlsx, #x.png#)."""
-    return not name.startswith((".", "~", "#"))
 
 
 class BrokenImageError(Exception):

@@ -16,6 +16,7 @@ from utils.scripts import progress_bar
 
 THUMBNAIL = 64  # pixels a side at which images are compared
 MAX_DISTANCE = 0.5
+NO_DUPLICATES = pd.DataFrame({"file": [], "other": [], "distance": []})
 _WINDOW = 5  # pixels over which a thumbnail's local mean and contrast are taken
 _FLAT = 4.0  # gray levels: local contrast below this is noise
 _BLOCK = 1024  # images compared with all others at a time

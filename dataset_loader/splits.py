@@ -45,6 +45,28 @@ def split_by_group(
     return np.array(PARTS)[part_of[group_of]]
 
 
+def complete_split(columns: Columns, seed: int) -> np.ndarray:
+    """Return the part of each of N images, [N] of PARTS: the official one where the source gives it.
+
+    Images without one are split by group, as split_by_group does, into those parts that the source does not name, in
+    proportion to SHARES, and train; those of an official group go to its part. Where the source names no validation or
+    test part, images of its train part are drawn for it. Without any label, all are the train part.
+    """
+    if not columns.label_names:
+        return np.full(len(columns), "train")
+    parts = columns.official.astype("<U5")
+    absent = [part for part in PARTS[1:] if part not in parts]
+    for part in PARTS[1:]:
+        parts[(parts == "") & np.isin(columns.groups, columns.groups[columns.official == part])] = part
+    drawn = np.flatnonzero((parts == "") | ((parts == "train") & bool(absent)))
+    if len(drawn):
+        rows = columns.take(drawn)
+        shares = np.array([share * (part == "train" or part in absent) for part, share in SHARES.items()])
+        shares = (shares / shares.sum()).tolist()
+        parts[drawn] = split_by_group(rows.paths, rows.groups, strata_of(rows.labels), seed, shares)
+    return parts
+
+
 def _group_strata(group_of: np.ndarray, strata: np.ndarray) -> np.ndarray:
     """Return [G]: the most frequent stratum among a group's images, the lowest of equally frequent ones."""
     values, codes = np.unique(strata, return_inverse=True)

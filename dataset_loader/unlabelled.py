@@ -1,6 +1,5 @@
 """More collections of chest X-rays for pretraining, beside the labelled data set; their labels are not read."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dataset_loader.chexpert_dataset import read_chexpert
-from dataset_loader.covid_dataset import read_covid
-from dataset_loader.decoding import is_image
-from dataset_loader.duplicates import THUMBNAIL, find_copies
+from dataset_loader.duplicates import NO_DUPLICATES, THUMBNAIL, find_copies
+from dataset_loader.image_files import image_files
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.phantoms.dataset import RECORD
+from dataset_loader.readers.chexpert_dataset import read_chexpert
+from dataset_loader.readers.covid_dataset import read_covid
 from dataset_loader.splits import image_ids, names_hash
 from utils.config import DATASETS_ROOT, UserError, repo_path
 
@@ -29,13 +28,13 @@ class Labelled:
     source      of the data set, as in XRays
     ids         of all its images
     groups      of its validation and test images: patients, or the images themselves
-    thumbnails  of these images, THUMBNAIL px; their `files`
+    thumbnails  of these images, THUMBNAIL px; their `files`; None without any
     """
 
     source: str
     ids: np.ndarray
     groups: np.ndarray
-    thumbnails: ImageStore
+    thumbnails: ImageStore | None
     files: Sequence[str]
 
 
@@ -86,9 +85,7 @@ def open_collection(entry: str, size: int, device: torch.device, labelled: Label
     entry  "chexpert:FOLDER" or "covid:FOLDER" (lateral views, masks and montages are left out as the data set's reader
            does), or FOLDER: every image file below it, but for hidden ones and those under "masks"
 
-    Left out are the data set's own images, those of patients of its validation and test parts, near-duplicates of
-    images there, and images of fewer than THUMBNAIL px, which cannot be compared with them.
-    Raises UserError if the folder is missing or no image remains.
+    What collection_of leaves out is left out. Raises UserError if the folder is missing or no image remains.
     """
     layout, _, folder = entry.rpartition(":")
     if layout and layout not in LAYOUTS and len(layout) > 1:  # one letter is a Windows drive
@@ -97,15 +94,36 @@ def open_collection(entry: str, size: int, device: torch.device, labelled: Label
     if not root.is_dir():
         raise UserError(f"also holds {entry!r}, but there is no folder {root}.")
     source = "phantom" if (root / RECORD).exists() else layout if layout in LAYOUTS else "folder"
-    paths, groups = _images_of(root, layout)
+    collection = collection_of(source, root, *_images_of(root, layout), size, device, labelled)
+    if collection is None:
+        raise UserError(f"also holds {entry!r}, but no image file below {root} is new to the data set.")
+    return collection
+
+
+def collection_of(
+    source: str,
+    root: Path,
+    paths: np.ndarray,
+    groups: np.ndarray,
+    size: int,
+    device: torch.device,
+    labelled: Labelled,
+) -> Collection | None:
+    """Return the files `paths` [n] of `groups` [n] below a folder as a collection, or None if nothing remains.
+
+    Left out are the data set's own images, those of patients of its validation and test parts, near-duplicates of
+    images there, and images of fewer than THUMBNAIL px, which cannot be compared with them.
+    """
     if len(paths):
         known = np.isin(image_ids(source, paths), labelled.ids)
         if source == labelled.source:
             known |= np.isin(groups.astype(str), labelled.groups.astype(str))
         paths = paths[~known]
     if not len(paths):
-        raise UserError(f"also holds {entry!r}, but no image file below {root} is new to the data set.")
+        return None
     store = open_store(root, list(paths), size, DATASETS_ROOT / ".cache")
+    if labelled.thumbnails is None:
+        return Collection(source, root, paths[store.kept], np.arange(len(store)), store.to(device), NO_DUPLICATES)
     thumbnails = open_store(root, list(paths), THUMBNAIL, DATASETS_ROOT / ".cache")
     left_out = find_copies(thumbnails, list(paths[thumbnails.kept]), labelled.thumbnails, labelled.files)
     copies = set(left_out["file"])
@@ -121,13 +139,3 @@ def _images_of(root: Path, layout: str) -> tuple[np.ndarray, np.ndarray]:
         return columns.paths, columns.groups
     paths = image_files(root)
     return paths, paths
-
-
-def image_files(root: Path) -> np.ndarray:
-    """Return the image files below a folder as sorted relative POSIX paths, without hidden ones and masks."""
-    found = []
-    for folder, names, _ in os.walk(root, followlinks=True):
-        names[:] = [name for name in names if not name.startswith(".") and name.lower() != "masks"]
-        with os.scandir(folder) as entries:
-            found += [Path(entry.path).relative_to(root).as_posix() for entry in entries if is_image(entry)]
-    return np.array(sorted(found), dtype=object)

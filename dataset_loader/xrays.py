@@ -12,26 +12,29 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dataset_loader.chexpert_dataset import read_chexpert
 from dataset_loader.columns import Columns
-from dataset_loader.covid_dataset import read_covid
-from dataset_loader.duplicates import THUMBNAIL, find_duplicates, joined_groups
+from dataset_loader.duplicates import NO_DUPLICATES, THUMBNAIL, find_duplicates, joined_groups
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.phantoms.dataset import RECORD, ensure_chexpert_phantoms, ensure_phantoms
-from dataset_loader.splits import PARTS, names_hash, split_by_group, split_hash, strata_of, write_split
-from dataset_loader.unlabelled import Collection, Labelled, open_collection
+from dataset_loader.readers.chexpert_dataset import read_chexpert
+from dataset_loader.readers.covid_dataset import read_covid
+from dataset_loader.readers.folder_dataset import read_folder
+from dataset_loader.readers.nih_dataset import read_nih
+from dataset_loader.splits import PARTS, complete_split, names_hash, split_hash, write_split
+from dataset_loader.unlabelled import Collection, Labelled, collection_of, open_collection
 from utils.config import DATASETS_ROOT, Config, UserError, check_at_least, check_choice, repo_path
 from utils.files import write_text
 
 # Built in: in the COVID layout, the same with a planted shortcut for the audit, and in CheXpert's layout.
 PHANTOMS = ["phantom", "phantom_marker", "phantom_chexpert"]
-CHEXPERT_LAYOUT = ["chexpert", "phantom_chexpert"]  # findings, grouped by patient; else classes, by near-duplicates
-DATASETS = [*PHANTOMS, "covid", "chexpert"]
+FINDINGS_DATASETS = ["chexpert", "phantom_chexpert", "nih"]  # the others have classes; a folder has either
+READERS = {"covid": read_covid, "chexpert": read_chexpert, "nih": read_nih, "folder": read_folder}
+DATASETS = [*PHANTOMS, *READERS]
 DEFAULT_ROOTS = {
     "covid": DATASETS_ROOT / "COVID-19_Radiography_Dataset",
     "chexpert": DATASETS_ROOT / "CheXpert-v1.0-small",
+    "nih": DATASETS_ROOT / "ChestX-ray14",
 }
-NO_DUPLICATES = pd.DataFrame({"file": [], "other": [], "distance": []})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,8 @@ class DataConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("dataset", self.dataset, DATASETS)
+        if self.dataset == "folder" and not self.data_root:
+            raise UserError("dataset is 'folder', but data_root is empty; name the folder of images, --data-root DIR.")
         check_at_least("img_res", self.img_res, 1)
         check_at_least("split_seed", self.split_seed, 0)
         if self.store_res != 0 and self.store_res < self.img_res:
@@ -69,7 +74,7 @@ class XRays:
     store       their pixels, uint8 [N, 1, S, S]
     parts       [N] "train", "val" or "test", by patient or duplicate group
     duplicates  the near-duplicate pairs that were joined into one group: file, other, distance
-    source      "covid", "chexpert" or, wherever they are stored, "phantom"
+    source      "covid", "chexpert", "nih", "folder" or, wherever they are stored, "phantom"
     also        more X-rays for pretraining, without labels; their indices follow those of the data set, N, N + 1, ...
     """
 
@@ -158,48 +163,70 @@ class XRays:
         }
 
 
-def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] = ()) -> XRays:
+def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] | None = None) -> XRays:
     """Read the tables, decode what was not decoded before, split by group; pixels move to a GPU if they fit.
 
-    A group is a patient in CheXpert, and a set of near-duplicate images where no patient is known. `also` names other
-    collections, which pretraining takes too (open_collection says how); near-duplicates of validation and test images
-    among them are left out.
+    A group is a patient or, where no patient is known, a set of near-duplicate images. An official split is kept.
+    Without `also`, these are the labelled images. A pretraining gives a list, which may be empty: it takes the data
+    set's images without a label too, and the collections that the list names (open_collection says how), but no
+    near-duplicates of validation and test images.
     Raises UserError if the data are missing or unusable, saying where to get them and how to place them.
     """
-    columns = read_columns(config)
+    everything = read_columns(config)
+    columns = everything.labelled()
     store = open_store(columns.root, list(columns.paths), config.stored_size, DATASETS_ROOT / ".cache")
     columns = columns.take(store.kept)
-    duplicates = NO_DUPLICATES if config.dataset in CHEXPERT_LAYOUT else _duplicates(columns)
+    search = columns.label_names and (columns.groups == columns.paths).any()
+    duplicates = _duplicates(columns) if search else NO_DUPLICATES
     columns = replace(columns, groups=joined_groups(columns.paths, columns.groups, duplicates))
-    parts = split_by_group(columns.paths, columns.groups, strata_of(columns.labels), config.split_seed)
+    parts = complete_split(columns, config.split_seed)
     source = "phantom" if _is_phantom(columns.root) else config.dataset
     xrays = XRays(columns, store.to(device), parts, duplicates, source)
-    xrays = replace(xrays, also=_collections(xrays, config.stored_size, device, also))
     described = ", ".join(f"{int((parts == part).sum()):,} {part}" for part in PARTS)
-    kind = " (synthetic)" if xrays.synthetic else ""
+    kind = " (synthetic)" if xrays.synthetic else "" if columns.label_names else " without labels"
     print(f"{config.dataset}{kind}: {len(xrays):,} X-rays, {described}", file=sys.stderr)
-    for entry, collection in zip(also, xrays.also, strict=True):
-        lost = collection.num_left_out
-        note = f"; {lost:,} near-duplicates of held-out images left out" if lost else ""
-        print(f"also {entry}: {len(collection):,} X-rays{note}", file=sys.stderr)
-    return xrays
+    _warn_of_shared_groups(columns.groups, parts)
+    if also is None:
+        return xrays
+    return replace(xrays, also=_collections(xrays, everything, config.stored_size, device, also))
 
 
-def _collections(xrays: XRays, size: int, device: torch.device, entries: Sequence[str]) -> tuple[Collection, ...]:
-    """Open the entries of `also`, without what the data set holds, and without copies of its held-out images."""
-    if not entries:
+def _warn_of_shared_groups(groups: np.ndarray, parts: np.ndarray) -> None:
+    """Say what an official split does not keep apart; a drawn one keeps groups whole."""
+    shared = (parts == "train") & np.isin(groups, groups[parts != "train"])
+    if shared.any():
+        print(
+            f"warning: {shared.sum():,} images of the official train part have the patient or the film of a validation "
+            "or test image, so scores may be too good",
+            file=sys.stderr,
+        )
+
+
+def _collections(
+    xrays: XRays, everything: Columns, size: int, device: torch.device, entries: Sequence[str]
+) -> tuple[Collection, ...]:
+    """Open the data set's images without labels, and the entries of `also`, without copies of held-out images."""
+    unlabelled = everything.labelled(False)
+    if not entries and not len(unlabelled):
         return ()
-    rows = np.sort(np.concatenate([xrays.indices("val"), xrays.indices("test")]))
-    files = xrays.columns.paths[rows].tolist()
-    thumbnails = open_store(xrays.columns.root, files, THUMBNAIL, DATASETS_ROOT / ".cache")
-    if len(thumbnails) < len(files):
+    files = xrays.columns.paths[xrays.parts != "train"].tolist()
+    thumbnails = open_store(xrays.columns.root, files, THUMBNAIL, DATASETS_ROOT / ".cache") if files else None
+    if thumbnails and len(thumbnails) < len(files):
         raise UserError(
             f"{len(files) - len(thumbnails):,} validation or test images have fewer than {THUMBNAIL} px, so copies of "
-            "them in `also` could not be found; remove them, or leave `also` empty."
+            "them among the images without labels could not be found; remove them, or use no images without labels."
         )
-    ids, groups = xrays.image_ids(xrays.indices("all")), xrays.columns.groups[rows]
-    labelled = Labelled(xrays.source, ids, groups, thumbnails, files)
-    return tuple(open_collection(entry, size, device, labelled) for entry in entries)
+    groups = everything.groups[np.isin(everything.paths, files)]  # patients, as the source names them
+    labelled = Labelled(xrays.source, xrays.image_ids(xrays.indices("all")), groups, thumbnails, files)
+    root, paths = unlabelled.root, unlabelled.paths
+    own = collection_of(xrays.source, root, paths, unlabelled.groups, size, device, labelled)
+    opened = {"its images without a label": own} if own else {}
+    opened |= {entry: open_collection(entry, size, device, labelled) for entry in entries}
+    for name, collection in opened.items():
+        lost = collection.num_left_out
+        note = f"; {lost:,} near-duplicates of held-out images left out" if lost else ""
+        print(f"also {name}: {len(collection):,} X-rays{note}", file=sys.stderr)
+    return tuple(opened.values())
 
 
 def read_columns(config: DataConfig) -> Columns:
@@ -210,7 +237,7 @@ def read_columns(config: DataConfig) -> Columns:
             return read_chexpert(ensure_chexpert_phantoms(folder))
         return read_covid(ensure_phantoms(folder, planted_marker=config.dataset == "phantom_marker"))
     root = repo_path(config.data_root) if config.data_root else DEFAULT_ROOTS[config.dataset]
-    return read_covid(root) if config.dataset == "covid" else read_chexpert(root)
+    return READERS[config.dataset](root)
 
 
 def described(columns: Columns) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
     # data
-    "dataset": "phantom",  # "phantom" (built in, synthetic) | "phantom_marker" | "covid" | "chexpert"
+    "dataset": "phantom",  # "phantom", "phantom_marker" (synthetic) | "covid" | "chexpert" | "nih" | "folder"
     "data_root": "",  # the data set's folder, from the repo root; "" is where datasets/README.md says
     "store_res": 0,  # pixels per side at which images are decoded, once; 0 is 8/7 of img_res
     "split_seed": 0,  # that of the pretraining: an encoder that has seen today's validation or test part is refused
-    "findings": ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"],  # CheXpert only
+    "findings": ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"],  # none: all
     "uncertain": "ignore",  # CheXpert's -1: "ignore" | "zeros" | "ones"
     "blank": "zero",  # CheXpert's blanks: "zero" (not mentioned is negative, as its authors count them) | "ignore"
     "class_weights": True,  # rare classes count as much as frequent ones

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from dataset_loader.splits import strata_of
 from dataset_loader.xrays import XRays
-from utils.config import Config, UserError, check_choice
+from utils.config import Config, UserError, check_choice, nearest
 from utils.metrics import classification_scores, finding_scores
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]  # (logits [B, C], indices [B]) -> mean loss
@@ -24,7 +24,7 @@ BLANK = ["zero", "ignore"]
 
 @dataclass(frozen=True, kw_only=True)
 class TargetConfig(Config):
-    """What a classifier learns: findings (CheXpert only), policies for uncertain and blank labels, weights."""
+    """What a classifier learns: findings (not classes), policies for uncertain and blank labels, weights."""
 
     findings: list[str]
     uncertain: str
@@ -102,7 +102,9 @@ def logits_of(probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
 
 
 def read_targets(xrays: XRays, config: TargetConfig) -> Targets:
-    """Return the targets of a data set; UserError for findings that it does not have.
+    """Return the targets of a data set, all its findings if the config names none.
+
+    Raises UserError for findings that it does not have, and without any label.
 
     CheXpert's findings: 1 is positive, 0 negative, -1 uncertain, blank not mentioned, which its authors count as
     negative (Irvin et al. 2019, sections 2 and 3, where "ignore", "zeros" and "ones" are the U-policies).
@@ -110,12 +112,20 @@ def read_targets(xrays: XRays, config: TargetConfig) -> Targets:
     labels, names = xrays.columns.labels, xrays.columns.label_names
     if labels.ndim == 1:
         return Targets(labels, names)
-    for finding in config.findings:
-        check_choice("findings", finding, list(names))
-    if not config.findings:
-        raise UserError(f"findings is empty; name at least one of {', '.join(names)}.")
-    chosen = labels[:, [names.index(finding) for finding in config.findings]]
-    return Targets(apply_policy(chosen, config.uncertain, config.blank), tuple(config.findings))
+    if not names:
+        raise UserError(
+            f"nothing is labelled in {xrays.columns.root}, so it serves pretraining alone; give labels in labels.csv, "
+            "as datasets/README.md shows."
+        )
+    chosen = tuple(config.findings) or names
+    absent = [finding for finding in chosen if finding not in names]
+    if absent:
+        raise UserError(
+            f"findings holds {absent[0]!r}, which is not labelled in {xrays.columns.root}; "
+            f"{nearest(absent[0], list(names))} --findings without a name takes all of them."
+        )
+    values = labels[:, [names.index(finding) for finding in chosen]]
+    return Targets(apply_policy(values, config.uncertain, config.blank), chosen)
 
 
 def apply_policy(labels: np.ndarray, uncertain: str, blank: str) -> np.ndarray:

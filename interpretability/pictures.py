@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from augmentations.transform_utils import plain_view
-from dataset_loader.decoding import IMAGE_SUFFIXES, BrokenImageError, decode_square, decode_upright
+from dataset_loader.decoding import BrokenImageError, decode_square, decode_upright
+from dataset_loader.image_files import IMAGE_SUFFIXES
 from dataset_loader.lung_masks import read_mask
 from dataset_loader.phantoms.dataset import RECORD
 from dataset_loader.xrays import DataConfig, XRays

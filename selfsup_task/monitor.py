@@ -102,6 +102,8 @@ class Monitor:
 
     def probe(self) -> dict[str, float]:
         """Return the linear and kNN probe's score on validation, the mean over the draws; {} without labels."""
+        if not self.draws or not len(self.val):
+            return {}
         pool = np.unique(np.concatenate(self.draws))
         pooled, val = self._features(pool), self._features(self.val)
         scores = []
@@ -112,11 +114,11 @@ class Monitor:
 
     def facts(self) -> dict[str, object]:
         """Return what a summary says of the data, the probes and the network's last epoch."""
+        probes = {"metric": metric_of(self.labels), "chance": self._chance} if self.draws else {}
         return {
             "synthetic": self.xrays.synthetic,
             "verdict": self.health(self.run.rows[-1]).verdict(),
-            "metric": metric_of(self.labels),
-            "chance": self._chance,
+            **probes,
             "split_hash": self.xrays.split_hash,
             "list_hash_seen": self.provenance and self.provenance.list_hash,
         }
@@ -187,11 +189,14 @@ class Monitor:
             "chance": self._chance,
         }
         title = plots.marked(str(self.run), self.xrays.synthetic)
-        return plots.training_curves(self.run.rows, title, levels, metric_name(metric_of(self.labels)))
+        metric = metric_name(metric_of(self.labels)) if self.draws else "no labels, so no probes"
+        return plots.training_curves(self.run.rows, title, levels, metric)
 
 
 def _label_draws(xrays: XRays, seed: int) -> list[np.ndarray]:
-    """Indices of the labelled training images of each draw, each stratum with its share."""
+    """Indices of the labelled training images of each draw, each stratum with its share; [] without labels."""
+    if not xrays.columns.label_names:
+        return []
     train, labels = xrays.indices("train"), xrays.columns.labels
     paths, strata = xrays.columns.paths[train], strata_of(labels)[train]
     fraction = min(1.0, (PROBE_LABELS if labels.ndim == 1 else FINDING_LABELS) / len(train))

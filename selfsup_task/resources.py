@@ -15,7 +15,7 @@ from torch import Tensor
 from augmentations.transform_utils import Views, step_generator
 from dataset_loader.image_store import open_store
 from dataset_loader.splits import SHARES
-from dataset_loader.xrays import CHEXPERT_LAYOUT, read_columns
+from dataset_loader.xrays import FINDINGS_DATASETS, read_columns
 from selfsup_task.monitor import FINDING_LABELS, HEALTH_IMAGES, PROBE_DRAWS, PROBE_LABELS, PROBE_TESTS
 from selfsup_task.pretraining import PretrainConfig, build_model, twin_step
 from utils.config import UserError
@@ -72,7 +72,7 @@ def measure(config: PretrainConfig, num_images: int, forecast_epochs: int) -> di
 def forecast(costs: Costs, config: PretrainConfig, num_images: int, epochs: int) -> float:
     """Return the seconds of a run on `num_images`: the store once, then epochs of steps, health and probes."""
     train = train_images(config, num_images)
-    labels = FINDING_LABELS if config.dataset in CHEXPERT_LAYOUT else PROBE_LABELS
+    labels = FINDING_LABELS if config.dataset in FINDINGS_DATASETS else PROBE_LABELS
     probed = min(train, labels * PROBE_DRAWS) + min(int(SHARES["val"] * num_images), PROBE_TESTS)
     probes = 1 + epochs // config.probe_every
     forwards = (epochs + 1) * min(train, HEALTH_IMAGES) + probes * probed

@@ -7,7 +7,7 @@ to choose a recipe by.
 from typing import Any
 
 PRETRAINING: dict[str, Any] = {
-    "dataset": "phantom",  # "phantom" (built in, synthetic) | "phantom_marker" | "covid" | "chexpert"
+    "dataset": "phantom",  # "phantom", "phantom_marker" (synthetic) | "covid" | "chexpert" | "nih" | "folder"
     "data_root": "",  # the data set's folder, from the repo root; "" is where datasets/README.md says
     "store_res": 0,  # pixels per side at which images are decoded, once; 0 is 8/7 of img_res
     "split_seed": 0,  # train/val/test; keep it, so that runs can be compared
@@ -42,7 +42,7 @@ PRETRAINING: dict[str, Any] = {
 SCAN_BASE: dict[str, Any] = {
     **PRETRAINING,
     "finetune": {  # how an encoder is judged, beside a linear probe
-        "findings": ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"],  # CheXpert alone
+        "findings": ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"],  # without any: all
         "uncertain": "ignore",  # CheXpert's label -1: "ignore" | "zeros" | "ones"
         "blank": "zero",  # no label: "zero" (not mentioned, so absent) | "ignore"
         "class_weights": True,  # classes weigh the same, however frequent

@@ -27,7 +27,7 @@ from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
     # data
-    "dataset": "phantom",  # "phantom" (built in, synthetic) | "phantom_marker" | "covid" | "chexpert"
+    "dataset": "phantom",  # "phantom", "phantom_marker" (synthetic) | "covid" | "chexpert" | "nih" | "folder"
     "data_root": "",  # the data set's folder, from the repo root; "" is where datasets/README.md says
     "store_res": 0,  # pixels per side at which images are decoded, once; 0 is 8/7 of img_res
     "split_seed": 0,  # train/val/test; keep it, so that runs can be compared
@@ -105,7 +105,8 @@ def main(config: PretrainConfig) -> None:
         print(report(run.summary, config))
         print(f"weights            {run}/{config.backbone}_final_state_dict.pt")
         print(f"figures            {run}/figures/   (curves: tensorboard --logdir runs)")
-        print(f"\nnext: {comparison(config, run.name)}")
+        first = "" if "metric" in run.summary else "give labels in labels.csv (datasets/README.md), then "
+        print(f"\nnext: {first}{comparison(config, run.name, run.summary.get('metric', ''))}")
 
 
 def report(summary: dict[str, Any], config: PretrainConfig) -> str:
@@ -124,17 +125,20 @@ def report(summary: dict[str, Any], config: PretrainConfig) -> str:
                 f"{name}       {summary[f'{tag}_random_network']:.3f} -> {summary[tag]:.3f} "
                 f"{metric_name(summary['metric'])} on validation (chance {summary['chance']:.2f})"
             )
+    if "metric" not in summary:
+        lines.append("probes             skipped: the X-rays have no labels")
     if summary.get("probe/linear", 1) < summary.get("probe/linear_random_network", 0) - WORSE:
         lines.append(f"The probe is below that of the start ({before}): train longer, or change lr or recipe.")
     return "\n".join(lines)
 
 
-def comparison(chosen: PretrainConfig, run_name: str) -> str:
+def comparison(chosen: PretrainConfig, run_name: str, metric: str) -> str:
     """Return the command that measures what the encoder is worth; flags say what its defaults do not."""
     words = ["python", "downstream_task/trained_vs_no_trained_compare.py"]
     for key in ("dataset", "data_root", "img_res", "store_res", "split_seed", "backbone", "in_channels"):
         if getattr(chosen, key) != defaults[key]:
             words += [f"--{key.replace('_', '-')}", str(getattr(chosen, key))]
+    words += ["--findings"] if metric == "auroc" and "chexpert" not in chosen.dataset else []  # all that it has
     words += ["--allow-seen"] if chosen.pretrain_on == "all" else []
     if run_name != "pretrain/phantom":
         name = run_name.rpartition("/")[2]

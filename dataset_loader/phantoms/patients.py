@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dataset_loader.chexpert_dataset import FINDINGS
+from dataset_loader.readers.chexpert_dataset import FINDINGS
 
 HEADER = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *FINDINGS)
 

@@ -11,10 +11,10 @@ from images import SIZE, count_decodings, make_images
 from PIL import Image
 
 from dataset_loader import image_store
-from dataset_loader.chexpert_dataset import read_chexpert
-from dataset_loader.covid_dataset import read_covid
 from dataset_loader.decoding import decode_square
 from dataset_loader.image_store import open_store
+from dataset_loader.readers.chexpert_dataset import read_chexpert
+from dataset_loader.readers.covid_dataset import read_covid
 from utils.config import UserError
 
 

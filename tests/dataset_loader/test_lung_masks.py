@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_loader.covid_dataset import read_covid
 from dataset_loader.decoding import decode_square, decode_upright
 from dataset_loader.lung_masks import masks_of, read_mask, seen_part
 from dataset_loader.phantoms.dataset import COVID_ROOT
+from dataset_loader.readers.covid_dataset import read_covid
 from utils.config import UserError
 
 

@@ -10,8 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset_loader.chexpert_dataset import FINDINGS, read_chexpert
-from dataset_loader.covid_dataset import read_covid
 from dataset_loader.phantoms import dataset
 from dataset_loader.phantoms.dataset import (
     CLASS_SHARES,
@@ -28,6 +26,8 @@ from dataset_loader.phantoms.dataset import (
 from dataset_loader.phantoms.film import MARKER_SHARE
 from dataset_loader.phantoms.patients import report
 from dataset_loader.phantoms.signs import SIGNS
+from dataset_loader.readers.chexpert_dataset import FINDINGS, read_chexpert
+from dataset_loader.readers.covid_dataset import read_covid
 from dataset_loader.xrays import DataConfig, open_xrays
 from utils.config import UserError
 

@@ -1,6 +1,7 @@
 """Splits by patient: whole groups, each stratum's share, nothing but names and the seed."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from dataset_loader.columns import Columns
 from dataset_loader.splits import (
     PARTS,
+    complete_split,
     image_ids,
     label_subset,
     split_by_group,
@@ -131,7 +133,8 @@ def test_strata_of_findings_are_the_rarest_positive_ones():
 def make_columns(labels: np.ndarray, names: tuple[str, ...]) -> Columns:
     paths, groups, _ = make_images([1] * len(labels))
     masks = np.full(len(labels), None, dtype=object)
-    return Columns(Path("x"), paths, labels, names, groups, masks, pd.DataFrame(index=range(len(labels))))
+    official, details = np.full(len(labels), ""), pd.DataFrame(index=range(len(labels)))
+    return Columns(Path("x"), paths, labels, names, groups, masks, official, details)
 
 
 def test_a_split_is_read_back_as_written(tmp_path: Path):
@@ -183,3 +186,42 @@ def test_image_ids_tell_data_sets_and_names_apart():
     covid, phantom = image_ids("covid", paths), image_ids("phantom", paths)
     assert len({*covid, *phantom}) == 4
     assert np.array_equal(covid[::-1], image_ids("covid", paths[::-1]))
+
+
+def official_columns(official: list[str], groups: list[str] | None = None) -> Columns:
+    columns = make_columns(np.array([0, 1] * (len(official) // 2)), ("a", "b"))
+    return replace(columns, official=np.array(official), groups=np.array(groups) if groups else columns.groups)
+
+
+def test_without_official_parts_the_split_is_the_drawn_one():
+    columns = official_columns([""] * 200)
+    drawn = split_by_group(columns.paths, columns.groups, columns.labels, 3)
+    assert complete_split(columns, 3).tolist() == drawn.tolist()
+
+
+@pytest.mark.parametrize(
+    ("official", "counts"),
+    [
+        (["train"] * 60 + ["val"] * 20 + ["test"] * 20, {"train": 60, "val": 20, "test": 20}),
+        (["test"] * 10 + [""] * 90, {"train": 80, "val": 10, "test": 10}),  # as the NIH's list
+        (["test"] * 10 + ["train"] * 90, {"train": 80, "val": 10, "test": 10}),
+        (["val"] * 10 + [""] * 90, {"train": 80, "val": 10, "test": 10}),
+        (["train"] * 50 + ["val"] * 20 + ["test"] * 20 + [""] * 10, {"train": 60, "val": 20, "test": 20}),
+    ],
+)
+def test_official_parts_are_kept_and_the_others_drawn(official: list[str], counts: dict[str, int]):
+    parts = complete_split(official_columns(official), seed=0)
+    named = np.array(official)
+    for part in ("val", "test"):
+        assert (parts[named == part] == part).all()
+    assert {part: int((parts == part).sum()) for part in counts} == counts
+
+
+def test_images_of_an_official_group_go_to_its_part():
+    parts = complete_split(official_columns(["test", "", "", ""] * 10, ["p", "p", "q", "r"] + list("abcdefghi") * 4), 0)
+    assert parts[:2].tolist() == ["test", "test"]
+
+
+def test_without_labels_all_is_the_train_part():
+    columns = make_columns(np.empty((5, 0), dtype=np.float32), ())
+    assert complete_split(columns, 0).tolist() == ["train"] * 5

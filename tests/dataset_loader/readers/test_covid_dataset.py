@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset_loader.covid_dataset import read_covid
+from dataset_loader.readers.covid_dataset import read_covid
 from utils.config import UserError
 
 CLASSES = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")

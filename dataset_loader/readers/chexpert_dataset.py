@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dataset_loader.columns import Columns
+from dataset_loader.readers.tables import checked_findings, column_of, read_table
 from utils.config import UserError
 
 FINDINGS = (
@@ -63,6 +64,7 @@ def read_chexpert(root: Path, table: str = "train.csv") -> Columns:
         label_names=FINDINGS,
         groups=rows["patient"].to_numpy(dtype=str),
         masks=np.full(len(rows), None, dtype=object),
+        official=np.full(len(rows), ""),
         details=rows.filter(("study", *_DETAILS.values())),
     )
 
@@ -71,32 +73,39 @@ def read_chexpert_table(csv_path: Path) -> pd.DataFrame:
     """Return the frontal rows of a CheXpert table in the order of their paths; opens no other file.
 
     Columns: path (relative to the data root), patient, study, sex, age, view (AP, PA, LL, RL) and the 14
-    FINDINGS. Raises UserError for a column that is missing or a value that CheXpert does not use.
+    FINDINGS. Rows that are neither frontal nor lateral are counted on stderr and left out. Raises UserError for a
+    column that is missing or a value that CheXpert does not use.
     """
-    try:
-        table = pd.read_csv(csv_path, low_memory=False).reset_index(drop=True)
-    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
-        raise UserError(f"{csv_path} is not a readable CSV table: {str(error).strip()}") from error
+    table = read_table(csv_path)
     missing = [name for name in _NEEDED if name not in table.columns]
     if missing:
         raise UserError(
             f"{csv_path} lacks the column {', '.join(map(repr, missing))}; it has "
             f"{', '.join(map(str, table.columns))}; expected CheXpert's own header."
         )
-    frontal = table.loc[table["Frontal/Lateral"].astype(str).str.strip() == "Frontal"]
+    view = table["Frontal/Lateral"].str.lower()
+    frontal = table.loc[view == "frontal"]
     if frontal.empty:
         raise UserError(f"{csv_path} lists no frontal image: none of its {len(table)} rows says 'Frontal'.")
-    rows = _split_paths(frontal["Path"].astype(str).tolist(), csv_path)
+    odd = ~view.isin(["frontal", "lateral"])
+    if odd.any():
+        print(
+            f"warning: {odd.sum():,} of {len(table):,} rows of {csv_path} are neither Frontal nor Lateral "
+            f"(line {table.index[odd][0]}); left out",
+            file=sys.stderr,
+        )
+    rows = _split_paths(frontal["Path"].tolist(), csv_path)
     for column, name in _DETAILS.items():
-        rows[name] = frontal[column].to_numpy() if column in frontal else np.nan
+        rows[name] = column_of(frontal, column).replace("", np.nan).to_numpy()
+    rows["age"] = pd.to_numeric(rows["age"], errors="coerce")
     for finding in FINDINGS:
-        rows[finding] = _label_values(frontal, finding, csv_path)
+        rows[finding] = checked_findings(frontal[finding], csv_path)
     return rows.sort_values("path", ignore_index=True)
 
 
 def _split_paths(written: list[str], csv_path: Path) -> pd.DataFrame:
     """Return columns path, patient, study; the path starts at train/, whatever precedes it in the table."""
-    parts = [path.strip().replace("\\", "/").split("/")[-4:] for path in written]
+    parts = [path.replace("\\", "/").split("/")[-4:] for path in written]
     odd = next((path for path, names in zip(written, parts, strict=True) if len(names) < 3), None)
     if odd is not None:
         raise UserError(f"{csv_path} holds the path {odd!r}, expected one like {_EXAMPLE_PATH}.")
@@ -110,20 +119,6 @@ def _split_paths(written: list[str], csv_path: Path) -> pd.DataFrame:
     return pd.DataFrame(
         {"path": paths, "patient": [names[-3] for names in parts], "study": [names[-2] for names in parts]}
     )
-
-
-def _label_values(frontal: pd.DataFrame, finding: str, csv_path: Path) -> np.ndarray:
-    """Return [N] float32: 1, 0, -1 or NaN."""
-    written = frontal[finding]
-    values = np.asarray(pd.to_numeric(written, errors="coerce"), dtype=np.float32)
-    wrong = written.notna().to_numpy() & ~np.isin(values, (1, 0, -1))
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise UserError(
-            f"{csv_path} holds {written.tolist()[row]!r} as {finding!r} in line {frontal.index[row] + 2}; "
-            "expected 1 (positive), 0 (negative), -1 (uncertain) or blank."
-        )
-    return values
 
 
 def _existing(rows: pd.DataFrame, root: Path, csv_path: Path) -> pd.DataFrame:

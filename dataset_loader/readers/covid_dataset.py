@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dataset_loader.columns import Columns
-from dataset_loader.decoding import is_image, is_visible
+from dataset_loader.image_files import is_image, is_unread, is_visible, note_unread
 from utils.config import UserError
 
 _HOW_TO_PLACE = (
@@ -41,6 +41,7 @@ def read_covid(root: Path) -> Columns:
         label_names=class_names,
         groups=np.array(paths),
         masks=np.array([masks[class_names[label]].get(Path(path).stem) for path, label in rows], dtype=object),
+        official=np.full(len(rows), ""),
         details=pd.DataFrame(index=pd.RangeIndex(len(rows))),
     )
 
@@ -75,8 +76,10 @@ def _folders(root: Path) -> list[str]:
 
 
 def _image_files(root: Path, folder: str) -> list[str]:
-    with os.scandir(root / folder) as entries:
-        return [f"{folder}/{entry.name}" for entry in entries if is_image(entry)]
+    with os.scandir(root / folder) as found:
+        entries = list(found)
+    note_unread(f"{folder}/{entry.name}" for entry in entries if is_unread(entry.name))
+    return [f"{folder}/{entry.name}" for entry in entries if is_image(entry)]
 
 
 def _subfolder(folder: Path, name: str) -> str | None:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dataset_loader.chexpert_dataset import (
+from dataset_loader.readers.chexpert_dataset import (
     FINDINGS,
     read_chexpert,
     read_chexpert_table,
@@ -144,10 +144,11 @@ def put(column: str, value: object):
         (drop("Frontal/Lateral"), r"lacks the column 'Frontal/Lateral'; it has Path, Sex, Age, AP/PA"),
         (drop("Edema"), "'Edema'"),
         (drop("Path"), "'Path'"),
-        (put("Edema", 2), "2 as 'Edema' in line 2"),
+        (put("Edema", 2), "'2' as 'Edema' in line 2"),
         (put("Edema", "yes"), "'yes' as 'Edema' in line 2"),
         (put("Frontal/Lateral", "Lateral"), "no frontal image"),
         (put("Path", "view1_frontal.jpg"), "holds the path 'view1_frontal.jpg'"),
+        (put("Path", ""), "holds the path ''"),
         (put("Path", P1), "2 frontal images more than once"),
     ],
 )
@@ -188,3 +189,16 @@ def test_the_real_images_in_chexperts_layout(capsys: pytest.CaptureFixture[str])
     assert np.nansum(columns.labels[:, 0] == 1) == 853
     assert np.isnan(columns.labels[:, 1:]).all()
     assert capsys.readouterr().err == ""
+
+
+def test_rows_that_are_dropped_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    table = pd.concat([make_table().iloc[[1]].assign(Path=f"train/p{n}/study1/v.jpg") for n in range(30)])
+    table["Frontal/Lateral"] = [*["frontal"] * 28, "", "Oblique"]
+    root = make_tree(tmp_path / "x", table)
+    with (root / "train.csv").open("a") as file:
+        file.write("train/p30/study1/v.jpg,Fem")  # the end of a cut file
+    rows = read_chexpert_table(root / "train.csv")
+    assert len(rows) == 28
+    told = capsys.readouterr().err
+    assert "1 of 31 rows have more or fewer cells than the header (line 32)" in told
+    assert "2 of 30 rows" in told and "neither Frontal nor Lateral (line 30)" in told

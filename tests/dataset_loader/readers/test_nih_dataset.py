@@ -1,0 +1,82 @@
+"""ChestX-ray14's table, test list and folders of images, as they are downloaded."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset_loader.columns import UNLABELLED
+from dataset_loader.readers.nih_dataset import FINDINGS, read_nih
+from dataset_loader.splits import complete_split
+from utils.config import UserError
+
+HEADER = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],"
+)
+
+
+def make_tree(root: Path, patients: int = 20) -> Path:
+    """Two images of each patient; the first folder holds the first half, and the last five patients are the test."""
+    lines, tested = [HEADER], []
+    for patient in range(1, patients + 1):
+        for visit in range(2):
+            name = f"{patient:08d}_{visit:03d}.png"
+            found = "No Finding" if visit else "Cardiomegaly|Effusion"
+            lines.append(f"{name},{found},{visit},{patient},{40 + patient},{'MF'[visit]},PA,2682,2749,0.143,0.143,")
+            folder = root / f"images_{1 + 2 * (patient - 1) // patients:03d}" / "images"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+            tested += [name] if patient > patients - 5 else []
+    (root / "Data_Entry_2017.csv").write_text("\n".join(lines) + "\n")
+    (root / "test_list.txt").write_text("\r\n".join(tested))
+    return root
+
+
+def test_findings_patients_and_the_official_test_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    columns = read_nih(make_tree(tmp_path))
+    assert len(columns) == 40 and len(set(columns.groups)) == 20
+    assert columns.paths[0] == "images_001/images/00000001_000.png"
+    assert columns.paths[-1] == "images_002/images/00000020_001.png"
+    assert columns.label_names == FINDINGS and len(FINDINGS) == 14
+    first = np.zeros(14, dtype=np.float32)
+    first[[FINDINGS.index("Cardiomegaly"), FINDINGS.index("Effusion")]] = 1
+    np.testing.assert_array_equal(columns.labels[:2], [first, np.zeros(14)])
+    assert columns.details["sex"].tolist()[:2] == ["Male", "Female"]
+    assert columns.details["age"].tolist()[:3] == [41, 41, 42]
+    assert set(columns.details["view"]) == {"PA"}
+    parts = complete_split(columns, seed=0)
+    assert set(columns.groups[parts == "test"]) == {str(patient) for patient in range(16, 21)}
+    assert 2 <= (parts == "val").sum() <= 6
+    assert not set(columns.groups[parts == "val"]) & set(columns.groups[parts == "train"])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_partial_download_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_tree(tmp_path)
+    for file in (root / "images_002" / "images").iterdir():
+        file.unlink()
+    (root / "images_001" / "images").rename(root / "images")
+    (root / "images" / "other.png").touch()
+    (root / "test_list.txt").unlink()
+    columns = read_nih(root)
+    assert len(columns.labelled()) == 20 and set(columns.labelled().official) == {""}
+    assert columns.paths[columns.official == UNLABELLED].tolist() == ["images/other.png"]
+    assert "rows without a file, left out: 20 (00000011_000.png, " in capsys.readouterr().err
+
+
+def test_what_is_missing_or_odd_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"found no Data_Entry_2017\.csv in .*nihcc.*--dataset phantom"):
+        read_nih(tmp_path)
+    root = make_tree(tmp_path)
+    table = root / "Data_Entry_2017.csv"
+    text = table.read_text()
+    table.write_text(text.replace("Effusion", "Efusion"))
+    with pytest.raises(UserError, match="'Efusion' in line 2"):
+        read_nih(root)
+    table.write_text(text.replace("Patient ID", "ID"))
+    with pytest.raises(UserError, match="lacks the column 'Patient ID'"):
+        read_nih(root)
+    table.write_text(text.replace(".png", ".jpg"))
+    with pytest.raises(UserError, match="found no image of"):
+        read_nih(root)

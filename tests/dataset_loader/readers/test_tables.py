@@ -1,0 +1,77 @@
+"""Tables as spreadsheets, scripts and broken downloads leave them."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset_loader.readers.tables import checked_findings, column_of, read_table
+from utils.config import UserError
+
+TEXT = "file,label,ward\na.png,Müll,1\nb.png,,2\n"
+CELLS = [["a.png", "Müll", "1"], ["b.png", "", "2"]]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TEXT.encode(),
+        TEXT.encode("utf-8-sig"),
+        TEXT.encode("utf-16"),
+        TEXT.encode("latin-1"),
+        TEXT.replace(",", ";").encode(),
+        TEXT.replace(",", "\t").encode("utf-16"),
+        TEXT.replace("\n", "\r\n").encode(),
+        TEXT.replace("\n", "\r").encode(),
+        TEXT.replace("\n", "\n\n").encode(),
+        TEXT.replace(",", " , ").encode(),
+        TEXT.replace("\n", ",\n").encode(),
+        TEXT.replace("a.png", '"a.png"').encode(),
+        gzip.compress(TEXT.encode()),
+    ],
+)
+def test_one_table_in_many_encodings(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    table = read_table(tmp_path / "t.csv")
+    assert table.columns.tolist() == ["file", "label", "ward"]
+    assert table.to_numpy().tolist() == CELLS
+
+
+def test_damaged_rows_are_counted_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["file,label"] + [f"{n}.png,x" for n in range(30)]
+    lines[4], lines[31:] = "3.png,x,y", ["30.p"]  # a cell too many, and the end of a cut file
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    table = read_table(tmp_path / "t.csv")
+    assert table["file"].tolist() == [f"{n}.png" for n in range(30) if n != 3]
+    assert table.index.tolist() == [n + 2 for n in range(30) if n != 3]  # lines of the file
+    assert "2 of 31 rows have more or fewer cells than the header (line 5)" in capsys.readouterr().err
+    (tmp_path / "t.csv").write_text("\n".join([*lines[:12], *("x" for _ in range(5))]))
+    with pytest.raises(UserError, match="cut or damaged"):
+        read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n \n", "is empty"),
+        (b"PK\x03\x04\x00\x00", "not text; save the table as CSV"),
+        (b"a,A\n1,2\n", "column 'a' twice"),
+        (b'a,b\n"1,2\n', "not a readable CSV table"),
+        (b"\x1f\x8bgarbage", "cannot be read"),
+    ],
+)
+def test_what_is_not_a_table_is_one_sentence(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_table(tmp_path / "t.csv")
+
+
+def test_findings_are_numbers_or_blank(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a;b\n1;1\n0,0;x\n-1.0;0\n;0\nnan;1\n")
+    table = read_table(tmp_path / "t.csv")
+    values = checked_findings(column_of(table, "a"), tmp_path / "t.csv")
+    np.testing.assert_array_equal(values, np.array([1, 0, -1, np.nan, np.nan], dtype=np.float32))
+    with pytest.raises(UserError, match="holds 'x' as 'b' in line 3"):
+        checked_findings(column_of(table, "b"), tmp_path / "t.csv")
