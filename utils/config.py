@@ -14,6 +14,8 @@ REPO_ROOT = Path(__file__).resolve().parent.parent
 RUNS_ROOT = Path(os.environ.get("CXR_RUNS") or REPO_ROOT / "runs").resolve()
 DATASETS_ROOT = Path(os.environ.get("CXR_DATASETS") or REPO_ROOT / "datasets").resolve()
 
+MAX_NAME = 200  # bytes of a part of a run's name; file systems take 255, some of them for temporary files
+
 
 class UserError(Exception):
     """A user's mistake, in one sentence: what was found, what was expected, what to do."""
@@ -111,6 +113,17 @@ def check_list(key: str, values: list[Any]) -> None:
         raise UserError(f"{key} is empty; give at least one.")
     if len(set(values)) < len(values):
         raise UserError(f"{key} is {values}, with a value more than once; give each once.")
+
+
+def check_run_name(name: str, runs_root: Path) -> None:
+    """Raise UserError unless `name` is a folder below `runs_root` that has one name, which the system can hold."""
+    parts = Path(name).parts
+    outside = ".." in parts or not (runs_root / name).resolve().is_relative_to(runs_root.resolve())
+    if outside or not parts or any(part != part.strip() or len(part.encode()) > MAX_NAME for part in parts):
+        raise UserError(
+            f"run_name is {name[:100]!r}; it must be a folder below {runs_root}, such as 'covid/first', without '..', "
+            f"spaces at the ends, and parts of more than {MAX_NAME} bytes."
+        )
 
 
 def _has_type(value: Any, expected: Any) -> bool:

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from utils import distributed
-from utils.config import REPO_ROOT, RUNS_ROOT, Config, UserError, as_dict, flat
-from utils.files import plain_json, read_json, try_lock, write_atomically, write_json, write_text
+from utils.config import REPO_ROOT, RUNS_ROOT, Config, UserError, as_dict, check_run_name, flat
+from utils.files import exclusive_lock, plain_json, read_json, try_lock, write_atomically, write_json, write_text
 from utils.hardware import environment
 
 
@@ -34,14 +35,12 @@ class Run:
 
         Raises UserError if the folder holds a run with another config, or anything else.
         """
-        config = as_dict(config)
+        check_run_name(name, runs_root)
         self.name, self.folder, self.kind, self._root = name, runs_root / name, kind, runs_root
-        if not self.folder.resolve().is_relative_to(runs_root.resolve()):
-            raise UserError(f"run_name is {name!r}, which lies outside {runs_root}; give a name such as 'covid/first'.")
         self.is_writer = distributed.rank() == 0
         self.rows: list[dict[str, float]] = []
-        self._check(config)
-        self.config = config
+        self.config = as_dict(config)
+        self._check()
         self.summary = read_json(self.folder / "summary.json")
         self._writer: SummaryWriter | None = None
         self._lock: FileLock | None = None
@@ -50,7 +49,8 @@ class Run:
         inside = self.folder.is_relative_to(REPO_ROOT)
         return str(self.folder.relative_to(REPO_ROOT) if inside else self.folder)
 
-    def _check(self, config: Mapping[str, Any]) -> None:
+    def _check(self) -> None:
+        config = self.config
         if not self.folder.exists():
             return
         if not self.folder.is_dir():
@@ -75,9 +75,21 @@ class Run:
 
         environment.json holds command, commit, versions, the kind and the caller's `facts` (plain JSON values).
         `alone` locks the run until it is finished or this process ends. Raises UserError if another process holds the
-        lock, or if a run is resumed with other facts: other data, another number of processes.
+        lock, if one started the run under another config or finished it since this one opened it, or if the run is
+        resumed with other facts: other data, another number of processes.
         """
-        now = {"kind": self.kind, "processes": distributed.world_size(), **facts}
+        if alone and self.is_writer and not self.try_lock():
+            raise UserError(f"another process is running {self}; wait for it, or choose another run_name.")
+        shared = self.is_writer and not alone
+        with exclusive_lock(self.folder / ".lock", f"starting {self}") if shared else nullcontext():
+            self._check()
+            self.reread()
+            if alone and self.summary is not None:
+                raise UserError(f"another process has just finished {self}; the same command shows its summary.")
+            self._record({"kind": self.kind, "processes": distributed.world_size(), **facts})
+
+    def _record(self, now: Mapping[str, Any]) -> None:
+        """Write config.json and environment.json, or compare `now` with what a resumed run was started with."""
         before = read_json(self.folder / "environment.json")
         different = [key for key in now if before is not None and before.get(key) != now[key]]
         if different:
@@ -85,8 +97,6 @@ class Run:
                 f"{self} was started with other {' and '.join(different)} (see its environment.json), so resuming "
                 "would not give the same result; restore them, or choose another run_name."
             )
-        if alone and self.is_writer and not self.try_lock():
-            raise UserError(f"another process is running {self}; wait for it, or choose another run_name.")
         if self.is_writer and before is None:
             write_json(self.folder / "config.json", self.config)
             write_json(self.folder / "environment.json", {**environment(), **now})
@@ -221,7 +231,8 @@ class Run:
     def fail(self, error: str) -> None:
         """Write error.txt: why the run could not be finished, or even started."""
         if self.is_writer:
-            write_json(self.folder / "config.json", self.config)
+            if not (self.folder / "config.json").exists():
+                write_json(self.folder / "config.json", self.config)
             write_text(self.folder / "error.txt", error)
 
     def _write_hparams(self, writer: SummaryWriter) -> None:

@@ -156,5 +156,39 @@ def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
     first.start()
     with pytest.raises(UserError, match="another process is running"):
         Run("a", CONFIG, "pretraining", tmp_path).start()  # a second descriptor is as good as a second process
-    first.finish({})
+    first.unlock()
     Run("a", CONFIG, "pretraining", tmp_path).start()
+
+
+@pytest.mark.parametrize("ending", ["dies", "finishes"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_run_that_another_process_started_meanwhile_is_not_taken_over(
+    tmp_path: Path, ending: str, alone: bool
+) -> None:
+    waiting = Run("a", CONFIG, "pretraining", tmp_path)  # the folder does not exist yet
+    other = Run("a", {**CONFIG, "lr": 1e-2}, "pretraining", tmp_path)
+    other.start()
+    other.save_checkpoint({"epoch": 1})
+    if ending == "finishes":
+        other.finish({"score": 0.5})
+    other.unlock()
+    with pytest.raises(UserError, match=r"another config: lr \(0.01 there, 0.001 now\)"):
+        waiting.start(alone)
+    assert json.loads((other.folder / "config.json").read_text())["lr"] == 1e-2
+    waiting.fail("it could not be started")
+    assert json.loads((other.folder / "config.json").read_text())["lr"] == 1e-2
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_not_trained_again(tmp_path: Path) -> None:
+    waiting, other = (Run("a", CONFIG, "pretraining", tmp_path) for _ in range(2))
+    other.start()
+    other.finish({"score": 0.5})
+    with pytest.raises(UserError, match=r"just finished .*; the same command shows its summary"):
+        waiting.start()
+
+
+@pytest.mark.parametrize("name", ["nosuch/../keep", "..", "../keep", "", ".", " ", "a/ b", "/elsewhere", "x" * 300])
+def test_a_name_that_hides_or_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    Run("keep", CONFIG, "pretraining", tmp_path).start()
+    with pytest.raises(UserError, match=r"run_name is '.*' *; it must be a folder below"):
+        Run(name, {**CONFIG, "lr": 1e-2}, "pretraining", tmp_path)
