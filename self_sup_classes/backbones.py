@@ -12,7 +12,7 @@ from torchvision import models
 from self_sup_classes.convolution import use_fast_small_convolutions
 from self_sup_classes.provenance import Provenance
 from utils.config import UserError, check_choice
-from utils.files import write_atomically
+from utils.files import read_tensors, write_atomically
 
 BACKBONES = ["resnet18", "resnet34", "resnet50", "resnet101"] + [f"efficientnet_b{i}" for i in range(5)]
 IMAGENET_CLASSES = 1000  # of the head that torchvision expects in a file
@@ -81,9 +81,12 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no file {path}; give the path of a *_state_dict.pt under runs/.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_tensors(path)
     except Exception as error:  # torch raises many types for the many ways in which a file can be broken
-        raise UserError(f"{path} is not a state_dict that torch can read; give a *_state_dict.pt.") from error
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{path} is damaged or not a state_dict that torch can read ({reason}); give a *_state_dict.pt."
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} does not hold a state_dict: expected a dict of tensors by name.")
     return state

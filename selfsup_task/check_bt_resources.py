@@ -55,7 +55,7 @@ from selfsup_task.resources import measure, train_images
 from utils.config import as_dict, check_at_least, part_of
 from utils.hardware import describe_device, prepare
 from utils.logging_utils import Run
-from utils.sweeps import check_all_finished, check_trial_names, run_trials
+from utils.sweeps import check_all_finished, check_trial_names, inner_runs, run_trials
 from utils.training_utils import check_batch_size
 
 LISTS = ("backbones", "channels", "resolutions", "batch_sizes")
@@ -104,7 +104,7 @@ def main(config: ResourcesConfig) -> None:
     table = run_trials(run, trials, measure_cell)
     print(table.drop(columns=["error"]).to_string(index=False, float_format="{:.4g}".format))
     forecast = f"hours for {config.forecast_epochs} epochs on the train part of {data['images']:,} images"
-    every_cell = {name: trial.config for name, trial in run.inner_runs(except_for=()).items()}
+    every_cell = {name: trial.config for name, trial in inner_runs(run).items()}
     run.save_figure(
         "resources", scan_plots.heat_maps(grids(table, every_cell), f"Forecast: {forecast}", "hours", "{:.3g}")
     )

@@ -9,13 +9,17 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from utils.config import UserError
+
+ZIP_FOLDER = 0x10  # attribute of a folder in a zip archive
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -74,6 +78,56 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object; repair it or delete the run's folder.")
     return value
+
+
+def read_tensors(path: Path) -> Any:
+    """Return what torch.save wrote to `path`, on the CPU, without unpickling code.
+
+    Raises one of many types of exception if it is damaged: torch does not compare the checksums in the file.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            folders = [one.filename for one in archive.infolist() if one.external_attr & ZIP_FOLDER]
+            if bad := archive.testzip() or ", ".join(folders):
+                raise ValueError(f"{bad} does not match its checksum")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """Return the state in `path` or, if that is missing or damaged, in the file before it; and a note on damage or "".
+
+    None if there is neither. Raises UserError if both are damaged, or the only one.
+    """
+    damage = ""
+    for file in (path, _before(path)):
+        if file.exists():
+            try:
+                state = read_tensors(file)
+                if not isinstance(state, dict) or "rows" not in state:
+                    raise ValueError("it holds something else")
+                return state, damage and f"{damage}; the checkpoint before it is taken"
+            except Exception as error:  # torch raises many types for the many ways in which a file can be broken
+                damage = damage or f"{file} is damaged ({str(error).partition(chr(10))[0]})"
+    if damage:
+        raise UserError(f"{damage} and no earlier checkpoint can be read; delete the run's folder to start again.")
+    return None, ""
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any], keep_before: bool) -> None:
+    """Write tensors and plain values with torch.save; `path` becomes the file before it, unless `keep_before`."""
+    if path.exists() and not keep_before:
+        path.replace(_before(path))
+    write_atomically(path, lambda file: torch.save(state, file))
+
+
+def drop_checkpoint(path: Path) -> None:
+    """Delete a checkpoint and the one before it."""
+    for file in (path, _before(path)):
+        file.unlink(missing_ok=True)
+
+
+def _before(path: Path) -> Path:
+    return path.with_stem(f"{path.stem}_before")
 
 
 def try_lock(path: Path) -> FileLock | None:

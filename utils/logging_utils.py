@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Collection, Mapping
+import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,18 @@ from torch.utils.tensorboard.summary import hparams
 
 from utils import distributed
 from utils.config import REPO_ROOT, RUNS_ROOT, Config, UserError, as_dict, check_run_name, flat
-from utils.files import exclusive_lock, plain_json, read_json, try_lock, write_atomically, write_json, write_text
+from utils.files import (
+    drop_checkpoint,
+    exclusive_lock,
+    plain_json,
+    read_checkpoint,
+    read_json,
+    try_lock,
+    write_atomically,
+    write_checkpoint,
+    write_json,
+    write_text,
+)
 from utils.hardware import environment
 
 
@@ -36,12 +48,13 @@ class Run:
         Raises UserError if the folder holds a run with another config, or anything else.
         """
         check_run_name(name, runs_root)
-        self.name, self.folder, self.kind, self._root = name, runs_root / name, kind, runs_root
+        self.name, self.folder, self.kind, self.root = name, runs_root / name, kind, runs_root
         self.is_writer = distributed.rank() == 0
         self.rows: list[dict[str, float]] = []
         self.config = as_dict(config)
         self._check()
         self.summary = read_json(self.folder / "summary.json")
+        self._checkpoint, self._damaged = self.folder / "checkpoint.pt", False
         self._writer: SummaryWriter | None = None
         self._lock: FileLock | None = None
 
@@ -146,31 +159,30 @@ class Run:
             self._tensorboard(0).add_embedding(torch.from_numpy(features), labels, pictures, global_step=0, tag=tag)
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Write checkpoint.pt atomically; `state` holds tensors and plain values only."""
+        """Write checkpoint.pt atomically, and keep the one before; `state` holds tensors and plain values only."""
         if self.is_writer:
-            whole = {"rows": self.rows, **state}
-            write_atomically(self.folder / "checkpoint.pt", lambda file: torch.save(whole, file))
+            write_checkpoint(self._checkpoint, {"rows": self.rows, **state}, keep_before=self._damaged)
+            self._damaged = False
             if self._writer is not None:
                 self._writer.flush()
 
     def checkpoint(self) -> dict[str, Any] | None:
-        """Return what `save_checkpoint` last wrote (CPU tensors), or None; `rows` returns to that state too."""
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
-            return None
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        """Return what `save_checkpoint` last wrote (CPU tensors), or None; `rows` returns to that state too.
+
+        If that is damaged, warns and returns what it wrote before. Raises UserError if that cannot be read either.
+        """
+        state, damage = read_checkpoint(self._checkpoint)
+        if damage and not self._damaged and self.is_writer:
+            print(f"warning: {damage}", file=sys.stderr)
+        self._damaged = bool(damage)
+        if state is not None:
             self.rows = state.pop("rows")
-        except Exception as error:  # torch raises many types for the many ways in which a file can be broken
-            raise UserError(
-                f"{path} cannot be read ({str(error).splitlines()[0]}); delete the folder of the run to start again."
-            ) from error
         return state
 
     def drop_checkpoint(self) -> None:
-        """Delete checkpoint.pt, which a finished run does not need."""
+        """Delete the checkpoints, which a finished run does not need."""
         if self.is_writer:
-            (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+            drop_checkpoint(self._checkpoint)
 
     def drop_weights(self) -> None:
         """Delete checkpoint.pt and the state_dicts: a trial of a search needs none once its score is known."""
@@ -205,28 +217,6 @@ class Run:
     def reread(self) -> None:
         """Read the summary again, which another process may have written."""
         self.summary = read_json(self.folder / "summary.json")
-
-    def inner_runs(self, except_for: Collection[str]) -> dict[str, "Run"]:
-        """Return the trials of earlier calls in this folder, by name, `except_for` those named."""
-        found = {}
-        for path in sorted(self.folder.glob("*/environment.json")):
-            name, facts = path.parent.name, read_json(path) or {}
-            if name not in except_for and facts.get("kind") == "trial":
-                config = read_json(path.with_name("config.json")) or {}
-                found[name] = Run(f"{self.name}/{name}", config, "trial", self._root)
-        return found
-
-    @property
-    def error(self) -> str:
-        """The reason that `fail` recorded; "" without one, or if the run was finished afterwards."""
-        path = self.folder / "error.txt"
-        return path.read_text(encoding="utf-8") if path.exists() and self.summary is None else ""
-
-    @property
-    def failed_at(self) -> int | None:
-        """Modification time of error.txt in nanoseconds, or None."""
-        path = self.folder / "error.txt"
-        return path.stat().st_mtime_ns if path.exists() else None
 
     def fail(self, error: str) -> None:
         """Write error.txt: why the run could not be finished, or even started."""

@@ -8,14 +8,14 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import pandas as pd
 from tqdm import tqdm
 
 from utils import distributed
 from utils.config import UserError, nearest
-from utils.files import exclusive_lock
+from utils.files import exclusive_lock, read_json
 from utils.logging_utils import Run
 from utils.scripts import progress_bar
 
@@ -45,7 +45,7 @@ def run_trials(run: Run, trials: Mapping[str, Run], work: Callable[[Run], None])
     call made them, these first.
     """
     waiting = dict(trials)
-    failed_before = {name: one.failed_at for name, one in waiting.items()}
+    failed_before = {name: failed_at(one) for name, one in waiting.items()}
     done = sum(one.summary is not None for one in waiting.values())
     with progress_bar(len(waiting) - done, str(run), unit="trial") as bar:
         while waiting:
@@ -79,6 +79,29 @@ def check_all_finished(table: pd.DataFrame, names: Sequence[str]) -> None:
         )
 
 
+def inner_runs(run: Run, except_for: Collection[str] = ()) -> dict[str, Run]:
+    """Return the trials of earlier calls in a sweep's folder, by name, `except_for` those named."""
+    found = {}
+    for path in sorted(run.folder.glob("*/environment.json")):
+        name, facts = path.parent.name, read_json(path) or {}
+        if name not in except_for and facts.get("kind") == "trial":
+            config = read_json(path.with_name("config.json")) or {}
+            found[name] = Run(f"{run.name}/{name}", config, "trial", run.root)
+    return found
+
+
+def failed_at(one: Run) -> int | None:
+    """Return the modification time of error.txt in nanoseconds, or None."""
+    path = one.folder / "error.txt"
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def _error(one: Run) -> str:
+    """Return the reason that `fail` recorded; "" without one, or if the run was finished afterwards."""
+    path = one.folder / "error.txt"
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() and one.summary is None else ""
+
+
 def _settle(one: Run, work: Callable[[Run], None], failed_before: int | None) -> bool:
     """Return whether the trial is finished or has failed; False while another process runs it.
 
@@ -87,7 +110,7 @@ def _settle(one: Run, work: Callable[[Run], None], failed_before: int | None) ->
     if not one.try_lock():
         return False
     one.reread()
-    if one.summary is None and one.failed_at == failed_before:
+    if one.summary is None and failed_at(one) == failed_before:
         try:
             work(one)
         except UserError as error:
@@ -102,14 +125,14 @@ def _settle(one: Run, work: Callable[[Run], None], failed_before: int | None) ->
 def _update_table(run: Run, trials: Mapping[str, Run]) -> pd.DataFrame:
     """Write summary.csv with one row for each trial that is finished or has failed."""
     with exclusive_lock(run.folder / ".table.lock", "writing summary.csv"):
-        everything = {**trials, **run.inner_runs(except_for=trials)}
+        everything = {**trials, **inner_runs(run, except_for=trials)}
         for one in everything.values():
             one.reread()
         table = pd.DataFrame(
             [
-                {"trial": name, **(one.summary or {}), "error": one.error}
+                {"trial": name, **(one.summary or {}), "error": _error(one)}
                 for name, one in everything.items()
-                if one.summary is not None or one.error
+                if one.summary is not None or _error(one)
             ]
         )
         run.save_table("summary", table)
@@ -117,7 +140,7 @@ def _update_table(run: Run, trials: Mapping[str, Run]) -> pd.DataFrame:
 
 
 def _line(name: str, one: Run) -> str:
-    if one.error:
-        return f"{name}: failed: {one.error}"
+    if error := _error(one):
+        return f"{name}: failed: {error}"
     numbers = {key: value for key, value in (one.summary or {}).items() if isinstance(value, float)}
     return f"{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in numbers.items())

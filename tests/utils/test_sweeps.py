@@ -95,7 +95,7 @@ def test_a_failed_trial_is_not_tried_again_by_each_process_that_saw_it_fail(tmp_
 
     one = opened(tmp_path, ["a"])[1]["a"]
     assert sweeps._settle(one, fails, failed_before=None)
-    seen = one.failed_at
+    seen = sweeps.failed_at(one)
     assert seen is not None
     assert sweeps._settle(one, fails, failed_before=seen)  # the first process that returns to it
     assert sweeps._settle(one, fails, failed_before=seen)  # the second
