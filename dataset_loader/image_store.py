@@ -1,5 +1,6 @@
 """Decode every image once into one uint8 array on disk; later runs map it into memory in milliseconds."""
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -10,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dataset_loader.store_building import FORMAT, IMAGES, KEPT, REJECTED, build_store, is_finished
+from dataset_loader.store_building import FORMAT, IMAGES, KEPT, REJECTED, build_store, finished_store
 from utils.config import UserError
 
 # of the device's free memory; the rest is for the model and its activations
 MAX_DEVICE_SHARE = 0.6
+
+# of the files' contents in a store's key: other images may be put in their place with equal sizes and times
+MAX_SAMPLED, SAMPLE_BYTES = 32, 2**16
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class ImageStore:
     array   uint8 [M, 1, S, S]: a read-only memory map, or a tensor on the device
     kept    int64 [M], increasing: positions of the rows in the requested list of files
     size    S
+    pixels  checksum of the array
     folder  its place on disk
     device  where `gather` puts a batch
     """
@@ -31,6 +36,7 @@ class ImageStore:
     array: np.ndarray | torch.Tensor
     kept: np.ndarray
     size: int
+    pixels: int
     folder: Path
     device: torch.device
 
@@ -63,19 +69,19 @@ class ImageStore:
 def open_store(root: Path, paths: Sequence[str], size: int, cache_dir: Path, show_progress: bool = True) -> ImageStore:
     """Open the store of the images `root/paths` at `size` x `size` pixels; decode what is not decoded yet.
 
-    The store is the folder `cache_dir/<key>/`, where the key hashes the files' names, sizes and modification
-    times: a changed file makes a new store. A build that was killed resumes where it stopped; of several
-    processes one builds and the others wait. Broken files are left out and counted on stderr (unless
-    `show_progress` is off), reasons in rejected.csv. Raises UserError if too many are broken or smaller than
-    `size`, or the disk is too full.
+    The store is the folder `cache_dir/<key>/`, where the key hashes `root`, the files' names, sizes and modification
+    times, and the beginnings of some of them: a changed file makes a new store. A build that was killed resumes where
+    it stopped, and a damaged store is built again; of several processes one builds and the others wait. Broken files
+    are left out and counted on stderr (unless `show_progress` is off), reasons in rejected.csv. Raises UserError if too
+    many are broken or smaller than `size`, or the disk is too full.
     """
     root, names = Path(root), [str(path) for path in paths]
     if not names:
         raise UserError(f"found no image to decode under {root}, expected at least one.")
     folder = Path(cache_dir) / _key(root, names, size)
-    if not is_finished(folder, size):
-        build_store(root, names, size, folder, show_progress)
-    store = ImageStore(_map_images(folder), np.load(folder / KEPT), size, folder, torch.device("cpu"))
+    facts = finished_store(folder, size) or build_store(root, names, size, folder, show_progress)
+    images, kept = _map_images(folder), np.load(folder / KEPT)
+    store = ImageStore(images, kept, size, facts["pixels_crc32"], folder, torch.device("cpu"))
     if show_progress and len(store) < len(names):
         lost = len(names) - len(store)
         print(f"{lost:,} of {len(names):,} images left out: see {folder / REJECTED}", file=sys.stderr)
@@ -83,13 +89,16 @@ def open_store(root: Path, paths: Sequence[str], size: int, cache_dir: Path, sho
 
 
 def _key(root: Path, names: list[str], size: int) -> str:
-    digest = hashlib.sha256(f"format {FORMAT}, {size} px\n".encode())
-    for name in names:
-        try:
+    digest = hashlib.sha256(f"format {FORMAT}, {size} px\n".encode() + os.fsencode(root.resolve()))
+    read_every = -(-len(names) // MAX_SAMPLED)
+    for row, name in enumerate(names):
+        with contextlib.suppress(OSError):  # a file that is missing has only a name
             found = os.stat(f"{root}/{name}")
-            digest.update(f"{name}\t{found.st_size}\t{found.st_mtime_ns}\n".encode())
-        except OSError:
-            digest.update(f"{name}\tmissing\n".encode())
+            digest.update(f"{found.st_size}\t{found.st_mtime_ns}\t".encode())
+            if row % read_every == 0:
+                with open(f"{root}/{name}", "rb") as file:
+                    digest.update(file.read(SAMPLE_BYTES))
+        digest.update(os.fsencode(f"{name}\n"))
     return f"{size}px-{digest.hexdigest()[:16]}"
 
 

@@ -5,72 +5,133 @@ A store is a folder of
 images.npy     uint8 [M, 1, S, S], appended to while it is built
 kept.npy       int64 [M]: which of the N requested files the M rows are
 rejected.csv   file and reason of the N - M others
-store.json     written last: a folder without it holds an unfinished build
-progress.json  until then: how far the build is
+store.json     written last, with checksums: a folder without it holds an unfinished build
+verified.json  size, time and inode of images.npy when it last matched its checksum
+progress.json  until the build is finished: how far it is
+
+A damaged store is built again. The pixels are compared with their checksum when images.npy has another size,
+modification time or inode than when they last were: after any write or copy, but not at every start, since reading
+takes a second per gigabyte. A disk that changes bytes by itself is not noticed.
 """
 
+import contextlib
 import csv
 import io
-import json
 import os
 import shutil
+import sys
+import zlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
 from dataset_loader.decoding import BrokenImageError, decode_square
 from utils.config import UserError
-from utils.files import exclusive_lock, write_atomically, write_json, write_text
+from utils.files import exclusive_lock, read_checked_json, write_atomically, write_checked_json, write_text
 from utils.hardware import usable_cores
 from utils.scripts import progress_bar
 
-FORMAT = 1  # part of a store's key: raise it when the decoding or these files change
-IMAGES, KEPT, REJECTED = "images.npy", "kept.npy", "rejected.csv"
+FORMAT = 2  # part of a store's key: raise it when the decoding or these files change
+IMAGES, KEPT, REJECTED, FINISHED = "images.npy", "kept.npy", "rejected.csv", "store.json"
 
 # More broken files than this mean a wrong store_res or an incomplete download.
 MAX_REJECTED_SHARE = 0.1
 
-_FINISHED, _PROGRESS = "store.json", "progress.json"
+_VERIFIED, _PROGRESS = "verified.json", "progress.json"
 _CHUNK_IMAGES = 1000  # at most, which a killed build loses
 _CHUNK_BYTES = 64 * 2**20  # at most, which a build holds in memory
 _HEADER_BYTES = 128  # of a .npy file of this type, whatever M is
 
 
-def is_finished(folder: Path, size: int) -> bool:
-    """Return whether `folder` holds a finished store of `size` x `size` images."""
+def finished_store(folder: Path, size: int) -> dict[str, Any] | None:
+    """Return store.json of a finished store of `size` x `size` images; None if there is none or it is damaged."""
+    if not (folder / FINISHED).exists():
+        return None
+    facts = read_checked_json(folder / FINISHED)
     try:
-        kept = json.loads((folder / _FINISHED).read_text(encoding="utf-8"))["kept"]
-        return (folder / IMAGES).stat().st_size == _HEADER_BYTES + kept * size**2
-    except (OSError, ValueError, KeyError):
-        return False
+        rows = (folder / KEPT).read_bytes()
+        intact = facts is not None and zlib.crc32(rows) == facts["kept_crc32"] and _has_pixels(folder, size, facts)
+    except OSError:
+        intact = False
+    if not intact:
+        print(f"warning: the decoded images in {folder} are damaged; decoding them again", file=sys.stderr)
+    return facts if intact else None
 
 
-def build_store(root: Path, names: list[str], size: int, folder: Path, show_progress: bool) -> None:
-    """Decode the N files `root/names` into a store in `folder`, or wait while another process does.
+def _has_pixels(folder: Path, size: int, facts: Mapping[str, Any]) -> bool:
+    """Return whether images.npy holds what was written, by its checksum or, if untouched since, by its date."""
+    with (folder / IMAGES).open("rb") as images:
+        found = os.fstat(images.fileno())
+        header, stamp = _header(facts["kept"], size), [found.st_size, found.st_mtime_ns, found.st_ino]
+        if images.read(len(header)) != header or found.st_size != _HEADER_BYTES + facts["kept"] * size**2:
+            return False
+        verified = read_checked_json(folder / _VERIFIED) or {}
+        if verified.get("stamp") != stamp:
+            if _crc_of(images, facts["kept"] * size**2) != facts["pixels_crc32"]:
+                return False
+            with contextlib.suppress(UserError):  # a cache that several people read need not be theirs to write
+                write_checked_json(folder / _VERIFIED, {"stamp": stamp})
+    return True
+
+
+def _crc_of(images: IO[bytes], count: int) -> int:
+    """Return the CRC-32 of the next `count` bytes, or of what there is."""
+    crc = 0
+    while block := images.read(min(count, _CHUNK_BYTES)):
+        crc, count = zlib.crc32(block, crc), count - len(block)
+    return crc
+
+
+def build_store(root: Path, names: list[str], size: int, folder: Path, show_progress: bool) -> dict[str, Any]:
+    """Decode the N files `root/names` into a store in `folder`, or wait while another process does; return store.json.
 
     Raises UserError if more than MAX_REJECTED_SHARE of them cannot be used, or the disk is too full.
     """
     with exclusive_lock(folder / "lock", f"decoding the same images into {folder}"):
-        if is_finished(folder, size):  # by the process that this one waited for
-            return
-        (folder / _FINISHED).unlink(missing_ok=True)
-        done, rejected = _read_progress(folder, size)
-        _check_disk((len(names) - done) * size**2, folder)
-        rejected = _decode_all(root, names, size, folder, done, rejected, show_progress)
-        _finish(root, names, size, folder, rejected)
+        facts = finished_store(folder, size)
+        if facts is not None:  # by the process that this one waited for
+            return facts
+        (folder / FINISHED).unlink(missing_ok=True)
+        state = _read_progress(folder, size)
+        if not state.done:
+            (folder / IMAGES).unlink(missing_ok=True)  # another process may still read what is damaged
+        _check_disk((len(names) - state.done) * size**2, folder)
+        _decode_all(root, names, size, folder, state, show_progress)
+        return _finish(root, names, size, folder, state)
 
 
-def _read_progress(folder: Path, size: int) -> tuple[int, dict[int, str]]:
-    """Return how many files an earlier build has decoded, and which of them it rejected and why."""
-    try:
-        progress = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
-        written = (folder / IMAGES).stat().st_size
-    except (OSError, ValueError):
-        return 0, {}
-    done, rejected = progress["done"], {int(row): reason for row, reason in progress["rejected"].items()}
-    return (done, rejected) if written >= _HEADER_BYTES + (done - len(rejected)) * size**2 else (0, {})
+@dataclass
+class _Progress:
+    """Files that were decoded, which of them were rejected and why, and the CRC-32 of the pixels of the others."""
+
+    done: int
+    rejected: dict[int, str]
+    crc: int
+
+    @property
+    def kept(self) -> int:
+        return self.done - len(self.rejected)
+
+
+def _read_progress(folder: Path, size: int) -> _Progress:
+    """Return how far an earlier build was, if its pixels are still there."""
+    progress = read_checked_json(folder / _PROGRESS)
+    if progress is not None and (folder / IMAGES).exists():
+        rejected = {int(row): reason for row, reason in progress["rejected"].items()}
+        state = _Progress(progress["done"], rejected, progress["pixels_crc32"])
+        with (folder / IMAGES).open("rb") as images:
+            images.seek(_HEADER_BYTES)
+            if (
+                _crc_of(images, state.kept * size**2) == state.crc
+                and images.tell() == _HEADER_BYTES + state.kept * size**2
+            ):
+                return state
+    return _Progress(0, {}, 0)
 
 
 def _check_disk(needed: int, folder: Path) -> None:
@@ -82,38 +143,32 @@ def _check_disk(needed: int, folder: Path) -> None:
         )
 
 
-def _decode_all(
-    root: Path,
-    names: list[str],
-    size: int,
-    folder: Path,
-    done: int,
-    rejected: dict[int, str],
-    show_progress: bool,
-) -> dict[int, str]:
-    """Append the files from `done` to images.npy, chunk by chunk; return all that were rejected."""
+def _decode_all(root: Path, names: list[str], size: int, folder: Path, state: _Progress, show_progress: bool) -> None:
+    """Append the files from state.done to images.npy, chunk by chunk."""
     chunk = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // size**2))
-    bar = progress_bar(len(names), f"decoding to {size} px", done, show_progress)
+    bar = progress_bar(len(names), f"decoding to {size} px", state.done, show_progress)
     # Threads: Pillow decodes and resizes without holding the GIL. Processes are not faster, and would start the
     # script a second time on Windows and macOS.
     with (folder / IMAGES).open("ab") as images, ThreadPoolExecutor(usable_cores()) as pool, bar:
-        images.truncate(_HEADER_BYTES + (done - len(rejected)) * size**2)  # drop what progress.json does not count
+        images.truncate(_HEADER_BYTES + state.kept * size**2)  # drop what progress.json does not count
         try:
-            for start in range(done, len(names), chunk):
+            for start in range(state.done, len(names), chunk):
                 files = [f"{root}/{name}" for name in names[start : start + chunk]]
                 for position, image in enumerate(pool.map(partial(_decode, size=size), files), start):
                     if isinstance(image, str):
-                        rejected[position] = image
+                        state.rejected[position] = image
                     else:
                         images.write(image.data)
+                        state.crc = zlib.crc32(image.data, state.crc)
                     bar.update()
                 images.flush()
                 os.fsync(images.fileno())  # the images first, then the record that they exist
-                write_json(folder / _PROGRESS, {"done": start + len(files), "rejected": rejected})
-                _check_rejected(rejected, start + len(files), names, folder)
+                state.done = start + len(files)
+                record = {"done": state.done, "rejected": state.rejected, "pixels_crc32": state.crc}
+                write_checked_json(folder / _PROGRESS, record)
+                _check_rejected(state.rejected, state.done, names, folder)
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest of the chunk
-    return rejected
 
 
 def _decode(file: str, size: int) -> np.ndarray | str:
@@ -145,18 +200,28 @@ def _write_rejected(rejected: dict[int, str], names: list[str], folder: Path) ->
     write_text(folder / REJECTED, text.getvalue())
 
 
-def _finish(root: Path, names: list[str], size: int, folder: Path, rejected: dict[int, str]) -> None:
-    kept = np.setdiff1d(np.arange(len(names)), np.array(list(rejected), dtype=np.int64))
-    header = io.BytesIO()
-    shape = (len(kept), 1, size, size)
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    assert len(header.getvalue()) == _HEADER_BYTES
+def _finish(root: Path, names: list[str], size: int, folder: Path, state: _Progress) -> dict[str, Any]:
+    kept = np.setdiff1d(np.arange(len(names)), np.array(list(state.rejected), dtype=np.int64))
     with (folder / IMAGES).open("r+b") as images:
-        images.write(header.getvalue())
+        images.write(_header(len(kept), size))
         images.flush()
         os.fsync(images.fileno())
-    write_atomically(folder / KEPT, lambda file: np.save(file, kept))
-    _write_rejected(rejected, names, folder)
-    counts = {"requested": len(names), "kept": len(kept), "rejected": len(rejected)}
-    write_json(folder / _FINISHED, {"root": str(root), "size": size, "format": FORMAT, **counts})
+    rows = io.BytesIO()
+    np.save(rows, kept)
+    write_atomically(folder / KEPT, lambda file: file.write(rows.getvalue()))
+    _write_rejected(state.rejected, names, folder)
+    counts = {"requested": len(names), "kept": len(kept), "rejected": len(state.rejected)}
+    checksums = {"pixels_crc32": state.crc, "kept_crc32": zlib.crc32(rows.getvalue())}
+    facts = {"root": str(root), "size": size, "format": FORMAT, **counts, **checksums}
+    write_checked_json(folder / FINISHED, facts)
     (folder / _PROGRESS).unlink()
+    return facts
+
+
+def _header(kept: int, size: int) -> bytes:
+    """Return the first _HEADER_BYTES of images.npy."""
+    header = io.BytesIO()
+    shape = (kept, 1, size, size)
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    assert len(header.getvalue()) == _HEADER_BYTES
+    return header.getvalue()

@@ -159,6 +159,7 @@ class XRays:
             "duplicate_pairs": None if self.duplicates is NO_DUPLICATES else len(self.duplicates),  # not looked for
             "images_by_part": counts,
             "split_hash": self.split_hash,
+            "pixels": [self.store.pixels, *(collection.store.pixels for collection in self.also)],
             "also": [collection.facts() for collection in self.also],
         }
 

@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -65,6 +66,25 @@ def plain_json(value: Any) -> Any:
     if isinstance(value, list):
         return [plain_json(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_checked_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object as write_json does, with a checksum."""
+    write_json(path, {**value, "crc32": _json_crc(value)})
+
+
+def read_checked_json(path: Path) -> dict[str, Any] | None:
+    """Return what write_checked_json wrote, with text as keys; None if the file is missing or damaged."""
+    try:
+        value = read_json(path) or {}
+    except (UserError, OSError):
+        return None
+    return value if value.pop("crc32", None) == _json_crc(value) else None
+
+
+def _json_crc(value: Mapping[str, Any]) -> int:
+    as_read = json.loads(json.dumps(plain_json(value)))
+    return zlib.crc32(json.dumps(as_read, sort_keys=True).encode())
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

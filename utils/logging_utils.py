@@ -104,7 +104,8 @@ class Run:
     def _record(self, now: Mapping[str, Any]) -> None:
         """Write config.json and environment.json, or compare `now` with what a resumed run was started with."""
         before = read_json(self.folder / "environment.json")
-        different = [key for key in now if before is not None and before.get(key) != now[key]]
+        there, here = flat(before or {}), flat(plain_json(dict(now)))
+        different = [key for key in here if key in there and there[key] != here[key]]
         if different:
             raise UserError(
                 f"{self} was started with other {' and '.join(different)} (see its environment.json), so resuming "

@@ -71,8 +71,25 @@ def test_another_request_is_another_store(tmp_path: Path):
     os.utime(tmp_path / "in" / names[0], ns=(1, 1))
     folders.append(folder())
     assert len(set(folders)) == 5
-    (tmp_path / "in").rename(tmp_path / "moved")
-    assert open_store(tmp_path / "moved", names, SIZE, tmp_path / "cache").folder == folders[-1]
+
+
+@pytest.mark.parametrize("place", ["elsewhere", "in"])
+def test_images_of_equal_names_sizes_and_times_are_not_mistaken(tmp_path: Path, place: str):
+    names = [f"{row}.bmp" for row in range(5)]
+
+    def draw(folder: Path, gray: int) -> None:
+        folder.mkdir(exist_ok=True)
+        for name in names:
+            Image.fromarray(np.diag(np.full(SIZE, gray, np.uint8))).save(folder / name)
+            os.utime(folder / name, ns=(1, 1))
+
+    draw(tmp_path / "in", 100)
+    assert open_store(tmp_path / "in", names, SIZE, tmp_path / "cache").gather(np.arange(5)).max() == 100
+    draw(tmp_path / place, 200)
+    assert open_store(tmp_path / place, names, SIZE, tmp_path / "cache").gather(np.arange(5)).max() == 200
+    (tmp_path / "link").symlink_to(tmp_path / place)
+    open_store(tmp_path / "link", names, SIZE, tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_no_file_at_all_is_a_users_error(tmp_path: Path):

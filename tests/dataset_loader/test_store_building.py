@@ -1,18 +1,21 @@
 """Building a store: whatever is killed, broken or run twice, the result is the same."""
 
-import json
+import os
 import subprocess
 import sys
 import time
+import zlib
 from collections import namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 from images import SIZE, contents, count_decodings, make_images
 
 from dataset_loader import image_store, store_building
 from dataset_loader.image_store import open_store
 from utils.config import UserError
+from utils.files import write_checked_json
 
 
 def test_chunks_leave_no_seams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -65,19 +68,84 @@ def test_a_cache_that_cannot_be_written_is_a_users_error(tmp_path: Path):
         open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
 
 
-@pytest.mark.parametrize("damage", ["shorten", "unmark", "garble"])
-def test_a_damaged_store_is_built_again(tmp_path: Path, damage: str):
-    names = make_images(tmp_path / "in", 20)
+def damaged(content: bytes, how: str) -> bytes:
+    """A file's content after a fault."""
+    middle = len(content) // 2
+    return {
+        "zeroed": content[: middle - 50] + bytes(100) + content[middle + 50 :],
+        "one bit": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        "header": content[:20] + bytes([content[20] ^ 1]) + content[21:],
+        "truncated": content[:middle],
+        "empty": b"",
+        "other type": b"\x89PNG\r\n",
+    }[how]
+
+
+@pytest.mark.parametrize("name", ["images.npy", "kept.npy", "store.json", "verified.json", "rejected.csv"])
+@pytest.mark.parametrize("how", ["zeroed", "one bit", "header", "truncated", "empty", "other type", "gone"])
+def test_a_damaged_store_is_built_again(
+    tmp_path: Path, name: str, how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    names = make_images(tmp_path / "in", 20, broken=(7,))
     folder = open_store(tmp_path / "in", names, SIZE, tmp_path / "cache").folder
-    expected = contents(folder)
-    if damage == "shorten":
-        (folder / "images.npy").write_bytes(expected["images.npy"][:-1])
-    elif damage == "unmark":
-        (folder / "store.json").unlink()
-    else:
-        (folder / "store.json").write_text("{}")
+    expected, path = contents(folder), folder / name
+    open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")  # writes verified.json
+    capsys.readouterr()
+    decoded = count_decodings(monkeypatch)
+    path.unlink() if how == "gone" else path.write_bytes(damaged(path.read_bytes(), how))
+    store = open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
+    matters = name in ("images.npy", "kept.npy", "store.json")
+    assert len(decoded) == (20 if matters else 0)
+    assert ("are damaged; decoding them again" in capsys.readouterr().err) == (
+        matters and (name, how) != ("store.json", "gone")
+    )
+    if matters:
+        assert contents(folder) == expected
+    assert store.gather(np.arange(19)).numpy().tobytes() == expected["images.npy"][128:]
+
+
+def test_pixels_are_read_for_their_checksum_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    names = make_images(tmp_path / "in", 20)
+    read: list[int] = []
+    whole = store_building._crc_of
+    monkeypatch.setattr(store_building, "_crc_of", lambda images, count: read.append(count) or whole(images, count))
+    folder = open_store(tmp_path / "in", names, SIZE, tmp_path / "cache").folder
+    for _ in range(2):
+        open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
+    assert read == [20 * SIZE**2]
+    os.utime(folder / "images.npy", ns=(1, 1))  # touched: what else was done to it?
     open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
-    assert contents(folder) == expected
+    assert read == [20 * SIZE**2] * 2
+
+
+@pytest.mark.parametrize("damage", ["count", "row", "pixels", "shape", "text"])
+def test_a_damaged_record_of_a_build_starts_it_again(tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch):
+    names = make_images(tmp_path / "in", 100, broken=(5,))
+    whole = open_store(tmp_path / "in", names, SIZE, tmp_path / "whole").folder
+    monkeypatch.setattr(store_building, "_CHUNK_BYTES", 30 * SIZE**2)
+    monkeypatch.setattr(store_building, "_finish", lambda *_: pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception):
+        open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
+    monkeypatch.undo()
+    (folder,) = (tmp_path / "cache").iterdir()
+    record, images = folder / "progress.json", folder / "images.npy"
+    if damage == "pixels":
+        images.write_bytes(damaged(images.read_bytes(), "one bit"))
+    else:
+        text = record.read_text()
+        changes = {"count": ("100", "90"), "row": ('"5"', '"6"'), "shape": ('"done"', '"dine"'), "text": (text, "[[")}
+        record.write_text(text.replace(*changes[damage]))
+    open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
+    assert contents(folder) == contents(whole)
+
+
+def test_a_store_in_use_is_not_changed_by_another_build(tmp_path: Path):
+    names = make_images(tmp_path / "in", 20)
+    store = open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
+    (store.folder / "kept.npy").write_bytes(b"")
+    before = store.gather(np.arange(20)).clone()
+    open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
+    assert store.gather(np.arange(20)).equal(before)
 
 
 # Builds a store slowly, in chunks of 10, once `together` processes are ready; prints how many it decoded.
@@ -101,7 +169,7 @@ ready.touch()
 while len(list(ready.parent.glob("*.ready"))) < together:
     time.sleep(0.01)
 store_building.build_store(root, names, size, folder, show_progress=False)
-assert store_building.is_finished(folder, size)
+assert store_building.finished_store(folder, size)
 print(len(decoded))
 """
 
@@ -115,7 +183,7 @@ def test_a_killed_build_resumes_where_it_stopped(tmp_path: Path, monkeypatch: py
     names = make_images(tmp_path / "in", 400, broken=(5, 250))
     folder = tmp_path / "cache" / image_store._key(tmp_path / "in", names, SIZE)
     process = start_slow_build(tmp_path / "in", folder, tmp_path / "1.ready")
-    while (done := store_building._read_progress(folder, SIZE)[0]) < 50:
+    while (done := store_building._read_progress(folder, SIZE).done) < 50:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.kill()
@@ -137,7 +205,8 @@ def test_lost_pixels_are_decoded_again(tmp_path: Path, monkeypatch: pytest.Monke
     expected = contents(folder)
     (folder / "store.json").unlink()
     (folder / "images.npy").write_bytes(expected["images.npy"][:5000])
-    (folder / "progress.json").write_text(json.dumps({"done": 10, "rejected": {}}))
+    record = {"done": 10, "rejected": {}, "pixels_crc32": zlib.crc32(expected["images.npy"][128 : 128 + 10 * SIZE**2])}
+    write_checked_json(folder / "progress.json", record)
     open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
     assert contents(folder) == expected
 
