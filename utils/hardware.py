@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -143,15 +143,23 @@ def usable_cores() -> int:
 
 
 def environment() -> dict[str, Any]:
-    """Return command, git commit, Python, platform and package versions, as environment.json holds them."""
+    """Return command, git commit, Python, platform, threads and package versions, as environment.json holds them."""
     packages = ["torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn"]
     return {
         "command": " ".join([Path(sys.executable).name, *sys.argv]),
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return how two environments differ in what may change a result, such as "torch (2.7 before, 2.8 now)", or ""."""
+    there, here = ({**one, **one["versions"]} for one in (before, now))
+    names = [name for name in ("commit", "python", "threads", *now["versions"]) if name in there]
+    return ", ".join(f"{name} ({there[name]} before, {here[name]} now)" for name in names if there[name] != here[name])
 
 
 def _commit() -> str:

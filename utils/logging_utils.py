@@ -31,7 +31,7 @@ from utils.files import (
     write_json,
     write_text,
 )
-from utils.hardware import environment
+from utils.hardware import changes, environment
 
 
 class Run:
@@ -87,6 +87,7 @@ class Run:
         """Create the folder with config.json and environment.json; call it once everything else has been checked.
 
         environment.json holds command, commit, versions, the kind and the caller's `facts` (plain JSON values).
+        If a run is resumed with other versions, commit or threads, warns and adds them there as `resumed`.
         `alone` locks the run until it is finished or this process ends. Raises UserError if another process holds the
         lock, if one started the run under another config or finished it since this one opened it, or if the run is
         resumed with other facts: other data, another number of processes.
@@ -111,9 +112,16 @@ class Run:
                 f"{self} was started with other {' and '.join(different)} (see its environment.json), so resuming "
                 "would not give the same result; restore them, or choose another run_name."
             )
-        if self.is_writer and before is None:
+        if not self.is_writer:
+            return
+        if before is None:
             write_json(self.folder / "config.json", self.config)
             write_json(self.folder / "environment.json", {**environment(), **now})
+            return
+        resumed, present = before.get("resumed", []), environment()
+        if changed := changes([before, *resumed][-1], present):
+            print(f"warning: {self} resumes with another {changed}; it may end differently", file=sys.stderr)
+            write_json(self.folder / "environment.json", {**before, "resumed": [*resumed, present]})
 
     # --- what happens while training ---
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torchvision import models
 
@@ -125,6 +128,23 @@ def test_a_run_killed_in_the_middle_resumes_to_the_same_end(
         torch.load(folder / "resnet18_final_state_dict.pt", weights_only=True) for folder in (whole, killed)
     )
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_run_does_not_resume_on_other_pixels(
+    name: str, phantoms: Path, script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, folder = tmp_path / COVID_ROOT, RUNS_ROOT / name
+    shutil.copytree(phantoms / COVID_ROOT, data)
+    with monkeypatch.context() as patch:
+        patch.setattr("selfsup_task.monitor.Monitor.look_at_random_network", lambda _: sys.exit("stopped"))
+        assert script(TRAIN, *typed(name, data)).returncode == 1
+    assert (folder / "environment.json").exists() and not (folder / "metrics.csv").exists()
+    changed = sorted(data.rglob("images/*.png"))[:30]
+    for path in changed:
+        Image.fromarray(np.asarray(Image.open(path)) // 2 + 20).save(path)
+    done = script(TRAIN, *typed(name, data))
+    assert done.returncode == 1
+    assert "was started with other data.pixels" in done.stderr
 
 
 def test_chexperts_layout_trains_by_patient_and_its_findings_are_probed(

@@ -1,6 +1,7 @@
 """The run folder: nothing is overwritten, nothing is half-written, finished runs stay finished."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
 
+from utils import logging_utils
 from utils.config import UserError
 from utils.files import write_atomically
 from utils.logging_utils import Run
@@ -32,6 +34,39 @@ def test_another_config_is_refused_naming_the_keys_that_differ(tmp_path: Path) -
     Run("a", dict(CONFIG), "pretraining", tmp_path)
     with pytest.raises(UserError, match=r"lr \(0.001 there, 0.01 now\), seed \(absent there, 1 now\)"):
         Run("a", {**CONFIG, "lr": 1e-2, "seed": 1}, "pretraining", tmp_path)
+
+
+def test_another_fact_is_refused_by_name_and_one_that_an_older_run_lacks_is_not(tmp_path: Path) -> None:
+    run = Run("a", CONFIG, "pretraining", tmp_path)
+    run.start(alone=False, data={"images": 7, "pixels": [1, 2]})
+    run.start(alone=False, data={"images": 7, "pixels": [1, 2], "new": 3})
+    with pytest.raises(UserError, match=r"was started with other data\.pixels \(see its environment\.json\)"):
+        run.start(alone=False, data={"images": 7, "pixels": [1, 3]})
+
+
+def test_other_code_is_said_once_and_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run("a", CONFIG, "pretraining", tmp_path)
+    run.start(alone=False)
+    run.start(alone=False)
+    assert capsys.readouterr().err == ""
+    other = {**logging_utils.environment(), "commit": "abc", "threads": 99}
+    other["versions"] = {**other["versions"], "torch": "1.0"}
+    monkeypatch.setattr(logging_utils, "environment", lambda: other)
+    for _ in range(2):
+        run.start(alone=False)
+    said = capsys.readouterr().err
+    assert said.count("warning:") == 1
+    for change in (
+        r"commit \(.* before, abc now\)",
+        r"threads \(\d+ before, 99 now\)",
+        r"torch \(.* before, 1.0 now\)",
+    ):
+        assert re.search(change, said), said
+    stored = json.loads((run.folder / "environment.json").read_text())
+    assert stored["versions"]["torch"] != "1.0"
+    assert [one["versions"]["torch"] for one in stored["resumed"]] == ["1.0"]
 
 
 def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
