@@ -49,7 +49,7 @@ _HEADER_BYTES = 128  # of a .npy file of this type, whatever M is
 
 
 def finished_store(folder: Path, size: int) -> dict[str, Any] | None:
-    """Return store.json of a finished store of `size` x `size` images; None if there is none or it is damaged."""
+    """Return store.json of a finished store of `size` x `size` images; None if it is missing or damaged."""
     if not (folder / FINISHED).exists():
         return None
     facts = read_checked_json(folder / FINISHED)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dataset_loader.unlabelled import image_files
+from dataset_loader.image_files import image_files
+from dataset_loader.readers.tables import read_table
 from utils.config import UserError, repo_path
 
 
@@ -32,7 +33,7 @@ def find_films(names: Sequence[str]) -> pd.DataFrame:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = read_table(path)
     if "file" not in table or not len(table):
         raise UserError(f"{path} has the columns {', '.join(map(str, table))}; expected a column file, and rows.")
     return table.assign(path=[str(path.parent / file) for file in table["file"]])
