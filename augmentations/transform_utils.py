@@ -212,6 +212,10 @@ class Views:
         """
         return self.render(images, generator, self.views)
 
+    def of_pairs(self, images: Tensor, others: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """The same, but each second view is of the image in `others` [B, 1, S, S] at its place."""
+        return self.render(images, generator, self.views[::2]) + self.render(others, generator, self.views[1::2])
+
     def single(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """uint8 [B, 1, S, S] to one normalised float32 view [B, 1, R, R]; of several the recipe's first."""
         return self.render(images, generator, self.views[:1])[0]

@@ -11,7 +11,7 @@ from downstream_task.finetune_config import BudgetConfig, StartConfig
 from downstream_task.finetuning import FinetuneConfig, finetune
 from self_sup_classes.initialisation import start_from
 from self_sup_classes.provenance import check_unseen
-from selfsup_task.pretraining import PretrainConfig, build_model, train, twin_step
+from selfsup_task.pretraining import PretrainConfig, build_model, partners_of, train, twin_step
 from utils.config import UserError, as_dict, part_of
 from utils.files import exclusive_lock
 from utils.hardware import placed, prepare
@@ -135,7 +135,8 @@ class Scan:
         run = Run(config.run_name, config, "pretraining")
         if run.summary is None:
             model = placed(build_model(config), self.xrays.store.device)
-            train(model, twin_step(model, self.xrays.batch, config), self.xrays, config, run)
+            step = twin_step(model, self.xrays.batch, config, partners_of(self.xrays, config))
+            train(model, step, self.xrays, config, run)
         return run
 
     def _random_score(self) -> float:

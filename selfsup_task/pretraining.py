@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -31,6 +32,7 @@ class PretrainConfig(MonitorConfig):
     run_name: str
     pretrain_on: str
     also: list[str]
+    positives: str
     backbone: str
     start: str
     barlow_lambda: float
@@ -47,6 +49,7 @@ class PretrainConfig(MonitorConfig):
             raise UserError(f"projector_dims is {self.projector_dims}; expected widths such as [512] or [512, 512].")
         check_choice("recipe", self.recipe, list(RECIPES))
         check_choice("device", self.device, DEVICES)
+        check_choice("positives", self.positives, ["image", "patient"])
         check_at_least("views", self.views, 2)
         if len(set(self.also)) < len(self.also):
             raise UserError(f"also is {self.also} and names a collection twice; keep one.")
@@ -83,15 +86,63 @@ def build_model(config: PretrainConfig) -> BarlowTwins:
         return BarlowTwins(backbone, config.projector_dims, config.barlow_lambda)
 
 
+class Partners:
+    """For each X-ray of a pretraining, the others of the same patient and study (MedAug, arXiv 2102.10663).
+
+    An X-ray without another is its own partner. Raises UserError if that holds for all.
+    """
+
+    def __init__(self, xrays: XRays, indices: np.ndarray):
+        columns = xrays.columns
+        study = columns.details["study"].astype(str) if "study" in columns.details else ""
+        visits = pd.factorize(pd.Series(columns.groups.astype(str)) + "/" + study)[0]
+        alone = visits.max() + 1 + np.arange(sum(map(len, xrays.also)))  # nobody knows the patients of collections
+        key = np.concatenate([visits, alone])[indices]
+        order = np.argsort(key, kind="stable")
+        self.members = torch.from_numpy(indices[order])  # [n], by patient and study
+        counts = np.bincount(key)
+        self.start, self.count, self.place = (torch.zeros(indices.max() + 1, dtype=torch.int64) for _ in range(3))
+        self.start[indices] = torch.from_numpy((counts.cumsum() - counts)[key])
+        self.count[indices] = torch.from_numpy(counts[key])
+        self.place[self.members] = torch.arange(len(indices)) - self.start[self.members]
+        if counts.max() < 2:
+            raise UserError(
+                'positives is "patient", but no patient has two X-rays of one study; use positives "image", or a data '
+                "set that knows its patients."
+            )
+
+    def draw(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the index of a partner, one of the others at random, for each of a batch of indices [B]."""
+        count = self.count[batch]
+        others = (torch.rand(len(batch), generator=generator) * (count - 1)).long()  # [B] 0 .. count - 2
+        place = (self.place[batch] + 1 + others) % count
+        return self.members[self.start[batch] + place]
+
+
+def partners_of(xrays: XRays, config: PretrainConfig) -> Partners | None:
+    """Return what twin_step draws positives from: None for two views of one image."""
+    return Partners(xrays, xrays.pretraining_indices(config.pretrain_on)) if config.positives == "patient" else None
+
+
 def twin_step(
-    twins: Callable[..., BarlowTwinsLoss], images_of: Callable[[Tensor], Tensor], config: PretrainConfig
+    twins: Callable[..., BarlowTwinsLoss],
+    images_of: Callable[[Tensor], Tensor],
+    config: PretrainConfig,
+    partners: Partners | None = None,
 ) -> StepFunction:
-    """Return the engine's step; `images_of` gives the pixels uint8 [B, 1, S, S] of a batch of indices [B]."""
+    """Return the engine's step; `images_of` gives the pixels uint8 [B, 1, S, S] of a batch of indices [B].
+
+    With `partners`, every second view is of another X-ray of the same patient and study.
+    """
     views = Views(config.recipe, config.img_res, config.views)
 
     def step(batch: Tensor, epoch: int, step_in_epoch: int) -> Mapping[str, Tensor]:
         generator = step_generator(config.random_seed, epoch, step_in_epoch, distributed.rank())
-        drawn = views(images_of(batch), generator)  # float32 [B, 1, R, R] each
+        if partners is None:
+            drawn = views(images_of(batch), generator)  # float32 [B, 1, R, R] each
+        else:
+            others = images_of(partners.draw(batch, generator))
+            drawn = views.of_pairs(images_of(batch), others, generator)
         return twins(*(y.expand(-1, config.in_channels, -1, -1) for y in drawn))._asdict()
 
     return step

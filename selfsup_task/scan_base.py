@@ -22,6 +22,7 @@ PRETRAINING: dict[str, Any] = {
     "img_res": 32,  # pixels a side of the views
     "recipe": "short",  # a name in augmentations/recipes.py
     "views": 2,  # random views of each X-ray; more than 2 are each compared with the mean of all
+    "positives": "image",  # two views are of one "image" | "patient": of X-rays of one patient and study, if several
     "num_epochs": 1,  # passes over the unlabelled images
     "batch_size": 64,  # X-rays per step
     "optimizer": "adamw",  # "adam" | "adamw" | "sgd"

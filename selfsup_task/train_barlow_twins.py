@@ -47,6 +47,7 @@ config: dict[str, Any] = {
     "img_res": 32,  # pixels a side of the views
     "recipe": "short",  # a name in augmentations/recipes.py
     "views": 2,  # random views of each X-ray in a step; more than 2 use the mean-view loss
+    "positives": "image",  # two views are of one "image" | "patient": of X-rays of one patient and study, if several
     # optimisation
     "num_epochs": 7,  # passes over the unlabelled images
     "batch_size": 64,  # X-rays in a step, over all processes
@@ -82,7 +83,7 @@ if __name__ == "__main__":
 import shlex
 
 from dataset_loader.xrays import open_xrays
-from selfsup_task.pretraining import PretrainConfig, build_model, open_run, train, twin_step
+from selfsup_task.pretraining import PretrainConfig, build_model, open_run, partners_of, train, twin_step
 from utils import distributed
 from utils.hardware import placed, prepare
 from utils.intervals import metric_name
@@ -99,7 +100,8 @@ def main(config: PretrainConfig) -> None:
             with distributed.main_process_first():  # which decodes the images, once
                 xrays = open_xrays(config, device, config.also)  # pixels uint8 [N, 1, S, S]; parts by patient
             model = placed(build_model(config), device)  # backbone, projector, loss
-            step = twin_step(distributed.data_parallel(model), xrays.batch, config)  # images -> views -> loss
+            partners = partners_of(xrays, config)
+            step = twin_step(distributed.data_parallel(model), xrays.batch, config, partners)  # images -> views -> loss
             train(model, step, xrays, config, run)  # backward and optimiser: utils/training_utils.py; then probes
     if run.is_writer and run.summary is not None:
         print(report(run.summary, config))

@@ -1,0 +1,76 @@
+"""Positives of one patient and study: who is whose partner, and what the second view shows."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from augmentations.transform_utils import plain_view
+from dataset_loader.phantoms.dataset import CHEXPERT_ROOT
+from dataset_loader.xrays import DataConfig, XRays, open_xrays
+from selfsup_task.pretraining import Partners, PretrainConfig, twin_step
+from selfsup_task.train_barlow_twins import config as DEFAULTS
+from utils.config import UserError, make_config
+
+
+@pytest.fixture(scope="module")
+def xrays(phantoms: Path) -> XRays:
+    """Phantoms of which every study holds all X-rays of its patient, one study of one apart."""
+    data = {"dataset": "chexpert", "data_root": str(phantoms / CHEXPERT_ROOT), "store_res": 32, "img_res": 32}
+    found = open_xrays(DataConfig(**data, split_seed=0), torch.device("cpu"))
+    return replace(found, columns=replace(found.columns, details=found.columns.details.assign(study="study1")))
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_partner_is_another_xray_of_the_patient_among_those_of_the_pretraining(xrays: XRays) -> None:
+    train, groups = xrays.indices("train"), xrays.columns.groups
+    partners = Partners(xrays, train)
+    batch = torch.from_numpy(train)
+    drawn = torch.stack([partners.draw(batch, generator(seed)) for seed in range(60)]).numpy()  # [60, n]
+    assert (groups[drawn] == groups[train]).all()
+    several = 0
+    for column, image in zip(drawn.T, train, strict=True):
+        others = [other for other in train if groups[other] == groups[image] and other != image]
+        assert set(column) == set(others or [image])
+        several += len(others) > 1
+    assert several > 5, "patients with three X-rays or more are among the phantoms"
+    np.testing.assert_array_equal(drawn[0], partners.draw(batch, generator(0)).numpy())
+
+
+def test_another_study_is_another_visit(xrays: XRays) -> None:
+    studies = np.arange(len(xrays)).astype(str)
+    with pytest.raises(UserError, match="no patient has two X-rays of one study"):
+        Partners(
+            replace(xrays, columns=replace(xrays.columns, details=xrays.columns.details.assign(study=studies))),
+            xrays.indices("train"),
+        )
+
+
+def test_every_second_view_is_of_the_partner(xrays: XRays, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes: dict[str, Any] = {"recipe": "none", "views": 4, "positives": "patient", "run_name": "unused"}
+    config = make_config(PretrainConfig, {**DEFAULTS, **changes})
+    seen: list[torch.Tensor] = []
+
+    class Twins:
+        def __call__(self, *views: torch.Tensor) -> Any:
+            seen.extend(views)
+            return self
+
+        def _asdict(self) -> dict[str, torch.Tensor]:
+            return {}
+
+    partners = Partners(xrays, xrays.indices("train"))
+    batch = torch.from_numpy(xrays.indices("train")[:8])
+    other = torch.from_numpy(xrays.indices("train")[8:16])
+    monkeypatch.setattr(partners, "draw", lambda asked, _: other if asked is batch else None)
+    twin_step(Twins(), xrays.batch, config, partners)(batch, 0, 0)
+    own, others = (plain_view(xrays.batch(rows), 32, 1) for rows in (batch, other))
+    assert len(seen) == 4
+    for view, expected in zip(seen, (own, own, others, others), strict=True):
+        torch.testing.assert_close(view, expected)
