@@ -41,22 +41,26 @@ _HOW_TO_PLACE = (
 )
 
 
-def read_chexpert(root: Path, table: str = "train.csv") -> Columns:
-    """Read the frontal images that `root/table` lists and that exist; no pixel is opened.
+def read_chexpert(root: Path) -> Columns:
+    """Read the frontal images that `root/train.csv` lists and that exist; no pixel is opened.
 
     Labels are [N, 14] float32 in the order of FINDINGS: 1 positive, 0 negative, -1 uncertain, NaN not
-    mentioned. A patient is a group. Files that are missing are counted on stderr and left out. Raises
-    UserError if the folder or the table is missing or malformed, or more than MAX_MISSING_SHARE of the files
-    are missing.
+    mentioned. A patient is a group. Where there are valid.csv and valid/, which radiologists labelled, these images are
+    the official test part. Files that are missing are counted on stderr and left out. Raises UserError if the folder or
+    the table is missing or malformed, or more than MAX_MISSING_SHARE of the files are missing.
     """
     root = Path(root)
-    csv_path = root / table
+    csv_path, checked = root / "train.csv", root / "valid.csv"
     if not csv_path.is_file():
-        near = next(iter(sorted(root.glob(f"*/{table}"))), None) if root.is_dir() else None
+        near = next(iter(sorted(root.glob("*/train.csv"))), None) if root.is_dir() else None
         hint = f"did you mean {near.parent}? Else " if near else ""
-        found = f"no {table} in {root}" if root.is_dir() else f"no folder {root}, where {table} should be"
+        found = f"no train.csv in {root}" if root.is_dir() else f"no folder {root}, where train.csv should be"
         raise UserError(f"found {found}; {hint}{_HOW_TO_PLACE}")
-    rows = _existing(read_chexpert_table(csv_path), root, csv_path)
+    rows = _existing(read_chexpert_table(csv_path), root, csv_path).assign(official="")
+    if checked.is_file() and (root / "valid").is_dir():
+        test = _existing(read_chexpert_table(checked), root, checked).assign(official="test")
+        print(f"the {len(test):,} images of {checked} are the test part", file=sys.stderr)
+        rows = pd.concat([rows, test]).sort_values("path", ignore_index=True)
     return Columns(
         root=root,
         paths=rows["path"].to_numpy(dtype=str),
@@ -64,7 +68,7 @@ def read_chexpert(root: Path, table: str = "train.csv") -> Columns:
         label_names=FINDINGS,
         groups=rows["patient"].to_numpy(dtype=str),
         masks=np.full(len(rows), None, dtype=object),
-        official=np.full(len(rows), ""),
+        official=rows["official"].to_numpy(dtype="<U10"),
         details=rows.filter(("study", *_DETAILS.values())),
     )
 

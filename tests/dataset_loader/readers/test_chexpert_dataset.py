@@ -1,6 +1,7 @@
 """CheXpert's table and tree, as they come and as they go wrong."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -90,9 +91,16 @@ def test_an_index_that_the_header_does_not_name_does_no_harm(tmp_path: Path):
         read_chexpert(root)
 
 
-def test_valid_csv_reads_like_train_csv(tmp_path: Path):
-    root = make_tree(tmp_path / "x", make_table(), name="valid.csv")
-    assert len(read_chexpert(root, "valid.csv")) == 3
+def test_the_images_of_valid_csv_are_the_test_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_tree(tmp_path / "small", make_table())
+    checked = make_table().replace("/train/", "/valid/", regex=True)
+    checked.to_csv(root / "valid.csv", index=False)
+    assert set(read_chexpert(root).official) == {""}, "a table without its images"
+    shutil.copytree(root / "train", root / "valid")
+    columns = read_chexpert(root)
+    assert columns.paths.tolist() == [P1, P2, P2_AGAIN, *(p.replace("train", "valid") for p in (P1, P2, P2_AGAIN))]
+    assert columns.official.tolist() == ["", "", "", "test", "test", "test"]
+    assert "the 3 images of" in capsys.readouterr().err
 
 
 def test_a_few_missing_files_are_counted_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
