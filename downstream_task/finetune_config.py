@@ -11,7 +11,7 @@ from downstream_task.targets import TargetConfig
 from self_sup_classes.backbones import check_backbone
 from utils.config import Config, check_at_least, check_choice, part_of
 from utils.hardware import DEVICES
-from utils.training_utils import FitConfig
+from utils.optimisation import FitConfig
 
 METHODS = ["finetune", "linear"]
 HEADS = ["probe", "zeros"]

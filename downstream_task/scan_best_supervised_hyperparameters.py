@@ -166,16 +166,16 @@ def train(trial: optuna.Trial, config: SearchConfig, labels: int, xrays: XRays) 
     run = Run(chosen.run_name, chosen, "trial")
     try:
         finetune(chosen, xrays, run, show_progress=False, after_evaluation=report)
-    except optuna.TrialPruned:
-        raise
-    except Exception as error:
-        if not isinstance(error, UserError):
-            traceback.print_exc()
-        trial.set_user_attr("error", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+    except Exception as error:  # not a signal: the trial then resumes from its checkpoint
+        if not isinstance(error, optuna.TrialPruned):
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+            trial.set_user_attr("error", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        run.drop_weights()
         raise
     finally:
         run.unlock()
-        run.drop_weights()
+    run.drop_weights()
     assert run.summary is not None
     return run.summary["score"]
 

@@ -13,9 +13,9 @@ from torch import nn
 
 from utils.config import UserError
 from utils.hardware import choose_precision
-from utils.optimisation import build_optimizer, endless_order, gradient_step
+from utils.optimisation import FitConfig, build_optimizer, endless_order, gradient_step
 from utils.scripts import progress_bar
-from utils.training_utils import FitConfig, StepFunction
+from utils.training_utils import StepFunction
 
 SMOOTHING = 0.8  # of the exponential mean over steps
 DIVERGED = 3.0  # times its lowest, the smoothed loss ends the test

@@ -23,8 +23,7 @@ from utils import plots
 from utils.hardware import choose_precision
 from utils.intervals import metric_name
 from utils.logging_utils import Run
-from utils.optimisation import fixed_order
-from utils.training_utils import FitConfig
+from utils.optimisation import FitConfig, fixed_order
 
 PROBES = ("probe/linear", "probe/knn")
 LOSS_PARTS = [f"train/{part}" for part in BarlowTwinsLoss._fields]

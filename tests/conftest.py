@@ -5,6 +5,7 @@ import io
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ os.environ |= {"CXR_RUNS": f"{HOME}/runs", "CXR_DATASETS": f"{HOME}/datasets"}
 import pytest
 
 from dataset_loader.phantoms.dataset import ensure_chexpert_phantoms, ensure_phantoms
+from utils import scripts
 from utils.config import REPO_ROOT
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -38,6 +40,23 @@ def leaves_the_users_folders_alone() -> Iterator[None]:
     before = users_files()
     yield
     assert users_files() == before, "a test writes to the user's runs/ or datasets/"
+
+
+@pytest.fixture(autouse=True)
+def keeps_its_signals() -> Iterator[None]:
+    """Give back the handlers that a script in this process has replaced."""
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    scripts._signals.number = 0
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def signals_here(keeps_its_signals: None) -> None:
+    """Signals to this process are those to a script."""
+    scripts._stop_on_signals()
 
 
 @pytest.fixture(scope="session")

@@ -62,6 +62,13 @@ def barrier() -> None:
         dist.barrier()
 
 
+def any_process(value: bool, device: torch.device) -> bool:
+    """Return whether `value` is true in any process."""
+    found = torch.tensor(int(value), device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found.item())
+
+
 def local_batch_size(batch_size: int) -> int:
     """Return this process's share of the global batch; UserError if it cannot be shared evenly."""
     if batch_size % world_size():

@@ -5,7 +5,7 @@ Seeds and orders are functions of (seed, epoch, step): there is no hidden state,
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.config import Config, UserError, check_at_least, check_choice
+from utils.hardware import PRECISIONS
 
 OPTIMIZERS = ["adam", "adamw", "sgd"]
 SCHEDULERS = ["cosine", "constant", "multiplicative"]
@@ -41,6 +42,23 @@ class OptimiserConfig(Config):
                 f"warmup_epochs is {self.warmup_epochs} of {self.num_epochs} epochs; it must be at least 0 and less "
                 "than num_epochs; set warmup_epochs to 0 for a single one."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(OptimiserConfig):
+    """The keys that `fit` reads; the scripts' config dicts say what they mean."""
+
+    random_seed: int
+    batch_size: int
+    gradient_clip: float
+    precision: str
+    checkpoint_every: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("precision", self.precision, PRECISIONS)
+        for key, least in {"batch_size": 2, "checkpoint_every": 1, "random_seed": 0, "gradient_clip": 0}.items():
+            check_at_least(key, getattr(self, key), least)
 
 
 def mixed_seed(*keys: int) -> int:
@@ -130,6 +148,26 @@ def lr_multiplier(global_step: int, steps_per_epoch: int, config: OptimiserConfi
         return 0.01 ** (global_step // steps_per_epoch / config.num_epochs)
     total = config.num_epochs * steps_per_epoch
     return 0.5 * (1 + math.cos(math.pi * (global_step - warmup) / (total - warmup)))
+
+
+@dataclass
+class Progress:
+    """Epochs done, steps done in the current epoch, and the sums of its metrics so far."""
+
+    epoch: int = 0
+    step: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Count a step."""
+        for name, value in metrics.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.step += 1
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each metric over the epoch's steps; this waits for the device."""
+        return {f"train/{name}": (total / self.step).item() for name, total in self.sums.items()}
 
 
 def is_frozen(module: nn.Module) -> bool:

@@ -1,19 +1,21 @@
 """What an entry script reads and shows on the terminal: a flag for each config key, one-line errors, progress."""
 
 import argparse
-import ast
 import difflib
 import io
+import os
 import re
+import signal
 import sys
-import tokenize
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
-from utils.config import AnyConfig, UserError, flat, make_config
+from utils.config import AnyConfig, UserError, flat, key_comments, make_config
 
 SECONDS_BETWEEN_LINES = 30  # of progress, where output is a file
 CURSOR_UP = "\x1b[A"  # how tqdm returns from a nested bar
@@ -35,7 +37,9 @@ def flags(
     Where `dataset` is not a phantom, the values of `real_xrays` replace those of `config`, and flags win over both;
     --help shows them too. `{dataset}` in a run_name becomes the value of that key. An unknown flag or a value of the
     wrong type ends the script with one sentence. Call it before the slow imports, so that both answers come at once.
+    From here on a signal ends the script without a traceback; see Stopped.
     """
+    _stop_on_signals()
     arguments = sys.argv[1:]
     if first and arguments and not arguments[0].startswith("-"):
         arguments = [f"--{first}", *arguments]
@@ -60,8 +64,62 @@ def run_script(main: Callable[[AnyConfig], object], kind: type[AnyConfig], confi
         main(make_config(kind, config))
     except UserError as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped by Ctrl-C; the same command resumes from the last checkpoint, if there is one yet.")
+    except Stopped:
+        with suppress(OSError):  # the terminal may be closed
+            print("stopped; the same command resumes from the last checkpoint, if there is one yet.", file=sys.stderr)
+        raise
+
+
+class Stopped(SystemExit):
+    """A signal has asked the script to end: Ctrl-C, SIGTERM or SIGHUP. Its code is 128 + the signal's number."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + (_signals.number or signal.SIGTERM))
+
+
+class _Signals:
+    number, wait = 0, False  # the signal that has come; whether `signals_wait` holds it back
+
+
+_signals = _Signals()
+
+
+def _stop_on_signals() -> None:
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        here = threading.current_thread() is threading.main_thread()
+        if here and number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, _on_signal)
+
+
+def _on_signal(number: int, frame: object) -> None:
+    again, _signals.number = _signals.number, number
+    with suppress(OSError):  # print may be what was interrupted
+        os.write(2, f"\n{signal.Signals(number).name}: stopping\n".encode())
+    if again or not _signals.wait:
+        raise Stopped
+
+
+def stop_requested() -> bool:
+    """Return whether a signal has asked the script to end."""
+    return _signals.number > 0
+
+
+@contextmanager
+def signals_wait(wait: bool = True) -> Iterator[None]:
+    """Hold back a first signal until the end of the block, which looks at `stop_requested`; with False, do not.
+
+    Raises Stopped, also for a signal that came before.
+    """
+    before, _signals.wait = _signals.wait, wait
+    try:
+        if stop_requested() and not wait:
+            raise Stopped
+        yield
+    finally:
+        _signals.wait = before
+    if stop_requested() and not before:
+        raise Stopped
 
 
 def parse_flags(
@@ -94,32 +152,6 @@ def parse_flags(
         parser.set_defaults(**real)
         found = parser.parse_args(normal)
     return _nested(vars(found))
-
-
-def key_comments(source: str) -> dict[str, str]:
-    """Return {key: the comment at the end of its line} for the keys of the dict literals in Python source.
-
-    Keys of a dict in a dict have its key before them, "finetune.lr", and those of a dict real_xrays its name.
-    """
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    by_line = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    comments: dict[str, str] = {}
-
-    def read(node: ast.AST, prefix: str) -> None:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            prefix = "real_xrays." if node.target.id.lower() == "real_xrays" else ""
-        if not isinstance(node, ast.Dict):
-            for child in ast.iter_child_nodes(node):
-                read(child, prefix)
-            return
-        for key, value in zip(node.keys, node.values, strict=True):
-            if isinstance(key, ast.Constant):
-                if key.lineno in by_line:
-                    comments[f"{prefix}{key.value}"] = by_line[key.lineno]
-                read(value, f"{prefix}{key.value}.")
-
-    read(ast.parse(source), "")
-    return comments
 
 
 def progress_bar(total: int, description: str, done: int = 0, show: bool = True, unit: str = "img") -> "tqdm[Any]":

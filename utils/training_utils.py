@@ -5,7 +5,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils import distributed
-from utils.config import UserError, check_at_least, check_choice
-from utils.hardware import PRECISIONS, choose_precision
+from utils.config import UserError
+from utils.hardware import choose_precision
 from utils.logging_utils import Run
 from utils.optimisation import (
-    OptimiserConfig,
+    FitConfig,
+    Progress,
     assert_unchanged,
     build_optimizer,
     endless_order,
@@ -29,31 +29,15 @@ from utils.optimisation import (
     mixed_seed,
     train_mode,
 )
-from utils.scripts import progress_bar
+from utils.scripts import Stopped, progress_bar, signals_wait, stop_requested
 
+CHECKPOINT_SECONDS = 300
 LOG_EVERY = 10  # steps between TensorBoard points and checks that the loss is finite
 
 # (indices of the local batch, epoch, step in the epoch) -> {"loss": ..., other scalars to log}
 StepFunction = Callable[[Tensor, int, int], Mapping[str, Tensor]]
 # (epochs done, global step, the epoch's mean metrics) -> more columns of the epoch's row in metrics.csv
 EpochFunction = Callable[[int, int, Mapping[str, float]], Mapping[str, float]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitConfig(OptimiserConfig):
-    """The keys that `fit` reads; the scripts' config dicts say what they mean."""
-
-    random_seed: int
-    batch_size: int
-    gradient_clip: float
-    precision: str
-    checkpoint_every: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("precision", self.precision, PRECISIONS)
-        for key, least in {"batch_size": 2, "checkpoint_every": 1, "random_seed": 0, "gradient_clip": 0}.items():
-            check_at_least(key, getattr(self, key), least)
 
 
 def fit(
@@ -78,6 +62,8 @@ def fit(
     `stop`, asked before each epoch, may end the training early; it may depend on `run.rows`, which resuming restores.
     With `steps_per_epoch`, an epoch is that many steps of an endless sequence of shuffled passes, however few images
     there are; otherwise it is one pass.
+    A checkpoint is written at the end of an epoch, after `checkpoint_every` steps or CHECKPOINT_SECONDS, and when a
+    signal asks the script to end (utils.scripts), which it then does.
 
     Raises UserError for a batch larger than the data, a setting that does not exist, a checkpoint that does not
     fit, or a loss that is not finite (the last good checkpoint stays).
@@ -87,9 +73,10 @@ def fit(
     loop = _Loop(module, step, indices, config, run, lr_factors, steps_per_epoch, show)
     frozen = frozen_tensors(module)
     loop.resume()
-    while loop.progress.epoch < config.num_epochs and not stop():
-        images_per_second = loop.run_epoch()
-        loop.finish_epoch(end_of_epoch, images_per_second)
+    with signals_wait():
+        while loop.progress.epoch < config.num_epochs and not stop():
+            images_per_second = loop.run_epoch()
+            loop.finish_epoch(end_of_epoch, images_per_second)
     loop.bar.close()
     assert_unchanged(module, frozen)
 
@@ -102,24 +89,6 @@ def check_batch_size(batch_size: int, num_images: int) -> None:
             "lower batch_size or use more images."
         )
     distributed.local_batch_size(batch_size)
-
-
-@dataclass
-class _Progress:
-    """Epochs done, steps done in the current epoch, and the sums of its metrics so far."""
-
-    epoch: int = 0
-    step: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)
-
-    def add(self, metrics: Mapping[str, Tensor]) -> None:
-        for name, value in metrics.items():
-            value = value.detach().float()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.step += 1
-
-    def means(self) -> dict[str, float]:
-        return {f"train/{name}": (total / self.step).item() for name, total in self.sums.items()}
 
 
 class _Loop:
@@ -141,8 +110,8 @@ class _Loop:
         self.endless = steps_per_epoch is not None
         self.steps_per_epoch = steps_per_epoch or len(indices) // config.batch_size
         self.optimizer = build_optimizer(module, config, lr_factors)
-        self.progress = _Progress()
-        self.show = show_progress
+        self.progress = Progress()
+        self.show, self.saved = show_progress, time.monotonic()
 
     @property
     def global_step(self) -> int:
@@ -164,7 +133,7 @@ class _Loop:
             self.module.load_state_dict(state["module"])
             self.optimizer.load_state_dict(state["optimizer"])
             sums = {name: value.to(self.device) for name, value in state["sums"].items()}
-            self.progress = _Progress(state["epoch"], state["step"], sums)
+            self.progress = Progress(state["epoch"], state["step"], sums)
         except (KeyError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"the checkpoint in {self.run} does not fit this model ({str(error).splitlines()[0]}); "
@@ -179,10 +148,21 @@ class _Loop:
         start, first_step = time.perf_counter(), progress.step
         while progress.step < self.steps_per_epoch:
             self.take_step(order)
-            if progress.step % config.checkpoint_every == 0 and progress.step < self.steps_per_epoch:
+            stopping = self.is_stopping()
+            due = progress.step % config.checkpoint_every == 0 or time.monotonic() > self.saved + CHECKPOINT_SECONDS
+            if stopping or (due and progress.step < self.steps_per_epoch):
                 self.save()
+            if stopping:
+                raise Stopped
         images = (progress.step - first_step) * config.batch_size
         return images / (time.perf_counter() - start)
+
+    def is_stopping(self) -> bool:
+        """Whether a signal has asked this process to end; of several processes, which stop together, any of them."""
+        if distributed.world_size() == 1:
+            return stop_requested()
+        asked = self.progress.step % LOG_EVERY == 0
+        return asked and distributed.any_process(stop_requested(), self.device)
 
     def order(self) -> np.ndarray:
         """Return the images of the current epoch in their order."""
@@ -225,11 +205,16 @@ class _Loop:
 
     def finish_epoch(self, end_of_epoch: EpochFunction, images_per_second: float) -> None:
         """Evaluate, write the epoch's row, save."""
-        means = self.progress.means()
-        self.progress = _Progress(epoch=self.progress.epoch + 1)
+        means, trained = self.progress.means(), self.progress
+        self.progress = Progress(epoch=trained.epoch + 1)
         self.module.eval()
-        with torch.no_grad():
-            extra = dict(end_of_epoch(self.progress.epoch, self.global_step, means))
+        try:
+            with torch.no_grad(), signals_wait(False):
+                extra = dict(end_of_epoch(self.progress.epoch, self.global_step, means))
+        except Stopped:
+            self.progress = trained
+            self.save()
+            raise
         extra["time/images_per_second"] = images_per_second
         self.run.log(self.global_step, extra)
         self.run.add_row({"epoch": self.progress.epoch, "step": self.global_step, **means, **extra})
@@ -241,6 +226,7 @@ class _Loop:
         state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
         progress = {"epoch": self.progress.epoch, "step": self.progress.step, "sums": self.progress.sums}
         self.run.save_checkpoint({**state, **progress})
+        self.saved = time.monotonic()
 
     def say(self, line: str) -> None:
         if self.show:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from selfsup_task.lr_range import lr_range_test, suggest
 from utils.config import UserError
-from utils.training_utils import FitConfig
+from utils.optimisation import FitConfig
 
 CONFIG = FitConfig(
     random_seed=0,

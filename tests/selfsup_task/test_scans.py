@@ -76,7 +76,7 @@ def weights_in(folder: Path) -> list[Path]:
     return list(folder.rglob("*.pt"))
 
 
-def test_a_killed_scan_ends_with_the_table_of_an_undisturbed_one(small: dict[str, Any], scan: Any) -> None:
+def test_a_stopped_scan_ends_with_the_table_of_an_undisturbed_one(small: dict[str, Any], scan: Any) -> None:
     script = "scan_best_hyperparameters"
     whole, killed = ({**small, **GRID, "run_name": f"{small['run_name']}/{name}"} for name in ("whole", "killed"))
     assert "best by linear on validation, one run each, synthetic: lambda0.005_p" in scan(script, whole)
@@ -85,8 +85,10 @@ def test_a_killed_scan_ends_with_the_table_of_an_undisturbed_one(small: dict[str
     folder = RUNS_ROOT / killed["run_name"]
     while not (folder / "lambda0.005_p16-16" / "pretrain" / "checkpoint.pt").exists() and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    assert (folder / "lambda0.005_p16-16" / "pretrain" / "checkpoint.pt").exists()
+    assert not (folder / "lambda0.005_p16-16" / "error.txt").exists()
     assert not (folder / "lambda0.005_p16-16" / "summary.json").exists()
     scan(script, killed)
     undisturbed, resumed = (pd.read_csv(RUNS_ROOT / one["run_name"] / "summary.csv") for one in (whole, killed))

@@ -1,6 +1,7 @@
 """Entry scripts: each key is a flag with its comment as help; a mistake on the command line is one sentence."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,13 +9,19 @@ from typing import Any
 
 import pytest
 
-from utils.config import REPO_ROOT, UserError
-from utils.scripts import flags, key_comments, parse_flags
+from utils import scripts
+from utils.config import REPO_ROOT, UserError, key_comments
+from utils.scripts import Stopped, flags, parse_flags, signals_wait, stop_requested
 
 SCRIPT = """
+import time
 from dataclasses import dataclass
 from utils.config import Config, UserError
 from utils.scripts import flags, run_script
+
+def wait():
+    print("ready", flush=True)
+    time.sleep(60)
 
 config = {
     "lr": 1e-3,
@@ -25,6 +32,8 @@ config = {
 
 if __name__ == "__main__":
     config = flags(config, "What it does, to 50%.", __file__, first="run_name")
+    if config["run_name"] == "imports":
+        wait()
 
 @dataclass(frozen=True, kw_only=True)
 class StoneConfig(Config):
@@ -37,6 +46,8 @@ def main(config: StoneConfig) -> None:
         raise UserError("this is bad.")
     if config.run_name == "bug":
         raise RuntimeError("a bug")
+    if config.run_name == "works":
+        wait()
     print(config)
 
 run_script(main, StoneConfig, config)
@@ -71,6 +82,17 @@ def call(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=os.sep,
         env={**os.environ, "PYTHONPATH": str(REPO_ROOT), "COLUMNS": "150"},
     )
+
+
+def started(path: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The script, once it has said that it is ready."""
+    environment = {**os.environ, "PYTHONPATH": str(REPO_ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, path, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
 
 
 def test_without_arguments_the_config_stays() -> None:
@@ -202,3 +224,53 @@ def test_a_users_mistake_is_one_line_and_a_bug_a_traceback(path: Path) -> None:
     assert (bad.returncode, bad.stderr) == (1, "error: this is bad.\n")
     assert bug.returncode == 1
     assert "Traceback" in bug.stderr
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs POSIX signals")
+@pytest.mark.parametrize("name", ["imports", "works"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_a_script_with_its_code_and_no_traceback(
+    path: Path, name: str, number: signal.Signals, code: int
+) -> None:
+    process = started(path, name)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == code
+    expected = f"\n{number.name}: stopping\n"
+    if name == "works":
+        expected += "stopped; the same command resumes from the last checkpoint, if there is one yet.\n"
+    assert said == expected
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs POSIX signals")
+def test_a_signal_that_nohup_ignores_stays_ignored(path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = started(path, "works")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.communicate(timeout=0.3)
+    process.kill()
+    process.communicate()
+
+
+def test_the_first_signal_waits_for_the_end_of_a_block_and_the_second_does_not(signals_here: None) -> None:
+    done = []
+    with pytest.raises(Stopped) as stopped, signals_wait():
+        signal.raise_signal(signal.SIGTERM)
+        assert stop_requested()
+        done.append("held back")
+    assert (done, stopped.value.code) == (["held back"], 143)
+    scripts._signals.number = 0
+    with pytest.raises(Stopped), signals_wait():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        done.append("too late")
+    scripts._signals.number = 0
+    with pytest.raises(Stopped), signals_wait():
+        signal.raise_signal(signal.SIGTERM)
+        with signals_wait(False):
+            done.append("too late")
+    assert done == ["held back"]

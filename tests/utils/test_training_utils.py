@@ -1,5 +1,6 @@
 """The engine: resuming to the bit, the order of an epoch, schedules, refusals."""
 
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from utils import scripts, training_utils
 from utils.config import UserError
 from utils.files import read_tensors
 from utils.logging_utils import Run
-from utils.optimisation import build_optimizer, epoch_order, lr_multiplier
-from utils.training_utils import FitConfig, fit
+from utils.optimisation import FitConfig, build_optimizer, epoch_order, lr_multiplier
+from utils.scripts import Stopped
+from utils.training_utils import fit
 
 CONFIG = FitConfig(
     random_seed=3,
@@ -64,7 +67,7 @@ class Task:
         return {"val/error": (self.module(X) - Y).square().mean().item()}
 
     def fit(self) -> Run:
-        run = Run("run", self.config, "pretraining", self.folder)
+        self.run = run = Run("run", self.config, "pretraining", self.folder)
         run.start()
         fit(self.module, self.step, self.end_of_epoch, np.arange(60), self.config, run)
         return run
@@ -87,6 +90,60 @@ def test_a_killed_run_resumes_to_the_bit(tmp_path: Path, kill_at: tuple[int, int
     rows, rows_again = (pd.read_csv(r.folder / "metrics.csv") for r in (run, again))
     timeless = [column for column in rows if column != "time/images_per_second"]
     pd.testing.assert_frame_equal(rows.filter(timeless), rows_again.filter(timeless), check_exact=True)
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "resumes_at"), [("step", (1, 3)), ("last step", (0, 7)), ("evaluation", (0, 7)), ("row", (1, 1))]
+)
+def test_a_signal_finishes_the_step_and_writes_a_checkpoint(
+    tmp_path: Path, stop_at: str, resumes_at: tuple[int, int], signals_here: None
+) -> None:
+    undisturbed = Task(tmp_path / "a", CONFIG)
+    undisturbed.fit()
+    stopped = Task(tmp_path / "b", CONFIG)
+    step, end_of_epoch = stopped.step, stopped.end_of_epoch
+
+    def signalled_step(batch: Tensor, epoch: int, number: int) -> Mapping[str, Tensor]:
+        if (stop_at, epoch, number) in {("step", 1, 2), ("last step", 0, 6)}:
+            signal.raise_signal(signal.SIGTERM)
+        return step(batch, epoch, number)
+
+    def signalled_evaluation(epoch: int, number: int, means: Mapping[str, float]) -> Mapping[str, float]:
+        if stop_at == "evaluation":
+            signal.raise_signal(signal.SIGTERM)
+        return end_of_epoch(epoch, number, means)
+
+    stopped.step, stopped.end_of_epoch = signalled_step, signalled_evaluation  # type: ignore[method-assign]
+    add_row = Run.add_row
+
+    def signalled_row(run: Run, row: Mapping[str, float]) -> None:
+        add_row(run, row)
+        if stop_at == "row" and row["epoch"] == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped) as caught:
+        patch.setattr(Run, "add_row", signalled_row)
+        stopped.fit()
+    assert caught.value.code == 128 + signal.SIGTERM
+    state = Run("run", CONFIG, "pretraining", tmp_path / "b").checkpoint()
+    assert state is not None and (state["epoch"], state["step"]) == resumes_at
+    scripts._signals.number = 0
+    stopped.run.unlock()
+    resumed = Task(tmp_path / "b", CONFIG)
+    resumed.fit()
+    for mine, other in zip(weights(undisturbed), weights(resumed), strict=True):
+        assert torch.equal(mine, other)
+    rows, again = (pd.read_csv(tmp_path / name / "run" / "metrics.csv") for name in "ab")
+    timeless = [column for column in rows if column != "time/images_per_second"]
+    pd.testing.assert_frame_equal(rows.filter(timeless), again.filter(timeless), check_exact=True)
+
+
+def test_a_checkpoint_is_written_after_some_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_utils, "CHECKPOINT_SECONDS", 0)
+    with pytest.raises(Killed):
+        Task(tmp_path, replace(CONFIG, checkpoint_every=1000), kill_at=(0, 3)).fit()
+    state = Run("run", replace(CONFIG, checkpoint_every=1000), "pretraining", tmp_path).checkpoint()
+    assert state is not None and (state["epoch"], state["step"]) == (0, 3)
 
 
 def damaged(content: bytes, how: str) -> bytes:
