@@ -32,7 +32,15 @@ import numpy as np
 
 from dataset_loader.decoding import BrokenImageError, decode_square
 from utils.config import UserError
-from utils.files import exclusive_lock, read_checked_json, write_atomically, write_checked_json, write_text
+from utils.files import (
+    exclusive_lock,
+    plain_refusals,
+    read_checked_json,
+    remove_leftovers,
+    write_atomically,
+    write_checked_json,
+    write_text,
+)
 from utils.hardware import usable_cores
 from utils.scripts import progress_bar
 
@@ -100,9 +108,11 @@ def build_store(root: Path, names: list[str], size: int, folder: Path, show_prog
         state = _read_progress(folder, size)
         if not state.done:
             (folder / IMAGES).unlink(missing_ok=True)  # another process may still read what is damaged
+        remove_leftovers(folder)
         _check_disk((len(names) - state.done) * size**2, folder)
-        _decode_all(root, names, size, folder, state, show_progress)
-        return _finish(root, names, size, folder, state)
+        with plain_refusals(folder / IMAGES):
+            _decode_all(root, names, size, folder, state, show_progress)
+            return _finish(root, names, size, folder, state)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torchvision import models
 from self_sup_classes.convolution import use_fast_small_convolutions
 from self_sup_classes.provenance import Provenance
 from utils.config import UserError, check_choice
-from utils.files import read_tensors, write_atomically
+from utils.files import read_tensors, write_tensors
 
 BACKBONES = ["resnet18", "resnet34", "resnet50", "resnet101"] + [f"efficientnet_b{i}" for i in range(5)]
 IMAGENET_CLASSES = 1000  # of the head that torchvision expects in a file
@@ -73,7 +73,7 @@ def save_state_dict(path: Path, tensors: Mapping[str, Tensor], provenance: Prove
     state = OrderedDict((key, value.detach().cpu().contiguous()) for key, value in tensors.items())
     if provenance is not None:
         provenance.attach(state)
-    write_atomically(path, lambda file: torch.save(state, file))
+    write_tensors(path, state)
 
 
 def read_state_dict(path: Path) -> dict[str, Any]:

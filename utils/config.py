@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import difflib
 import io
+import json
 import math
 import os
 import tokenize
@@ -77,6 +78,16 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return values
+
+
+def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return how two configs differ, one text per key, such as "lr (0.1 there, 0.2 now)"."""
+
+    def shown(config: Mapping[str, Any], key: str) -> str:
+        return json.dumps(config[key]) if key in config else "absent"
+
+    keys = [key for key in sorted({*there, *now}) if shown(there, key) != shown(now, key)]
+    return [f"{key} ({shown(there, key)} there, {shown(now, key)} now)" for key in keys]
 
 
 def repo_path(path: str | Path) -> Path:

@@ -5,9 +5,11 @@ process that ends, however it ends.
 """
 
 import contextlib
+import io
 import json
 import math
 import os
+import shutil
 import sys
 import zipfile
 import zlib
@@ -26,23 +28,56 @@ ZIP_FOLDER = 0x10  # attribute of a folder in a zip archive
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Call `write(file)` on a temporary file beside `path` and rename it to `path` once it is on disk.
 
-    Raises UserError if the system refuses: no permission to write or, on Windows, a program that shows the file.
+    Raises UserError if the system refuses: a full disk, no permission or, on Windows, a program that shows the file.
     """
     temporary = _beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with plain_refusals(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def plain_refusals(path: Path) -> Iterator[None]:
+    """Turn what the system refuses inside the block, which writes `path`, into a UserError."""
+    try:
+        yield
     except PermissionError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror}); close the program that shows it, or check the permissions."
         ) from error
-    finally:
-        with contextlib.suppress(PermissionError):
-            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        existing = next(folder for folder in path.absolute().parents if folder.exists())
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}; {shutil.disk_usage(existing).free / 1e9:.1f} GB are free "
+            "there); make room, or check the disk. What was written before is kept: the same command resumes from it."
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a rename to disk; Windows cannot open a folder."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files that killed processes left in a run or store, whose lock the caller holds."""
+    for path in [*folder.glob(".*.tmp"), *folder.glob("figures/.*.tmp")]:
+        path.unlink(missing_ok=True)
 
 
 def _beside(path: Path) -> Path:
@@ -100,6 +135,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
+def write_tensors(path: Path, state: object) -> None:
+    """Write what torch.save writes, atomically."""
+    content = io.BytesIO()
+    torch.save(state, content)  # torch hides what a file refuses
+    write_atomically(path, lambda file: file.write(content.getbuffer()))
+
+
 def read_tensors(path: Path) -> Any:
     """Return what torch.save wrote to `path`, on the CPU, without unpickling code.
 
@@ -137,7 +179,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any], keep_before: bool) ->
     """Write tensors and plain values with torch.save; `path` becomes the file before it, unless `keep_before`."""
     if path.exists() and not keep_before:
         path.replace(_before(path))
-    write_atomically(path, lambda file: torch.save(state, file))
+    write_tensors(path, state)
 
 
 def drop_checkpoint(path: Path) -> None:

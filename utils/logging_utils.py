@@ -18,13 +18,14 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from utils import distributed
-from utils.config import REPO_ROOT, RUNS_ROOT, Config, UserError, as_dict, check_run_name, flat
+from utils.config import REPO_ROOT, RUNS_ROOT, Config, UserError, as_dict, check_run_name, differences, flat
 from utils.files import (
     drop_checkpoint,
     exclusive_lock,
     plain_json,
     read_checkpoint,
     read_json,
+    remove_leftovers,
     try_lock,
     write_atomically,
     write_checkpoint,
@@ -63,7 +64,6 @@ class Run:
         return str(self.folder.relative_to(REPO_ROOT) if inside else self.folder)
 
     def _check(self) -> None:
-        config = self.config
         if not self.folder.exists():
             return
         if not self.folder.is_dir():
@@ -71,12 +71,7 @@ class Run:
         stored = read_json(self.folder / "config.json")
         if stored is None and any(path.name[0] != "." for path in self.folder.iterdir()):
             raise UserError(f"{self} has files but no config.json, so it is not a run; choose another run_name.")
-        keys: list[str] = sorted({*(stored or {}), *config})
-        different = [
-            f"{key} ({_value(stored, key)} there, {_value(config, key)} now)"
-            for key in keys
-            if stored is not None and _value(stored, key) != _value(config, key)
-        ]
+        different = differences(stored, self.config) if stored is not None else []
         if different:
             raise UserError(
                 f"{self} holds a run with another config: {', '.join(different)}. "
@@ -96,6 +91,8 @@ class Run:
             raise UserError(f"another process is running {self}; wait for it, or choose another run_name.")
         shared = self.is_writer and not alone
         with exclusive_lock(self.folder / ".lock", f"starting {self}") if shared else nullcontext():
+            if alone and self.is_writer:
+                remove_leftovers(self.folder)
             self._check()
             self.reread()
             if alone and self.summary is not None:
@@ -170,6 +167,7 @@ class Run:
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Write checkpoint.pt atomically, and keep the one before; `state` holds tensors and plain values only."""
         if self.is_writer:
+            self._check_there()
             write_checkpoint(self._checkpoint, {"rows": self.rows, **state}, keep_before=self._damaged)
             self._damaged = False
             if self._writer is not None:
@@ -204,11 +202,16 @@ class Run:
         """Write summary.json, which marks the run as finished; add a training to TensorBoard's HParams."""
         self.summary = plain_json(dict(summary))
         if self.is_writer:
+            self._check_there()
             if self._writer is not None:
                 self._write_hparams(self._writer)
                 self._writer.close()
             write_json(self.folder / "summary.json", self.summary)
         self.unlock()
+
+    def _check_there(self) -> None:
+        if not (self.folder / "config.json").exists():
+            raise UserError(f"{self} was moved or deleted while it was running; delete what is left and start again.")
 
     # --- a trial of a sweep, which another process may be running, and which may fail ---
 
@@ -249,10 +252,6 @@ class Run:
             kept = int(self.rows[-1]["step"]) + 1 if self.rows and "step" in self.rows[-1] else 0
             self._writer = SummaryWriter(str(self.folder), purge_step=max(step, kept))
         return self._writer
-
-
-def _value(config: Mapping[str, Any], key: str) -> str:
-    return json.dumps(config[key]) if key in config else "absent"
 
 
 def _pixels(picture: io.BytesIO) -> np.ndarray:

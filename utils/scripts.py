@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import io
 import os
 import re
@@ -64,6 +65,10 @@ def run_script(main: Callable[[AnyConfig], object], kind: type[AnyConfig], confi
         main(make_config(kind, config))
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:  # TensorBoard's events, which no library of the repo writes
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EROFS):
+            raise
+        sys.exit(f"error: a file cannot be written ({error.strerror}); make room: the same command resumes.")
     except Stopped:
         with suppress(OSError):  # the terminal may be closed
             print("stopped; the same command resumes from the last checkpoint, if there is one yet.", file=sys.stderr)

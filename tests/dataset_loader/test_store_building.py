@@ -104,6 +104,31 @@ def test_a_damaged_store_is_built_again(
     assert store.gather(np.arange(19)).numpy().tobytes() == expected["images.npy"][128:]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
+def test_a_disk_that_runs_full_while_decoding_is_one_sentence_and_the_build_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import resource
+
+    names = make_images(tmp_path / "in", 60)
+    monkeypatch.setattr(store_building, "_CHUNK_BYTES", 10 * SIZE**2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (35 * SIZE**2, limits[1]))
+    try:
+        with pytest.raises(
+            UserError, match=r"images.npy cannot be written \(File too large; .* the same command resumes"
+        ):
+            open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (folder,) = (tmp_path / "cache").iterdir()
+    (folder / ".store.json.123.tmp").touch()
+    decoded = count_decodings(monkeypatch)
+    resumed = open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
+    assert min(decoded) == names[30]
+    assert contents(resumed.folder) == contents(open_store(tmp_path / "in", names, SIZE, tmp_path / "other").folder)
+
+
 def test_pixels_are_read_for_their_checksum_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     names = make_images(tmp_path / "in", 20)
     read: list[int] = []

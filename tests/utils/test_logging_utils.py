@@ -2,8 +2,11 @@
 
 import json
 import re
+import shutil
+import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -13,7 +16,7 @@ from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_s
 
 from utils import logging_utils
 from utils.config import UserError
-from utils.files import write_atomically
+from utils.files import write_atomically, write_tensors
 from utils.logging_utils import Run
 
 CONFIG = {"lr": 1e-3, "projector_dims": [512], "dataset": "phantom"}
@@ -184,6 +187,52 @@ def test_a_file_that_may_not_be_replaced_is_one_sentence(tmp_path: Path, monkeyp
     ):
         write_atomically(tmp_path / "report.pdf", lambda file: file.write(b"new"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
+def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stands(tmp_path: Path) -> None:
+    import resource
+
+    run = Run("a", CONFIG, "pretraining", tmp_path)
+    run.start()
+    run.save_checkpoint({"epoch": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        for write in (
+            lambda: run.save_checkpoint({"epoch": 2, "w": torch.zeros(100_000)}),
+            lambda: write_tensors(run.folder / "a_state_dict.pt", {"w": torch.zeros(100_000)}),
+            lambda: run.save_table("rows", pd.DataFrame({"x": range(100_000)})),
+        ):
+            with pytest.raises(UserError, match=r"cannot be written \(File too large; \d+\.\d GB are free there\)"):
+                write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    run.unlock()
+    again = Run("a", CONFIG, "pretraining", tmp_path)
+    again.start()
+    assert (again.checkpoint() or {})["epoch"] == 1
+    assert not [path for path in run.folder.iterdir() if path.suffix == ".tmp"]
+
+
+def test_a_run_whose_folder_vanishes_says_so(tmp_path: Path) -> None:
+    run = Run("a", CONFIG, "pretraining", tmp_path)
+    run.start()
+    shutil.rmtree(run.folder)
+    for write in (lambda: run.save_checkpoint({}), lambda: run.finish({})):
+        with pytest.raises(UserError, match="was moved or deleted while it was running"):
+            write()
+
+
+def test_temporary_files_of_killed_writes_are_removed(tmp_path: Path) -> None:
+    run = Run("a", CONFIG, "pretraining", tmp_path)
+    leftovers = [run.folder / ".checkpoint.pt.123.tmp", run.folder / "figures" / ".curves.png.123.tmp"]
+    for path in leftovers:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (run.folder / "config.json").write_text(json.dumps(CONFIG))
+    run.start()
+    assert not [path for path in leftovers if path.exists()]
 
 
 def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
