@@ -2,11 +2,17 @@
 
 import contextlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+
+from dataset_loader.dicom import dicom_pixels
+from dataset_loader.image_files import has_dicom_magic
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # by content: a PNG may be named .jpg
+_PERCENTILES = 0.5, 99.5  # of the pixels of an image of more than 8 bits, which become black and white
+_LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # of red, green, blue (ITU-R 601)
 _BLANK_RANGE = 2  # gray levels; compression adds this much to a constant image
 
 
@@ -17,8 +23,10 @@ class BrokenImageError(Exception):
 def decode_square(path: Path | str, size: int) -> np.ndarray:
     """Decode a file to its upright, gray, central square: uint8 [size, size].
 
-    Colour becomes luminance (ITU-R 601), alpha lies on black, more than 8 bits are scaled by the image's own
-    range. Raises BrokenImageError if the file is unreadable, truncated, blank or smaller than `size`.
+    Colour becomes luminance (ITU-R 601), alpha lies on black. More than 8 bits are scaled between two of the image's
+    own percentiles, 0.5 and 99.5, and clipped: a hot pixel or a burnt-in mark does not flatten the rest. Of DICOM,
+    dicom_pixels says what is applied. Raises BrokenImageError if the file is unreadable, truncated, blank or smaller
+    than `size`.
     """
     try:
         square = _decode(path, size)
@@ -35,8 +43,7 @@ def decode_square(path: Path | str, size: int) -> np.ndarray:
 def decode_upright(path: Path | str) -> np.ndarray:
     """Decode a whole file to upright gray: uint8 [H, W]. Raises BrokenImageError."""
     try:
-        with Image.open(path, formats=_FORMATS) as image:
-            return np.asarray(_upright_gray(image))
+        return np.asarray(_open_gray(path))
     except (BrokenImageError, MemoryError):
         raise
     except Exception as error:  # as in decode_square
@@ -44,11 +51,13 @@ def decode_upright(path: Path | str) -> np.ndarray:
 
 
 def upright_size(path: Path | str) -> tuple[int, int]:
-    """Return the height and width that `decode_upright` would give, without decoding."""
-    with Image.open(path, formats=_FORMATS) as image:
+    """Return the height and width that `decode_upright` would give, of PNG and JPEG without decoding."""
+    with contextlib.suppress(UnidentifiedImageError), Image.open(path, formats=("PNG", "JPEG")) as image:
         width, height = image.size
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return (width, height) if orientation >= 5 else (height, width)  # 5 to 8 are turned by 90 degrees
+        return (width, height) if orientation >= 5 else (height, width)  # 5 to 8 are turned by 90 degrees
+    height, width = decode_upright(path).shape
+    return height, width
 
 
 def central_square(height: int, width: int) -> tuple[int, int, int]:
@@ -58,23 +67,42 @@ def central_square(height: int, width: int) -> tuple[int, int, int]:
 
 
 def _decode(path: Path | str, size: int) -> np.ndarray:
-    with Image.open(path, formats=_FORMATS) as image:
-        width, height = image.size
-        if min(width, height) < size:
-            raise BrokenImageError(f"{width} x {height} px is smaller than the store's {size} px; lower store_res")
-        image.draft("L", (2 * size, 2 * size))  # lets a large JPEG be decoded at 1/2, 1/4 or 1/8
-        gray = _upright_gray(image)
+    gray = _open_gray(path, size)
     top, left, side = central_square(gray.height, gray.width)
     box = (left, top, left + side, top + side)
     return np.asarray(gray.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0))
 
 
-def _upright_gray(image: Image.Image) -> Image.Image:
+def _open_gray(path: Path | str, size: int = 1) -> Image.Image:
+    """Return the upright picture in mode L; a large JPEG may come reduced to twice `size` or more."""
+    # Of a path, Pillow maps an uncompressed TIFF into memory, and scrambles one that is to be turned.
+    with open(path, "rb") as file:
+        if has_dicom_magic(file):
+            values = dicom_pixels(file)
+            _check_size(values.shape[1], values.shape[0], size)
+            return Image.fromarray(values if values.dtype == np.uint8 else _to_8_bits(values))
+        with Image.open(file, formats=_FORMATS) as image:
+            _check_size(*image.size, size)
+            if size > 1:
+                image.draft("L", (2 * size, 2 * size))  # lets a large JPEG be decoded at 1/2, 1/4 or 1/8
+            return _upright_gray(image, file)
+
+
+def _check_size(width: int, height: int, size: int) -> None:
+    if min(width, height) < size:
+        raise BrokenImageError(f"{width} x {height} px is smaller than the store's {size} px; lower store_res")
+
+
+def _upright_gray(image: Image.Image, file: IO[bytes]) -> Image.Image:
+    raw_mode = str(image.tile[0].args) if isinstance(image, PngImagePlugin.PngImageFile) else ""
     image.load()  # truncated pixels raise here, outside of the block that ignores errors
+    if raw_mode in ("LA;16B", "RGB;16B", "RGBA;16B"):
+        image = _wide_png(image, file, raw_mode)
     with contextlib.suppress(Exception):  # damaged EXIF data beside intact pixels
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_8_bits(np.asarray(image, dtype=np.float32)))
+        values = np.asarray(image, dtype=np.float32)
+        return Image.fromarray(_to_8_bits(-values if _is_white_zero(image) else values))
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, "black")
         opaque.alpha_composite(image.convert("RGBA"))
@@ -84,14 +112,46 @@ def _upright_gray(image: Image.Image) -> Image.Image:
     return image.convert("RGB").convert("L")
 
 
+def _wide_png(image: Image.Image, file: IO[bytes], mode: str) -> Image.Image:
+    """Return the luminance on black, mode F, of a PNG of 16 bits a channel, of which Pillow keeps the upper 8.
+
+    `mode` is Pillow's for the bytes of the file: "LA;16B", "RGB;16B" or "RGBA;16B".
+    """
+    if mode == "LA;16B":  # four bytes a pixel: gray, then alpha, each with its upper byte first
+        high, low = np.split(_raw_png(file, "RGBA").reshape(*image.size[::-1], 2, 2), 2, axis=-1)
+    else:  # read as if the lower byte were the upper one, too
+        high, low = (_raw_png(file, f"{mode[:-1]}{order}") for order in "BL")
+    channels = (high.astype(np.float32) * 256 + low).reshape(*image.size[::-1], -1)  # [H, W, C]
+    gray = channels[..., 0] if mode == "LA;16B" else channels[..., :3] @ _LUMINANCE
+    wide = Image.fromarray(gray * (channels[..., -1] / 65535) if "A" in mode else gray)
+    wide.info = dict(image.info)  # the EXIF data
+    return wide
+
+
+def _raw_png(file: IO[bytes], mode: str) -> np.ndarray:
+    """Decode a PNG with Pillow's mode for its bytes replaced: uint8 [H, W, C]."""
+    file.seek(0)
+    with Image.open(file, formats=["PNG"]) as image:
+        assert isinstance(image, PngImagePlugin.PngImageFile)
+        image.tile = [image.tile[0]._replace(args=mode)]
+        return np.asarray(image)
+
+
+def _is_white_zero(image: Image.Image) -> bool:
+    """Return whether this is a TIFF whose zeros are white; Pillow inverts only those of 8 bits."""
+    return isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(262) == 0
+
+
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Scale [H, W] from its own darkest and brightest value to uint8 0..255."""
+    """Scale [H, W] from its _PERCENTILES, or its whole range where they are equal, to uint8 0..255."""
     darkest, brightest = float(values.min()), float(values.max())
     if not np.isfinite(brightest - darkest):
         raise BrokenImageError("holds infinite or undefined pixel values")
     if brightest == darkest:
         raise BrokenImageError(f"blank: all pixels are {darkest:g}")
-    return np.rint((values - darkest) * (255 / (brightest - darkest))).astype(np.uint8)
+    low, high = (float(value) for value in np.percentile(values, _PERCENTILES))
+    low, high = (low, high) if low < high else (darkest, brightest)
+    return np.rint((values - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
 
 
 def _reason(error: Exception, path: Path | str) -> str:

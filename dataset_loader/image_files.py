@@ -1,13 +1,17 @@
-"""Which files of a folder are images, by their names."""
+"""Which files of a folder are images: by their names, and DICOM files without a suffix by their first bytes."""
 
 import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+_DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
+IMAGE_SUFFIXES = _DICOM_SUFFIXES | {
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+}
 # Other kinds of images. They are not read, and named, so that nobody takes them for used.
 _UNREAD = (".jp2", ".j2k", ".heic", ".heif", ".avif", ".pgm", ".ppm", ".svg", ".psd", ".raw", ".img")
 _UNREAD += (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
@@ -16,7 +20,32 @@ _NAMES_SHOWN = 3
 
 def is_image(entry: os.DirEntry[str]) -> bool:
     """Return whether a folder's entry is an image file that can be read, neither hidden nor temporary."""
-    return os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and is_visible(entry.name) and entry.is_file()
+    if not is_visible(entry.name) or not entry.is_file():
+        return False
+    suffix = os.path.splitext(entry.name)[1].lower()
+    # A UID as a name ends in a number.
+    return suffix in IMAGE_SUFFIXES or ((not suffix or suffix[1:].isdigit()) and _is_dicom(entry.path))
+
+
+def has_dicom_magic(file: IO[bytes]) -> bool:
+    """Return whether an open file starts as DICOM files do: 128 bytes of anything, then DICM; rewinds it."""
+    start = file.read(132)
+    file.seek(0)
+    return start[128:] == b"DICM"
+
+
+def _is_dicom(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return has_dicom_magic(file)
+    except OSError:
+        return False
+
+
+def is_dicom_name(name: str) -> bool:
+    """Return whether one of image_files is a DICOM file by its name."""
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix in _DICOM_SUFFIXES or suffix not in IMAGE_SUFFIXES
 
 
 def is_visible(name: str) -> bool:

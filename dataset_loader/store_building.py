@@ -44,7 +44,7 @@ from utils.files import (
 from utils.hardware import usable_cores
 from utils.scripts import progress_bar
 
-FORMAT = 2  # part of a store's key: raise it when the decoding or these files change
+FORMAT = 3  # part of a store's key: raise it when the decoding or these files change
 IMAGES, KEPT, REJECTED, FINISHED = "images.npy", "kept.npy", "rejected.csv", "store.json"
 
 # More broken files than this mean a wrong store_res or an incomplete download.

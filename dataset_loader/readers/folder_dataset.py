@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 
 from dataset_loader.columns import UNLABELLED, Columns
-from dataset_loader.image_files import image_files, shown
+from dataset_loader.dicom import dicom_facts
+from dataset_loader.image_files import image_files, is_dicom_name, shown
 from dataset_loader.readers.tables import checked_findings, column_of, finding_values, read_table
 from utils.config import UserError
+from utils.scripts import tracked
 
 TABLE = "labels.csv"
 KNOWN = ("file", "label", "patient", "mask", "sex", "age", "view", "source", "part")
@@ -73,6 +75,7 @@ def described(
     files = np.array([file for file in files if file not in masks], dtype=object)
     place = _places(files, rows, table)  # -1 without a row, which takes the last, a blank one
     known = pd.concat([rows, pd.DataFrame("", index=[0], columns=rows.columns)]).iloc[place].reset_index(drop=True)
+    _fill_from_headers(known, root, files)
     blank = np.full((1, *labels.shape[1:]), -1 if labels.ndim == 1 else np.nan, dtype=labels.dtype)
     labels = np.concatenate([labels, blank])[place]
     unlabelled = (place < 0) | (labels == -1 if labels.ndim == 1 else False)
@@ -153,6 +156,19 @@ def _places(files: np.ndarray, rows: pd.DataFrame, table: Path) -> np.ndarray:
     if lost:
         print(f"warning: {table} has rows without a file, left out: {shown(lost)}", file=sys.stderr)
     return pd.Index(listed).get_indexer(pd.Index(files))
+
+
+def _fill_from_headers(known: pd.DataFrame, root: Path, files: np.ndarray) -> None:
+    """Fill what the table leaves blank of patient, sex, age and view from the headers of DICOM files."""
+    rows = [row for row, file in enumerate(files) if is_dicom_name(file)]
+    if not rows:
+        return
+    facts = pd.DataFrame([dicom_facts(root / files[row]) for row in tracked(rows, "DICOM headers", "img")], index=rows)
+    if len(rows) > 1 and len(set(column_of(facts, "patient")) - {""}) == 1:
+        facts["patient"] = ""  # what a program wrote in place of the patients
+    for name in facts:
+        column = column_of(known, str(name))
+        known[name] = column.mask(column == "", facts[name].reindex(known.index, fill_value=""))
 
 
 def _existing_masks(root: Path, written: pd.Series, table: Path) -> np.ndarray:

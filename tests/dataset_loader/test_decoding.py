@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_loader.decoding import BrokenImageError, decode_square
+from dataset_loader.decoding import BrokenImageError, decode_square, decode_upright, upright_size
 
 SIZE = 32
 # A corner that is unlike the others, so that a turned image is noticed.
@@ -72,12 +72,18 @@ def test_a_transparent_palette_entry_is_black(tmp_path: Path):
     )
 
 
+def scaled_ramp(values: np.ndarray) -> np.ndarray:
+    """A ramp's percentiles 0.5 and 99.5, as arithmetic has them, at 0 and 255."""
+    lowest, width = values.min(), values.max() - values.min()
+    return ((values - lowest - 0.005 * width) / (0.99 * width) * 255).clip(0, 255)
+
+
 @pytest.mark.parametrize(("lowest", "highest"), [(0, 65535), (1000, 5000), (0, 255), (30000, 30400)])
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_16_bits_are_scaled_by_their_own_range(tmp_path: Path, lowest: int, highest: int, suffix: str):
     values = np.linspace(lowest, highest, SIZE * SIZE).reshape(SIZE, SIZE)
     square = decode_square(save(tmp_path / f"a{suffix}", values.astype(np.uint16)), SIZE)
-    np.testing.assert_allclose(square, (values - lowest) / (highest - lowest) * 255, atol=1.1)
+    np.testing.assert_allclose(square, scaled_ramp(values), atol=1.1)
     assert (square.min(), square.max()) == (0, 255)
 
 
@@ -85,7 +91,59 @@ def test_16_bits_are_scaled_by_their_own_range(tmp_path: Path, lowest: int, high
 def test_32_bits_are_scaled_by_their_own_range(tmp_path: Path, dtype: type):
     values = np.linspace(-1000, 3000, SIZE * SIZE).reshape(SIZE, SIZE)
     square = decode_square(save(tmp_path / "a.tif", values.astype(dtype)), SIZE)
-    np.testing.assert_allclose(square, (values + 1000) / 4000 * 255, atol=1.1)
+    np.testing.assert_allclose(square, scaled_ramp(values), atol=1.1)
+
+
+def test_a_hot_pixel_does_not_flatten_the_image(tmp_path: Path):
+    values = np.linspace(0, 4095, SIZE * SIZE).reshape(SIZE, SIZE).astype(np.uint16)
+    expected = scaled_ramp(values.astype(float))
+    values[3, 3] = 65535
+    square = decode_square(save(tmp_path / "a.png", values), SIZE).copy()
+    assert square[3, 3] == 255
+    square[3, 3] = expected[3, 3]
+    np.testing.assert_allclose(square, expected, atol=1.1)
+    few = (np.arange(SIZE * SIZE).reshape(SIZE, SIZE) < 2).astype(np.uint16)
+    square = decode_square(save(tmp_path / "b.png", few), SIZE)  # both percentiles are 0
+    np.testing.assert_array_equal(square, few * 255)
+
+
+def wide_png(path: Path, channels: np.ndarray) -> Path:
+    """A PNG [H, W, C] of 16 bits a channel, as its specification writes it; Pillow cannot."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width, count = channels.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[count], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in channels)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    return path
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_12_bits_in_a_16_bit_png_keep_their_gray_levels(tmp_path: Path, count: int):
+    ramp = np.linspace(0, 4095, SIZE * SIZE).reshape(SIZE, SIZE)
+    colours = [ramp, ramp[::-1], ramp.T][: 3 if count > 2 else 1]
+    alpha = np.where(np.arange(SIZE) < 8, 0, 65535) * np.ones((SIZE, 1))
+    planes = [*colours, alpha] if count in (2, 4) else colours
+    square = decode_square(wide_png(tmp_path / "a.png", np.stack(planes, axis=-1).astype(np.uint16)), SIZE)
+    gray = luminance(*colours) if count > 2 else ramp
+    gray = gray * (alpha / 65535) if count in (2, 4) else gray
+    low, high = np.percentile(gray, [0.5, 99.5])
+    np.testing.assert_allclose(square, ((gray - low) / (high - low) * 255).clip(0, 255), atol=1.1)
+    assert len(np.unique(square)) >= 90  # 16 with the upper bytes alone
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_whose_zeros_are_white_is_inverted(tmp_path: Path, dtype: type):
+    values = GRAY.astype(dtype) * (257 if dtype == np.uint16 else 1)
+    content = save(tmp_path / "a.tif", np.iinfo(dtype).max - values).read_bytes()
+    black, white = (struct.pack("<HHII", 262, 3, 1, zero) for zero in (1, 0))  # PhotometricInterpretation
+    assert content.count(black) == 1
+    (tmp_path / "b.tif").write_bytes(content.replace(black, white))
+    expected = decode_square(save(tmp_path / "c.tif", values), SIZE)
+    np.testing.assert_allclose(decode_square(tmp_path / "b.tif", SIZE), expected, atol=1)
 
 
 def test_one_bit_is_black_and_white(tmp_path: Path):
@@ -110,19 +168,22 @@ def test_the_content_decides_not_the_suffix(tmp_path: Path, suffix: str, format:
 def test_exif_orientation_is_applied(tmp_path: Path, suffix: str, orientation: int):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    # what the camera stores so that a viewer, who applies the orientation, sees GRAY (EXIF 2.3, table 6)
+    wide = np.pad(GRAY, ((0, 0), (3, 6)), mode="edge")
+    # what the camera stores so that a viewer, who applies the orientation, sees `wide` (EXIF 2.3, table 6)
     stored = {
-        1: GRAY,
-        2: GRAY[:, ::-1],
-        3: GRAY[::-1, ::-1],
-        4: GRAY[::-1],
-        5: GRAY.T,
-        6: np.rot90(GRAY),
-        7: GRAY[::-1, ::-1].T,
-        8: np.rot90(GRAY, -1),
+        1: wide,
+        2: wide[:, ::-1],
+        3: wide[::-1, ::-1],
+        4: wide[::-1],
+        5: wide.T,
+        6: np.rot90(wide),
+        7: wide[::-1, ::-1].T,
+        8: np.rot90(wide, -1),
     }[orientation]
     path = save(tmp_path / f"a{suffix}", np.ascontiguousarray(stored), exif=exif, quality=95)
-    assert np.abs(decode_square(path, SIZE).astype(float) - GRAY).mean() < 4
+    assert np.abs(decode_upright(path).astype(float) - wide).mean() < 4
+    assert upright_size(path) == wide.shape
+    assert np.abs(decode_square(path, SIZE).astype(float) - wide[:, 4 : 4 + SIZE]).mean() < 4
 
 
 def test_damaged_exif_does_not_cost_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

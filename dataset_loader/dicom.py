@@ -1,0 +1,59 @@
+"""DICOM files: the pixels of one gray frame, and what the header says about the patient."""
+
+import contextlib
+import logging
+import warnings
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from pydicom import dcmread
+from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+
+# Odd headers are common, and what cannot be read is reported with its file.
+warnings.filterwarnings("ignore", module="pydicom")
+logging.getLogger("pydicom").setLevel(logging.ERROR)
+
+_TAGS = {"patient": "PatientID", "sex": "PatientSex", "age": "PatientAge", "view": "ViewPosition"}
+_UNITS_PER_YEAR = {"Y": 1, "M": 12, "W": 365.25 / 7, "D": 365.25}
+
+
+def dicom_pixels(file: IO[bytes]) -> np.ndarray:
+    """Return the frame [H, W] of a DICOM file, a larger value being brighter: uint8, or floats of any range.
+
+    Applied are rescale slope or modality LUT, then the VOI LUT or else the first window (DICOM PS3.3 C.11), and
+    MONOCHROME1 is inverted. Raises ValueError with the reason for a file without pixels, of several frames, in colour,
+    or compressed in a way that the installed decoders cannot read; pydicom raises other exceptions for damage.
+    """
+    header = dcmread(file)
+    if "PixelData" not in header:
+        why = "encrypted" if "EncryptedAttributesSequence" in header else header.get("Modality") or "unknown modality"
+        raise ValueError(f"DICOM without pixels ({why})")
+    frames, kind = header.get("NumberOfFrames") or 1, header.get("PhotometricInterpretation")
+    if int(frames) > 1:
+        raise ValueError(f"DICOM of {frames} frames, expected one")
+    if kind not in ("MONOCHROME1", "MONOCHROME2"):
+        raise ValueError(f"DICOM in colour ({kind}), expected gray")
+    try:
+        stored = header.pixel_array
+    except RuntimeError as error:  # no decoder
+        name = header.file_meta.TransferSyntaxUID.name
+        raise ValueError(f"DICOM that no installed decoder reads ({name}); try pip install pylibjpeg[all]") from error
+    values = apply_modality_lut(stored, header)
+    with contextlib.suppress(ValueError):  # a window that is not one
+        values = apply_voi_lut(values, header)
+    is_plain = header.BitsStored == 8 and stored.dtype == np.uint8 and np.array_equal(values, stored)
+    values = stored if is_plain else np.asarray(values, dtype=np.float32)
+    return values if kind == "MONOCHROME2" else (255 - values if is_plain else -values)
+
+
+def dicom_facts(path: Path) -> dict[str, str]:
+    """Return patient, sex, age in years and view of a DICOM header as text, "" where it does not say."""
+    try:
+        header = dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS.values()))
+        facts = {name: str(header.get(tag) or "").strip() for name, tag in _TAGS.items()}
+    except Exception:  # of damaged bytes; the store says why the image is left out
+        return dict.fromkeys(_TAGS, "")
+    count, unit = facts["age"][:-1], facts["age"][-1:]
+    facts["age"] = f"{int(count) / _UNITS_PER_YEAR[unit]:.4g}" if count.isdigit() and unit in _UNITS_PER_YEAR else ""
+    return facts
