@@ -1,6 +1,6 @@
 """Near-duplicate X-rays: one film under two names must not be in two parts of a split."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,35 +11,57 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dataset_loader.image_store import ImageStore
+from dataset_loader.signatures import MAX_BITS, coefficients, local_contrast, num_bits, signatures, signs
 from utils.files import write_text
 from utils.scripts import progress_bar
 
-THUMBNAIL = 64  # pixels a side at which images are compared
-MAX_DISTANCE = 0.5
 NO_DUPLICATES = pd.DataFrame({"file": [], "other": [], "distance": []})
-_WINDOW = 5  # pixels over which a thumbnail's local mean and contrast are taken
-_FLAT = 4.0  # gray levels: local contrast below this is noise
-_BLOCK = 1024  # images compared with all others at a time
+MAX_DISTANCE = 0.4
+_LIKELY = 0.45  # correlation of two signatures from which on the thumbnails are compared
+_COARSE, _FINE = 9, 5  # pixels over which a thumbnail's local mean and contrast are taken
+_STEP = 2  # pixels by which copies are moved before their signatures are compared
+_ZOOM = 1.06
+_RIM = 3  # pixels at the border that are not compared: frames make different films similar
+_BLOCK = 256  # images moved, or pairs compared in detail, at a time
+
+Move = Callable[[Tensor], Tensor]  # [B, S, S] -> [B, S, S]
+
+
+def _turned(quarters: int, mirrored: bool) -> Move:
+    return lambda maps: (maps.flip(2) if mirrored else maps).rot90(quarters, (1, 2))
+
+
+def _shifted(down: int, right: int) -> Move:
+    return lambda maps: maps.roll((down, right), (1, 2))
+
+
+def _zoomed(factor: float) -> Move:
+    def zoom(maps: Tensor) -> Tensor:
+        grid = F.affine_grid(torch.eye(2, 3)[None] / factor, [1, 1, *maps.shape[1:]], align_corners=False)
+        moved = F.grid_sample(maps[:, None], grid.expand(len(maps), -1, -1, -1), align_corners=False)
+        return moved[:, 0]
+
+    return zoom
+
+
+# What may have been done to a copy; the first leaves it where it is.
+_MOVES = [
+    *(_turned(quarters, mirrored) for mirrored in (False, True) for quarters in range(4)),
+    *(_shifted(down, right) for down in (-_STEP, 0, _STEP) for right in (-_STEP, 0, _STEP) if (down, right) != (0, 0)),
+    *(_zoomed(factor) for factor in (_ZOOM, 1 / _ZOOM)),
+]
 
 
 def find_duplicates(store: ImageStore, files: Sequence[str]) -> pd.DataFrame:
     """Return the pairs of X-rays that show the same film: columns file, other, distance, nearest first.
 
-    `store` holds the `files` as THUMBNAIL px thumbnails. The distance is 1 - the correlation of two thumbnails after
-    local contrast normalisation (Jarrett et al. 2009, section 2): 0 for one picture, whatever its brightness, contrast,
-    gamma or compression; pairs up to MAX_DISTANCE are listed. On 2,336 images of the COVID-19 Radiography Database,
-    pairs that a person takes for one film lie below 0.46 and the nearest others at 0.52. A copy that is mirrored,
-    rotated or cropped by some percent is not found. The result is stored beside the images.
+    `store` holds the `files` as THUMBNAIL px thumbnails. Pairs whose signatures agree are compared in detail: the
+    distance is 1 - the correlation of two thumbnails after local contrast normalisation, aligned to a pixel. It is 0
+    for one picture, whatever its brightness, contrast, gamma or compression, also if it is a negative, mirrored or
+    turned by 90 degrees, or shifted or cropped by 3% of its side. Pairs up to MAX_DISTANCE are listed, and those whose
+    signatures differ in MAX_BITS or fewer. The result is stored beside the images.
     """
-    path = store.folder / f"duplicates_{_WINDOW}_{_FLAT:g}_{MAX_DISTANCE:g}.csv"
-    if not path.exists():
-        pairs = pd.DataFrame(_near_pairs(_signatures(store)), columns=["row", "other_row", "distance"])
-        write_text(path, pairs.to_csv(index=False, lineterminator="\n"))
-    pairs = pd.read_csv(path, dtype={"row": np.int64, "other_row": np.int64, "distance": float})
-    names = np.asarray(files, dtype=object)
-    return pd.DataFrame(
-        {"file": names[pairs["row"]], "other": names[pairs["other_row"]], "distance": pairs["distance"]}
-    ).sort_values(["distance", "file", "other"], ignore_index=True)
+    return _searched(store, files, store, files)
 
 
 def find_copies(
@@ -49,11 +71,7 @@ def find_copies(
 
     As find_duplicates, of `files` (thumbnails in `store`) with `other_files` (thumbnails in `others`).
     """
-    wanted, pairs = _signatures(others), []
-    for number, block in enumerate(_signature_blocks(store)):
-        for row, other, distance in _near(block @ wanted.T):  # [B, others]
-            pairs.append((files[number * _BLOCK + row], other_files[other], distance))
-    return pd.DataFrame(pairs, columns=["file", "other", "distance"])
+    return _searched(store, files, others, other_files)
 
 
 def joined_groups(files: np.ndarray, groups: np.ndarray, pairs: pd.DataFrame) -> np.ndarray:
@@ -67,40 +85,57 @@ def joined_groups(files: np.ndarray, groups: np.ndarray, pairs: pd.DataFrame) ->
     return names[first[component]][group_of]
 
 
-def _signatures(store: ImageStore) -> Tensor:
-    """Return [N, THUMBNAIL^2] of unit length and zero mean, so that a product is a correlation; 0 for a blank image."""
-    return torch.cat(list(_signature_blocks(store)))
+def _searched(store: ImageStore, files: Sequence[str], others: ImageStore, other_files: Sequence[str]) -> pd.DataFrame:
+    settings = f"{_FINE}_{_COARSE}_{_RIM}_{_LIKELY:g}_{MAX_DISTANCE:g}_{MAX_BITS}"
+    name = f"duplicates_{settings}.csv" if store is others else f"copies_{settings}_{others.folder.name}.csv"
+    path = store.folder / name
+    if not path.exists():
+        pairs = pd.DataFrame(_near_pairs(store, others), columns=["row", "other_row", "distance"])
+        write_text(path, pairs.to_csv(index=False, lineterminator="\n"))
+    pairs = pd.read_csv(path, dtype={"row": np.int64, "other_row": np.int64, "distance": float})
+    names, other_names = np.asarray(files, dtype=object), np.asarray(other_files, dtype=object)
+    return pd.DataFrame(
+        {"file": names[pairs["row"]], "other": other_names[pairs["other_row"]], "distance": pairs["distance"]}
+    ).sort_values(["distance", "file", "other"], ignore_index=True)
 
 
-def _signature_blocks(store: ImageStore) -> Iterator[Tensor]:
+def _near_pairs(store: ImageStore, others: ImageStore) -> list[tuple[int, int, float]]:
+    """Return row in `store`, row in `others` and distance of near-duplicates; in one store, the first row is lower."""
+    wanted, nearest = signs(signatures(others)), {}
+    bar = progress_bar(len(store), "looking for duplicates")
     for rows in torch.arange(len(store)).split(_BLOCK):
-        yield _normalised_contrast(store.gather(rows).float())
-
-
-def _normalised_contrast(images: Tensor) -> Tensor:
-    """Images [B, 1, S, S] in gray levels -> [B, S^2]."""
-    mean = _local_mean(images)
-    deviation = images - mean
-    contrast = deviation / (_local_mean(deviation.square()).sqrt() + _FLAT)
-    flat = contrast.flatten(1)
-    return F.normalize(flat - flat.mean(1, keepdim=True))
-
-
-def _local_mean(images: Tensor) -> Tensor:
-    return F.avg_pool2d(images, _WINDOW, 1, _WINDOW // 2, count_include_pad=False)
-
-
-def _near_pairs(signatures: Tensor) -> Iterator[tuple[int, int, float]]:
-    bar = progress_bar(len(signatures), "looking for duplicates")
-    for start in range(0, len(signatures), _BLOCK):
-        block = signatures[start : start + _BLOCK]
-        for row, other, distance in _near((block @ signatures[start:].T).triu(1)):  # [B, N - start]
-            yield start + row, start + other, distance
-        bar.update(len(block))
+        contrast, start = _contrast(store, rows, _COARSE), int(rows[0]) if store is others else 0
+        for move in _MOVES:
+            agreement = coefficients(move(contrast)).sign() @ wanted[start:].T / num_bits()  # [B, others]
+            if store is others:
+                agreement.triu_(1)
+            likely = (agreement.abs() >= _LIKELY).nonzero()  # [pairs, 2]
+            for places in likely.split(_BLOCK) if len(likely) else ():
+                own, other = rows[places[:, 0]], start + places[:, 1]
+                near = _aligned(move(_contrast(store, own, _FINE)), _contrast(others, other, _FINE))
+                certain = agreement[places[:, 0], places[:, 1]].abs() >= 1 - 2 * MAX_BITS / num_bits()
+                for k in (certain | (near >= 1 - MAX_DISTANCE)).nonzero()[:, 0].tolist():
+                    pair, distance = (int(own[k]), int(other[k])), round(max(0.0, 1 - near[k].item()), 4)
+                    nearest[pair] = min(distance, nearest.get(pair, distance))
+        bar.update(len(rows))
     bar.close()
+    return [(row, other, distance) for (row, other), distance in sorted(nearest.items())]
 
 
-def _near(correlation: Tensor) -> Iterator[tuple[int, int, float]]:
-    """Yield row, column and distance where the correlation [A, B] of two signatures is that of one film."""
-    for row, column in (correlation >= 1 - MAX_DISTANCE).nonzero().tolist():
-        yield row, column, round(max(0.0, 1 - correlation[row, column].item()), 4)
+def _contrast(store: ImageStore, rows: Tensor, window: int) -> Tensor:
+    return local_contrast(store.gather(rows).float(), window)[:, 0]  # [B, S, S]
+
+
+def _aligned(maps: Tensor, others: Tensor) -> Tensor:
+    """Return the highest absolute correlation [B] of pairs of maps [B, S, S] shifted by up to _STEP pixels."""
+    spectra = [torch.fft.rfft2(_inner(side)) for side in (maps, others)]
+    shifts = torch.fft.irfft2(spectra[0] * spectra[1].conj(), s=maps.shape[1:])  # [B, down, right]
+    near = torch.arange(-_STEP, _STEP + 1)
+    return shifts[:, near][:, :, near].abs().flatten(1).amax(1)
+
+
+def _inner(maps: Tensor) -> Tensor:
+    """Maps without their rim, of zero mean and unit length."""
+    inside = maps[:, _RIM:-_RIM, _RIM:-_RIM]
+    inside = inside - inside.mean((1, 2), keepdim=True)
+    return F.normalize(F.pad(inside, [_RIM] * 4).flatten(1)).view_as(maps)

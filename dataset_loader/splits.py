@@ -124,12 +124,6 @@ def label_subset(paths: np.ndarray, strata: np.ndarray, fraction: float, draw: i
     return np.sort(np.concatenate(chosen))
 
 
-def image_ids(source: str, paths: np.ndarray) -> np.ndarray:
-    """Return ids [N] int64 of images by data set and relative name, wherever the data set is stored."""
-    digests = [hashlib.sha256(f"{source}/{path}".encode()).digest()[:8] for path in paths]
-    return np.array([int.from_bytes(digest, "big", signed=True) for digest in digests], dtype=np.int64)
-
-
 def names_hash(paths: np.ndarray) -> str:
     """Return 16 hex digits that identify a list of files, whatever their order."""
     return hashlib.sha256("\n".join(sorted(map(str, paths))).encode()).hexdigest()[:16]

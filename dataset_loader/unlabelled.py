@@ -9,13 +9,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dataset_loader.duplicates import NO_DUPLICATES, THUMBNAIL, find_copies
+from dataset_loader.duplicates import NO_DUPLICATES, find_copies
 from dataset_loader.image_files import image_files
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.phantoms.dataset import RECORD
 from dataset_loader.readers.chexpert_dataset import read_chexpert
 from dataset_loader.readers.covid_dataset import read_covid
-from dataset_loader.splits import image_ids, names_hash
+from dataset_loader.signatures import THUMBNAIL, copies_among, signatures
+from dataset_loader.splits import names_hash
 from utils.config import DATASETS_ROOT, UserError, repo_path
 
 LAYOUTS = {"covid": read_covid, "chexpert": read_chexpert}
@@ -26,13 +27,13 @@ class Labelled:
     """What the collections must not repeat: the images of the labelled data set.
 
     source      of the data set, as in XRays
-    ids         of all its images
+    signatures  of its train images
     groups      of its validation and test images: patients, or the images themselves
     thumbnails  of these images, THUMBNAIL px; their `files`; None without any
     """
 
     source: str
-    ids: np.ndarray
+    signatures: np.ndarray
     groups: np.ndarray
     thumbnails: ImageStore | None
     files: Sequence[str]
@@ -42,12 +43,13 @@ class Labelled:
 class Collection:
     """M usable X-rays of another collection, none of which is in the labelled data set or a copy of a held-out image.
 
-    source    "covid", "chexpert", "phantom" or, for any other folder, "folder"
-    root      the folder that the paths are relative to
-    paths     [M] image files
-    rows      [M] their places in the store
-    store     pixels
-    left_out  near-duplicates of held-out images: file, other (the held-out image), distance
+    source      "covid", "chexpert", "phantom" or, for any other folder, "folder"
+    root        the folder that the paths are relative to
+    paths       [M] image files
+    rows        [M] their places in the store
+    store       pixels
+    signatures  [M, 49] uint8, by which their pictures are known
+    left_out    near-duplicates of held-out images: file, other (the held-out image), distance
     """
 
     source: str
@@ -55,6 +57,7 @@ class Collection:
     paths: np.ndarray
     rows: np.ndarray
     store: ImageStore
+    signatures: np.ndarray
     left_out: pd.DataFrame
 
     def __len__(self) -> int:
@@ -63,10 +66,6 @@ class Collection:
     def batch(self, indices: np.ndarray) -> Tensor:
         """Return pixels, uint8 [B, 1, S, S] on the store's device, of the X-rays at `indices` [B]."""
         return self.store.gather(self.rows[indices])
-
-    def image_ids(self, indices: np.ndarray) -> np.ndarray:
-        """Return ids [n] int64, by which an encoder's file lists the images that it was trained on."""
-        return image_ids(self.source, self.paths[indices])
 
     @property
     def num_left_out(self) -> int:
@@ -111,25 +110,27 @@ def collection_of(
 ) -> Collection | None:
     """Return the files `paths` [n] of `groups` [n] below a folder as a collection, or None if nothing remains.
 
-    Left out are the data set's own images, those of patients of its validation and test parts, near-duplicates of
-    images there, and images of fewer than THUMBNAIL px, which cannot be compared with them.
+    Left out are the data set's own images under any name, those of patients of its validation and test parts,
+    near-duplicates of images there, and images of fewer than THUMBNAIL px, which cannot be compared with them.
     """
-    if len(paths):
-        known = np.isin(image_ids(source, paths), labelled.ids)
-        if source == labelled.source:
-            known |= np.isin(groups.astype(str), labelled.groups.astype(str))
-        paths = paths[~known]
     if not len(paths):
         return None
-    store = open_store(root, list(paths), size, DATASETS_ROOT / ".cache")
-    if labelled.thumbnails is None:
-        return Collection(source, root, paths[store.kept], np.arange(len(store)), store.to(device), NO_DUPLICATES)
     thumbnails = open_store(root, list(paths), THUMBNAIL, DATASETS_ROOT / ".cache")
-    left_out = find_copies(thumbnails, list(paths[thumbnails.kept]), labelled.thumbnails, labelled.files)
-    copies = set(left_out["file"])
-    comparable = np.isin(store.kept, thumbnails.kept)
-    rows = np.array([row for row in np.flatnonzero(comparable) if paths[store.kept[row]] not in copies], dtype=np.int64)
-    return Collection(source, root, paths[store.kept[rows]], rows, store.to(device), left_out)
+    pictures, compared = signatures(thumbnails), paths[thumbnails.kept]
+    known = copies_among(pictures, labelled.signatures, max_bits=0)
+    if source == labelled.source:
+        known |= np.isin(groups[thumbnails.kept].astype(str), labelled.groups.astype(str))
+    left_out = NO_DUPLICATES
+    if labelled.thumbnails is not None:
+        left_out = find_copies(thumbnails, compared.tolist(), labelled.thumbnails, labelled.files)
+        left_out = left_out[np.isin(left_out["file"], compared[~known])]
+    new = ~known & ~np.isin(compared, left_out["file"])
+    if not new.any():
+        return None
+    store = open_store(root, list(paths), size, DATASETS_ROOT / ".cache")
+    rows = np.flatnonzero(np.isin(store.kept, thumbnails.kept[new]))
+    usable = np.isin(thumbnails.kept, store.kept) & new
+    return Collection(source, root, compared[usable], rows, store.to(device), pictures[usable], left_out)
 
 
 def _images_of(root: Path, layout: str) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 import functools
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from dataset_loader.columns import Columns
-from dataset_loader.duplicates import NO_DUPLICATES, THUMBNAIL, find_duplicates, joined_groups
+from dataset_loader.duplicates import NO_DUPLICATES, find_duplicates, joined_groups
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.phantoms.dataset import RECORD, ensure_chexpert_phantoms, ensure_phantoms
 from dataset_loader.readers.chexpert_dataset import read_chexpert
 from dataset_loader.readers.covid_dataset import read_covid
 from dataset_loader.readers.folder_dataset import read_folder
 from dataset_loader.readers.nih_dataset import read_nih
+from dataset_loader.signatures import THUMBNAIL, signatures
 from dataset_loader.splits import PARTS, complete_split, names_hash, split_hash, write_split
 from dataset_loader.unlabelled import Collection, Labelled, collection_of, open_collection
 from utils.config import DATASETS_ROOT, Config, UserError, check_at_least, check_choice, repo_path
@@ -70,20 +71,24 @@ class DataConfig(Config):
 class XRays:
     """A data set that is ready for training: N usable X-rays, their pixels, and the part of each.
 
-    columns     what is known about each X-ray (broken files are left out)
+    columns     what is known about each X-ray (broken files are left out, and those of fewer than THUMBNAIL px)
     store       their pixels, uint8 [N, 1, S, S]
+    signatures  [N, 49] uint8, by which their pictures are known
     parts       [N] "train", "val" or "test", by patient or duplicate group
     duplicates  the near-duplicate pairs that were joined into one group: file, other, distance
     source      "covid", "chexpert", "nih", "folder" or, wherever they are stored, "phantom"
     also        more X-rays for pretraining, without labels; their indices follow those of the data set, N, N + 1, ...
+    seen        held-out images found in a list of images, by the list's hash: a comparison asks for each fine-tuning
     """
 
     columns: Columns
     store: ImageStore
+    signatures: np.ndarray
     parts: np.ndarray
     duplicates: pd.DataFrame
     source: str
     also: tuple[Collection, ...] = ()
+    seen: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -117,11 +122,8 @@ class XRays:
         return pixels
 
     def image_ids(self, indices: np.ndarray) -> np.ndarray:
-        """Return ids [n] int64, by which an encoder's file lists the images that it was trained on."""
-        ids = np.empty(len(indices), dtype=np.int64)
-        for places, own, source in self._by_source(indices):
-            ids[places] = source.image_ids(own)
-        return ids
+        """Return signatures [n, 49] uint8, by which an encoder's file lists the images that it was trained on."""
+        return np.concatenate([self.signatures, *(source.signatures for source in self.also)])[indices]
 
     def _by_source(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, Collection]]:
         """Yield the places [n] of the indices that belong to each source, their indices in it, and the source.
@@ -129,7 +131,7 @@ class XRays:
         The first source is the data set itself. Raises IndexError for an index that belongs to none.
         """
         columns, rows = self.columns, np.arange(len(self))
-        itself = Collection(self.source, columns.root, columns.paths, rows, self.store, NO_DUPLICATES)
+        itself = Collection(self.source, columns.root, columns.paths, rows, self.store, self.signatures, NO_DUPLICATES)
         sources = [itself, *self.also]
         ends = np.cumsum([len(source) for source in sources])
         if len(indices) and not 0 <= indices.min() <= indices.max() < ends[-1]:
@@ -156,7 +158,7 @@ class XRays:
             "multilabel": self.columns.labels.ndim > 1,
             "images": len(self),
             "groups": len(np.unique(self.columns.groups)),
-            "duplicate_pairs": None if self.duplicates is NO_DUPLICATES else len(self.duplicates),  # not looked for
+            "duplicate_pairs": len(self.duplicates),
             "images_by_part": counts,
             "split_hash": self.split_hash,
             "pixels": [self.store.pixels, *(collection.store.pixels for collection in self.also)],
@@ -167,7 +169,8 @@ class XRays:
 def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] | None = None) -> XRays:
     """Read the tables, decode what was not decoded before, split by group; pixels move to a GPU if they fit.
 
-    A group is a patient or, where no patient is known, a set of near-duplicate images. An official split is kept.
+    A group is a patient, or an image where no patient is known; groups with near-duplicate images are joined. An
+    official split is kept. Images of fewer than THUMBNAIL px cannot be compared, and are left out.
     Without `also`, these are the labelled images. A pretraining gives a list, which may be empty: it takes the data
     set's images without a label too, and the collections that the list names (open_collection says how), but no
     near-duplicates of validation and test images.
@@ -175,14 +178,15 @@ def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] | N
     """
     everything = read_columns(config)
     columns = everything.labelled()
+    thumbnails = open_store(columns.root, list(columns.paths), THUMBNAIL, DATASETS_ROOT / ".cache")
+    columns = columns.take(thumbnails.kept)
+    duplicates = find_duplicates(thumbnails, columns.paths.tolist()) if columns.label_names else NO_DUPLICATES
+    columns = replace(columns, groups=joined_groups(columns.paths, columns.groups, duplicates))
     store = open_store(columns.root, list(columns.paths), config.stored_size, DATASETS_ROOT / ".cache")
     columns = columns.take(store.kept)
-    search = columns.label_names and (columns.groups == columns.paths).any()
-    duplicates = _duplicates(columns) if search else NO_DUPLICATES
-    columns = replace(columns, groups=joined_groups(columns.paths, columns.groups, duplicates))
     parts = complete_split(columns, config.split_seed)
     source = "phantom" if _is_phantom(columns.root) else config.dataset
-    xrays = XRays(columns, store.to(device), parts, duplicates, source)
+    xrays = XRays(columns, store.to(device), signatures(thumbnails)[store.kept], parts, duplicates, source)
     described = ", ".join(f"{int((parts == part).sum()):,} {part}" for part in PARTS)
     kind = " (synthetic)" if xrays.synthetic else "" if columns.label_names else " without labels"
     print(f"{config.dataset}{kind}: {len(xrays):,} X-rays, {described}", file=sys.stderr)
@@ -210,15 +214,11 @@ def _collections(
     unlabelled = everything.labelled(False)
     if not entries and not len(unlabelled):
         return ()
-    files = xrays.columns.paths[xrays.parts != "train"].tolist()
+    held_out = xrays.parts != "train"
+    files = xrays.columns.paths[held_out].tolist()
     thumbnails = open_store(xrays.columns.root, files, THUMBNAIL, DATASETS_ROOT / ".cache") if files else None
-    if thumbnails and len(thumbnails) < len(files):
-        raise UserError(
-            f"{len(files) - len(thumbnails):,} validation or test images have fewer than {THUMBNAIL} px, so copies of "
-            "them among the images without labels could not be found; remove them, or use no images without labels."
-        )
     groups = everything.groups[np.isin(everything.paths, files)]  # patients, as the source names them
-    labelled = Labelled(xrays.source, xrays.image_ids(xrays.indices("all")), groups, thumbnails, files)
+    labelled = Labelled(xrays.source, xrays.signatures[~held_out], groups, thumbnails, files)
     root, paths = unlabelled.root, unlabelled.paths
     own = collection_of(xrays.source, root, paths, unlabelled.groups, size, device, labelled)
     opened = {"its images without a label": own} if own else {}
@@ -244,12 +244,6 @@ def read_columns(config: DataConfig) -> Columns:
 def described(columns: Columns) -> dict[str, Any]:
     """Return facts that identify a data set before its images are decoded: their number, a hash of their names."""
     return {"images": len(columns.paths), "names_hash": names_hash(columns.paths)}
-
-
-def _duplicates(columns: Columns) -> pd.DataFrame:
-    """Compare thumbnails of one size: a split must not depend on store_res."""
-    store = open_store(columns.root, list(columns.paths), THUMBNAIL, DATASETS_ROOT / ".cache")
-    return find_duplicates(store, list(columns.paths[store.kept]))
 
 
 def _is_phantom(root: Path) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataset_loader.signatures import copies_among
 from dataset_loader.xrays import XRays
 from utils.config import UserError
 
@@ -17,7 +18,11 @@ _NAMES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Provenance:
-    """The split that a network was trained with, and the ids (XRays.image_ids) of all images it was trained on."""
+    """What a network was trained on.
+
+    split_hash  of its split
+    seen        [n, 49] uint8, the signatures (XRays.image_ids) of all images
+    """
 
     split_hash: str
     seen: np.ndarray
@@ -25,28 +30,28 @@ class Provenance:
     @property
     def list_hash(self) -> str:
         """16 hex digits that identify the list of images."""
-        return hashlib.sha256(np.sort(self.seen).tobytes()).hexdigest()[:16]
+        return hashlib.sha256(np.unique(self.seen, axis=0).tobytes()).hexdigest()[:16]
 
     def joined(self, split_hash: str, seen: np.ndarray) -> "Provenance":
         """Return the provenance after further training on other images, perhaps with another split."""
-        return Provenance(split_hash, np.union1d(self.seen, seen))
+        return Provenance(split_hash, np.unique(np.concatenate([self.seen, seen]), axis=0))
 
     def attach(self, state: Any) -> None:
         """Attach it to a state_dict (an OrderedDict): torch.save keeps the attribute, torch's modules ignore it."""
         state.provenance = {
             "split_hash": self.split_hash,
             "list_hash": self.list_hash,
-            "seen": torch.from_numpy(np.sort(self.seen)),
+            "pictures": torch.from_numpy(np.unique(self.seen, axis=0)),
         }
 
 
-NOTHING_SEEN = Provenance("", np.array([], dtype=np.int64))
+NOTHING_SEEN = Provenance("", np.empty((0, 49), dtype=np.uint8))
 
 
 def provenance_of(state: Mapping[str, Tensor]) -> Provenance | None:
-    """Return what `Provenance.attach` stored, or None for a network from elsewhere."""
-    facts = getattr(state, "provenance", None)
-    return None if facts is None else Provenance(facts["split_hash"], facts["seen"].numpy())
+    """Return what `Provenance.attach` stored; None for a network from elsewhere, or of a version that listed names."""
+    facts = getattr(state, "provenance", {})
+    return Provenance(facts["split_hash"], facts["pictures"].numpy()) if "pictures" in facts else None
 
 
 def check_unseen(
@@ -59,10 +64,13 @@ def check_unseen(
     Unless `allow_seen`, raises UserError with the count and the first names if there are any, or if it is not known.
     """
     if provenance is None:
-        note = f"{encoder} does not say which images it was trained on"
+        note = f"{encoder} does not say which images it was trained on (it is from elsewhere, or of an earlier version)"
     else:
         held_out = np.concatenate([xrays.indices("val"), xrays.indices("test")]) if rows is None else rows
-        seen = held_out[np.isin(xrays.image_ids(held_out), provenance.seen)]
+        known = xrays.seen if rows is None else {}
+        if provenance.list_hash not in known:
+            known[provenance.list_hash] = held_out[copies_among(xrays.image_ids(held_out), provenance.seen)]
+        seen = known[provenance.list_hash]
         if len(seen) == 0:
             return ""
         names = ", ".join(xrays.columns.paths[seen[:_NAMES_SHOWN]])

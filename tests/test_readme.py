@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 from test_house import is_entry_script, sources
@@ -15,7 +14,7 @@ from torchvision.models import resnet18
 
 from self_sup_classes.backbones import save_backbone
 from self_sup_classes.initialisation import random_backbone
-from self_sup_classes.provenance import Provenance
+from self_sup_classes.provenance import NOTHING_SEEN
 from utils.config import REPO_ROOT
 from utils.scripts import parse_flags
 
@@ -78,9 +77,7 @@ def test_links_lead_to_files_and_pictures_are_small() -> None:
 
 def test_the_lines_on_using_the_weights_elsewhere_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = random_backbone("resnet18", 1, seed=0)
-    save_backbone(
-        tmp_path / "runs" / "<run_name>" / "resnet18_final_state_dict.pt", backbone, Provenance("0" * 16, np.arange(3))
-    )
+    save_backbone(tmp_path / "runs" / "<run_name>" / "resnet18_final_state_dict.pt", backbone, NOTHING_SEEN)
     code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "strict=True" in block)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}

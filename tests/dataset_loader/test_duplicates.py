@@ -1,16 +1,17 @@
 """Near duplicates: planted ones are found and never cross a split; different films are not joined."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageChops, ImageEnhance, ImageOps
 
-from dataset_loader.duplicates import MAX_DISTANCE, find_duplicates, joined_groups
+from dataset_loader.duplicates import find_copies, find_duplicates, joined_groups
 from dataset_loader.image_store import open_store
-from dataset_loader.phantoms.dataset import COVID_ROOT
+from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
 from dataset_loader.xrays import NO_DUPLICATES, DataConfig, XRays, open_xrays
 
 
@@ -45,13 +46,84 @@ def test_planted_copies_are_found_and_share_a_part(phantoms: Path, tmp_path: Pat
     planted_pairs = {frozenset(pair) for pair in copies.items()}
     assert planted_pairs <= found
     assert len(found - planted_pairs) <= 10  # of 31,000 pairs of phantoms, whose anatomies are similar
-    assert xrays.duplicates["distance"].between(0, MAX_DISTANCE).all()
+    assert xrays.duplicates["distance"].between(0, 0.4).all()
     part = dict(zip(xrays.columns.paths, xrays.parts, strict=True))
     assert all(part[copy] == part[original] for copy, original in copies.items())
     again = opened(tmp_path / "covid")
     pd.testing.assert_frame_equal(again.duplicates, xrays.duplicates)
     xrays.write_split(tmp_path)
     assert len(pd.read_csv(tmp_path / "duplicates.csv")) == len(found)
+
+
+ALTERATIONS = {
+    "mirrored": ImageOps.mirror,
+    "turned by 90": lambda image: image.transpose(Image.Transpose.ROTATE_90),
+    "turned by 180": lambda image: image.transpose(Image.Transpose.ROTATE_180),
+    "mirrored and turned by 270": lambda image: ImageOps.mirror(image).transpose(Image.Transpose.ROTATE_270),
+    "negative": ImageOps.invert,
+    "mirrored negative": lambda image: ImageOps.invert(ImageOps.mirror(image)),
+    "cropped": lambda image: ImageOps.crop(image, round(0.03 * image.width)),
+    "framed": lambda image: ImageOps.expand(image, round(0.03 * image.width), 255),
+    "shifted": lambda image: ImageChops.offset(image, round(0.033 * image.width), 0),
+    "turned by 2": lambda image: image.rotate(2, Image.Resampling.BICUBIC),
+    "JPEG 10": lambda image: image,
+}
+
+
+def altered_copies(files: list[Path], folder: Path, alter: Callable[[Image.Image], Image.Image]) -> list[str]:
+    """Write altered copies as JPEG, of quality 10 if nothing else is altered; return their names."""
+    folder.mkdir()
+    for number, file in enumerate(files):
+        with Image.open(file) as image:
+            gray = image.convert("L")
+        gray = gray.resize((256, 256), Image.Resampling.BICUBIC)
+        changed = alter(gray)
+        changed.save(folder / f"{number}.jpg", quality=10 if changed is gray else 95)
+    return [f"{number}.jpg" for number in range(len(files))]
+
+
+def found_copies(root: Path, files: list[str], others: list[str], folder: Path) -> dict[str, set[tuple[str, str]]]:
+    """For each alteration the pairs that are found of altered copies of some files with these and others."""
+    store, found = open_store(root, files + others, 64, folder, show_progress=False), {}
+    for kind, alter in ALTERATIONS.items():
+        copies = altered_copies([root / file for file in files], folder / kind, alter)
+        altered = open_store(folder / kind, copies, 64, folder, show_progress=False)
+        pairs = find_copies(altered, copies, store, files + others)
+        found[kind] = set(zip(pairs["file"], pairs["other"], strict=True))
+    return found
+
+
+def test_mirrored_turned_negative_cropped_and_shifted_copies_are_found(phantoms: Path, tmp_path: Path) -> None:
+    root = phantoms / COVID_ROOT
+    files = sorted(path.relative_to(root).as_posix() for path in root.glob("*/images/*.png"))[::20]
+    found = found_copies(root, files[:4], files[4:], tmp_path)
+    wanted = {(f"{number}.jpg", files[number]) for number in range(4)}
+    assert {kind: pairs for kind, pairs in found.items() if pairs != wanted} == {}
+
+
+def test_altered_copies_of_real_xrays_are_found(real_xrays: Path, tmp_path: Path) -> None:
+    root = real_xrays / "COVID-19_Radiography_Dataset"
+    files = sorted(path.relative_to(root).as_posix() for path in root.glob("*/images/*.png"))[::39]
+    found = found_copies(root, files[::6], [file for file in files if file not in files[::6]], tmp_path)
+    wanted = {(f"{number}.jpg", file) for number, file in enumerate(files[::6])}
+    assert {kind: pairs for kind, pairs in found.items() if pairs != wanted} == {}
+
+
+def test_a_film_of_two_patients_joins_them(phantoms: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantoms / CHEXPERT_ROOT, tmp_path / CHEXPERT_ROOT)
+    config = DataConfig(
+        dataset="chexpert", data_root=str(tmp_path / CHEXPERT_ROOT), store_res=32, img_res=32, split_seed=0
+    )
+    before = open_xrays(config, torch.device("cpu"))
+    first, other = (str(before.columns.paths[before.indices(part)[0]]) for part in ("train", "test"))
+    shutil.copy(tmp_path / CHEXPERT_ROOT / first, tmp_path / CHEXPERT_ROOT / other)
+    after = open_xrays(config, torch.device("cpu"))
+    assert {first, other} in [
+        set(pair) for pair in zip(after.duplicates["file"], after.duplicates["other"], strict=True)
+    ]
+    part = dict(zip(after.columns.paths, after.parts, strict=True))
+    assert part[first] == part[other]
+    assert len(np.unique(after.columns.groups)) == len(np.unique(before.columns.groups)) - 1
 
 
 def test_groups_join_through_chains_and_keep_their_other_members() -> None:

@@ -14,7 +14,6 @@ from dataset_loader.columns import Columns
 from dataset_loader.splits import (
     PARTS,
     complete_split,
-    image_ids,
     label_subset,
     split_by_group,
     split_hash,
@@ -179,13 +178,6 @@ def test_draws_differ_and_impossible_fractions_are_refused():
     for fraction in (0.0, -1.0, 1.5):
         with pytest.raises(UserError, match="label fraction"):
             label_subset(paths, strata, fraction, 0, 0)
-
-
-def test_image_ids_tell_data_sets_and_names_apart():
-    paths = np.array(["COVID/images/COVID-1.png", "COVID/images/COVID-2.png"])
-    covid, phantom = image_ids("covid", paths), image_ids("phantom", paths)
-    assert len({*covid, *phantom}) == 4
-    assert np.array_equal(covid[::-1], image_ids("covid", paths[::-1]))
 
 
 def official_columns(official: list[str], groups: list[str] | None = None) -> Columns:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
 from dataset_loader.unlabelled import image_files
@@ -48,11 +48,13 @@ def test_copies_of_held_out_images_are_left_out_and_listed(phantoms: Path, tmp_p
     train = alone.columns.paths[alone.indices("train")[0]]
     for number, path in enumerate([*held_out, train]):
         with Image.open(root / path) as image:
-            ImageEnhance.Brightness(image.convert("L")).enhance(0.8).save(folder / "deep" / f"{number}.png")
+            copy = ImageEnhance.Brightness(image.convert("L")).enhance(0.8)
+            (ImageOps.mirror(copy) if path == train else copy).save(folder / "deep" / f"{number}.png")
+    shutil.copy(root / train, folder / "deep" / "3.png")  # the data set's own, under another name
     shutil.copy(root / train, folder / "deep" / "masks" / "mask.png")
     shutil.copy(root / train, folder / ".hidden.png")
     (folder / "notes.txt").write_text("not an image")
-    assert image_files(folder).tolist() == ["deep/0.png", "deep/1.png", "deep/2.png"]
+    assert image_files(folder).tolist() == [f"deep/{number}.png" for number in range(4)]
     both = opened(phantoms, str(folder))
     (collection,) = both.also
     assert collection.paths.tolist() == ["deep/2.png"]
@@ -91,7 +93,8 @@ def test_images_that_cannot_be_compared_with_held_out_ones_are_left_out(phantoms
     with Image.open(phantoms / COVID_ROOT / alone.columns.paths[alone.indices("val")[0]]) as image:
         image.resize((48, 48)).save(tmp_path / "small.png")
     for number, row in enumerate(alone.indices("train")[:10]):  # more than a tenth of small ones is an error
-        shutil.copy(phantoms / COVID_ROOT / alone.columns.paths[row], tmp_path / f"large{number}.png")
+        with Image.open(phantoms / COVID_ROOT / alone.columns.paths[row]) as image:
+            ImageOps.mirror(image).save(tmp_path / f"large{number}.png")
     (collection,) = opened(phantoms, str(tmp_path)).also
     assert collection.paths.tolist() == [f"large{number}.png" for number in range(10)]
 
