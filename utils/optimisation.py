@@ -150,6 +150,22 @@ def lr_multiplier(global_step: int, steps_per_epoch: int, config: OptimiserConfi
     return 0.5 * (1 + math.cos(math.pi * (global_step - warmup) / (total - warmup)))
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step that was taken: its epoch and place there from 0, learning rate, indices of the batch, and metrics."""
+
+    epoch: int
+    step: int
+    lr: float
+    batch: Tensor
+    metrics: Mapping[str, Tensor]
+
+    def facts(self) -> dict[str, Any]:
+        """Return it as plain values, epoch and step counted from 1; this waits for the device."""
+        metrics = {name: value.item() for name, value in self.metrics.items()}
+        return {"epoch": self.epoch + 1, "step": self.step + 1, "lr": self.lr, **metrics, "batch": self.batch.tolist()}
+
+
 @dataclass
 class Progress:
     """Epochs done, steps done in the current epoch, and the sums of its metrics so far."""
@@ -168,6 +184,11 @@ class Progress:
     def means(self) -> dict[str, float]:
         """Return the mean of each metric over the epoch's steps; this waits for the device."""
         return {f"train/{name}": (total / self.step).item() for name, total in self.sums.items()}
+
+
+def largest_weight(module: nn.Module) -> float:
+    """Return the largest absolute value of a parameter, NaN if one is not a number; this waits for the device."""
+    return torch.stack([one.detach().abs().amax().float() for one in module.parameters()]).amax().item()
 
 
 def is_frozen(module: nn.Module) -> bool:

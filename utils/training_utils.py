@@ -19,12 +19,14 @@ from utils.logging_utils import Run
 from utils.optimisation import (
     FitConfig,
     Progress,
+    Step,
     assert_unchanged,
     build_optimizer,
     endless_order,
     epoch_order,
     frozen_tensors,
     gradient_step,
+    largest_weight,
     lr_multiplier,
     mixed_seed,
     train_mode,
@@ -32,6 +34,7 @@ from utils.optimisation import (
 from utils.scripts import Stopped, progress_bar, signals_wait, stop_requested
 
 CHECKPOINT_SECONDS = 300
+MAX_WEIGHT = 1e10  # no training that converges comes near it; the loss may stay finite behind a BatchNorm
 LOG_EVERY = 10  # steps between TensorBoard points and checks that the loss is finite
 
 # (indices of the local batch, epoch, step in the epoch) -> {"loss": ..., other scalars to log}
@@ -66,7 +69,7 @@ def fit(
     signal asks the script to end (utils.scripts), which it then does.
 
     Raises UserError for a batch larger than the data, a setting that does not exist, a checkpoint that does not
-    fit, or a loss that is not finite (the last good checkpoint stays).
+    fit, or a loss or weight that is not finite (the last good checkpoint stays; diverged.json has the step).
     """
     check_batch_size(config.batch_size, len(indices) if steps_per_epoch is None else config.batch_size)
     show = show_progress and run.is_writer
@@ -111,6 +114,7 @@ class _Loop:
         self.steps_per_epoch = steps_per_epoch or len(indices) // config.batch_size
         self.optimizer = build_optimizer(module, config, lr_factors)
         self.progress = Progress()
+        self.recent: list[Step] = []  # since the last check of the loss
         self.show, self.saved = show_progress, time.monotonic()
 
     @property
@@ -182,6 +186,7 @@ class _Loop:
         batch = torch.from_numpy(order[first : first + self.local_batch_size])
         forward = functools.partial(self.step, batch, progress.epoch, progress.step)
         metrics = gradient_step(self.module, self.optimizer, forward, lr, config.gradient_clip, self.dtype)
+        self.recent.append(Step(progress.epoch, progress.step, lr, batch, metrics))
         progress.add(metrics)
         self.bar.update(config.batch_size)
         if progress.step % LOG_EVERY == 0 or progress.step == self.steps_per_epoch:
@@ -195,13 +200,21 @@ class _Loop:
         self.bar.set_postfix(loss=f"{scalars['train/loss']:.4g}", refresh=False)
 
     def check_finite(self) -> None:
-        """Raise UserError if a loss of this epoch was not finite, which its sum shows."""
-        if not all(math.isfinite(mean) for mean in self.progress.means().values()):
-            raise UserError(
-                f"the loss is not finite at epoch {self.progress.epoch + 1}, step {self.progress.step}; "
-                f"{self.run} keeps the last good checkpoint. Lower lr, set gradient_clip, or use "
-                'precision "float32", under another run_name.'
-            )
+        """Raise UserError if a loss since the last check was not finite, or a weight is not or is enormous."""
+        finite = [math.isfinite(step.metrics["loss"].item()) for step in self.recent]
+        largest = largest_weight(self.module)
+        if all(finite) and largest <= MAX_WEIGHT:
+            self.recent.clear()
+            return
+        at = self.recent[finite.index(False)] if not all(finite) else self.recent[-1]
+        self.run.save_json("diverged", {**at.facts(), "largest_weight": largest})
+        what = "the loss is not finite" if not all(finite) else f"a weight has reached {largest:.2g}"
+        kept = "keeps the last good checkpoint" if self.run.checkpoint() else "has no checkpoint yet"
+        raise UserError(
+            f"{what} at epoch {at.epoch + 1}, step {at.step + 1}; {self.run} {kept}, and diverged.json the step's "
+            'numbers and images (rows of split.csv). Lower lr, set gradient_clip, or use precision "float32", under '
+            "another run_name."
+        )
 
     def finish_epoch(self, end_of_epoch: EpochFunction, images_per_second: float) -> None:
         """Evaluate, write the epoch's row, save."""

@@ -1,5 +1,6 @@
 """The engine: resuming to the bit, the order of an epoch, schedules, refusals."""
 
+import json
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -278,12 +279,48 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
         return metrics if epoch < 1 else {**metrics, "loss": metrics["loss"] * float("nan")}
 
     task.step = poisoned  # type: ignore[method-assign]
-    with pytest.raises(UserError, match="not finite at epoch 2"):
+    with pytest.raises(UserError, match=r"not finite at epoch 2, step 1; .* keeps the last good checkpoint"):
         task.fit()
     state = Run("run", CONFIG, "pretraining", tmp_path).checkpoint()
     assert state is not None
     assert state["epoch"] == 1
     assert all(value.isfinite().all() for value in state["module"].values())
+
+
+@pytest.mark.parametrize(
+    ("at", "kept"), [((1, 4), "keeps the last good checkpoint"), ((0, 1), "has no checkpoint yet")]
+)
+@pytest.mark.parametrize("what", ["loss", "weight"])
+def test_what_diverges_is_never_saved_and_its_step_is_written_down(
+    tmp_path: Path, what: str, at: tuple[int, int], kept: str
+) -> None:
+    task = Task(tmp_path, CONFIG)
+    original, batches = task.step, []
+
+    def poisoned(batch: Tensor, epoch: int, step: int) -> Mapping[str, Tensor]:
+        metrics = dict(original(batch, epoch, step))
+        if (epoch, step) == at:
+            batches.append(batch.tolist())
+            if what == "weight":
+                task.module[3].weight.data.mul_(1e15)  # type: ignore[operator, union-attr]
+        return {**metrics, "loss": metrics["loss"] * (float("inf") if (epoch, step) == at and what == "loss" else 1)}
+
+    task.step = poisoned  # type: ignore[method-assign]
+    said = {
+        "loss": f"the loss is not finite at epoch {at[0] + 1}, step {at[1] + 1}",
+        "weight": r"a weight has reached \d",
+    }
+    with pytest.raises(UserError, match=f"{said[what]}.*{kept}"):
+        task.fit()
+    state = Run("run", CONFIG, "pretraining", tmp_path).checkpoint()
+    assert (state is None) == (at[0] == 0)
+    if state is not None:
+        assert max(value.abs().max() for value in state["module"].values()) < 100
+    record = json.loads((tmp_path / "run" / "diverged.json").read_text())
+    assert record["largest_weight"] is None or what == "weight"
+    if what == "loss":
+        assert (record["epoch"], record["step"], record["batch"]) == (at[0] + 1, at[1] + 1, batches[0])
+        assert {"lr", "loss", "twice"} <= set(record)
 
 
 @pytest.mark.parametrize(
