@@ -1,0 +1,99 @@
+"""A person's own folder through the one door to data: what is labelled, what only pretraining takes."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image, ImageEnhance
+
+from dataset_loader.phantoms.dataset import COVID_ROOT
+from dataset_loader.readers.folder_dataset import read_folder
+from dataset_loader.xrays import DataConfig, XRays, open_xrays
+from downstream_task.targets import read_targets
+from utils.config import REPO_ROOT, UserError
+
+
+def opened(root: Path, also: list[str] | None = None) -> XRays:
+    config = DataConfig(dataset="folder", data_root=str(root), store_res=32, img_res=32, split_seed=0)
+    return open_xrays(config, torch.device("cpu"), also)
+
+
+@pytest.fixture
+def own(tmp_path: Path, phantoms: Path) -> Path:
+    """60 images; 40 have a class and a part, the first a darker copy without a label."""
+    files = sorted((phantoms / COVID_ROOT).rglob("images/*.png"))[::4]
+    rows = []
+    for number, file in enumerate(files):
+        shutil.copy(file, tmp_path / f"{number:02d}.png")
+        part = "test" if number < 5 else "val" if number < 10 else "train"
+        rows.append((f"{number:02d}.png", "ab"[number % 2], part))
+    with Image.open(files[0]) as image:
+        ImageEnhance.Brightness(image.convert("L")).enhance(0.8).save(tmp_path / "copy.png")
+    pd.DataFrame(rows[:40], columns=["file", "label", "part"]).to_csv(tmp_path / "labels.csv", index=False)
+    return tmp_path
+
+
+def test_labelled_images_alone_or_with_the_others(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone, pretrained = opened(own), opened(own, [])
+    assert len(alone) == len(pretrained) == 40 and alone.split_hash == pretrained.split_hash
+    assert alone.columns.paths[alone.parts == "test"].tolist() == [f"{number:02d}.png" for number in range(5)]
+    assert (alone.parts == "val").sum() == 5
+    assert len(alone.pretraining_indices("train")) == 30
+    (others,) = pretrained.also
+    assert others.paths.tolist() == [f"{number:02d}.png" for number in range(40, 60)]
+    assert others.left_out[["file", "other"]].to_numpy().tolist() == [["copy.png", "00.png"]]
+    assert "its images without a label: 20 X-rays; 1 near-duplicates of held-out images" in capsys.readouterr().err
+    rows = pretrained.pretraining_indices("train")
+    assert len(rows) == 50
+    with Image.open(own / "59.png") as image:
+        wanted = np.asarray(image.convert("L"), dtype=float).mean()
+    assert pretrained.batch(torch.from_numpy(rows[-1:])).float().mean().item() == pytest.approx(wanted, abs=2)
+
+
+def test_other_images_of_held_out_patients_are_not_taken(own: Path) -> None:
+    table = pd.read_csv(own / "labels.csv").assign(patient="")
+    table["patient"] = [f"p{number}" for number in range(40)]
+    more = pd.DataFrame({"file": ["50.png", "51.png"], "patient": ["p0", "p39"]})  # of test, of train
+    pd.concat([table, more]).to_csv(own / "labels.csv", index=False)
+    (others,) = opened(own, []).also
+    assert "50.png" not in others.paths and "51.png" in others.paths
+
+
+def test_near_duplicates_across_an_official_split_are_said(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (own / "labels.csv").open("a") as file:
+        file.write("copy.png,a,train\n")
+    assert len(opened(own)) == 41
+    assert "1 images of the official train part have the patient or the film" in capsys.readouterr().err
+
+
+def test_without_labels_everything_is_trained_on_and_nothing_is_learned_from_labels(own: Path) -> None:
+    (own / "labels.csv").unlink()
+    xrays = opened(own, [])
+    assert len(xrays.pretraining_indices("train")) == len(opened(own)) == 61
+    with pytest.raises(UserError, match=f"nothing is labelled in {own}, .* labels.csv"):
+        read_targets(xrays, SimpleNamespace(findings=["Edema"], uncertain="ignore", blank="zero"))  # type: ignore[arg-type]
+
+
+def test_a_folder_must_be_named() -> None:
+    with pytest.raises(UserError, match="--data-root DIR"):
+        DataConfig(dataset="folder", data_root="", store_res=0, img_res=32, split_seed=0)
+
+
+def test_the_example_of_the_readme_is_read(tmp_path: Path) -> None:
+    page = (REPO_ROOT / "datasets" / "README.md").read_text(encoding="utf-8")
+    lines = [line for line in page[page.index("| file | label") :].split("\n\n")[0].splitlines() if "---" not in line]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert len(rows) == 11
+    for row in rows[1:]:
+        path = tmp_path / row[0]
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(128) + b"DICM" if path.name == "IM0001" else b"")
+    (tmp_path / "labels.csv").write_text("\n".join(",".join(row) for row in rows))
+    columns = read_folder(tmp_path)
+    assert len(columns) == 10 and len(columns.labelled()) == 9
+    assert columns.label_names == ("healthy", "oedema")
+    assert columns.details.columns.tolist() == ["sex", "age", "view", "ward"]

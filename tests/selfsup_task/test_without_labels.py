@@ -1,0 +1,28 @@
+"""Pretraining on a folder of images of which none is labelled."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from dataset_loader.phantoms.dataset import COVID_ROOT
+from utils.config import RUNS_ROOT
+
+
+def test_probes_are_skipped_and_the_output_says_so(phantoms: Path, tmp_path: Path, script: Any, quick: None) -> None:
+    for number, file in enumerate(sorted((phantoms / COVID_ROOT).rglob("images/*.png"))[:12]):
+        shutil.copy(file, tmp_path / f"{number}.png")
+    name = f"{tmp_path.parent.name}/{tmp_path.name}"
+    flags = ["--dataset", "folder", "--data-root", str(tmp_path), "--img-res", "16", "--store-res", "32"]
+    small = ["--batch-size", "6", "--num-epochs", "1", "--views", "2", "--projector-dims", "16", "--warmup-epochs", "0"]
+    done = script("selfsup_task/train_barlow_twins.py", *flags, *small, "--recipe", "short", "--run-name", name)
+    assert done.returncode == 0, done.stderr
+    assert "probes             skipped: the X-rays have no labels" in done.stdout
+    assert "next: give labels in labels.csv" in done.stdout
+    assert (RUNS_ROOT / name / "resnet18_final_state_dict.pt").exists()
+    summary = json.loads((RUNS_ROOT / name / "summary.json").read_text())
+    assert summary["images"] == 12 and "metric" not in summary
+    compare = "downstream_task/trained_vs_no_trained_compare.py"
+    refused = script(compare, *flags, "--run-name", f"{name}_compared")
+    assert refused.returncode == 1 and "nothing is labelled" in refused.stderr
+    assert not (RUNS_ROOT / f"{name}_compared").exists()
