@@ -1,6 +1,7 @@
 """DICOM: the files that pydicom ships and small ones made here, against the standard's arithmetic."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom.data
@@ -122,7 +123,7 @@ def test_encrypted_attributes_are_named(tmp_path: Path) -> None:
 
 
 def folder(root: Path) -> Columns:
-    facts = {"PatientSex": "F", "PatientAge": "045Y", "ViewPosition": "PA", "PatientName": "Doe^Jane"}
+    facts: dict[str, Any] = {"PatientSex": "F", "PatientAge": "045Y", "ViewPosition": "PA", "PatientName": "Doe^Jane"}
     write(root / "a.dcm", PatientID="p1", **facts)
     write(root / "1.2.840.55", PatientID="p1", PatientAge="006M")
     write(root / "IM0001", PatientID="p2", PatientSex="M")
