@@ -90,7 +90,7 @@ def _open_gray(path: Path | str, size: int = 1) -> Image.Image:
 
 def _check_size(width: int, height: int, size: int) -> None:
     if min(width, height) < size:
-        raise BrokenImageError(f"{width} x {height} px is smaller than the store's {size} px; lower store_res")
+        raise BrokenImageError(f"{width} x {height} px is smaller than the {size} px that it is decoded to")
 
 
 def _upright_gray(image: Image.Image, file: IO[bytes]) -> Image.Image:

@@ -20,7 +20,7 @@ _NAMES_SHOWN = 3
 
 def is_image(entry: os.DirEntry[str]) -> bool:
     """Return whether a folder's entry is an image file that can be read, neither hidden nor temporary."""
-    if not is_visible(entry.name) or not entry.is_file():
+    if not is_visible(entry.name) or not _is_utf8(entry.name) or not entry.is_file():
         return False
     suffix = os.path.splitext(entry.name)[1].lower()
     # A UID as a name ends in a number.
@@ -56,11 +56,19 @@ def is_visible(name: str) -> bool:
 def image_files(root: Path) -> np.ndarray:
     """Return the image files below a folder as sorted relative POSIX paths, without hidden ones and masks folders.
 
-    Images of a kind that is not read are counted on stderr.
+    A folder that is linked to from several places is read once. Images of a kind that is not read, and folders that may
+    not be, are counted on stderr.
     """
     found, unread = [], []
-    for folder, names, _ in os.walk(root, followlinks=True):
+    read: set[tuple[int, int]] = set()  # folders by device and inode: a link may lead to a folder above it
+    closed: list[str] = []
+    for folder, names, _ in os.walk(root, followlinks=True, onerror=lambda error: closed.append(str(error.filename))):
+        status = os.stat(folder)
         names[:] = [name for name in names if not name.startswith(".") and name.lower() != "masks"]
+        if (status.st_dev, status.st_ino) in read:
+            names.clear()
+            continue
+        read.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
             for entry in entries:
                 if is_image(entry):
@@ -68,17 +76,22 @@ def image_files(root: Path) -> np.ndarray:
                 elif is_unread(entry.name):
                     unread.append(Path(entry.path).relative_to(root).as_posix())
     note_unread(unread)
+    if closed:
+        print(f"warning: left out folders that cannot be read: {shown(closed)}", file=sys.stderr)
     return np.array(sorted(found), dtype=object)
 
 
 def is_unread(name: str) -> bool:
-    """Return whether a name is that of an image of a kind that is not read."""
-    return is_visible(name) and name.lower().endswith(_UNREAD)
+    """Return whether a name is that of an image that is not read, because of its kind or because it is not UTF-8."""
+    return is_visible(name) and (name.lower().endswith(_UNREAD) or not _is_utf8(name))
 
 
 def note_unread(files: Iterable[str]) -> None:
-    """Say on stderr which files are images of a kind that is not read."""
-    if files := sorted(files):
+    """Say on stderr which files are images that are not read."""
+    files = sorted(files)
+    if odd := [name for name in files if not _is_utf8(name)]:
+        print(f"warning: left out {shown(odd)}, whose names are not UTF-8; rename them to use", file=sys.stderr)
+    if files := [name for name in files if _is_utf8(name)]:
         print(
             f"note: left out {shown(files)}, of a kind of image that is not read; convert to PNG to use",
             file=sys.stderr,
@@ -87,4 +100,10 @@ def note_unread(files: Iterable[str]) -> None:
 
 def shown(names: list[str]) -> str:
     """Return the number of names and the first of them, for a message."""
-    return f"{len(names):,} ({', '.join(names[:_NAMES_SHOWN])}{', ...' if len(names) > _NAMES_SHOWN else ''})"
+    first = ", ".join(names[:_NAMES_SHOWN]).encode("utf-8", "replace").decode()
+    return f"{len(names):,} ({first}{', ...' if len(names) > _NAMES_SHOWN else ''})"
+
+
+def _is_utf8(name: str) -> bool:
+    """Return whether a file's name is text; Python keeps the bytes of others as lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)

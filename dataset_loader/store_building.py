@@ -198,7 +198,8 @@ def _check_rejected(rejected: dict[int, str], done: int, names: list[str], folde
     examples = "; ".join(f"{names[row]}: {reason}" for row, reason in list(rejected.items())[:3])
     raise UserError(
         f"{len(rejected):,} of {'the first ' if done < len(names) else ''}{done:,} images cannot be used, "
-        f"more than {MAX_REJECTED_SHARE:.0%} of all: {examples}. All reasons are in {folder / REJECTED}."
+        f"more than {MAX_REJECTED_SHARE:.0%} of all: {examples}. All reasons are in {folder / REJECTED}. "
+        "Lower store_res or img_res if images are too small (64 px is the least)."
     )
 
 

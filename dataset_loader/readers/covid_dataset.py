@@ -27,7 +27,10 @@ def read_covid(root: Path) -> Columns:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"found no folder {root}, looked there for <Class>/images/*.png; {_HOW_TO_PLACE}")
-    images = _images_by_class(root)
+    try:
+        images = _images_by_class(root)
+    except PermissionError as error:
+        raise UserError(f"{error.filename} cannot be read; check its permissions, or move it elsewhere.") from error
     if len(images) < 2:
         raise UserError(_too_few_classes(root, list(images)))
     class_names = tuple(sorted(images))

@@ -1,6 +1,8 @@
 """Any folder of images with a table, as radiologists write them and as they go wrong; nothing is lost silently."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +35,29 @@ def test_without_a_table_everything_is_unlabelled(root: Path) -> None:
     assert set(columns.official) == {UNLABELLED}
     assert columns.groups.tolist() == columns.paths.tolist()
     assert len(columns.labelled()) == 6 and len(columns.labelled(False)) == 0
+
+
+def test_links_odd_names_and_closed_folders_do_not_stop_the_rest(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "deep" / "up").symlink_to(root, target_is_directory=True)
+    (root / "again").symlink_to(root / "lungs", target_is_directory=True)
+    (root / "closed").mkdir()
+    with open(os.fsencode(root) + b"/caf\xe9.png", "wb"):
+        pass
+    scan = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    paths = read_folder(root).paths.tolist()
+    assert len(paths) == len(FILES) + 1, "lungs/a.png under one of its two names, and nothing below the link upwards"
+    said = capsys.readouterr().err
+    assert "left out 1 (caf?.png), whose names are not UTF-8" in said
+    assert "left out folders that cannot be read: 1" in said
 
 
 def test_classes_and_what_is_known_beside_them(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
