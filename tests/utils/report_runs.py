@@ -136,6 +136,18 @@ def one_of_each_kind(root: Path) -> None:
     trained = {"encoder": "random", "method": "linear", "trainable": "all", "label_fraction": 0.1, "label_draw": 0}
     tested = {"images": 10, "synthetic": False, "temperature": 1.5}
     tables = {"scores": scores, "classes": classes, "predictions": pd.DataFrame({"a": [1]})}
+    point = {"class": "COVID", "rule": "Youden", "threshold": 0.4, "images": 9, **interval}
+    tables["operating_points"] = pd.DataFrame([{**point, "rate": rate} for rate in ("sensitivity", "specificity")])
+    sets = {"class": "all", "images": 9, "coverage": 0.91, "low": 0.8, "high": 0.97, "mean_size": 1.5, "empty": 0.0}
+    tables["conformal"] = pd.DataFrame([sets])
+    tables["subgroups"] = pd.DataFrame([{"detail": "sex", "group": "F", "images": 9, **interval, "few": True}])
+    elsewhere = {"images": 20, "synthetic": False, "metric": "auroc", "missing": ["Normal"], "tested": "compare/a/x"}
+    scored = {"internal": [0.8, 0.7, 0.9], "auroc": [0.6, 0.5, 0.7], "drop": [0.2, 0.1, 0.3]}
+    finished(root, "external/covid-b/compare/a/x", "external test", {}, {**elsewhere, **scored})
+    finished(
+        root, "predict/x", "predictions", {}, {"images": 7, "rejected": 1, "temperature": 1.25, "synthetic": False}
+    )
+    tested["metric"] = "balanced_accuracy"
     draw(finished(root, "test/compare/a/x", "test", tables, tested, trained=trained), "confusion_matrix")
     suggested = {"steepest": 1e-3, "lowest": 1e-2, "diverged": None, "synthetic": False}
     finished(root, "scans/lr/range_pretraining", "learning rates", {"lr_range": pd.DataFrame({"lr": [1.0]})}, suggested)

@@ -10,8 +10,21 @@ import pandas as pd
 import pytest
 from report_runs import ARMS, Page, comparison, one_of_each_kind, replace_in, report
 
-COUNTS = {"images", "labels", "share", "groups", "near-duplicate pairs", "train", "val", "test", "epochs", "runs"}
-FITTED = {"temperature, fitted on validation"}
+COUNTS = {
+    "images",
+    "labels",
+    "share",
+    "groups",
+    "near-duplicate pairs",
+    "train",
+    "val",
+    "test",
+    "epochs",
+    "runs",
+    "X-rays",
+}
+COUNTS |= {"classes in a set", "empty sets", "files left out"}
+FITTED = {"temperature, fitted on validation", "temperature"}
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +53,8 @@ def test_every_kind_of_run_is_shown_and_none_is_skipped(page: Page) -> None:
     alts = " ".join(value for tag, name, value in page.attributes if (tag, name) == ("img", "alt"))
     assert "100 epochs" in " ".join(page.captions)
     for words in ("It needs them.", "lr 0.001", "b failed: the disk was full", "odd failed: no such layer"):
+        assert words in page.text
+    for words in ("covid-b has no images of Normal", "0.910 [0.800, 0.970]", "few images", "Youden", "+0.200", "1.25"):
         assert words in page.text
     for words in ("Label efficiency", "trained", "Confusion matrix", "range test", "audit/a", "rank"):
         assert words.lower() in (alts + page.text).lower()
@@ -110,7 +125,7 @@ def test_numbers_of_synthetic_xrays_say_so_wherever_they_stand(runs: Path, tmp_p
         replace_in(path, '"synthetic": false', '"synthetic": true')
     page, _ = report(script, copied)
     alts = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt") and "/" in value]
-    in_rows = ("Pretrainings", "Splits", "Each network")
+    in_rows = ("Pretrainings", "Splits", "Each network", "Predictions")
     captions = [caption for caption in page.captions if not caption.startswith(in_rows) and " runs " not in caption]
     assert len(captions) > 10
     for words in [*alts, *captions]:

@@ -83,7 +83,8 @@ def external(runs: Sequence[FoundRun]) -> list[Block]:
     for where in dict.fromkeys(run.name.split("/")[1] for run in runs):
         chosen = [run for run in runs if run.name.split("/")[1] == where]
         lacks = ", ".join(chosen[0].summary["missing"])
-        caption = f"{metric_name(chosen[0].summary['metric'])} on {where}, all images of another collection"
+        mark = " (synthetic)" if chosen[0].synthetic else ""
+        caption = f"{metric_name(chosen[0].summary['metric'])} on {where}{mark}, all images of another collection"
         scored = {"test part": "internal", "external": chosen[0].summary["metric"]}
         columns: dict[str, Any] = {"network": lambda row: row["tested"], "images": count("images")}
         columns |= {heading: triple(key, ".3f") for heading, key in scored.items()}
@@ -92,6 +93,13 @@ def external(runs: Sequence[FoundRun]) -> list[Block]:
         blocks += [Note(f"{where} has no images of {lacks}, left out of both scores.")] if lacks else []
         blocks += chosen[0].figures(confusion_matrix=f"confusion matrix on {where}, all images")
     return blocks
+
+
+def predictions(runs: Sequence[FoundRun]) -> list[Block]:
+    """List what networks were asked to predict."""
+    columns = {"predictions": "run", "X-rays": count("images"), "files left out": count("rejected")}
+    columns["temperature"] = number("temperature", ".2f")
+    return [table("Predictions", [{**run.summary, "run": run.label} for run in runs], columns)]
 
 
 def maps(run: FoundRun) -> list[Block]:
@@ -224,7 +232,7 @@ def _clinic(run: FoundRun) -> list[Block]:
         columns = {"class": "class", "chosen on validation": "rule"}
         columns |= {rate: _score(rate) for rate in ("sensitivity", "specificity")}
         caption = "sensitivity and specificity at thresholds chosen on validation [95% interval]"
-        blocks.append(table(caption, rows, columns, [run.name], folded=True))
+        blocks.append(run.table(caption, rows, columns, folded=True))
     if (run.folder / "conformal.csv").exists():
         columns = {"class": "class", "images": count("images"), "right class in the set": estimate("coverage")}
         columns |= {"classes in a set": number("mean_size", ".2f"), "empty sets": number("empty", ".2f")}

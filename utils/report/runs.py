@@ -55,9 +55,9 @@ class FoundRun:
         """Return one of its CSV files as a DataFrame."""
         return pd.read_csv(self.folder / f"{name}.csv", dtype=TEXT_COLUMNS)
 
-    def table(self, caption: str, rows: Any, columns: Mapping[str, str | Column]) -> Table:
+    def table(self, caption: str, rows: Any, columns: Mapping[str, str | Column], folded: bool = False) -> Table:
         """Return a table of this run; see utils.report.content.table."""
-        return table(f"{self.label}: {caption}", rows, columns, [self.name])
+        return table(f"{self.label}: {caption}", rows, columns, [self.name], folded)
 
     def figures(self, **alts: str) -> list[Figure]:
         """Return those of the named figures that exist. Raises OSError if one is not an image."""
