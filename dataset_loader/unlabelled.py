@@ -123,7 +123,7 @@ def collection_of(
     left_out = NO_DUPLICATES
     if labelled.thumbnails is not None:
         left_out = find_copies(thumbnails, compared.tolist(), labelled.thumbnails, labelled.files)
-        left_out = left_out[np.isin(left_out["file"], compared[~known])]
+        left_out = left_out.loc[np.isin(left_out["file"], compared[~known])]
     new = ~known & ~np.isin(compared, left_out["file"])
     if not new.any():
         return None
