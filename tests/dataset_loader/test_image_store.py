@@ -42,7 +42,7 @@ def test_broken_files_are_listed_with_their_reasons_and_left_out(tmp_path: Path,
         ["file", "reason"],
         ["0000.png", "not an image"],
         ["0017.png", "not an image"],
-        ["0039.png", "19 x 20 px is smaller than the store's 32 px; lower store_res"],
+        ["0039.png", "19 x 20 px is smaller than the 32 px that it is decoded to"],
     ]
     assert rows[4][0] == 'gone, "away".png'
     told = capsys.readouterr().err

@@ -70,7 +70,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, phantoms: Path) -> None:
         opened("chexper", phantoms)
     with pytest.raises(UserError, match="--dataset phantom"):
         opened("chexpert", tmp_path / "absent")
-    with pytest.raises(UserError, match="64 x 64 px is smaller than the 100 px"):
+    with pytest.raises(UserError, match=r"64 x 64 px is smaller than the 100 px that it is decoded to.*Lower store"):
         opened("covid", phantoms / COVID_ROOT, size=100)
     with pytest.raises(UserError, match="store_res is 16 and img_res 32"):
         opened("covid", phantoms / COVID_ROOT, size=16)
