@@ -40,6 +40,14 @@ def decode_square(path: Path | str, size: int) -> np.ndarray:
     return square
 
 
+def square_or_reason(path: Path | str, size: int) -> np.ndarray | str:
+    """Return what decode_square does, or the reason why the file cannot be used."""
+    try:
+        return decode_square(path, size)
+    except BrokenImageError as error:
+        return str(error)
+
+
 def decode_upright(path: Path | str) -> np.ndarray:
     """Decode a whole file to upright gray: uint8 [H, W]. Raises BrokenImageError."""
     try:

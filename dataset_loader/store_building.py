@@ -30,7 +30,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from dataset_loader.decoding import BrokenImageError, decode_square
+from dataset_loader.decoding import square_or_reason
 from utils.config import UserError
 from utils.files import (
     exclusive_lock,
@@ -164,7 +164,7 @@ def _decode_all(root: Path, names: list[str], size: int, folder: Path, state: _P
         try:
             for start in range(state.done, len(names), chunk):
                 files = [f"{root}/{name}" for name in names[start : start + chunk]]
-                for position, image in enumerate(pool.map(partial(_decode, size=size), files), start):
+                for position, image in enumerate(pool.map(partial(square_or_reason, size=size), files), start):
                     if isinstance(image, str):
                         state.rejected[position] = image
                     else:
@@ -179,14 +179,6 @@ def _decode_all(root: Path, names: list[str], size: int, folder: Path, state: _P
                 _check_rejected(state.rejected, state.done, names, folder)
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest of the chunk
-
-
-def _decode(file: str, size: int) -> np.ndarray | str:
-    """Return the image [S, S], or the reason why it cannot be used."""
-    try:
-        return decode_square(file, size)
-    except BrokenImageError as error:
-        return str(error)
 
 
 def _check_rejected(rejected: dict[int, str], done: int, names: list[str], folder: Path) -> None:

@@ -64,7 +64,12 @@ class DataConfig(Config):
     @property
     def stored_size(self) -> int:
         """Side of the stored images in pixels: store_res or, where that is 0, 8/7 of img_res, which leaves room."""
-        return self.store_res or self.img_res * 8 // 7
+        return self.store_res or with_room(self.img_res)
+
+
+def with_room(img_res: int) -> int:
+    """Return the side in pixels at which images are stored that a network sees at `img_res`: 8/7 of it."""
+    return img_res * 8 // 7
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,9 @@ def score_external(finished: Finished, entry: str, data: OpenedData) -> Run:
         run.start(device=describe_device(data.device), data=xrays.facts())
         missing = [name for name in targets.names if name not in shared]
         drop = compared_with_test(finished, scored, shared)
-        save_scores(run, scored, f"of {name}", {"tested": finished.name, "missing": missing, **drop})
+        save_scores(
+            run, scored, f"of {name}", {"tested": finished.name, "collection": name, "missing": missing, **drop}
+        )
     return run
 
 
@@ -141,23 +143,21 @@ def compared_with_test(finished: Finished, scored: Scored, shared: Sequence[str]
     else:
         labels, p, groups = labels[known[labels]], p[known[labels]], groups[known[labels]]
     internal = bootstrap_intervals(lambda rows: {"score": score(labels[rows], p[rows])}, groups, REPEATS)["score"]
-    own = scored.targets.values[scored.rows], scored.targets.probabilities(scored.logits)
     here = resampled_scores(score, [p], labels, groups, REPEATS)
-    there = resampled_scores(score, [own[1]], own[0], scored.xrays.columns.groups[scored.rows], REPEATS, seed=1)
-    drop = internal[0] - score(*own)
+    there = resampled_scores(score, [scored.probabilities], scored.labels, scored.groups, REPEATS, seed=1)
+    drop = internal[0] - score(scored.labels, scored.probabilities)
     reach = 1.96 * float(np.sqrt(np.nanvar(here) + np.nanvar(there)))
     return {"internal": list(internal), "drop": [drop, drop - reach, drop + reach]}
 
 
 def save_scores(run: Run, scored: Scored, where: str, facts: Mapping[str, Any]) -> None:
     """Write predictions, scores, figure and summary, with the caller's `facts`, of X-rays `where` they are from."""
-    xrays, targets, rows, logits = scored.xrays, scored.targets, scored.rows, scored.logits
-    labels, groups = targets.values[rows], xrays.columns.groups[rows]
-    probabilities, scaled = (targets.probabilities(z) for z in (logits, logits / scored.temperature))
+    xrays, targets, rows = scored.xrays, scored.targets, scored.rows
+    labels, groups, probabilities = scored.labels, scored.groups, scored.probabilities
     run.save_table("predictions", predictions_table(xrays, targets, rows, probabilities))
 
     def scores(chosen: np.ndarray) -> dict[str, float]:
-        after = calibration_error(labels[chosen], scaled[chosen])
+        after = calibration_error(labels[chosen], scored.scaled[chosen])
         return {**targets.scores(rows[chosen], probabilities[chosen]), "ece_after_temperature_scaling": after}
 
     title = plots.marked(f"{len(rows):,} X-rays {where}", xrays.synthetic, bool(scored.note))
@@ -225,8 +225,7 @@ def external_table(tested: list[Run]) -> str:
         summary: Any = one.summary
         values = {"test part": summary["internal"], "external": summary[summary["metric"]], "drop": summary["drop"]}
         rows[summary["tested"]] = {name: interval_text(*value, form=".2f") for name, value in values.items()}
-    where = tested[0].name.split("/")[1]
-    title = plots.marked(f"{first['images']:,} X-rays of {where}, external test", first["synthetic"], False)
+    title = plots.marked(f"{first['images']:,} X-rays of {first['collection']}, external test", first["synthetic"])
     lacks = [f"it has no images of: {', '.join(first['missing'])}; left out of both scores"] if first["missing"] else []
     name = metric_name(first["metric"])
     return "\n".join(["", f"{title}: {name} [95% interval]", pd.DataFrame(rows).T.to_string(), *lacks])

@@ -1,7 +1,7 @@
 """Finished fine-tuning runs, opened again: their classifiers and the data that they may be scored on."""
 
 import fnmatch
-import hashlib
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from downstream_task.targets import (
 from self_sup_classes.backbones import read_state_dict
 from self_sup_classes.provenance import Provenance, check_unseen, provenance_of
 from utils.config import RUNS_ROOT, UserError, make_config, part_of, repo_path
-from utils.files import read_json
+from utils.files import content_hash, read_json
 from utils.hardware import choose_precision, placed
 from utils.metrics import fit_temperature
 
@@ -51,6 +51,26 @@ class Scored:
     temperature: float
     validation: tuple[np.ndarray, np.ndarray]
     note: str
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Return the classes [n] or findings [n, C]."""
+        return self.targets.values[self.rows]
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Return the patients or duplicate groups [n]."""
+        return self.xrays.columns.groups[self.rows]
+
+    @functools.cached_property
+    def probabilities(self) -> np.ndarray:
+        """Return probabilities [n, C] as the network gives them."""
+        return self.targets.probabilities(self.logits)
+
+    @functools.cached_property
+    def scaled(self) -> np.ndarray:
+        """Return probabilities [n, C] at the temperature."""
+        return self.targets.probabilities(self.logits / self.temperature)
 
 
 @dataclass(frozen=True)
@@ -78,7 +98,7 @@ class Finished:
 
     def weights_hash(self) -> str:
         """Return 16 hex digits that name those weights."""
-        return hashlib.sha256(self.weights.read_bytes()).hexdigest()[:16]
+        return content_hash(self.weights)
 
     def classifier(self, device: torch.device) -> Classifier:
         """Return the network with those weights."""

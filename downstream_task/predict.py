@@ -35,7 +35,6 @@ config: dict[str, Any] = {
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__)  # before the slow imports
 
-import hashlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,7 +45,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dataset_loader.decoding import BrokenImageError, decode_square
+from dataset_loader.decoding import square_or_reason
+from dataset_loader.xrays import with_room
 from downstream_task.classifier import load_classifier
 from downstream_task.clinic.export import write_onnx
 from downstream_task.clinic.films import find_films
@@ -54,6 +54,7 @@ from downstream_task.clinic.predictor import Predictor
 from downstream_task.finished_runs import open_checkpoints
 from self_sup_classes.backbones import check_backbone
 from utils.config import Config, UserError, as_dict, repo_path
+from utils.files import content_hash, stamps_hash
 from utils.hardware import choose_precision, describe_device, placed, prepare, usable_cores
 from utils.logging_utils import Run
 from utils.scripts import progress_bar
@@ -88,10 +89,9 @@ def main(config: PredictConfig) -> None:
     """Predict every X-ray, write the tables, print how many there are of each class."""
     predictor = open_predictor(config, prepare(config.device, config.threads))
     films = find_films(config.images)
-    stamps = [(file, Path(file).stat().st_mtime_ns) if Path(file).exists() else file for file in films["path"]]
-    files = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
     run_name = config.run_name or f"predict/{predictor.name}"
-    run = Run(run_name, {**as_dict(config), **predictor.origin, "files": files}, "predictions")
+    facts = {**as_dict(config), **predictor.origin, "files": stamps_hash(map(Path, films["path"]))}
+    run = Run(run_name, facts, "predictions")
     if run.summary is None:
         run.start(device=describe_device(predictor.device))
         if config.onnx:
@@ -134,19 +134,19 @@ def _from_elsewhere(path: Path, config: PredictConfig, device: torch.device) -> 
         placed(network, device),
         config.classes,
         config.multilabel,
-        (config.img_res * 8 // 7, config.img_res),
+        (with_room(config.img_res), config.img_res),
         config.in_channels,
         torch.float32,
         1.0,
         path.name.removesuffix(".pt"),
-        {"weights": hashlib.sha256(path.read_bytes()).hexdigest()[:16], "synthetic": False},
+        {"weights": content_hash(path), "synthetic": False},
     )
 
 
 def predict(predictor: Predictor, films: pd.DataFrame, run: Run) -> None:
     """Decode and predict the films in batches; write predictions.csv, rejected.csv and the summary."""
     started, found, rejected = time.monotonic(), {}, {}
-    decode = partial(_decoded, size=predictor.sizes[0])
+    decode = partial(square_or_reason, size=predictor.sizes[0])
     with ThreadPoolExecutor(usable_cores()) as pool, progress_bar(len(films), "predicting") as bar:
         for start in range(0, len(films), AT_ONCE):
             images = dict(enumerate(pool.map(decode, films["path"][start : start + AT_ONCE]), start))
@@ -176,14 +176,6 @@ def predict(predictor: Predictor, films: pd.DataFrame, run: Run) -> None:
             "report": report(table, predictor, len(rejected), len(films) / minutes, run),
         }
     )
-
-
-def _decoded(path: str, size: int) -> np.ndarray | str:
-    """Return the image [S, S], or the reason why it cannot be used."""
-    try:
-        return decode_square(path, size)
-    except BrokenImageError as error:
-        return str(error)
 
 
 def report(table: pd.DataFrame, predictor: Predictor, num_rejected: int, per_minute: float, run: Run) -> list[str]:

@@ -43,7 +43,6 @@ config: dict[str, Any] = {
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__)  # before the slow imports
 
-import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +56,7 @@ from interpretability.overlays import overlay, panel
 from interpretability.pictures import Picture, image_files, pictures_of_files, pictures_of_test
 from interpretability.saliency import METHODS, Settings
 from utils.config import Config, as_dict, check_at_least, check_choice
+from utils.files import stamps_hash
 from utils.hardware import describe_device, prepare
 from utils.intervals import SALIENCY_NAMES, interval_text
 from utils.logging_utils import Run
@@ -133,8 +133,7 @@ def open_run(config: MapsConfig, networks: Mapping[str, Finished]) -> Run:
     first = next(iter(networks.values())).name
     run_name = config.run_name or f"grad_cam/{first if len(networks) == 1 else first.rpartition('/')[0]}"
     weights = {name: finished.weights_hash() for name, finished in networks.items()}
-    stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in image_files(config.images)]
-    files = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16] if stamps else ""
+    files = stamps_hash(image_files(config.images)) if config.images else ""
     return Run(run_name, {**as_dict(config), "weights": weights, "files": files}, "maps")
 
 

@@ -1,5 +1,6 @@
 """The images that an encoder was trained on, stored in its file, so that it is not tested on them."""
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Provenance:
     split_hash: str
     seen: np.ndarray
 
-    @property
+    @functools.cached_property
     def list_hash(self) -> str:
         """16 hex digits that identify the list of images."""
         return hashlib.sha256(np.unique(self.seen, axis=0).tobytes()).hexdigest()[:16]

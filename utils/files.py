@@ -5,6 +5,7 @@ process that ends, however it ends.
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import math
@@ -13,7 +14,7 @@ import shutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -82,6 +83,17 @@ def remove_leftovers(folder: Path) -> None:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def content_hash(path: Path) -> str:
+    """Return 16 hex digits that name the content of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def stamps_hash(paths: Iterable[Path]) -> str:
+    """Return 16 hex digits that name files by their paths, sizes and modification times; the path alone if missing."""
+    stamps = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) if p.exists() else str(p) for p in paths]
+    return hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -93,19 +93,24 @@ def confusion_counts(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarra
     return np.bincount(labels.astype(int) * c + probabilities.argmax(1), minlength=c * c).reshape(c, c)
 
 
+def one_against_rest(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return [M, C] of 1, 0 and NaN (unknown): of classes [M] each against the others; findings [M, C] as they are."""
+    return labels if labels.ndim > 1 else (labels[:, None] == np.arange(num_classes)).astype(float)
+
+
 def per_class_scores(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Return [C, 4] in 0..1 or NaN: CLASS_SCORES of each class [M], or of each finding [M, C], where it is known.
 
     Sensitivity and specificity are of the likeliest class; of a finding, at a probability of .5.
     """
     findings, num_classes = labels.ndim > 1, probabilities.shape[1]
-    known = ~np.isnan(labels) if findings else np.ones(probabilities.shape, dtype=bool)
-    _check(np.where(known, labels, 0) if findings else labels, probabilities, np.arange(2 if findings else num_classes))
-    truth = labels == 1 if findings else labels[:, None] == np.arange(num_classes)  # [M, C]
+    _check(np.nan_to_num(labels) if findings else labels, probabilities, np.arange(2 if findings else num_classes))
+    truth = one_against_rest(labels, num_classes)  # [M, C]
+    known = ~np.isnan(truth)
     all_called = probabilities >= 0.5 if findings else probabilities.argmax(1)[:, None] == np.arange(num_classes)
     rows = []
     for c in range(num_classes):
-        positive, called = truth[known[:, c], c], all_called[known[:, c], c]
+        positive, called = truth[known[:, c], c] == 1, all_called[known[:, c], c]
         rates = [group.mean() if len(group) else np.nan for group in (called[positive], ~called[~positive])]
         rows.append([*rates, *_ranking_scores(positive, probabilities[known[:, c], c])])
     return np.array(rows)

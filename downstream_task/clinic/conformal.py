@@ -10,7 +10,7 @@ from utils.intervals import bootstrap_intervals, means
 MISS = 0.1  # share of the X-rays whose set may lack the right class
 
 
-def largest_miss(probabilities: np.ndarray, labels: np.ndarray, miss: float = MISS) -> float:
+def least_probability(probabilities: np.ndarray, labels: np.ndarray, miss: float = MISS) -> float:
     """Return the least probability that a class in the set may have, from validation [M, C] and its labels [M].
 
     Sadinle, Lei and Wasserman 2019 (arXiv 1609.00451): a set holds the classes at or above it. With n images for

@@ -19,11 +19,6 @@ RULES: dict[str, tuple[str, float]] = {
 COLUMNS = ("sensitivity", "specificity")
 
 
-def one_against_rest(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return [M, C] of 1, 0 and NaN (unknown): of classes [M] each against the others; findings [M, C] as they are."""
-    return labels if labels.ndim > 1 else (labels[:, None] == np.arange(num_classes)).astype(float)
-
-
 def choose_threshold(truth: np.ndarray, score: np.ndarray, rule: str) -> float:
     """Return the threshold of a rule for truth [M] (1, 0, NaN) and score [M]; an image is called at or above it.
 

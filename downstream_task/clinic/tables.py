@@ -2,12 +2,13 @@
 
 import numpy as np
 
-from downstream_task.clinic.conformal import MISS, coverage, largest_miss
-from downstream_task.clinic.operating_points import one_against_rest, operating_points
+from downstream_task.clinic.conformal import coverage, least_probability
+from downstream_task.clinic.operating_points import operating_points
 from downstream_task.clinic.subgroups import subgroup_table
 from downstream_task.finished_runs import Scored
 from utils import plots
 from utils.logging_utils import Run
+from utils.metrics import one_against_rest
 
 
 def save_clinic_tables(run: Run, scored: Scored, title: str, repeats: int) -> None:
@@ -15,20 +16,15 @@ def save_clinic_tables(run: Run, scored: Scored, title: str, repeats: int) -> No
 
     Thresholds and sets are chosen on the validation part, of the probabilities at the temperature that predict.py uses.
     """
-    targets, rows = scored.targets, scored.rows
-    labels, groups = targets.values[rows], scored.xrays.columns.groups[rows]
-    probabilities = {
-        "as they are": targets.probabilities(scored.logits),
-        "at the temperature": targets.probabilities(scored.logits / scored.temperature),
-    }
-    scaled, (val_labels, val_scaled) = probabilities["at the temperature"], scored.validation
+    targets, labels, groups, scaled = scored.targets, scored.labels, scored.groups, scored.scaled
+    val_labels, val_scaled = scored.validation
     truth = one_against_rest(labels, len(targets.names))
     val = one_against_rest(val_labels, len(targets.names)), val_scaled
     run.save_table("operating_points", operating_points(val, (truth, scaled), groups, targets.names, repeats))
     if not targets.multilabel:
-        least = largest_miss(val_scaled, val_labels, MISS)
+        least = least_probability(val_scaled, val_labels)
         run.save_table("conformal", coverage((labels, scaled), groups, targets.names, least, repeats))
-    details = scored.xrays.columns.details.iloc[rows]
+    details = scored.xrays.columns.details.iloc[scored.rows]
 
     def score(drawn: np.ndarray) -> float:
         return targets.score(labels[drawn], scaled[drawn])
@@ -37,4 +33,5 @@ def save_clinic_tables(run: Run, scored: Scored, title: str, repeats: int) -> No
     if len(table):
         run.save_table("subgroups", table)
     run.save_figure("roc", plots.roc_curves(truth, scaled, targets.names, title), step=0)
+    probabilities = {"as they are": scored.probabilities, "at the temperature": scaled}
     run.save_figure("reliability", plots.reliability(labels, probabilities, title), step=0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_loader import store_building
+from dataset_loader import decoding
 from dataset_loader.decoding import decode_square
 
 SIZE = 32
@@ -35,7 +35,7 @@ def count_decodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         decoded.append(Path(file).name)
         return decode_square(file, size)
 
-    monkeypatch.setattr(store_building, "decode_square", decode)
+    monkeypatch.setattr(decoding, "decode_square", decode)
     return decoded
 
 

@@ -37,7 +37,8 @@ def test_a_store_larger_than_the_images_is_one_clear_sentence(
             open_store(tmp_path / "in", names, 64, tmp_path / "cache")
         message = str(caught.value)
         assert message.startswith("15 of 15 images" if count == 15 else "30 of the first 30 images")
-        assert "0000.png: 32 x 32 px is smaller than the 64 px" in message
+        assert "0000.png: 32 x 32 px is smaller than the 64 px that it is decoded to" in message
+        assert "Lower store_res or img_res" in message
     (folder,) = (tmp_path / "cache").iterdir()
     assert set(contents(folder)) == {"rejected.csv"}
 
@@ -177,17 +178,17 @@ def test_a_store_in_use_is_not_changed_by_another_build(tmp_path: Path):
 SLOW_BUILD = """
 import sys, time
 from pathlib import Path
-from dataset_loader import store_building
+from dataset_loader import decoding, store_building
 
 root, folder, ready, together = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
-size, decode_square, decoded = 32, store_building.decode_square, []
+size, decode_square, decoded = 32, decoding.decode_square, []
 
 def decode(file, size):
     time.sleep(0.01)
     decoded.append(file)
     return decode_square(file, size)
 
-store_building.decode_square = decode
+decoding.decode_square = decode
 store_building._CHUNK_BYTES = 10 * size * size
 names = sorted(path.name for path in root.iterdir())
 ready.touch()

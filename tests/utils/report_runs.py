@@ -142,6 +142,7 @@ def one_of_each_kind(root: Path) -> None:
     tables["conformal"] = pd.DataFrame([sets])
     tables["subgroups"] = pd.DataFrame([{"detail": "sex", "group": "F", "images": 9, **interval, "few": True}])
     elsewhere = {"images": 20, "synthetic": False, "metric": "auroc", "missing": ["Normal"], "tested": "compare/a/x"}
+    elsewhere["collection"] = "covid-b"
     scored = {"internal": [0.8, 0.7, 0.9], "auroc": [0.6, 0.5, 0.7], "drop": [0.2, 0.1, 0.3]}
     finished(root, "external/covid-b/compare/a/x", "external test", {}, {**elsewhere, **scored})
     finished(

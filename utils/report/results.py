@@ -80,8 +80,8 @@ def tested(runs: Sequence[FoundRun]) -> list[Block]:
 def external(runs: Sequence[FoundRun]) -> list[Block]:
     """Show scores on another collection beside those on the test part, and a confusion matrix for each collection."""
     blocks: list[Block] = []
-    for where in dict.fromkeys(run.name.split("/")[1] for run in runs):
-        chosen = [run for run in runs if run.name.split("/")[1] == where]
+    for where in dict.fromkeys(run.summary["collection"] for run in runs):
+        chosen = [run for run in runs if run.summary["collection"] == where]
         lacks = ", ".join(chosen[0].summary["missing"])
         mark = " (synthetic)" if chosen[0].synthetic else ""
         caption = f"{metric_name(chosen[0].summary['metric'])} on {where}{mark}, all images of another collection"

@@ -22,9 +22,8 @@ KINDS = (
 )
 SWEEPS = ("scan", "resources")  # their result is summary.csv, one row per trial; it grows with each trial
 TRACES = ("metrics.csv", "summary.json", "environment.json", "events.out.tfevents*", "*.pt", "*.pth")  # only in runs
-TEXT_COLUMNS: Any = dict.fromkeys(
-    ("arm", "reference", "trial", "trainable", "class", "group"), str
-)  # even if they hold "007"
+# text, even if it holds "007"
+TEXT_COLUMNS: Any = dict.fromkeys(("arm", "reference", "trial", "trainable", "class", "group"), str)
 BROKEN = (  # the errors that a damaged file can cause
     *(OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, SyntaxError, RecursionError),
     Image.DecompressionBombError,

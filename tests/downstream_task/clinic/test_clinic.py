@@ -5,14 +5,14 @@ import pandas as pd
 import pytest
 from sklearn.metrics import recall_score, roc_curve
 
-from downstream_task.clinic.conformal import coverage, largest_miss
+from downstream_task.clinic.conformal import coverage, least_probability
 from downstream_task.clinic.operating_points import (
     RULES,
     choose_threshold,
-    one_against_rest,
     operating_points,
 )
 from downstream_task.clinic.subgroups import MIN_IMAGES, subgroup_table
+from utils.metrics import one_against_rest
 
 
 def scores_and_truth(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +74,7 @@ def test_conformal_sets_hold_the_right_class_as_often_as_promised() -> None:
         labels = rng.integers(0, 4, len(logits))
         logits[np.arange(len(logits)), labels] += 1
         p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        least = largest_miss(p[:60], labels[:60], miss=0.1)
+        least = least_probability(p[:60], labels[:60], miss=0.1)
         table = coverage((labels[60:], p[60:]), np.arange(200), list("abcd"), least, repeats=2).set_index("class")
         shares.append(table.loc["all", "coverage"])
     assert 0.9 - 0.005 < np.mean(shares) < 0.9 + 1 / 61 + 0.005
@@ -83,8 +83,8 @@ def test_conformal_sets_hold_the_right_class_as_often_as_promised() -> None:
 def test_conformal_sets_by_hand() -> None:
     p = np.array([[0.7, 0.3], [0.6, 0.4], [0.2, 0.8]])
     labels = np.array([0, 1, 1])
-    assert largest_miss(p, labels, miss=0.5) == 0.7  # the second of .8, .7, .4
-    assert largest_miss(p, labels, miss=0.1) == 0, "too few images to promise anything but all classes"
+    assert least_probability(p, labels, miss=0.5) == 0.7  # the second of .8, .7, .4
+    assert least_probability(p, labels, miss=0.1) == 0, "too few images to promise anything but all classes"
     table = coverage((labels, p), np.arange(3), ["a", "b"], 0.7, repeats=50).set_index("class")
     assert table["coverage"].tolist() == pytest.approx([2 / 3, 1, 1 / 2])
     assert table["mean_size"].tolist() == pytest.approx([2 / 3, 1, 1 / 2])
