@@ -234,7 +234,7 @@ def broken_files(folder: Path) -> dict[str, tuple[bytes, str]]:
         "cut.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
         "blank.png": (blank, "blank: all pixels lie between 7 and 7"),
         "blank_16.png": (blank_16, "blank: all pixels are 700"),
-        "small.png": (small, f"31 x 20 px is smaller than the store's {SIZE} px; lower store_res"),
+        "small.png": (small, f"31 x 20 px is smaller than the {SIZE} px that it is decoded to"),
         "header.png": (png[:20], ""),
         "bomb.png": (huge, "decompression bomb"),
         "flipped.png": (png[:60] + bytes(byte ^ 255 for byte in png[60:90]) + png[90:], ""),
