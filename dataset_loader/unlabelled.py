@@ -13,13 +13,10 @@ from dataset_loader.duplicates import NO_DUPLICATES, find_copies
 from dataset_loader.image_files import image_files
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.phantoms.dataset import RECORD
-from dataset_loader.readers.chexpert_dataset import read_chexpert
-from dataset_loader.readers.covid_dataset import read_covid
+from dataset_loader.readers import READERS
 from dataset_loader.signatures import THUMBNAIL, copies_among, signatures
 from dataset_loader.splits import names_hash
 from utils.config import DATASETS_ROOT, UserError, repo_path
-
-LAYOUTS = {"covid": read_covid, "chexpert": read_chexpert}
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Labelled:
 class Collection:
     """M usable X-rays of another collection, none of which is in the labelled data set or a copy of a held-out image.
 
-    source      "covid", "chexpert", "phantom" or, for any other folder, "folder"
+    source      "covid", "chexpert", "nih", "phantom" or, for any other folder, "folder"
     root        the folder that the paths are relative to
     paths       [M] image files
     rows        [M] their places in the store
@@ -81,18 +78,20 @@ class Collection:
 def open_collection(entry: str, size: int, device: torch.device, labelled: Labelled) -> Collection:
     """Open one entry of the config's `also`.
 
-    entry  "chexpert:FOLDER" or "covid:FOLDER" (lateral views, masks and montages are left out as the data set's reader
-           does), or FOLDER: every image file below it, but for hidden ones and those under "masks"
+    entry  LAYOUT:FOLDER with a key of READERS, such as chexpert:FOLDER (lateral views, masks and montages are left out
+           as the data set's reader does), or FOLDER: every image file below it, but for hidden ones and those under
+           "masks"
 
     What collection_of leaves out is left out. Raises UserError if the folder is missing or no image remains.
     """
     layout, _, folder = entry.rpartition(":")
-    if layout and layout not in LAYOUTS and len(layout) > 1:  # one letter is a Windows drive
-        raise UserError(f'also holds {entry!r}; expected a folder, "chexpert:FOLDER" or "covid:FOLDER".')
-    root = repo_path(folder if layout in LAYOUTS else entry)
+    if layout and layout not in READERS and len(layout) > 1:  # one letter is a Windows drive
+        layouts = ", ".join(READERS)
+        raise UserError(f"also holds {entry!r}; expected FOLDER, or LAYOUT:FOLDER with one of the layouts {layouts}.")
+    root = repo_path(folder if layout in READERS else entry)
     if not root.is_dir():
         raise UserError(f"also holds {entry!r}, but there is no folder {root}.")
-    source = "phantom" if (root / RECORD).exists() else layout if layout in LAYOUTS else "folder"
+    source = "phantom" if (root / RECORD).exists() else layout if layout in READERS else "folder"
     collection = collection_of(source, root, *_images_of(root, layout), size, device, labelled)
     if collection is None:
         raise UserError(f"also holds {entry!r}, but no image file below {root} is new to the data set.")
@@ -135,8 +134,8 @@ def collection_of(
 
 def _images_of(root: Path, layout: str) -> tuple[np.ndarray, np.ndarray]:
     """Return paths and groups [n]; an image of a plain folder is a group of its own."""
-    if layout in LAYOUTS:
-        columns = LAYOUTS[layout](root)
+    if layout in READERS:
+        columns = READERS[layout](root)
         return columns.paths, columns.groups
     paths = image_files(root)
     return paths, paths

@@ -16,10 +16,7 @@ from dataset_loader.columns import Columns
 from dataset_loader.duplicates import NO_DUPLICATES, find_duplicates, joined_groups
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.phantoms.dataset import RECORD, ensure_chexpert_phantoms, ensure_phantoms
-from dataset_loader.readers.chexpert_dataset import read_chexpert
-from dataset_loader.readers.covid_dataset import read_covid
-from dataset_loader.readers.folder_dataset import read_folder
-from dataset_loader.readers.nih_dataset import read_nih
+from dataset_loader.readers import READERS
 from dataset_loader.signatures import THUMBNAIL, signatures
 from dataset_loader.splits import PARTS, complete_split, names_hash, split_hash, write_split
 from dataset_loader.unlabelled import Collection, Labelled, collection_of, open_collection
@@ -29,7 +26,6 @@ from utils.files import write_text
 # Built in: in the COVID layout, the same with a planted shortcut for the audit, and in CheXpert's layout.
 PHANTOMS = ["phantom", "phantom_marker", "phantom_chexpert"]
 FINDINGS_DATASETS = ["chexpert", "phantom_chexpert", "nih"]  # the others have classes; a folder has either
-READERS = {"covid": read_covid, "chexpert": read_chexpert, "nih": read_nih, "folder": read_folder}
 DATASETS = [*PHANTOMS, *READERS]
 DEFAULT_ROOTS = {
     "covid": DATASETS_ROOT / "COVID-19_Radiography_Dataset",
@@ -240,8 +236,8 @@ def read_columns(config: DataConfig) -> Columns:
     if config.dataset in PHANTOMS:
         folder = repo_path(config.data_root) if config.data_root else DATASETS_ROOT / config.dataset
         if config.dataset == "phantom_chexpert":
-            return read_chexpert(ensure_chexpert_phantoms(folder))
-        return read_covid(ensure_phantoms(folder, planted_marker=config.dataset == "phantom_marker"))
+            return READERS["chexpert"](ensure_chexpert_phantoms(folder))
+        return READERS["covid"](ensure_phantoms(folder, planted_marker=config.dataset == "phantom_marker"))
     root = repo_path(config.data_root) if config.data_root else DEFAULT_ROOTS[config.dataset]
     return READERS[config.dataset](root)
 

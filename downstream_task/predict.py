@@ -43,19 +43,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from dataset_loader.decoding import square_or_reason
-from dataset_loader.xrays import with_room
-from downstream_task.classifier import load_classifier
 from downstream_task.clinic.export import write_onnx
 from downstream_task.clinic.films import find_films
-from downstream_task.clinic.predictor import Predictor
-from downstream_task.finished_runs import open_checkpoints
-from self_sup_classes.backbones import check_backbone
-from utils.config import Config, UserError, as_dict, repo_path
-from utils.files import content_hash, stamps_hash
-from utils.hardware import choose_precision, describe_device, placed, prepare, usable_cores
+from downstream_task.clinic.predictor import NetworkConfig, Predictor, open_predictors
+from utils.config import UserError, as_dict
+from utils.files import stamps_hash
+from utils.hardware import describe_device, prepare, usable_cores
 from utils.logging_utils import Run
 from utils.scripts import progress_bar
 
@@ -63,16 +58,11 @@ AT_ONCE = 128  # images decoded and predicted together
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(Config):
+class PredictConfig(NetworkConfig):
     """The config above, checked."""
 
     classifier: str
     images: list[str]
-    backbone: str
-    in_channels: int
-    classes: list[str]
-    multilabel: bool
-    img_res: int
     onnx: bool
     run_name: str
     device: str
@@ -80,14 +70,16 @@ class PredictConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_backbone(self.backbone, self.in_channels)
         if not self.images:
             raise UserError("images is empty; name X-ray files, folders that hold them, or a CSV with a column file.")
 
 
 def main(config: PredictConfig) -> None:
     """Predict every X-ray, write the tables, print how many there are of each class."""
-    predictor = open_predictor(config, prepare(config.device, config.threads))
+    opened = open_predictors([config.classifier], config, prepare(config.device, config.threads))
+    predictor, *others = opened.values()
+    if others:
+        raise UserError(f"{config.classifier} stands for {len(opened)} runs; name one, such as runs/{predictor.name}.")
     films = find_films(config.images)
     run_name = config.run_name or f"predict/{predictor.name}"
     facts = {**as_dict(config), **predictor.origin, "files": stamps_hash(map(Path, films["path"]))}
@@ -99,48 +91,6 @@ def main(config: PredictConfig) -> None:
         predict(predictor, films, run)
     assert run.summary is not None
     print("\n".join(run.summary["report"]))
-
-
-def open_predictor(config: PredictConfig, device: torch.device) -> Predictor:
-    """Return the classifier that the config names. Raises UserError if it is missing, or is described wrongly."""
-    path = repo_path(config.classifier)
-    if path.suffix == ".pt" and (config.classes or not (path.parent / "summary.json").exists()):
-        return _from_elsewhere(path, config, device)
-    found, *others = open_checkpoints([config.classifier]).values()
-    if others:
-        raise UserError(f"{config.classifier} stands for {1 + len(others)} runs; name one, such as runs/{found.name}.")
-    trained, summary = found.config, found.summary
-    return Predictor(
-        found.classifier(device),
-        summary["classes"],
-        summary["multilabel"],
-        (trained.stored_size, trained.img_res),
-        trained.in_channels,
-        choose_precision(trained.precision, device),
-        found.validation()[2],
-        found.name,
-        {"weights": found.weights_hash(), "synthetic": summary["synthetic"]},
-    )
-
-
-def _from_elsewhere(path: Path, config: PredictConfig, device: torch.device) -> Predictor:
-    if len(config.classes) < 1 + (not config.multilabel) or config.img_res < 1:
-        raise UserError(
-            f"{path.name} does not say what its outputs are or how large images were; give --classes, in the order of "
-            "its outputs, and --img-res, the pixels per side at which it was trained."
-        )
-    network = load_classifier(path, config.backbone, config.in_channels, config.classes)
-    return Predictor(
-        placed(network, device),
-        config.classes,
-        config.multilabel,
-        (with_room(config.img_res), config.img_res),
-        config.in_channels,
-        torch.float32,
-        1.0,
-        path.name.removesuffix(".pt"),
-        {"weights": content_hash(path), "synthetic": False},
-    )
 
 
 def predict(predictor: Predictor, films: pd.DataFrame, run: Run) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dataset_loader.lung_masks import seen_part
-from downstream_task.finished_runs import Finished
+from downstream_task.clinic.predictor import Predictor
+from downstream_task.targets import probabilities_of
 from interpretability.faithfulness import (
     area_share,
     deletion_and_insertion,
@@ -42,7 +43,6 @@ class Question:
     target: str
     settings: Settings
     sanity_check: bool
-    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,21 @@ class Explained:
         return summary
 
 
-def explain(finished: Finished, question: Question) -> Explained:
+def explain(predictor: Predictor, question: Question) -> Explained:
     """Return one network's maps of every picture, and the numbers about them.
 
     Raises UserError for a layer that does not exist.
     """
     pictures, settings = question.pictures, question.settings
-    net = plain_copy(finished.classifier(question.device).net)
-    x = network_input(pictures, finished.config, finished.config.in_channels, question.device)  # [N, C, R, R]
+    net = plain_copy(predictor.network.net)
+    x = network_input(pictures, predictor)  # [N, C, R, R]
+
+    def to_probabilities(logits: Tensor) -> Tensor:
+        return probabilities_of(logits, predictor.multilabel)
+
     with torch.no_grad():
-        probabilities = finished.probabilities(torch.cat([net(batch) for batch in x.split(IMAGES_AT_ONCE)]))
-    names, predicted = finished.summary["classes"], probabilities.argmax(1)
+        probabilities = to_probabilities(torch.cat([net(batch) for batch in x.split(IMAGES_AT_ONCE)]))
+    names, predicted = predictor.classes, probabilities.argmax(1)
     classes = torch.full_like(predicted, names.index(question.target)) if question.target else predicted
     if settings.method == "grad_cam":
         settings = settings._replace(layer=settings.layer or default_layer(net, x))
@@ -108,7 +112,7 @@ def explain(finished: Finished, question: Question) -> Explained:
 
     maps = maps_of(net)  # [N, h, w]
     large, empty = enlarged(maps, x.shape[-1]), maps.sum((1, 2)) == 0
-    areas = deletion_and_insertion(net, x, classes, large, finished.probabilities)
+    areas = deletion_and_insertion(net, x, classes, large, to_probabilities)
     deletion, insertion = (area.masked_fill(empty, torch.nan).cpu().numpy() for area in areas)
     table = pd.DataFrame(
         {

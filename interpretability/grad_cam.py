@@ -3,11 +3,13 @@
     python interpretability/grad_cam.py
     python interpretability/grad_cam.py --images some/xray.png some/folder --run-name grad_cam/mine \\
         --checkpoints 'runs/compare/covid/random_finetune_*_f0.1_d0' 'runs/compare/covid/pretrained_finetune_*_f0.1_d0'
+    python interpretability/grad_cam.py --images some/folder --checkpoints resnet18_state_dict.pt \\
+        --classes COVID Normal --img-res 224
 
-Takes X-rays (files, folders, or some of each class from the test part) and fine-tuning runs. Writes to
-runs/<run_name>/: figures/panel.png (one row per run, one column per X-ray, lungs outlined where a mask is known),
-overlays/ (one picture per run and X-ray, at the X-ray's own size), saliency.csv (one row per run and X-ray), sanity.csv
-and summary.json. The numbers:
+Takes X-rays (files, folders, tables, or some of each class from the test part) and fine-tuning runs, or state_dicts
+from elsewhere. Writes to runs/<run_name>/: figures/panel.png (one row per network, one column per X-ray, lungs outlined
+where a mask is known), overlays/ (one picture per network and X-ray, at the X-ray's own size), saliency.csv (one row
+per network and X-ray), sanity.csv and summary.json. The numbers:
   lung mass        share of the evidence inside the lungs; over their share of the area, 1 is chance
   peak in lungs    share of the X-rays whose strongest evidence lies in the lungs (pointing game)
   deletion, insertion  area under the class's probability as pixels are removed or added, strongest evidence first
@@ -21,13 +23,13 @@ from typing import Any
 from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
-    "checkpoints": [  # fine-tuning runs; a * stands for any part of a name; differences are to the first
+    "checkpoints": [  # fine-tuning runs (with * for any part of a name), state_dicts; differences are to the first
         "runs/compare/phantom/random_finetune_*_f1_d0",
         "runs/compare/phantom/pretrained_finetune_*_f1_d0",
     ],
-    "images": [],  # files or folders; [] takes X-rays of the test part of the first run's data
+    "images": [],  # files, folders, or a CSV with the column file; [] takes some of the first run's test part
     "per_class": 20,  # X-rays of each class, from the test part
-    "classes": [],  # classes to take from the test part; [] takes all
+    "only": [],  # classes to take from the test part; [] takes all
     "shown": 8,  # X-rays on the panel; the tables hold all
     "target": "",  # class whose evidence is shown; "" is the predicted one
     "method": "grad_cam",  # "grad_cam" | "integrated_gradients" | "occlusion"
@@ -35,6 +37,13 @@ config: dict[str, Any] = {
     "patch": 0,  # of occlusion, in the network's pixels; 0 is an eighth of the image
     "stride": 0,  # of occlusion; 0 is half a patch
     "sanity_check": True,  # also map networks with random weights, which should give other maps
+    # state_dicts from elsewhere only: a run knows these
+    "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
+    "in_channels": 1,  # 1 (gray) | 3
+    "classes": [],  # its outputs in their order
+    "multilabel": False,  # True: they are findings, of which an X-ray may have several
+    "img_res": 0,  # pixels per side at which it was trained
+    # run
     "run_name": "",  # runs/<run_name>/; "" is grad_cam/ and the folder of the checkpoints
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves the number to torch
@@ -46,16 +55,19 @@ if __name__ == "__main__":
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 import torch
 
-from downstream_task.finished_runs import Finished, OpenedData, open_checkpoints
+from downstream_task.clinic.films import find_films
+from downstream_task.clinic.predictor import NetworkConfig, Predictor, is_elsewhere, open_predictors
+from downstream_task.finished_runs import OpenedData, open_checkpoints
 from interpretability.explanations import QUANTITIES, Explained, Question, differences, explain
 from interpretability.overlays import overlay, panel
-from interpretability.pictures import Picture, image_files, pictures_of_files, pictures_of_test
+from interpretability.pictures import Picture, pictures_of_files, pictures_of_test
 from interpretability.saliency import METHODS, Settings
-from utils.config import Config, as_dict, check_at_least, check_choice
+from utils.config import UserError, as_dict, check_at_least, check_choice
 from utils.files import stamps_hash
 from utils.hardware import describe_device, prepare
 from utils.intervals import SALIENCY_NAMES, interval_text
@@ -65,13 +77,13 @@ from utils.scripts import tracked
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapsConfig(Config):
+class MapsConfig(NetworkConfig):
     """Every key of interpretability/grad_cam.py."""
 
     checkpoints: list[str]
     images: list[str]
     per_class: int
-    classes: list[str]
+    only: list[str]
     shown: int
     target: str
     method: str
@@ -93,14 +105,14 @@ class MapsConfig(Config):
 def main(config: MapsConfig) -> Run:
     """Explain every picture with every network; write maps and numbers, print the numbers."""
     device = prepare(config.device, config.threads)
-    networks = open_checkpoints(config.checkpoints)
+    networks = open_predictors(config.checkpoints, config, device)
     run = open_run(config, networks)
     if run.summary is None:
         pictures, facts = choose_pictures(config, networks, device)
         settings = Settings(config.method, config.layer, config.patch, config.stride)
-        question = Question(pictures, config.target, settings, config.sanity_check, device)
+        question = Question(pictures, config.target, settings, config.sanity_check)
         explained = {
-            name: explain(finished, question) for name, finished in tracked(networks.items(), "explaining", "network")
+            name: explain(network, question) for name, network in tracked(networks.items(), "explaining", "network")
         }
         run.start(device=describe_device(device), images=[str(picture.path) for picture in pictures])
         save_pictures(run, config, pictures, explained, facts)
@@ -119,38 +131,39 @@ def main(config: MapsConfig) -> Run:
             }
         )
     print_summary(run)
-    print(f"next    python interpretability/shortcut_audit.py --checkpoints {shlex.join(config.checkpoints)}")
+    if not config.classes:
+        print(f"next    python interpretability/shortcut_audit.py --checkpoints {shlex.join(config.checkpoints)}")
     return run
 
 
-def open_run(config: MapsConfig, networks: Mapping[str, Finished]) -> Run:
+def open_run(config: MapsConfig, networks: Mapping[str, Predictor]) -> Run:
     """Return the run of this config, these weights and these files; UserError for a class that a network lacks."""
-    for finished in networks.values():
-        for name in config.classes:
-            check_choice("classes", name, finished.summary["classes"])
-        if config.target:
-            check_choice("target", config.target, finished.summary["classes"])
+    for network in networks.values():
+        for name in [*config.only, *filter(None, [config.target])]:
+            check_choice("target" if name == config.target else "only", name, network.classes)
     first = next(iter(networks.values())).name
-    run_name = config.run_name or f"grad_cam/{first if len(networks) == 1 else first.rpartition('/')[0]}"
-    weights = {name: finished.weights_hash() for name, finished in networks.items()}
-    files = stamps_hash(image_files(config.images)) if config.images else ""
+    run_name = config.run_name or f"grad_cam/{first if len(networks) == 1 else first.rpartition('/')[0] or first}"
+    weights = {name: network.origin["weights"] for name, network in networks.items()}
+    files = stamps_hash(map(Path, find_films(config.images)["path"])) if config.images else ""
     return Run(run_name, {**as_dict(config), "weights": weights, "files": files}, "maps")
 
 
 def choose_pictures(
-    config: MapsConfig, networks: Mapping[str, Finished], device: torch.device
+    config: MapsConfig, networks: Mapping[str, Predictor], device: torch.device
 ) -> tuple[list[Picture], dict[str, Any]]:
     """Return the X-rays to explain, and what a reader must know of them: synthetic, transductive, notes."""
-    first = next(iter(networks.values()))
     if config.images:
-        pictures = pictures_of_files(config.images, first.summary["classes"])
-        notes = [f"{name} was trained on synthetic X-rays" for name in networks if networks[name].summary["synthetic"]]
-        transductive = False
+        pictures = pictures_of_files(config.images, next(iter(networks.values())).classes)
+        synthetic = [name for name, network in networks.items() if network.origin["synthetic"]]
+        notes, transductive = [f"{name} was trained on synthetic X-rays" for name in synthetic], False
     else:
-        xrays = OpenedData(device).of(first.config)
-        held_out = [finished.held_out(xrays) for finished in networks.values()]
+        if elsewhere := [name for name in config.checkpoints if is_elsewhere(name, config)]:
+            raise UserError(f"{elsewhere[0]} does not say which X-rays it was tested on; name some, --images FILES.")
+        runs = open_checkpoints(config.checkpoints)
+        xrays = OpenedData(device).of(next(iter(runs.values())).config)
+        held_out = [finished.held_out(xrays) for finished in runs.values()]
         notes = sorted({note for _, note in held_out if note})
-        pictures = pictures_of_test(xrays, held_out[0][0], config.classes, config.per_class)
+        pictures = pictures_of_test(xrays, held_out[0][0], config.only, config.per_class)
         transductive = bool(notes)
     synthetic = any(picture.synthetic for picture in pictures)
     return pictures, {"synthetic": synthetic, "transductive": transductive, "notes": notes}

@@ -13,9 +13,11 @@ from dataset_loader.decoding import BrokenImageError, decode_square, decode_upri
 from dataset_loader.image_files import IMAGE_SUFFIXES
 from dataset_loader.lung_masks import read_mask
 from dataset_loader.phantoms.dataset import RECORD
-from dataset_loader.xrays import DataConfig, XRays
+from dataset_loader.xrays import XRays
+from downstream_task.clinic.films import find_films
+from downstream_task.clinic.predictor import Predictor
 from downstream_task.targets import Targets
-from utils.config import UserError, repo_path
+from utils.config import UserError
 from utils.optimisation import fixed_order
 
 
@@ -45,11 +47,11 @@ class Picture:
 
 
 def pictures_of_files(names: Sequence[str], classes: Sequence[str]) -> list[Picture]:
-    """Read X-rays by file or folder. In the COVID-19 layout, mask and class come from the folders around them.
+    """Read X-rays by file, folder or table. In the COVID-19 layout, mask and class come from the folders around them.
 
     Raises UserError, naming the file, for one that cannot be used.
     """
-    files = image_files(names)
+    files = [Path(path) for path in find_films(names)["path"]]
     stems = [file.stem for file in files]
     pictures = []
     for n, file in enumerate(files):
@@ -86,22 +88,11 @@ def pictures_of_test(xrays: XRays, targets: Targets, classes: Sequence[str], per
     return pictures
 
 
-def network_input(pictures: Sequence[Picture], config: DataConfig, in_channels: int, device: torch.device) -> Tensor:
-    """Return [N, C, R, R] as a network with that config was trained on, without augmentation."""
-    squares = np.stack([_decoded(picture.path, config.stored_size) for picture in pictures])
-    return plain_view(torch.from_numpy(squares)[:, None].to(device), config.img_res, in_channels)
-
-
-def image_files(names: Sequence[str]) -> list[Path]:
-    """Return the files that the names of files and folders stand for, each once; UserError if one has no image."""
-    files: dict[Path, None] = {}
-    for path in map(repo_path, names):
-        inside = [file for file in path.glob("[!.]*") if file.suffix.lower() in IMAGE_SUFFIXES]
-        found = [path] if path.is_file() else sorted(inside)
-        if not found:
-            raise UserError(f"there is no image at {path}; name X-ray files, such as x.png, or folders that hold them.")
-        files |= dict.fromkeys(found)
-    return list(files)
+def network_input(pictures: Sequence[Picture], predictor: Predictor) -> Tensor:
+    """Return [N, C, R, R] as the network was trained on, without augmentation."""
+    stored, seen = predictor.sizes
+    squares = np.stack([_decoded(picture.path, stored) for picture in pictures])
+    return plain_view(torch.from_numpy(squares)[:, None].to(predictor.device), seen, predictor.in_channels)
 
 
 def _read(path: Path, name: str, mask: Path | None, label: str, group: str) -> Picture:

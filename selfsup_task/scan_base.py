@@ -12,7 +12,7 @@ PRETRAINING: dict[str, Any] = {
     "store_res": 0,  # pixels per side at which images are decoded, once; 0 is 8/7 of img_res
     "split_seed": 0,  # train/val/test; keep it, so that runs can be compared
     "pretrain_on": "train",  # trials are ranked by validation images, which must be unseen
-    "also": [],  # more X-rays without labels: FOLDER | chexpert:FOLDER | covid:FOLDER
+    "also": [],  # more X-rays without labels: FOLDER, or with its layout: covid: chexpert: nih: folder:
     "random_seed": 0,  # of weights, views and the order of images
     "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
     "in_channels": 1,  # 1 (gray) | 3

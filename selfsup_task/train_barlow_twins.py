@@ -32,7 +32,7 @@ config: dict[str, Any] = {
     "store_res": 0,  # pixels per side at which images are decoded, once; 0 is 8/7 of img_res
     "split_seed": 0,  # train/val/test; keep it, so that runs can be compared
     "pretrain_on": "train",  # "train" | "all" (then no held-out image is unseen any more)
-    "also": [],  # more X-rays without labels: FOLDER | chexpert:FOLDER | covid:FOLDER
+    "also": [],  # more X-rays without labels: FOLDER, or with its layout: covid: chexpert: nih: folder:
     # run
     "run_name": "pretrain/{dataset}",  # runs/<run_name>/; "" derives one from the other keys
     "keep_all": False,  # keep checkpoint.pt, three times the weights, after the run has finished

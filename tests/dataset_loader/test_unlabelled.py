@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
+from dataset_loader.image_files import image_files
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
-from dataset_loader.unlabelled import image_files
 from dataset_loader.xrays import DataConfig, XRays, open_xrays
 from utils.config import UserError
 
@@ -103,7 +103,7 @@ def test_images_that_cannot_be_compared_with_held_out_ones_are_left_out(phantoms
     ("entry", "message"),
     [
         ("nowhere", "no folder"),
-        ("nih:{empty}", "expected a folder"),
+        ("mimic:{empty}", "expected FOLDER"),
         ("{empty}", "no image file"),
         ("covid:nowhere", "no folder"),
     ],

@@ -66,6 +66,30 @@ def test_images_of_every_kind_give_the_same_map(explain: Any, plain: Run, tmp_pa
     assert np.abs(pictures[0] - pictures[1]).max() <= 2
 
 
+def test_a_state_dict_from_elsewhere_gives_the_maps_of_its_run(explain: Any, plain: Run, tmp_path: Path) -> None:
+    assert plain.summary
+    trained, classes = plain.config, plain.summary["classes"]
+    copies = [tmp_path / name / "weights.pt" for name in "ab"]
+    for copy in copies:
+        copy.parent.mkdir()
+        shutil.copy(plain.folder / "resnet18_best_state_dict.pt", copy)
+    description = {"classes": classes, "img_res": trained["img_res"], "in_channels": trained["in_channels"]}
+    files = sorted(Path(trained["data_root"]).glob("Normal/images/*.png"))[:3]
+    images = {"images": list(map(str, files)), "sanity_check": False}
+    run = explain(**images, run_name="run")
+    elsewhere = explain(**images, **description, checkpoints=list(map(str, copies)), run_name="elsewhere")
+    found = pd.read_csv(elsewhere.folder / "saliency.csv")
+    assert found["checkpoint"].unique().tolist() == ["weights", "b_weights"]
+    for _, table in found.groupby("checkpoint"):
+        expected = pd.read_csv(run.folder / "saliency.csv")
+        assert table["image"].tolist() == expected["image"].tolist()
+        np.testing.assert_allclose(table["lung_mass"], expected["lung_mass"], atol=0.02)  # stored in another size
+    with pytest.raises(UserError, match="--images"):
+        explain(**description, checkpoints=[str(copies[0])])
+    with pytest.raises(UserError, match="twice"):
+        explain(**images, **description, checkpoints=[str(copies[0])] * 2)
+
+
 def test_a_map_lies_on_the_square_that_the_network_saw() -> None:
     corner = np.zeros((4, 4), np.float32)
     corner[0, 0] = 1
@@ -98,10 +122,12 @@ def test_what_cannot_be_explained_is_refused_and_leaves_nothing(explain: Any, pl
     (broken / "summary.json").write_text(summary.replace('"COVID",', ""))
     cases: list[tuple[dict[str, Any], str]] = [
         ({"images": [str(text)]}, "not an image"),
-        ({"images": [str(empty)]}, "no image at"),
-        ({"images": [str(tmp_path / "absent.png")]}, "no image at"),
+        ({"images": [str(empty)]}, "no image below"),
+        ({"images": [str(tmp_path / "absent.png")]}, "does not exist"),
+        ({"checkpoints": [str(weights)], "classes": ["a", "b"]}, "img-res"),
+        ({"checkpoints": [str(weights)], "classes": ["a", "b"], "img_res": 32}, "does not fit"),
         ({"target": "COVID19"}, "did you mean 'COVID'"),
-        ({"classes": ["Normals"]}, "did you mean 'Normal'"),
+        ({"only": ["Normals"]}, "did you mean 'Normal'"),
         ({"method": "gradcam"}, "grad_cam"),
         ({"layer": "layer9"}, "layer4"),
         ({"checkpoints": [str(broken)]}, "does not fit"),
