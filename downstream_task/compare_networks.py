@@ -47,6 +47,7 @@ class Setting:
 
 
 LINEAR = Setting(method="linear")
+AS_IS = Setting(method="as_is")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from utils.config import Config, check_at_least, check_choice, part_of
 from utils.hardware import DEVICES
 from utils.optimisation import FitConfig
 
-METHODS = ["finetune", "linear"]
+METHODS = ["finetune", "linear", "as_is"]
 HEADS = ["probe", "zeros"]
 BATCH_NORMS = ["train", "eval"]
 CHOOSE_BY = ["validation", "cross-validation"]

@@ -11,7 +11,7 @@ from augmentations.recipes import RECIPES
 from augmentations.transform_utils import Views, step_generator
 from dataset_loader.splits import label_subset
 from dataset_loader.xrays import XRays, open_xrays
-from downstream_task.classifier import Classifier
+from downstream_task.classifier import Classifier, load_classifier
 from downstream_task.finetune_config import FinetuneConfig, TrainingConfig, engine_config, has_converged
 from downstream_task.probes import fit_linear_head, forward_all, knn_probabilities
 from downstream_task.targets import (
@@ -25,7 +25,7 @@ from downstream_task.targets import (
 from self_sup_classes.backbones import save_state_dict
 from self_sup_classes.initialisation import start_from
 from self_sup_classes.provenance import check_unseen
-from utils.config import UserError
+from utils.config import UserError, repo_path
 from utils.hardware import choose_precision, describe_device, placed, prepare
 from utils.logging_utils import Run
 from utils.training_utils import StepFunction, fit
@@ -44,7 +44,8 @@ def finetune(
 ) -> Run:
     """Train a classifier as `config` says; return the finished run, or the stored one if it was finished before.
 
-    Method "linear" is a logistic regression on features that are computed once. "finetune" starts from that head
+    Method "linear" is a logistic regression on features that are computed once. "as_is" trains nothing: it scores a
+    file's own classes, which must be those of the data in their order. "finetune" starts from that head
     (head "probe", Kumar et al. 2022, arXiv 2202.10054) or from zeros, and trains the layers `trainable` until
     validation has not risen for `patience` evaluations, or up to the cap of TrainingConfig.max_evaluations; the
     summary's stopped_by says which. The weights that were best on validation are kept; the test part is not read.
@@ -60,7 +61,8 @@ def finetune(
     if run.summary is None:
         job = _Finetuning(config, run, xrays or open_xrays(config, device), device)
         job.start()
-        found = job.fit_head() if config.method == "linear" or config.head == "probe" else {}
+        starts_from_probe = config.method == "finetune" and config.head == "probe"
+        found = job.fit_head() if config.method == "linear" or starts_from_probe else {}
         job.evaluate_start()
         if config.method == "finetune":
             job.train(show_progress, after_evaluation)
@@ -84,8 +86,11 @@ class _Finetuning:
         seen = xrays.image_ids(self.train_indices)
         # an encoder of unknown origin stays one after further training
         self.provenance = start.provenance and start.provenance.joined(xrays.split_hash, seen)
-        trainable = "fc" if config.method == "linear" else config.trainable
-        classifier = Classifier(start.backbone, len(self.targets.names), trainable, config.batch_norm)
+        names, trainable = self.targets.names, config.trainable if config.method == "finetune" else "fc"
+        if config.method == "as_is":
+            classifier = load_classifier(repo_path(config.encoder), config.backbone, config.in_channels, names)
+        else:
+            classifier = Classifier(start.backbone, len(names), trainable, config.batch_norm)
         self.classifier = placed(classifier, device)
 
     def start(self) -> None:
@@ -199,7 +204,7 @@ class _Finetuning:
                 **found,
                 "step_best": best["step"],
                 "steps": self.run.rows[-1]["step"],
-                "stopped_by": "" if config.method == "linear" else "patience" if self.has_converged() else "cap",
+                "stopped_by": "" if config.method != "finetune" else "patience" if self.has_converged() else "cap",
                 "classes": list(self.targets.names),
                 "multilabel": self.targets.multilabel,
                 "synthetic": self.xrays.synthetic,

@@ -47,7 +47,7 @@ config: dict[str, Any] = {
     "draws": 3,  # label subsets for each fraction
     "target_score": 0.8,  # "how many labels for this score?" is asked of a fit to each arm's curve
     # training
-    "menu": ["linear", "probe", "zeros"],  # "linear" (probe on fixed features) and names in SETTINGS
+    "menu": ["linear", "probe", "zeros"],  # "linear" (probe on fixed features), names in SETTINGS, "as_is" (own head)
     "menu_draws": 1,  # draws that try the whole menu; the others take what was best there, for each arm and fraction
     "choose_by": "validation",  # strength of linear probes: best on "validation" | "cross-validation" in the subset
     "img_res": 32,  # pixels per side of what the network sees
@@ -87,6 +87,7 @@ import pandas as pd
 from dataset_loader.xrays import XRays
 from downstream_task import label_efficiency
 from downstream_task.compare_networks import (
+    AS_IS,
     LINEAR,
     Setting,
     Trial,
@@ -101,6 +102,8 @@ from utils import plots
 from utils.config import check_at_least, check_choice, check_list
 from utils.intervals import metric_name
 from utils.logging_utils import Run
+
+UNTUNED = {"linear": LINEAR, "as_is": AS_IS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +124,7 @@ class CompareConfig(TrainingConfig):
         for key in ("encoders", "menu", "fractions"):
             check_list(key, getattr(self, key))
         for name in self.menu:
-            check_choice("menu", name, ["linear", *SETTINGS])
+            check_choice("menu", name, [*UNTUNED, *SETTINGS])
 
 
 def main(config: CompareConfig) -> None:
@@ -136,7 +139,7 @@ def main(config: CompareConfig) -> None:
 def compare(config: CompareConfig, run: Run) -> None:
     """Run the comparison; its summary holds what main prints."""
     xrays, targets, arms = open_comparison(config, config.encoders, config.fractions, config.draws, run)
-    menu = [LINEAR if name == "linear" else Setting(name=name, **SETTINGS[name]) for name in config.menu]
+    menu = [UNTUNED.get(name) or Setting(name=name, **SETTINGS[name]) for name in config.menu]
     trials = [
         Trial(arm, setting, fraction, draw)
         for draw in range(config.draws)
@@ -170,15 +173,15 @@ def compare(config: CompareConfig, run: Run) -> None:
 def train_and_choose(config: CompareConfig, trials: list[Trial], xrays: XRays, run: Run) -> pd.DataFrame:
     """Train what each arm and fraction needs, choosing by validation; return summary.csv, one row per run.
 
-    chosen  whether it is a linear probe, or a fine-tuning by the setting that was best on the first `menu_draws` draws
-    best    whether it is of the chosen method, linear probe or fine-tuning, that is better on all draws
+    chosen  whether it is not fine-tuned, or a fine-tuning by the setting that was best on the first `menu_draws` draws
+    best    whether it is of the chosen method, such as linear probe or fine-tuning, that is better on all draws
     """
-    tried = [trial for trial in trials if trial.setting == LINEAR or trial.draw < config.menu_draws]
+    tried = [trial for trial in trials if not trial.setting.name or trial.draw < config.menu_draws]
     table = run_side_by_side(run, tried, config, xrays)
     setting = best_by(table.query("method == 'finetune' and draw < @config.menu_draws"), "setting")
     taken = [trial for trial in trials if trial in tried or trial.setting.name == setting[trial.cell]]
     table = run_side_by_side(run, taken, config, xrays)
-    table["chosen"] = [trial.setting == LINEAR or trial.setting.name == setting[trial.cell] for trial in taken]
+    table["chosen"] = [not trial.setting.name or trial.setting.name == setting[trial.cell] for trial in taken]
     method = best_by(table.query("chosen"), "method")
     is_best = [trial.setting.method == method[trial.cell] for trial in taken]
     table["best"] = table["chosen"] & np.array(is_best)
@@ -199,7 +202,7 @@ def stopped_at_cap(table: pd.DataFrame) -> dict[str, list[int]]:
 
 def choices(table: pd.DataFrame, at_cap: dict[str, list[int]]) -> list[str]:
     """Return lines that say what each arm chose on validation, and how many fine-tunings the cap stopped."""
-    rows = table.query("best").assign(way=lambda rows: rows["setting"].replace("", "linear"))
+    rows = table.query("best").assign(way=lambda rows: rows["setting"].where(rows["setting"] != "", rows["method"]))
     chosen = rows.pivot_table("way", "labels", "arm", aggfunc="first", sort=False)
     stopped = ", ".join(f"{arm} {count} of {of}" for arm, (count, of) in at_cap.items())
     return [f"\nbest on validation\n{chosen.to_string()}", f"fine-tunings that the cap of steps stopped: {stopped}"]

@@ -193,6 +193,20 @@ def test_a_network_of_unknown_origin_stays_one_after_fine_tuning(finetune: Finet
     assert len(provenance.seen) == known.summary["labels"]
 
 
+def test_a_classifier_from_elsewhere_is_scored_as_it_is(finetune: Finetune, tmp_path: Path) -> None:
+    trained = finetune(method="linear", run_name="trained")
+    state = {name: tensor for name, tensor in weights(trained).items() if tensor.dtype != torch.uint8}
+    torch.save(state, tmp_path / "elsewhere.pt")
+    elsewhere: dict[str, Any] = {"method": "as_is", "encoder": str(tmp_path / "elsewhere.pt"), "allow_seen": True}
+    adopted = finetune(**elsewhere, run_name="adopted")
+    for name in ("predictions_val.csv", "split.csv"):
+        assert (adopted.folder / name).read_text() == (trained.folder / name).read_text()
+    assert trained.summary and adopted.summary
+    assert adopted.summary["score"] == trained.summary["score"] and adopted.summary["stopped_by"] == ""
+    with pytest.raises(UserError, match="does not fit"):
+        finetune(**elsewhere, run_name="x", backbone="resnet34")
+
+
 def test_findings_are_scored_by_their_mean_auroc(finetune: Finetune, phantoms: Path) -> None:
     root, findings = str(phantoms / CHEXPERT_ROOT), ["Lung Opacity", "Cardiomegaly"]
     run = finetune(dataset="chexpert", data_root=root, findings=findings, label_fraction=1.0, method="linear")
