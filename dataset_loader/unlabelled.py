@@ -12,7 +12,7 @@ from torch import Tensor
 from dataset_loader.duplicates import NO_DUPLICATES, find_copies
 from dataset_loader.image_files import image_files
 from dataset_loader.image_store import ImageStore, open_store
-from dataset_loader.phantoms.dataset import RECORD
+from dataset_loader.phantoms.dataset import is_synthetic
 from dataset_loader.readers import READERS
 from dataset_loader.signatures import THUMBNAIL, copies_among, signatures
 from dataset_loader.splits import names_hash
@@ -91,7 +91,7 @@ def open_collection(entry: str, size: int, device: torch.device, labelled: Label
     root = repo_path(folder if layout in READERS else entry)
     if not root.is_dir():
         raise UserError(f"also holds {entry!r}, but there is no folder {root}.")
-    source = "phantom" if (root / RECORD).exists() else layout if layout in READERS else "folder"
+    source = "phantom" if is_synthetic(root) else layout if layout in READERS else "folder"
     collection = collection_of(source, root, *_images_of(root, layout), size, device, labelled)
     if collection is None:
         raise UserError(f"also holds {entry!r}, but no image file below {root} is new to the data set.")

@@ -15,7 +15,7 @@ from torch import Tensor
 from dataset_loader.columns import Columns
 from dataset_loader.duplicates import NO_DUPLICATES, find_duplicates, joined_groups
 from dataset_loader.image_store import ImageStore, open_store
-from dataset_loader.phantoms.dataset import RECORD, ensure_chexpert_phantoms, ensure_phantoms
+from dataset_loader.phantoms.dataset import ensure_chexpert_phantoms, ensure_phantoms, is_synthetic
 from dataset_loader.readers import READERS
 from dataset_loader.signatures import THUMBNAIL, signatures
 from dataset_loader.splits import PARTS, complete_split, names_hash, split_hash, write_split
@@ -186,7 +186,7 @@ def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] | N
     store = open_store(columns.root, list(columns.paths), config.stored_size, DATASETS_ROOT / ".cache")
     columns = columns.take(store.kept)
     parts = complete_split(columns, config.split_seed)
-    source = "phantom" if _is_phantom(columns.root) else config.dataset
+    source = "phantom" if is_synthetic(columns.root) else config.dataset
     xrays = XRays(columns, store.to(device), signatures(thumbnails)[store.kept], parts, duplicates, source)
     described = ", ".join(f"{int((parts == part).sum()):,} {part}" for part in PARTS)
     kind = " (synthetic)" if xrays.synthetic else "" if columns.label_names else " without labels"
@@ -245,7 +245,3 @@ def read_columns(config: DataConfig) -> Columns:
 def described(columns: Columns) -> dict[str, Any]:
     """Return facts that identify a data set before its images are decoded: their number, a hash of their names."""
     return {"images": len(columns.paths), "names_hash": names_hash(columns.paths)}
-
-
-def _is_phantom(root: Path) -> bool:
-    return (root / RECORD).exists()

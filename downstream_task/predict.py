@@ -45,6 +45,7 @@ import numpy as np
 import pandas as pd
 
 from dataset_loader.decoding import square_or_reason
+from dataset_loader.phantoms.dataset import is_synthetic
 from downstream_task.clinic.export import write_onnx
 from downstream_task.clinic.films import find_films
 from downstream_task.clinic.predictor import NetworkConfig, Predictor, open_predictors
@@ -123,6 +124,7 @@ def predict(predictor: Predictor, films: pd.DataFrame, run: Run) -> None:
             "rejected": len(rejected),
             "classes": predictor.classes,
             "temperature": predictor.temperature,
+            "synthetic": any(is_synthetic(folder) for folder in {Path(path).parent for path in films["path"]}),
             "report": report(table, predictor, len(rejected), len(films) / minutes, run),
         }
     )

@@ -12,7 +12,7 @@ from augmentations.transform_utils import plain_view
 from dataset_loader.decoding import BrokenImageError, decode_square, decode_upright
 from dataset_loader.image_files import IMAGE_SUFFIXES
 from dataset_loader.lung_masks import read_mask
-from dataset_loader.phantoms.dataset import RECORD
+from dataset_loader.phantoms.dataset import is_synthetic
 from dataset_loader.xrays import XRays
 from downstream_task.clinic.films import find_films
 from downstream_task.clinic.predictor import Predictor
@@ -43,7 +43,7 @@ class Picture:
     @property
     def synthetic(self) -> bool:
         """Whether the file lies in a tree of the built-in synthetic X-rays."""
-        return any((folder / RECORD).exists() for folder in self.path.parents)
+        return is_synthetic(self.path)
 
 
 def pictures_of_files(names: Sequence[str], classes: Sequence[str]) -> list[Picture]:

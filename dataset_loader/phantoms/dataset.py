@@ -59,6 +59,11 @@ class XRay:
     marked: bool = False
 
 
+def is_synthetic(path: Path) -> bool:
+    """Return whether a file or folder lies in a tree of synthetic X-rays."""
+    return any((folder / RECORD).exists() for folder in (path, *path.parents))
+
+
 def ensure_phantoms(
     folder: Path, *, images: int = 6000, size: int = 96, seed: int = 0, planted_marker: bool = False
 ) -> Path:

@@ -15,15 +15,23 @@ AGE_BANDS = {
     "60 to 79": (60, 80),
     "80 or more": (80, 999),
 }
+MAX_GROUPS = 12  # of one detail; of more, as when each file has its own source, the smallest make one group
 TEXTS = ("sex", "view", "source")  # details that are groups as they are
 
 
 def subgroups(details: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yield detail, group and which of the N rows belong to it, bool [N], for each group that occurs."""
+    """Yield detail, group and which of the N rows belong to it, bool [N], for each group that occurs.
+
+    Of more than MAX_GROUPS groups of a detail, the largest come one by one and the others together.
+    """
     for name in TEXTS:
         if name in details:
-            values = details[name].astype("string").str.strip().fillna("").to_numpy(str)
-            yield from ((name, group, values == group) for group in np.unique(values) if group)
+            values = details[name].astype("string").str.strip().fillna("")
+            counts = values[values != ""].value_counts()
+            if len(counts) > MAX_GROUPS:
+                rest = counts.index[MAX_GROUPS - 1 :]
+                values = values.mask(values.isin(rest), f"{len(rest):,} others")
+            yield from ((name, group, (values == group).to_numpy()) for group in sorted(set(values) - {""}))
     if "age" in details:
         age = np.asarray(pd.to_numeric(details["age"], errors="coerce"), dtype=float)
         found = ((band, (age >= low) & (age < high)) for band, (low, high) in AGE_BANDS.items())

@@ -11,7 +11,7 @@ from downstream_task.clinic.operating_points import (
     choose_threshold,
     operating_points,
 )
-from downstream_task.clinic.subgroups import MIN_IMAGES, subgroup_table
+from downstream_task.clinic.subgroups import MAX_GROUPS, MIN_IMAGES, subgroup_table
 from utils.metrics import one_against_rest
 
 
@@ -105,3 +105,12 @@ def test_subgroups_by_sex_age_and_view() -> None:
     assert table["few"].tolist() == (table["images"] < MIN_IMAGES).tolist()
     low, value, high = (table[name].to_numpy() for name in ("low", "value", "high"))
     assert ((low < value) & (value < high)).all()
+
+
+def test_of_many_small_groups_the_largest_come_one_by_one() -> None:
+    sources = ["big"] * 50 + ["small"] * 30 + [f"film {n}" for n in range(20)]
+    details = pd.DataFrame({"source": sources})
+    table = subgroup_table(details, lambda rows: len(rows) / 100, np.arange(100), repeats=10)
+    images = dict(zip(table["group"], table["images"], strict=True))
+    assert len(images) == MAX_GROUPS and sum(images.values()) == 100
+    assert (images["big"], images["small"], images[f"{22 - MAX_GROUPS + 1} others"]) == (50, 30, 22 - MAX_GROUPS + 1)
