@@ -27,6 +27,8 @@ tour: .venv/installed
 		--label-fraction 0.1 $(BRIEF)
 	.venv/bin/python downstream_task/confusion_matrix.py --runs $(TOUR)
 	.venv/bin/python downstream_task/predict.py --run-name tour/predictions
+	.venv/bin/python selfsup_task/train_barlow_twins.py --dataset folder --data-root datasets/phantom \
+		--run-name tour/folder --img-res 32 --views 2 --num-epochs 1 --warmup-epochs 0
 	.venv/bin/python interpretability/grad_cam.py --run-name tour/grad_cam --per-class 6 \
 		--checkpoints '$(TOUR)/random_finetune_*_f1_d0' '$(TOUR)/pretrained_finetune_*_f1_d0'
 	.venv/bin/python interpretability/shortcut_audit.py --run-name tour/audit \
