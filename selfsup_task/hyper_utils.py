@@ -33,6 +33,7 @@ class ScanConfig(PretrainConfig):
 
     finetune: FinetunePart
     only: list[str]
+    least_epochs = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,9 @@ from utils.logging_utils import Run
 from utils.optimisation import mixed_seed
 from utils.training_utils import StepFunction, check_batch_size, fit
 
+# Of a pretraining whose length is not given: fewer steps teach less (docs/RESULTS.md, "Which pretraining?").
+EPOCHS, EPOCH_STEPS = 20, 55
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(MonitorConfig):
@@ -40,6 +43,7 @@ class PretrainConfig(MonitorConfig):
     device: str
     threads: int
     keep_all: bool
+    least_epochs = 0  # 0 is EPOCHS, each of one pass, or of EPOCH_STEPS where a pass has fewer
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,6 +159,10 @@ def train(model: BarlowTwins, step: StepFunction, xrays: XRays, config: Pretrain
     """
     indices = xrays.pretraining_indices(config.pretrain_on)
     check_batch_size(config.batch_size, len(indices))
+    steps_per_epoch = None  # one pass
+    if config.num_epochs == 0:
+        config = replace(config, num_epochs=EPOCHS)
+        steps_per_epoch = EPOCH_STEPS if len(indices) // config.batch_size < EPOCH_STEPS else None
     device = next(model.parameters()).device
     run.start(device=describe_device(device), data=xrays.facts(), pretrained_on=len(indices))
     if run.is_writer:
@@ -163,11 +171,12 @@ def train(model: BarlowTwins, step: StepFunction, xrays: XRays, config: Pretrain
     monitor = Monitor(model, xrays, indices, config, run, provenance(config, xrays, indices))
     if run.is_writer and run.checkpoint() is None:
         monitor.look_at_random_network()
-    fit(model, step, monitor, indices, config, run)
+    fit(model, step, monitor, indices, config, run, steps_per_epoch=steps_per_epoch)
     if run.is_writer:
         monitor.save("final")
         run.save_figure("curves", monitor.curves_figure(), step=int(run.rows[-1]["step"]))
-        run.finish({"images": len(indices), "epochs": config.num_epochs, **monitor.facts(), **_progress(run.rows)})
+        length = {"images": len(indices), "epochs": config.num_epochs, "steps": int(run.rows[-1]["step"])}
+        run.finish({**length, **monitor.facts(), **_progress(run.rows)})
         if not config.keep_all:
             run.drop_checkpoint()
     distributed.barrier()

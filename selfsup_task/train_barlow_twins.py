@@ -49,7 +49,7 @@ config: dict[str, Any] = {
     "views": 2,  # random views of each X-ray in a step; more than 2 use the mean-view loss
     "positives": "image",  # two views are of one "image" | "patient": of X-rays of one patient and study, if several
     # optimisation
-    "num_epochs": 7,  # passes over the unlabelled images
+    "num_epochs": 7,  # passes over the unlabelled images; 0 is 20, of 55 steps each where a pass has fewer
     "batch_size": 64,  # X-rays in a step, over all processes
     "optimizer": "adamw",  # "adam" | "adamw" | "sgd"
     "lr": 5e-4,  # its largest value, after the warmup
@@ -71,7 +71,7 @@ real_xrays: dict[str, Any] = {
     "recipe": "solarize",  # "original" 55.1, 63.7, 65.7 and slower; "base" 49.1, 62.0, 65.3
     "views": 4,  # 2 at batch 256, half the cost: 53.3, 59.3, 62.8
     "batch_size": 128,  # a step costs what one of 256 with two views does
-    "num_epochs": 20,  # of 7,293 X-rays, 1,120 steps; 3 epochs 52.4, 59.5, 64.9; 75 of 1,869 X-rays are as many steps
+    "num_epochs": 0,  # 20 passes over 7,293 X-rays are 1,120 steps; 3, 168 steps: 52.4, 59.5, 64.9
     "projector_dims": [1024, 1024],  # 2048-2048: 55.0, 62.7, 65.7
     "lr": 1e-3,  # 2e-3: 53.8, 63.3, 65.1
 }
@@ -116,8 +116,8 @@ def report(summary: dict[str, Any], config: PretrainConfig) -> str:
     kind = "synthetic X-rays" if summary["synthetic"] else "X-rays"
     before = "random network" if config.start == "random" else config.start
     lines = [
-        f"\n{summary['epochs']} epochs on {summary['images']:,} {kind}, {summary['images_per_second']:.0f} images/s: "
-        f"{summary['verdict']}",
+        f"\n{summary['epochs']} epochs, {summary['steps']:,} steps, on {summary['images']:,} {kind}, "
+        f"{summary['images_per_second']:.0f} images/s: {summary['verdict']}",
         f"loss               {summary['loss_first_epoch']:.4g} -> {summary['loss_last_epoch']:.4g} (first, last epoch)",
         f"effective rank     {summary['rank_random_network']:.1f} -> {summary['rank']:.1f} ({before}, now)",
     ]

@@ -29,15 +29,16 @@ class OptimiserConfig(Config):
     optimizer_weight_decay: float
     scheduler: str
     warmup_epochs: int
+    least_epochs = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("scheduler", self.scheduler, SCHEDULERS)
-        check_at_least("num_epochs", self.num_epochs, 1)
+        check_at_least("num_epochs", self.num_epochs, self.least_epochs)
         for key in ("lr", "optimizer_weight_decay"):
             check_at_least(key, getattr(self, key), 0)
-        if not 0 <= self.warmup_epochs < self.num_epochs:
+        if not 0 <= self.warmup_epochs < (self.num_epochs or math.inf):
             raise UserError(
                 f"warmup_epochs is {self.warmup_epochs} of {self.num_epochs} epochs; it must be at least 0 and less "
                 "than num_epochs; set warmup_epochs to 0 for a single one."

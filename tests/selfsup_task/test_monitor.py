@@ -37,7 +37,7 @@ class Killed(Exception):
     pass
 
 
-def killed(*arguments: object) -> None:
+def killed(*arguments: object, **named: object) -> None:
     raise Killed
 
 
@@ -96,6 +96,22 @@ def test_the_best_weights_are_those_of_the_epoch_with_the_best_probe(
 def test_a_finished_run_keeps_its_checkpoint_when_asked_to(config: dict[str, Any]) -> None:
     kept = pretrain({**config, "num_epochs": 1, "warmup_epochs": 0, "keep_all": True})
     assert (kept.folder / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize(("epoch_steps", "steps"), [(5, 10), (2, 6)])  # a pass over 192 X-rays has 3 steps of 64
+def test_a_length_that_is_not_given_has_steps_enough(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, epoch_steps: int, steps: int
+) -> None:
+    monkeypatch.setattr(pretraining, "EPOCHS", 2)
+    monkeypatch.setattr(pretraining, "EPOCH_STEPS", epoch_steps)
+    run = pretrain({**config, "num_epochs": 0, "run_name": f"{config['run_name']}/derived"})
+    assert run.summary is not None
+    assert (run.summary["epochs"], run.summary["steps"]) == (2, steps)
+    assert metrics(run)["step"].tolist() == [0, steps // 2, steps]
+    if epoch_steps == 2:  # passes have enough
+        given = pretrain({**config, "run_name": f"{config['run_name']}/given"})
+        first, second = weights(run, "final"), weights(given, "final")
+        assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_a_resumed_run_keeps_its_events_and_ends_with_a_verdict(
