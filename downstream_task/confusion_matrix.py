@@ -27,25 +27,25 @@ config: dict[str, Any] = {
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__)  # before the slow imports
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from dataset_loader.xrays import DATASETS, DataConfig
+from dataset_loader.xrays import DATASETS, described, read_columns
 from downstream_task import label_efficiency
+from downstream_task.clinic.external import collection_name, compared_with_test, external_data, external_table
 from downstream_task.clinic.tables import save_clinic_tables
-from downstream_task.finetune_config import FinetuneConfig
 from downstream_task.finished_runs import Finished, OpenedData, Scored, find_finished, run_name
-from downstream_task.targets import labels_and_probabilities, predictions_table, read_predictions
+from downstream_task.targets import predictions_table
 from self_sup_classes.provenance import check_unseen
 from utils import plots
-from utils.config import RUNS_ROOT, Config, UserError, as_dict, check_choice, make_config, part_of, repo_path
+from utils.config import RUNS_ROOT, Config, UserError, as_dict, check_choice, repo_path
 from utils.files import read_json
 from utils.hardware import describe_device, prepare
-from utils.intervals import bootstrap_intervals, fewest_groups, interval_text, metric_name, resampled_scores
+from utils.intervals import bootstrap_intervals, fewest_groups, interval_text, metric_name
 from utils.logging_utils import Run
 from utils.metrics import CLASS_SCORES, calibration_error, confusion_counts, per_class_scores
 from utils.scripts import tracked
@@ -107,8 +107,9 @@ def score_external(finished: Finished, entry: str, data: OpenedData) -> Run:
     Raises UserError if these are too few, or if the network has seen one of the images.
     """
     config = external_data(entry, finished.config)
-    name = "-".join([config.dataset, *Path(config.data_root).parts[-2:]])  # many folders have a data set's own name
+    name = collection_name(config)
     facts = {"tested": finished.name, "weights": finished.weights_hash(), "external": as_dict(config)}
+    facts["files"] = described(read_columns(config))
     run = Run(f"external/{name}/{finished.name}", facts, "external test")
     if run.summary is None:
         xrays = data.of(config)
@@ -117,37 +118,11 @@ def score_external(finished: Finished, entry: str, data: OpenedData) -> Run:
         scored = finished.look(xrays, targets, rows, note)
         run.start(device=describe_device(data.device), data=xrays.facts())
         missing = [name for name in targets.names if name not in shared]
-        drop = compared_with_test(finished, scored, shared)
+        drop = compared_with_test(finished, scored, shared, REPEATS)
         save_scores(
             run, scored, f"of {name}", {"tested": finished.name, "collection": name, "missing": missing, **drop}
         )
     return run
-
-
-def external_data(entry: str, trained: FinetuneConfig) -> DataConfig:
-    """Return the data that an entry of `external` names, at the sizes of a run's own data."""
-    dataset, _, root = entry.partition(":")
-    return make_config(DataConfig, {**part_of(trained, DataConfig), "dataset": dataset, "data_root": root})
-
-
-def compared_with_test(finished: Finished, scored: Scored, shared: Sequence[str]) -> dict[str, Any]:
-    """Return the `internal` score, on the test part, and the `drop` from it to `scored`, each with low and high.
-
-    Both over the `shared` classes or findings. The two parts are independent, so their variances add.
-    """
-    table = read_predictions(RUNS_ROOT / "test" / finished.name / "predictions.csv")
-    (labels, p), groups = labels_and_probabilities(table), table["group"].to_numpy(str)
-    known, score = np.isin(scored.targets.names, shared), scored.targets.score
-    if scored.targets.multilabel:
-        labels = np.where(known, labels, np.nan)
-    else:
-        labels, p, groups = labels[known[labels]], p[known[labels]], groups[known[labels]]
-    internal = bootstrap_intervals(lambda rows: {"score": score(labels[rows], p[rows])}, groups, REPEATS)["score"]
-    here = resampled_scores(score, [p], labels, groups, REPEATS)
-    there = resampled_scores(score, [scored.probabilities], scored.labels, scored.groups, REPEATS, seed=1)
-    drop = internal[0] - score(scored.labels, scored.probabilities)
-    reach = 1.96 * float(np.sqrt(np.nanvar(here) + np.nanvar(there)))
-    return {"internal": list(internal), "drop": [drop, drop - reach, drop + reach]}
 
 
 def save_scores(run: Run, scored: Scored, where: str, facts: Mapping[str, Any]) -> None:
@@ -216,19 +191,6 @@ def score_table(tested: list[Run]) -> str:
     )
     notes = sorted({summary["note"] for summary in summaries.values()} - {""})
     return "\n".join(["", f"{title}: value [95% interval]", pd.DataFrame(rows).T.to_string(), *notes])
-
-
-def external_table(tested: list[Run]) -> str:
-    """Return internal score, external score and drop as text, one row per run, and what the collection lacks."""
-    first, rows = tested[0].summary or {}, {}
-    for one in tested:
-        summary: Any = one.summary
-        values = {"test part": summary["internal"], "external": summary[summary["metric"]], "drop": summary["drop"]}
-        rows[summary["tested"]] = {name: interval_text(*value, form=".2f") for name, value in values.items()}
-    title = plots.marked(f"{first['images']:,} X-rays of {first['collection']}, external test", first["synthetic"])
-    lacks = [f"it has no images of: {', '.join(first['missing'])}; left out of both scores"] if first["missing"] else []
-    name = metric_name(first["metric"])
-    return "\n".join(["", f"{title}: {name} [95% interval]", pd.DataFrame(rows).T.to_string(), *lacks])
 
 
 def score_comparison(folder: Path) -> list[str]:

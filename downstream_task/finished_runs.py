@@ -147,24 +147,35 @@ class Finished:
         """Return targets of another collection by the network's own classes or findings, for an external test.
 
         Also the rows [n] that can be scored (X-rays of a class that the network knows; for findings, all), and the
-        names that both have. Findings that only the network knows are NaN.
+        names that both have: classes with X-rays, findings of which X-rays are positive and others negative. All other
+        findings are NaN.
         Raises UserError if there are fewer than two shared classes, or no shared finding.
         """
         names, columns, multilabel = self.summary["classes"], xrays.columns, self.summary["multilabel"]
         shared = [name for name in names if name in columns.label_names]
-        if multilabel != (columns.labels.ndim > 1) or len(shared) < 2 - multilabel:
+        values, shared = self._values(xrays, shared) if multilabel == (columns.labels.ndim > 1) else (None, [])
+        if values is None or len(shared) < 2 - multilabel:
             raise UserError(
                 f"{columns.root} has {', '.join(columns.label_names)}, and {self.folder} predicts {', '.join(names)}; "
-                "an external test needs two classes, or one finding, of the same name."
+                "an external test needs images of two classes, or positive and negative ones of a finding, of the same "
+                "name."
             )
-        if multilabel:
-            known = read_targets(xrays, replace(self.config, findings=shared)).values
-            values = np.full((len(xrays), len(names)), np.nan, dtype=np.float32)
-            values[:, [names.index(name) for name in shared]] = known
-            return Targets(values, tuple(names)), np.arange(len(xrays)), shared
-        index = np.array([names.index(name) if name in names else -1 for name in columns.label_names])
-        values = index[columns.labels]
-        return Targets(values, tuple(names)), np.flatnonzero(values >= 0), shared
+        rows = np.arange(len(xrays)) if multilabel else np.flatnonzero(values >= 0)
+        return Targets(values, tuple(names)), rows, shared
+
+    def _values(self, xrays: XRays, shared: list[str]) -> tuple[np.ndarray, list[str]]:
+        """Return classes [N] (-1: another) or findings [N, C] of a collection, and which of the names occur there."""
+        names, columns = self.summary["classes"], xrays.columns
+        if columns.labels.ndim == 1:
+            values = np.array([names.index(name) if name in names else -1 for name in columns.label_names])
+            values = values[columns.labels]
+            return values, [name for name in shared if names.index(name) in values]
+        values = np.full((len(xrays), len(names)), np.nan, dtype=np.float32)
+        for name in shared:
+            known = read_targets(xrays, replace(self.config, findings=[name])).values[:, 0]
+            if {0, 1} <= set(known):
+                values[:, names.index(name)] = known
+        return values, [name for name in shared if not np.isnan(values[:, names.index(name)]).all()]
 
 
 class OpenedData:

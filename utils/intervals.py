@@ -14,7 +14,7 @@ from scipy.stats import t as student
 
 ABBREVIATIONS = {word.lower(): word for word in ("AUROC", "AUPRC", "ECE", "F1")}
 
-METHOD_NAMES = {"best": "best method", "linear": "linear probe", "finetune": "fine-tuning"}
+METHOD_NAMES = {"best": "best method", "linear": "linear probe", "finetune": "fine-tuning", "as_is": "as it is"}
 
 SALIENCY_NAMES = {
     "grad_cam": "Grad-CAM",
@@ -60,11 +60,11 @@ def grouped_mean_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float
 
 
 def fewest_groups(labels: np.ndarray, groups: np.ndarray) -> int:
-    """Return how many groups hold the rarest class of labels [M], or rarest value of findings [M, C]; at least 1."""
+    """Return how many groups hold the rarest class of labels [M], or value of findings [M, C]; at least 1."""
     of_kind = [labels == c for c in np.unique(labels)]
     if labels.ndim > 1:
         of_kind = [column == value for column in labels.T for value in (0, 1)]
-    return max(1, min(len(np.unique(groups[rows])) for rows in of_kind))
+    return min((len(np.unique(groups[rows])) for rows in of_kind if rows.any()), default=1)
 
 
 def resamples(groups: np.ndarray, repeats: int, seed: int) -> Iterator[np.ndarray]:
@@ -108,6 +108,17 @@ def bootstrap_intervals(
         name: (value, *_bounds(value, np.array([s[name] for s in resampled]), units, level, fewest or units))
         for name, value in now.items()
     }
+
+
+def independent_difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+    """Return a - b and its interval, for two independent estimates that are each (value, low, high).
+
+    The distances of the bounds add in squares (MOVER, Zou and Donner 2008, Stat Med 27:1693), so that a score of 0 or 1
+    keeps the uncertainty that its own interval has.
+    """
+    difference = a[0] - b[0]
+    low = difference - np.hypot(a[0] - a[1], b[2] - b[0])
+    return difference, float(low), float(difference + np.hypot(a[2] - a[0], b[0] - b[1]))
 
 
 def means(values: Mapping[str, np.ndarray]) -> Callable[[np.ndarray], dict[str, float]]:

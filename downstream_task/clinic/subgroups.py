@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pandas as pd
 
-from utils.intervals import bootstrap_intervals
+from utils.intervals import bootstrap_intervals, fewest_groups
 
 MIN_IMAGES = 30  # with fewer, a subgroup's score says little, and the table says so
 AGE_BANDS = {
@@ -39,19 +39,35 @@ def subgroups(details: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
 
 
 def subgroup_table(
-    details: pd.DataFrame, score: Callable[[np.ndarray], float], groups: np.ndarray, repeats: int
+    details: pd.DataFrame,
+    score: Callable[[np.ndarray], float],
+    labels: np.ndarray,
+    groups: np.ndarray,
+    repeats: int,
 ) -> pd.DataFrame:
-    """Return detail, group, images, value, low, high, few: score(rows) of each subgroup's rows.
+    """Return detail, group, images, value, low, high, note: score(rows) of each subgroup's rows.
 
-    The interval is over the groups [N] (patients); `few` marks subgroups of fewer than MIN_IMAGES images.
+    labels are classes [N] or findings [N, C], and the interval is over the groups [N] (patients). The note says where a
+    subgroup has fewer than MIN_IMAGES images, or lacks some of the classes (of a finding, positive or negative images):
+    its score is then over the others, and not to be compared with those of other subgroups.
     """
-    rows = []
+    rows, kinds = [], _kinds(labels)
     for detail, group, chosen in subgroups(details):
         members = np.flatnonzero(chosen)
 
         def value(drawn: np.ndarray, members: np.ndarray = members) -> dict[str, float]:
             return {"score": score(members[drawn])}
 
-        found = bootstrap_intervals(value, groups[members], repeats)["score"]
-        rows.append((detail, group, len(members), *found, len(members) < MIN_IMAGES))
-    return pd.DataFrame(rows, columns=["detail", "group", "images", "value", "low", "high", "few"])
+        fewest = fewest_groups(labels[members], groups[members])
+        found = bootstrap_intervals(value, groups[members], repeats, fewest=fewest)["score"]
+        notes = ["few images"] * (len(members) < MIN_IMAGES)
+        notes += ["lacks some classes"] * (_kinds(labels[members]) < kinds)
+        rows.append((detail, group, len(members), *found, ", ".join(notes)))
+    return pd.DataFrame(rows, columns=["detail", "group", "images", "value", "low", "high", "note"])
+
+
+def _kinds(labels: np.ndarray) -> int:
+    """Return how many classes occur, or for findings how many of their values, present and absent."""
+    if labels.ndim == 1:
+        return len(np.unique(labels))
+    return int(((labels == 1).any(0) + 0 + (labels == 0).any(0)).sum())

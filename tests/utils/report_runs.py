@@ -140,10 +140,10 @@ def one_of_each_kind(root: Path) -> None:
     tables["operating_points"] = pd.DataFrame([{**point, "rate": rate} for rate in ("sensitivity", "specificity")])
     sets = {"class": "all", "images": 9, "coverage": 0.91, "low": 0.8, "high": 0.97, "mean_size": 1.5, "empty": 0.0}
     tables["conformal"] = pd.DataFrame([sets])
-    tables["subgroups"] = pd.DataFrame([{"detail": "sex", "group": "F", "images": 9, **interval, "few": True}])
+    tables["subgroups"] = pd.DataFrame([{"detail": "sex", "group": "F", "images": 9, **interval, "note": "few images"}])
     elsewhere = {"images": 20, "synthetic": False, "metric": "auroc", "missing": ["Normal"], "tested": "compare/a/x"}
     elsewhere["collection"] = "covid-b"
-    scored = {"internal": [0.8, 0.7, 0.9], "auroc": [0.6, 0.5, 0.7], "drop": [0.2, 0.1, 0.3]}
+    scored = {"internal": [0.8, 0.7, 0.9], "outside": [0.6, 0.5, 0.7], "drop": [0.2, 0.1, 0.3]}
     finished(root, "external/covid-b/compare/a/x", "external test", {}, {**elsewhere, **scored})
     finished(
         root, "predict/x", "predictions", {}, {"images": 7, "rejected": 1, "temperature": 1.25, "synthetic": False}

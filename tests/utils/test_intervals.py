@@ -12,6 +12,7 @@ from utils.intervals import (
     bootstrap_intervals,
     fewest_groups,
     grouped_mean_interval,
+    independent_difference,
     interval_text,
     mean_interval,
     paired_difference,
@@ -106,7 +107,7 @@ def test_the_rarest_groups_are_counted() -> None:
     groups = np.array([0, 0, 1, 2, 3, 4])
     assert fewest_groups(np.array([1, 1, 0, 0, 2, 2]), groups) == 1  # of class 1, two images of one patient
     assert fewest_groups(np.array([[1, 0], [1, 0], [0, 0], [1, 1], [0, 1], [1, 1]]), groups) == 2
-    assert fewest_groups(np.array([[0], [0], [0], [0], [0], [0]]), groups) == 1
+    assert fewest_groups(np.array([[0], [0], [0], [0], [0], [0]]), groups) == 5
 
 
 def test_an_interval_in_words() -> None:
@@ -248,3 +249,16 @@ def test_one_draw_or_unpaired_draws_give_no_bounds() -> None:
     assert np.isnan([one.low, one.high]).all()
     with pytest.raises(ValueError, match="same draws"):
         compared(accuracy, (right[0], right[1, :1]), labels, groups, repeats=20)
+
+
+def test_the_difference_of_independent_scores_keeps_their_uncertainty() -> None:
+    normal = independent_difference((0.8, 0.7, 0.9), (0.5, 0.3, 0.7))
+    assert normal == pytest.approx((0.3, 0.3 - np.hypot(0.1, 0.2), 0.3 + np.hypot(0.1, 0.2)))
+    perfect = independent_difference((1.0, 0.83, 1.0), (1.0, 0.83, 1.0))  # of 20 images each
+    assert perfect == pytest.approx((0, -0.17, 0.17))
+
+
+def test_values_that_do_not_occur_are_not_the_rarest() -> None:
+    findings = np.array([[1, np.nan, 0], [1, np.nan, 0], [0, np.nan, 0], [0, np.nan, 0]])
+    assert fewest_groups(findings, np.array(["a", "b", "c", "d"])) == 2
+    assert fewest_groups(findings, np.array(["a", "b", "c", "c"])) == 1

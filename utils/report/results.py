@@ -85,7 +85,7 @@ def external(runs: Sequence[FoundRun]) -> list[Block]:
         lacks = ", ".join(chosen[0].summary["missing"])
         mark = " (synthetic)" if chosen[0].synthetic else ""
         caption = f"{metric_name(chosen[0].summary['metric'])} on {where}{mark}, all images of another collection"
-        scored = {"test part": "internal", "external": chosen[0].summary["metric"]}
+        scored = {"test part": "internal", "external": "outside"}
         columns: dict[str, Any] = {"network": lambda row: row["tested"], "images": count("images")}
         columns |= {heading: triple(key, ".3f") for heading, key in scored.items()}
         columns["drop"] = triple("drop", "+.3f")
@@ -240,7 +240,7 @@ def _clinic(run: FoundRun) -> list[Block]:
         blocks.append(run.table(caption, run.csv("conformal"), columns))
     if (run.folder / "subgroups.csv").exists():
         columns = {"detail": "detail", "group": "group", "images": count("images"), "score": estimate()}
-        columns["note"] = lambda row: "few images" if row["few"] else ""
+        columns["note"] = lambda row: row["note"] if isinstance(row["note"], str) else ""
         caption = f"{metric_name(run.summary['metric'])} of subgroups [95% interval]"
         blocks.append(run.table(caption, run.csv("subgroups"), columns))
     return blocks

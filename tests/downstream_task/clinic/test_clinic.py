@@ -96,13 +96,16 @@ def test_subgroups_by_sex_age_and_view() -> None:
     right = rng.random(100) < 0.7
     details = pd.DataFrame({"sex": ["F"] * 60 + ["M"] * 20 + [None] * 20, "age": [17, 18, 40, 79, np.nan] * 20})
     details["view"] = ["AP", "PA"] * 50
-    table = subgroup_table(details, lambda rows: float(right[rows].mean()), np.arange(100), repeats=100)
+    labels = np.array([0, 1] * 30 + [0] * 40)
+    table = subgroup_table(details, lambda rows: float(right[rows].mean()), labels, np.arange(100), repeats=100)
     found = table.set_index(["detail", "group"])
     assert found.loc[("sex", "F"), "value"] == pytest.approx(right[:60].mean())
     assert found.loc[("age", "0 to 17"), "value"] == pytest.approx(right[0::5].mean())
     assert found.loc[("age", "60 to 79"), "images"] == 20
     assert set(table["group"]) == {"F", "M", "AP", "PA", "0 to 17", "18 to 39", "40 to 59", "60 to 79"}
-    assert table["few"].tolist() == (table["images"] < MIN_IMAGES).tolist()
+    few = table["note"].str.contains("few images")
+    assert few.tolist() == (table["images"] < MIN_IMAGES).tolist()
+    assert set(table["group"][table["note"].str.contains("lacks some classes")]) == {"M", "AP"}
     low, value, high = (table[name].to_numpy() for name in ("low", "value", "high"))
     assert ((low < value) & (value < high)).all()
 
@@ -110,7 +113,7 @@ def test_subgroups_by_sex_age_and_view() -> None:
 def test_of_many_small_groups_the_largest_come_one_by_one() -> None:
     sources = ["big"] * 50 + ["small"] * 30 + [f"film {n}" for n in range(20)]
     details = pd.DataFrame({"source": sources})
-    table = subgroup_table(details, lambda rows: len(rows) / 100, np.arange(100), repeats=10)
+    table = subgroup_table(details, lambda rows: len(rows) / 100, np.zeros(100), np.arange(100), repeats=10)
     images = dict(zip(table["group"], table["images"], strict=True))
     assert len(images) == MAX_GROUPS and sum(images.values()) == 100
     assert (images["big"], images["small"], images[f"{22 - MAX_GROUPS + 1} others"]) == (50, 30, 22 - MAX_GROUPS + 1)
