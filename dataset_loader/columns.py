@@ -21,7 +21,8 @@ class Columns:
     groups       [N] str; images of one group (a patient) are always in the same part of a split
     masks        [N] lung masks, relative POSIX paths, or None
     official     [N] the part that the source itself gives: "train", "val", "test", UNLABELLED, or "" for none
-    details      N rows of whatever else the source knows (sex, age, view, ...)
+    details      N rows of whatever else the source knows (sex, age, view, ...); of opened data also patient, the group
+                 before near-duplicates were joined
     """
 
     root: Path

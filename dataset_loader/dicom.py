@@ -1,13 +1,14 @@
 """DICOM files: the pixels of one gray frame, and what the header says about the patient."""
 
 import contextlib
+import importlib.util
 import logging
 import warnings
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
 # Odd headers are common, and what cannot be read is reported with its file.
@@ -21,9 +22,10 @@ _UNITS_PER_YEAR = {"Y": 1, "M": 12, "W": 365.25 / 7, "D": 365.25}
 def dicom_pixels(file: IO[bytes]) -> np.ndarray:
     """Return the frame [H, W] of a DICOM file, a larger value being brighter: uint8, or floats of any range.
 
-    Applied are rescale slope or modality LUT, then the VOI LUT or else the first window (DICOM PS3.3 C.11), and
-    MONOCHROME1 is inverted. Raises ValueError with the reason for a file without pixels, of several frames, in colour,
-    or compressed in a way that the installed decoders cannot read; pydicom raises other exceptions for damage.
+    Applied are rescale slope or modality LUT, then the VOI LUT or else the first window (DICOM PS3.3 C.11);
+    MONOCHROME1 is inverted; padding is as dark as the darkest other pixel. Raises ValueError with the reason for a file
+    without pixels, of several frames, in colour, or compressed in a way that the installed decoders cannot read;
+    pydicom raises other exceptions for damage.
     """
     header = dcmread(file)
     if "PixelData" not in header:
@@ -44,7 +46,23 @@ def dicom_pixels(file: IO[bytes]) -> np.ndarray:
         values = apply_voi_lut(values, header)
     is_plain = header.BitsStored == 8 and stored.dtype == np.uint8 and np.array_equal(values, stored)
     values = stored if is_plain else np.asarray(values, dtype=np.float32)
-    return values if kind == "MONOCHROME2" else (255 - values if is_plain else -values)
+    values = values if kind == "MONOCHROME2" else (255 - values if is_plain else -values)
+    padded = _padding(stored, header)
+    return np.where(padded, values[~padded].min(), values) if padded.any() and not padded.all() else values
+
+
+def _padding(stored: np.ndarray, header: Dataset) -> np.ndarray:
+    """Return which pixels [H, W] lie outside the picture: those of PixelPaddingValue, or up to its range's limit."""
+    value = header.get("PixelPaddingValue")
+    if value is None:
+        return np.zeros(stored.shape, dtype=bool)
+    low, high = sorted((int(value), int(header.get("PixelPaddingRangeLimit", value))))
+    return (stored >= low) & (stored <= high)
+
+
+def decoders() -> list[str]:
+    """Return which of the packages that read more kinds of compressed DICOM are installed."""
+    return [name for name in ("gdcm", "jpeg_ls", "libjpeg", "openjpeg", "rle") if importlib.util.find_spec(name)]
 
 
 def dicom_facts(path: Path) -> dict[str, str]:

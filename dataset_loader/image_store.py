@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dataset_loader.dicom import decoders
+from dataset_loader.image_files import is_dicom_name
 from dataset_loader.store_building import FORMAT, IMAGES, KEPT, REJECTED, build_store, finished_store
 from utils.config import UserError
 
@@ -90,6 +92,8 @@ def open_store(root: Path, paths: Sequence[str], size: int, cache_dir: Path, sho
 
 def _key(root: Path, names: list[str], size: int) -> str:
     digest = hashlib.sha256(f"format {FORMAT}, {size} px\n".encode() + os.fsencode(root.resolve()))
+    if any(map(is_dicom_name, names)):
+        digest.update(repr(decoders()).encode())  # another one may read files that were left out
     read_every = -(-len(names) // MAX_SAMPLED)
     for row, name in enumerate(names):
         with contextlib.suppress(OSError):  # a file that is missing has only a name

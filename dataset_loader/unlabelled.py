@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dataset_loader.duplicates import NO_DUPLICATES, find_copies
+from dataset_loader.duplicates import find_copies
 from dataset_loader.image_files import image_files
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.phantoms.dataset import is_synthetic
@@ -46,7 +46,8 @@ class Collection:
     rows        [M] their places in the store
     store       pixels
     signatures  [M, 49] uint8, by which their pictures are known
-    left_out    near-duplicates of held-out images: file, other (the held-out image), distance
+    left_out    near-duplicates of held-out images: file, other (the held-out image), distance; and images of held-out
+                patients: file, other (the patient), NaN
     """
 
     source: str
@@ -66,7 +67,7 @@ class Collection:
 
     @property
     def num_left_out(self) -> int:
-        """Images that are near-duplicates of held-out ones."""
+        """Images that are near-duplicates of held-out ones, or of their patients."""
         return len(set(self.left_out["file"]))
 
     def facts(self) -> dict[str, object]:
@@ -117,12 +118,13 @@ def collection_of(
     thumbnails = open_store(root, list(paths), THUMBNAIL, DATASETS_ROOT / ".cache")
     pictures, compared = signatures(thumbnails), paths[thumbnails.kept]
     known = copies_among(pictures, labelled.signatures, max_bits=0)
-    if source == labelled.source:
-        known |= np.isin(groups[thumbnails.kept].astype(str), labelled.groups.astype(str))
-    left_out = NO_DUPLICATES
+    patients = groups[thumbnails.kept].astype(str)  # an image of which no patient is known is its own group
+    held_out = (source == labelled.source) & (patients != compared) & np.isin(patients, labelled.groups.astype(str))
+    left_out = pd.DataFrame({"file": compared[held_out], "other": patients[held_out], "distance": np.nan})
     if labelled.thumbnails is not None:
-        left_out = find_copies(thumbnails, compared.tolist(), labelled.thumbnails, labelled.files)
-        left_out = left_out.loc[np.isin(left_out["file"], compared[~known])]
+        copies = find_copies(thumbnails, compared.tolist(), labelled.thumbnails, labelled.files)
+        left_out = pd.concat([copies, left_out]) if len(left_out) else copies
+    left_out = left_out.loc[np.isin(left_out["file"], compared[~known])]
     new = ~known & ~np.isin(compared, left_out["file"])
     if not new.any():
         return None

@@ -182,7 +182,8 @@ def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] | N
     thumbnails = open_store(columns.root, list(columns.paths), THUMBNAIL, DATASETS_ROOT / ".cache")
     columns = columns.take(thumbnails.kept)
     duplicates = find_duplicates(thumbnails, columns.paths.tolist()) if columns.label_names else NO_DUPLICATES
-    columns = replace(columns, groups=joined_groups(columns.paths, columns.groups, duplicates))
+    details = columns.details.assign(patient=columns.groups)
+    columns = replace(columns, details=details, groups=joined_groups(columns.paths, columns.groups, duplicates))
     store = open_store(columns.root, list(columns.paths), config.stored_size, DATASETS_ROOT / ".cache")
     columns = columns.take(store.kept)
     parts = complete_split(columns, config.split_seed)
@@ -191,14 +192,23 @@ def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] | N
     described = ", ".join(f"{int((parts == part).sum()):,} {part}" for part in PARTS)
     kind = " (synthetic)" if xrays.synthetic else "" if columns.label_names else " without labels"
     print(f"{config.dataset}{kind}: {len(xrays):,} X-rays, {described}", file=sys.stderr)
-    _warn_of_shared_groups(columns.groups, parts)
+    _warn_of_official_parts(columns, parts)
     if also is None:
         return xrays
     return replace(xrays, also=_collections(xrays, everything, config.stored_size, device, also))
 
 
-def _warn_of_shared_groups(groups: np.ndarray, parts: np.ndarray) -> None:
-    """Say what an official split does not keep apart; a drawn one keeps groups whole."""
+def _warn_of_official_parts(columns: Columns, parts: np.ndarray) -> None:
+    """Say what an official split does not keep apart, and what joins its parts; a drawn one keeps groups whole."""
+    named = set(columns.official) & {"val", "test"}
+    joined = (columns.official == "") & np.isin(parts, list(named))
+    if joined.any():
+        print(
+            f"warning: {joined.sum():,} more images are in the official {' and '.join(sorted(named))} part: they have "
+            "the patient or the film of an image there",
+            file=sys.stderr,
+        )
+    groups = columns.groups
     shared = (parts == "train") & np.isin(groups, groups[parts != "train"])
     if shared.any():
         print(
@@ -226,7 +236,7 @@ def _collections(
     opened |= {entry: open_collection(entry, size, device, labelled) for entry in entries}
     for name, collection in opened.items():
         lost = collection.num_left_out
-        note = f"; {lost:,} near-duplicates of held-out images left out" if lost else ""
+        note = f"; {lost:,} near-duplicates of held-out images, or of their patients, left out" if lost else ""
         print(f"also {name}: {len(collection):,} X-rays{note}", file=sys.stderr)
     return tuple(opened.values())
 

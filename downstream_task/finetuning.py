@@ -83,7 +83,8 @@ class _Finetuning:
         subset = config.label_fraction, config.label_draw, config.split_seed
         self.train_indices, self.val = labelled_subset(xrays, self.targets, *subset), xrays.indices("val")
         check_learnable(self.targets, {"the labelled subset": self.train_indices, "the validation part": self.val})
-        seen = xrays.image_ids(self.train_indices)
+        learnt_from = self.train_indices[: 0 if config.method == "as_is" else None]
+        seen = xrays.image_ids(learnt_from)
         # an encoder of unknown origin stays one after further training
         self.provenance = start.provenance and start.provenance.joined(xrays.split_hash, seen)
         names, trainable = self.targets.names, config.trainable if config.method == "finetune" else "fc"

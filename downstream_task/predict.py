@@ -47,7 +47,7 @@ import pandas as pd
 from dataset_loader.decoding import square_or_reason
 from dataset_loader.phantoms.dataset import is_synthetic
 from downstream_task.clinic.export import write_onnx
-from downstream_task.clinic.films import find_films
+from downstream_task.clinic.films import PATH, find_films
 from downstream_task.clinic.predictor import NetworkConfig, Predictor, open_predictors
 from utils.config import UserError, as_dict
 from utils.files import stamps_hash
@@ -83,7 +83,7 @@ def main(config: PredictConfig) -> None:
         raise UserError(f"{config.classifier} stands for {len(opened)} runs; name one, such as runs/{predictor.name}.")
     films = find_films(config.images)
     run_name = config.run_name or f"predict/{predictor.name}"
-    facts = {**as_dict(config), **predictor.origin, "files": stamps_hash(map(Path, films["path"]))}
+    facts = {**as_dict(config), **predictor.origin, "files": stamps_hash(map(Path, films[PATH]))}
     run = Run(run_name, facts, "predictions")
     if run.summary is None:
         run.start(device=describe_device(predictor.device))
@@ -100,7 +100,7 @@ def predict(predictor: Predictor, films: pd.DataFrame, run: Run) -> None:
     decode = partial(square_or_reason, size=predictor.sizes[0])
     with ThreadPoolExecutor(usable_cores()) as pool, progress_bar(len(films), "predicting") as bar:
         for start in range(0, len(films), AT_ONCE):
-            images = dict(enumerate(pool.map(decode, films["path"][start : start + AT_ONCE]), start))
+            images = dict(enumerate(pool.map(decode, films[PATH][start : start + AT_ONCE]), start))
             rejected |= {row: image for row, image in images.items() if isinstance(image, str)}
             usable = {row: image for row, image in images.items() if not isinstance(image, str)}
             if usable:
@@ -112,7 +112,7 @@ def predict(predictor: Predictor, films: pd.DataFrame, run: Run) -> None:
     if not found:
         first = reasons.iloc[0]
         raise UserError(f"none of the {len(films):,} files can be used; the first, {first['file']}: {first['reason']}.")
-    table, minutes = films.iloc[[*found]].drop(columns="path"), (time.monotonic() - started) / 60
+    table, minutes = films.iloc[[*found]].drop(columns=PATH), (time.monotonic() - started) / 60
     probabilities = np.stack([*found.values()])  # [n, C]
     table[[f"p {name}" for name in predictor.classes]] = probabilities
     if not predictor.multilabel:
@@ -124,7 +124,7 @@ def predict(predictor: Predictor, films: pd.DataFrame, run: Run) -> None:
             "rejected": len(rejected),
             "classes": predictor.classes,
             "temperature": predictor.temperature,
-            "synthetic": any(is_synthetic(folder) for folder in {Path(path).parent for path in films["path"]}),
+            "synthetic": any(is_synthetic(folder) for folder in {Path(path).parent for path in films[PATH]}),
             "report": report(table, predictor, len(rejected), len(films) / minutes, run),
         }
     )

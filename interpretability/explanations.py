@@ -98,7 +98,7 @@ def explain(predictor: Predictor, question: Question) -> Explained:
     x = network_input(pictures, predictor)  # [N, C, R, R]
 
     def to_probabilities(logits: Tensor) -> Tensor:
-        return probabilities_of(logits, predictor.multilabel)
+        return probabilities_of(logits / predictor.temperature, predictor.multilabel)
 
     with torch.no_grad():
         probabilities = to_probabilities(torch.cat([net(batch) for batch in x.split(IMAGES_AT_ONCE)]))

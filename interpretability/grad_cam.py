@@ -60,7 +60,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from downstream_task.clinic.films import find_films
+from downstream_task.clinic.films import PATH, find_films
 from downstream_task.clinic.predictor import NetworkConfig, Predictor, is_elsewhere, open_predictors
 from downstream_task.finished_runs import OpenedData, open_checkpoints
 from interpretability.explanations import QUANTITIES, Explained, Question, differences, explain
@@ -144,7 +144,7 @@ def open_run(config: MapsConfig, networks: Mapping[str, Predictor]) -> Run:
     first = next(iter(networks.values())).name
     run_name = config.run_name or f"grad_cam/{first if len(networks) == 1 else first.rpartition('/')[0] or first}"
     weights = {name: network.origin["weights"] for name, network in networks.items()}
-    files = stamps_hash(map(Path, find_films(config.images)["path"])) if config.images else ""
+    files = stamps_hash(map(Path, find_films(config.images)[PATH])) if config.images else ""
     return Run(run_name, {**as_dict(config), "weights": weights, "files": files}, "maps")
 
 

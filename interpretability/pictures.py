@@ -14,7 +14,7 @@ from dataset_loader.image_files import IMAGE_SUFFIXES
 from dataset_loader.lung_masks import read_mask
 from dataset_loader.phantoms.dataset import is_synthetic
 from dataset_loader.xrays import XRays
-from downstream_task.clinic.films import find_films
+from downstream_task.clinic.films import PATH, find_films
 from downstream_task.clinic.predictor import Predictor
 from downstream_task.targets import Targets
 from utils.config import UserError
@@ -47,20 +47,24 @@ class Picture:
 
 
 def pictures_of_files(names: Sequence[str], classes: Sequence[str]) -> list[Picture]:
-    """Read X-rays by file, folder or table. In the COVID-19 layout, mask and class come from the folders around them.
+    """Read X-rays by file, folder or table, whose columns label and patient count.
+
+    In the COVID-19 layout, mask and class come from the folders around them.
 
     Raises UserError, naming the file, for one that cannot be used.
     """
-    files = [Path(path) for path in find_films(names)["path"]]
-    stems = [file.stem for file in files]
+    films = find_films(names).fillna("")
+    stems = [Path(file).stem for file in films[PATH]]
+    unique = len(set(stems)) == len(stems)
     pictures = []
-    for n, file in enumerate(files):
+    for n, film in enumerate(films.to_dict("records")):
+        file = Path(film[PATH])
         folder = file.parent.parent if file.parent.name.lower() == "images" else None
         beside = sorted((folder / "masks").iterdir()) if folder and (folder / "masks").is_dir() else []
         masks = [path for path in beside if path.stem == file.stem and path.suffix.lower() in IMAGE_SUFFIXES]
-        label = folder.name if folder and folder.name in classes else ""
-        name = file.stem if stems.count(file.stem) == 1 else f"{file.stem}_{n}"
-        pictures.append(_read(file, name, masks[0] if masks else None, label, str(file)))
+        label = str(film.get("label") or (folder.name if folder else ""))
+        name, group = file.stem if unique else f"{n:04d}_{file.stem}", str(film.get("patient") or file)
+        pictures.append(_read(file, name, masks[0] if masks else None, label * (label in classes), group))
     return pictures
 
 

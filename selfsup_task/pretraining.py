@@ -99,7 +99,7 @@ class Partners:
     def __init__(self, xrays: XRays, indices: np.ndarray):
         columns = xrays.columns
         study = columns.details["study"].astype(str) if "study" in columns.details else ""
-        visits = pd.factorize(pd.Series(columns.groups.astype(str)) + "/" + study)[0]
+        visits = pd.factorize(columns.details["patient"].astype(str) + "/" + study)[0]
         alone = visits.max() + 1 + np.arange(sum(map(len, xrays.also)))  # nobody knows the patients of collections
         key = np.concatenate([visits, alone])[indices]
         order = np.argsort(key, kind="stable")

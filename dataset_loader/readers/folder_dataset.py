@@ -48,7 +48,9 @@ def read_folder(root: Path) -> Columns:
         written = [(file, f"{path}, line {line}, column {name!r},") for line, file in column_of(rows, name).items()]
         rows[name] = [_relative(file, root, where) if file or name == "file" else "" for file, where in written]
     if "label" in rows:
-        names, labels = _classes(column_of(rows, "label"), path)
+        has_file = column_of(rows, "file").isin(files)
+        written = column_of(rows, "label").where(has_file | (not has_file.any()), "")  # classes without a file do not count
+        names, labels = _classes(written, path)
     else:
         names = _findings(rows, path)
         labels = np.stack([checked_findings(column_of(rows, name), path) for name in names], axis=1)

@@ -9,6 +9,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from dataset_loader import image_store
 from dataset_loader.columns import Columns
 from dataset_loader.decoding import BrokenImageError, decode_square, decode_upright, upright_size
 from dataset_loader.image_files import image_files
@@ -156,3 +157,24 @@ def test_one_patient_for_all_is_none(tmp_path: Path) -> None:
         write(tmp_path / name, PatientID="ANONYMOUS")
     assert read_folder(tmp_path).groups.tolist() == ["a.dcm", "b.dcm"]
     assert image_files(tmp_path).tolist() == ["a.dcm", "b.dcm"]
+
+
+def test_padding_does_not_squeeze_the_tissue(tmp_path: Path) -> None:
+    padded = RAMP.copy()
+    padded[:, : SIZE // 3] = 65535
+    expected = padded.astype(float)
+    expected[:, : SIZE // 3] = padded[:, SIZE // 3 :].min()
+    path = write(tmp_path / "a.dcm", padded, bits=16, PixelPaddingValue=65535)
+    np.testing.assert_allclose(decode_square(path, SIZE), scaled(expected), atol=1)
+    negative = -padded.astype(float)
+    negative[:, : SIZE // 3] = negative[:, SIZE // 3 :].min()
+    header = {"PhotometricInterpretation": "MONOCHROME1", "PixelPaddingValue": 65000, "PixelPaddingRangeLimit": 65535}
+    path = write(tmp_path / "b.dcm", padded, bits=16, **header)
+    np.testing.assert_allclose(decode_square(path, SIZE), scaled(negative), atol=1)
+
+
+def test_another_decoder_decodes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a.dcm")
+    first = image_store._key(tmp_path, ["a.dcm"], SIZE)
+    monkeypatch.setattr(image_store, "decoders", lambda: ["another"])
+    assert image_store._key(tmp_path, ["a.dcm"], SIZE) != first

@@ -61,6 +61,7 @@ def test_other_images_of_held_out_patients_are_not_taken(own: Path) -> None:
     pd.concat([table, more]).to_csv(own / "labels.csv", index=False)
     (others,) = opened(own, []).also
     assert "50.png" not in others.paths and "51.png" in others.paths
+    assert ["50.png", "p0"] in others.left_out[["file", "other"]].to_numpy().tolist()
 
 
 def test_near_duplicates_across_an_official_split_are_said(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,6 +69,13 @@ def test_near_duplicates_across_an_official_split_are_said(own: Path, capsys: py
         file.write("copy.png,a,train\n")
     assert len(opened(own)) == 41
     assert "1 images of the official train part have the patient or the film" in capsys.readouterr().err
+
+
+def test_what_joins_an_official_part_is_said(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (own / "labels.csv").open("a") as file:
+        file.write("copy.png,a,\n")  # of an image of the test part
+    assert opened(own).parts.tolist().count("test") == 6
+    assert "1 more images are in the official test and val part" in capsys.readouterr().err
 
 
 def test_without_labels_everything_is_trained_on_and_nothing_is_learned_from_labels(own: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from dataset_loader.image_files import image_files
-from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
+from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT, RECORD, ensure_phantoms
 from dataset_loader.xrays import DataConfig, XRays, open_xrays
 from utils.config import UserError
 
@@ -97,6 +97,22 @@ def test_images_that_cannot_be_compared_with_held_out_ones_are_left_out(phantoms
             ImageOps.mirror(image).save(tmp_path / f"large{number}.png")
     (collection,) = opened(phantoms, str(tmp_path)).also
     assert collection.paths.tolist() == [f"large{number}.png" for number in range(10)]
+
+
+def test_other_pictures_under_the_names_of_held_out_ones_are_taken(phantoms: Path, tmp_path: Path) -> None:
+    alone = opened(phantoms)
+    root = ensure_phantoms(tmp_path / "other", images=60, size=64, seed=7)
+    (root / RECORD).unlink()
+    held_out = [alone.columns.paths[row] for row in alone.indices("test")]
+    own = [file for name in ("COVID", "Normal") for file in sorted((root / name / "images").iterdir())]
+    for file, name in zip(own, held_out, strict=False):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        file.rename(root / f"{name}.moved")
+    for moved in sorted(root.rglob("*.moved")):
+        moved.rename(moved.with_suffix(""))
+    (collection,) = opened(phantoms, f"covid:{root}").also
+    taken = set(collection.paths) & set(held_out)
+    assert len(taken) + collection.num_left_out >= 20 and len(taken) > 15
 
 
 @pytest.mark.parametrize(

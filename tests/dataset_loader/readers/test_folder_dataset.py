@@ -154,3 +154,9 @@ def test_a_folder_without_images_is_one_sentence(tmp_path: Path) -> None:
         read_folder(tmp_path)
     with pytest.raises(UserError, match="found no folder"):
         read_folder(tmp_path / "nowhere")
+
+
+def test_a_class_without_a_file_is_none(root: Path) -> None:
+    columns = read(root, "file,label", "a.png,Normal", "d.gif,COVID", "gone.png,Tuberculosis")
+    assert columns.label_names == ("COVID", "Normal")
+    assert columns.labels[np.isin(columns.paths, ["a.png", "d.gif"])].tolist() == [1, 0]

@@ -1,11 +1,14 @@
 """Operating points, conformal sets, subgroups: against scikit-learn, by hand and by simulation."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import recall_score, roc_curve
 
 from downstream_task.clinic.conformal import coverage, least_probability
+from downstream_task.clinic.films import PATH, find_films
 from downstream_task.clinic.operating_points import (
     RULES,
     choose_threshold,
@@ -117,3 +120,17 @@ def test_of_many_small_groups_the_largest_come_one_by_one() -> None:
     images = dict(zip(table["group"], table["images"], strict=True))
     assert len(images) == MAX_GROUPS and sum(images.values()) == 100
     assert (images["big"], images["small"], images[f"{22 - MAX_GROUPS + 1} others"]) == (50, 30, 22 - MAX_GROUPS + 1)
+
+
+def test_a_film_that_a_table_and_its_folder_name_comes_once_with_its_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "films").mkdir()
+    (tmp_path / "tables").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "films" / name).touch()
+    (tmp_path / "tables" / "t.csv").write_text("File,patient,path\n../films/a.png,p1,kept\n")
+    films = find_films([str(tmp_path / "films"), str(tmp_path / "tables" / "t.csv")])
+    assert films[PATH].tolist() == [str(tmp_path / "films" / name) for name in ("a.png", "b.png")]
+    assert films["patient"].tolist()[0] == "p1" and films["path"].tolist()[0] == "kept"
+    assert "1 X-rays are named again" in capsys.readouterr().err
