@@ -15,7 +15,14 @@ from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 warnings.filterwarnings("ignore", module="pydicom")
 logging.getLogger("pydicom").setLevel(logging.ERROR)
 
-_TAGS = {"patient": "PatientID", "sex": "PatientSex", "age": "PatientAge", "view": "ViewPosition"}
+_TAGS = {
+    "patient": "PatientID",
+    "sex": "PatientSex",
+    "age": "PatientAge",
+    "view": "ViewPosition",
+    "modality": "Modality",
+}
+RADIOGRAPHS = ("CR", "DX", "RG", "")  # modalities; "" where the header does not say
 _UNITS_PER_YEAR = {"Y": 1, "M": 12, "W": 365.25 / 7, "D": 365.25}
 
 
@@ -66,7 +73,7 @@ def decoders() -> list[str]:
 
 
 def dicom_facts(path: Path) -> dict[str, str]:
-    """Return patient, sex, age in years and view of a DICOM header as text, "" where it does not say."""
+    """Return patient, sex, age in years, view and modality of a DICOM header as text, "" where it does not say."""
     try:
         header = dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS.values()))
         facts = {name: str(header.get(tag) or "").strip() for name, tag in _TAGS.items()}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from self_sup_classes.backbones import Backbone, head_of, load_strictly, read_state_dict, set_module
-from utils.config import check_choice
+from utils.config import UserError, check_choice
 
 # What is trained, by how many of a network's stages (stem, layer1 ... layer4, fc) are frozen.
 FROZEN_STAGES = {"fc": 5, "layer4+fc": 4, "layer3-4+fc": 3, "layer2-4+fc": 2, "layer1-4+fc": 1, "all": 0}
@@ -71,8 +71,14 @@ class Classifier(nn.Module):
 def load_classifier(path: Path, name: str, in_channels: int, class_names: Sequence[str]) -> Classifier:
     """Return the classifier of a saved state_dict; UserError if its architecture, channels or classes are others."""
     classifier = Classifier(Backbone(name, in_channels), len(class_names))
+    state, weight = read_state_dict(path), f"{classifier.head_name}.weight"
+    if weight in state and len(state[weight]) != len(class_names):
+        raise UserError(
+            f"{path} does not fit: it has {len(state[weight]):,} outputs, but there are {len(class_names)} classes, "
+            f"{', '.join(class_names)}. Name each of its outputs; an encoder has no classes yet, so fine-tune it first."
+        )
     description = f"{name} with {in_channels} input channel(s) and the classes {', '.join(class_names)}"
-    load_strictly(classifier.net, read_state_dict(path), str(path), description)
+    load_strictly(classifier.net, state, str(path), description)
     return classifier
 
 

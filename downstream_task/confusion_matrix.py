@@ -69,6 +69,8 @@ class ScoreConfig(Config):
         if not self.runs:
             raise UserError("runs is empty; name at least one folder under runs/.")
         for entry in self.external:
+            if ":" not in entry and repo_path(entry).is_dir():
+                raise UserError(f"external holds {entry!r}; write its layout before it, such as folder:{entry}.")
             check_choice("external", entry.partition(":")[0], DATASETS)
 
 
@@ -83,7 +85,7 @@ def main(config: ScoreConfig) -> None:
             print("\n".join(score_comparison(folder)))
     for entry in config.external:
         print(external_table([score_external(finished, entry, data) for finished in tracked(runs, entry, "run")]))
-    print("\ntables and figures   runs/test/")
+    print(f"\ntables and figures   {RUNS_ROOT / 'test'}/")
     print(f"next   python interpretability/shortcut_audit.py --checkpoints runs/{runs[-1].name}")
 
 
@@ -118,10 +120,9 @@ def score_external(finished: Finished, entry: str, data: OpenedData) -> Run:
         scored = finished.look(xrays, targets, rows, note)
         run.start(device=describe_device(data.device), data=xrays.facts())
         missing = [name for name in targets.names if name not in shared]
-        drop = compared_with_test(finished, scored, shared, REPEATS)
-        save_scores(
-            run, scored, f"of {name}", {"tested": finished.name, "collection": name, "missing": missing, **drop}
-        )
+        facts = {"tested": finished.name, "collection": name, "of_other_classes": len(xrays) - len(rows)}
+        compared = compared_with_test(finished, scored, shared, REPEATS)
+        save_scores(run, scored, f"of {name}", {**facts, "missing": missing, **compared})
     return run
 
 

@@ -93,8 +93,20 @@ class Finished:
 
     @property
     def weights(self) -> Path:
-        """Return the file of the weights that were best on validation."""
-        return self.folder / f"{self.config.backbone}_best_state_dict.pt"
+        """Return the file of the weights that were best on validation. Raises UserError if it was deleted."""
+        path = self.folder / f"{self.config.backbone}_best_state_dict.pt"
+        if not path.exists():
+            raise UserError(
+                f"the weights of {self.folder} were deleted, as a comparison does with settings that it did not "
+                "choose; name a run that summary.csv says was chosen, or delete the folder and train again."
+            )
+        return path
+
+    def train_files(self) -> frozenset[str]:
+        """Return the files of its data's train part, with links resolved."""
+        split = pd.read_csv(self.folder / "split.csv", dtype=str)
+        root = Path((read_json(self.folder / "environment.json") or {}).get("data", {}).get("data_root", ""))
+        return frozenset(str((root / file).resolve()) for file in split.loc[split["part"] == "train", "file"])
 
     def weights_hash(self) -> str:
         """Return 16 hex digits that name those weights."""
@@ -102,8 +114,8 @@ class Finished:
 
     def classifier(self, device: torch.device) -> Classifier:
         """Return the network with those weights."""
-        names = self.summary["classes"]
-        return placed(load_classifier(self.weights, self.config.backbone, self.config.in_channels, names), device)
+        config, names = self.config, self.summary["classes"]
+        return placed(load_classifier(self.weights, config.backbone, config.in_channels, names), device)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return [N, C] of its logits [N, C]."""
@@ -158,7 +170,7 @@ class Finished:
             raise UserError(
                 f"{columns.root} has {', '.join(columns.label_names)}, and {self.folder} predicts {', '.join(names)}; "
                 "an external test needs images of two classes, or positive and negative ones of a finding, of the same "
-                "name."
+                "name, capitals included."
             )
         rows = np.arange(len(xrays)) if multilabel else np.flatnonzero(values >= 0)
         return Targets(values, tuple(names)), rows, shared
@@ -215,10 +227,8 @@ def find_finished(name: str) -> list[Finished]:
             f"{repo_path(name)} is not a finished fine-tuning run or comparison; run "
             "downstream_task/trained_vs_no_trained_compare.py first, or name one of the folders that it writes."
         )
-    return [
-        Finished(path, make_config(FinetuneConfig, _read(path / "config.json")), _read(path / "summary.json"))
-        for path in found
-    ]
+    read = [(path, read_json(path / "config.json") or {}, read_json(path / "summary.json") or {}) for path in found]
+    return [Finished(path, make_config(FinetuneConfig, config), summary) for path, config, summary in read]
 
 
 def open_checkpoints(names: Sequence[str]) -> dict[str, Finished]:
@@ -243,7 +253,3 @@ def run_name(folder: Path) -> str:
     """Return a folder's name below runs/, or the last part of a folder elsewhere."""
     root = RUNS_ROOT.resolve()
     return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else folder.name
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return read_json(path) or {}

@@ -27,7 +27,7 @@ config: dict[str, Any] = {
     "img_res": 0,  # pixels per side at which it was trained
     # run
     "onnx": False,  # True: also write the classifier as classifier.onnx (pip install -e ".[onnx]")
-    "run_name": "",  # runs/<run_name>/; "" is predict/ and the classifier's name
+    "run_name": "",  # runs/<run_name>/; "" is predict/, the classifier's name and that of the first images
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves it to torch
 }
@@ -82,7 +82,8 @@ def main(config: PredictConfig) -> None:
     if others:
         raise UserError(f"{config.classifier} stands for {len(opened)} runs; name one, such as runs/{predictor.name}.")
     films = find_films(config.images)
-    run_name = config.run_name or f"predict/{predictor.name}"
+    first, *others = config.images
+    run_name = config.run_name or f"predict/{predictor.name}/{Path(first).stem}{'_and_more' if others else ''}"
     facts = {**as_dict(config), **predictor.origin, "files": stamps_hash(map(Path, films[PATH]))}
     run = Run(run_name, facts, "predictions")
     if run.summary is None:
@@ -112,6 +113,7 @@ def predict(predictor: Predictor, films: pd.DataFrame, run: Run) -> None:
     if not found:
         first = reasons.iloc[0]
         raise UserError(f"none of the {len(films):,} files can be used; the first, {first['file']}: {first['reason']}.")
+    seen = int(films[PATH].iloc[[*found]].isin(predictor.learnt_from).sum())
     table, minutes = films.iloc[[*found]].drop(columns=PATH), (time.monotonic() - started) / 60
     probabilities = np.stack([*found.values()])  # [n, C]
     table[[f"p {name}" for name in predictor.classes]] = probabilities
@@ -125,12 +127,14 @@ def predict(predictor: Predictor, films: pd.DataFrame, run: Run) -> None:
             "classes": predictor.classes,
             "temperature": predictor.temperature,
             "synthetic": any(is_synthetic(folder) for folder in {Path(path).parent for path in films[PATH]}),
-            "report": report(table, predictor, len(rejected), len(films) / minutes, run),
+            "report": report(table, predictor, seen, len(rejected), len(films) / minutes, run),
         }
     )
 
 
-def report(table: pd.DataFrame, predictor: Predictor, num_rejected: int, per_minute: float, run: Run) -> list[str]:
+def report(
+    table: pd.DataFrame, predictor: Predictor, num_seen: int, num_rejected: int, per_minute: float, run: Run
+) -> list[str]:
     """Return lines to print: how many X-rays of each class, or the mean probability of each finding."""
     mean = table[[f"p {name}" for name in predictor.classes]].mean().to_numpy()
     rows = {"mean probability": [f"{p:.3f}" for p in mean]}
@@ -142,9 +146,11 @@ def report(table: pd.DataFrame, predictor: Predictor, num_rejected: int, per_min
         f"probabilities at temperature {predictor.temperature:.2f}",
         pd.DataFrame(rows, index=predictor.classes).to_string(),
     ]
+    if num_seen:
+        lines.append(f"{num_seen:,} of them were in its train part, which says nothing about new X-rays")
     if num_rejected:
         lines.append(f"{num_rejected:,} files could not be used: see {run}/rejected.csv")
-    return [*lines, "Research code: nothing here is a medical finding.", f"\ntable   {run}/predictions.csv"]
+    return [*lines, "Research code: nothing here is a medical finding.", f"\ntables  {run}/"]
 
 
 if __name__ == "__main__":

@@ -205,7 +205,8 @@ def choices(table: pd.DataFrame, at_cap: dict[str, list[int]]) -> list[str]:
     rows = table.query("best").assign(way=lambda rows: rows["setting"].where(rows["setting"] != "", rows["method"]))
     chosen = rows.pivot_table("way", "labels", "arm", aggfunc="first", sort=False)
     stopped = ", ".join(f"{arm} {count} of {of}" for arm, (count, of) in at_cap.items())
-    return [f"\nbest on validation\n{chosen.to_string()}", f"fine-tunings that the cap of steps stopped: {stopped}"]
+    lines = [f"\nbest on validation\n{chosen.to_string()}"]
+    return [*lines, f"fine-tunings that the cap of steps stopped: {stopped}"] if stopped else lines
 
 
 def save_convergence(run: Run, table: pd.DataFrame, summary: dict[str, Any]) -> None:

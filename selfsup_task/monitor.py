@@ -187,7 +187,7 @@ class Monitor:
             "train/on_diagonal": on_diagonal,
             "chance": self._chance,
         }
-        title = plots.marked(str(self.run), self.xrays.synthetic)
+        title = plots.marked(self.run.name, self.xrays.synthetic)
         metric = metric_name(metric_of(self.labels)) if self.draws else "no labels, so no probes"
         return plots.training_curves(self.run.rows, title, levels, metric)
 

@@ -171,7 +171,8 @@ def confusion_matrices(counts: np.ndarray, names: Sequence[str], title: str) -> 
         ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         for (row, column), value in np.ndenumerate(values):
             colour = "white" if shares[row, column] > 0.55 else "black"
-            ax.text(column, row, form.format(value), ha="center", va="center", fontsize=9, color=colour)
+            text = form.format(value) if counts[row].any() else ""
+            ax.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
         ax.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
         ax.set_yticks(range(len(names)), names, fontsize=8)
         ax.set(xlabel="predicted", ylabel="label", title=what)

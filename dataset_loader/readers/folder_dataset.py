@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dataset_loader.columns import UNLABELLED, Columns
-from dataset_loader.dicom import dicom_facts
+from dataset_loader.dicom import RADIOGRAPHS, dicom_facts
 from dataset_loader.image_files import image_files, is_dicom_name, shown
 from dataset_loader.readers.tables import checked_findings, column_of, finding_values, read_table
 from utils.config import UserError
@@ -49,7 +49,8 @@ def read_folder(root: Path) -> Columns:
         rows[name] = [_relative(file, root, where) if file or name == "file" else "" for file, where in written]
     if "label" in rows:
         has_file = column_of(rows, "file").isin(files)
-        written = column_of(rows, "label").where(has_file | (not has_file.any()), "")  # classes without a file do not count
+        # a class that only rows without a file have does not count
+        written = column_of(rows, "label").where(has_file | (not has_file.any()), "")
         names, labels = _classes(written, path)
     else:
         names = _findings(rows, path)
@@ -166,6 +167,13 @@ def _fill_from_headers(known: pd.DataFrame, root: Path, files: np.ndarray) -> No
     if not rows:
         return
     facts = pd.DataFrame([dicom_facts(root / files[row]) for row in tracked(rows, "DICOM headers", "img")], index=rows)
+    others = facts.pop("modality").value_counts().drop(list(RADIOGRAPHS), errors="ignore")
+    if len(others):
+        counts = ", ".join(f"{count:,} {name}" for name, count in others.items())
+        print(
+            f"warning: {root} has DICOM files of other modalities than radiographs: {counts}; take them out",
+            file=sys.stderr,
+        )
     if len(rows) > 1 and len(set(column_of(facts, "patient")) - {""}) == 1:
         facts["patient"] = ""  # what a program wrote in place of the patients
     for name in facts:

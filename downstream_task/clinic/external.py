@@ -70,5 +70,7 @@ def external_table(tested: list[Run]) -> str:
         rows[summary["tested"]] = {name: interval_text(*value, form=".2f") for name, value in values.items()}
     title = plots.marked(f"{first['images']:,} X-rays of {first['collection']}, external test", first["synthetic"])
     lacks = [f"it has no images of: {', '.join(first['missing'])}; left out of both scores"] if first["missing"] else []
+    if first["of_other_classes"]:
+        lacks.append(f"left out: {first['of_other_classes']:,} images of classes that the network does not know")
     name = metric_name(first["metric"])
     return "\n".join(["", f"{title}: {name} [95% interval]", pd.DataFrame(rows).T.to_string(), *lacks])

@@ -24,7 +24,8 @@ class Predictor:
     """A classifier and how X-rays are shown to it.
 
     sizes   pixels per side: decoded, and seen by the network
-    origin  facts that identify it: where its weights are, and their hash
+    origin  facts that identify it: the hash of its weights, and whether it was trained on synthetic X-rays
+    learnt_from  the resolved files that it was trained on, as far as they are known
     """
 
     network: Classifier
@@ -36,6 +37,7 @@ class Predictor:
     temperature: float
     name: str
     origin: dict[str, Any]
+    learnt_from: frozenset[str] = frozenset()
 
     @property
     def device(self) -> torch.device:
@@ -77,6 +79,8 @@ def open_predictors(names: Sequence[str], config: NetworkConfig, device: torch.d
     """
     elsewhere = {name: repo_path(name) for name in names if is_elsewhere(name, config)}
     runs = [name for name in names if name not in elsewhere]
+    if runs and (config.classes or config.img_res):
+        raise UserError(f"{runs[0]} is a run, which knows its classes and size; leave out --classes and --img-res.")
     found = open_checkpoints(runs) if runs or not elsewhere else {}
     opened = {short: predictor_of(finished, device) for short, finished in found.items()}
     for path in elsewhere.values():
@@ -106,6 +110,7 @@ def predictor_of(finished: Finished, device: torch.device) -> Predictor:
         finished.validation()[2],
         finished.name,
         {"weights": finished.weights_hash(), "synthetic": summary["synthetic"]},
+        finished.train_files(),
     )
 
 

@@ -35,6 +35,6 @@ def save_clinic_tables(run: Run, scored: Scored, title: str, repeats: int) -> No
     table = subgroup_table(details, score, labels, groups, repeats)
     if len(table):
         run.save_table("subgroups", table)
-    run.save_figure("roc", plots.roc_curves(truth, scaled, targets.names, title), step=0)
+    run.save_figure("roc", plots.roc_curves(truth, scored.probabilities, targets.names, title), step=0)
     probabilities = {"as they are": scored.probabilities, "at the temperature": scaled}
     run.save_figure("reliability", plots.reliability(labels, probabilities, title), step=0)

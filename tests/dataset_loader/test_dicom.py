@@ -173,6 +173,13 @@ def test_padding_does_not_squeeze_the_tissue(tmp_path: Path) -> None:
     np.testing.assert_allclose(decode_square(path, SIZE), scaled(negative), atol=1)
 
 
+def test_files_of_another_modality_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, modality in {"a": "DX", "b": "CT", "c": "CT"}.items():
+        write(tmp_path / f"{name}.dcm", Modality=modality)
+    assert len(read_folder(tmp_path)) == 3
+    assert "than radiographs: 2 CT" in capsys.readouterr().err
+
+
 def test_another_decoder_decodes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.dcm")
     first = image_store._key(tmp_path, ["a.dcm"], SIZE)

@@ -63,6 +63,8 @@ def test_score_and_drop_are_over_the_shared_classes(trained: Path, elsewhere: Pa
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["missing"] == ["Lung_Opacity", "Viral Pneumonia"]
     assert "no images of: Lung_Opacity, Viral Pneumonia" in done.stdout
+    unknown = len(list(elsewhere.glob("Tuberculosis/images/*")))
+    assert f"left out: {unknown} images of classes that the network does not know" in done.stdout
     there = pd.read_csv(folder / "predictions.csv")
     files = [
         file.relative_to(elsewhere).as_posix()
@@ -102,6 +104,7 @@ def test_a_collection_that_was_trained_on_or_has_other_labels_is_refused(
         f"chexpert:{phantoms / CHEXPERT_ROOT}": "needs images of two classes",
         "covid:/nowhere": "found no folder /nowhere",
         "covdi": "covid",
+        str(phantoms): f"folder:{phantoms}",
     }.items():
         done = script(TEST, "--runs", "runs/trained_here", "--external", entry, "--threads", "1")
         assert done.returncode == 1

@@ -73,6 +73,10 @@ def test_a_table_gets_probabilities_at_the_temperature_of_validation(
     assert found["patient"].tolist() == table["patient"].tolist()[:-1]
     assert rejected.to_numpy().tolist() == [["broken.png", "not an image"]]
     assert "1 files could not be used" in printed
+    assert "train part" not in printed
+    train = pd.read_csv(trained / "split.csv").query("part == 'train'")["file"]
+    own = predicted("own", *flags[:2], "--images", str(phantoms / COVID_ROOT / train.iloc[0]))
+    assert "1 of them were in its train part" in own[2]
     assert predicted("table", *flags)[2] == printed, "the same command prints the stored result"
 
 
@@ -81,7 +85,8 @@ def test_a_folder_by_a_state_dict_from_elsewhere(trained: Path, phantoms: Path, 
     classes = [column[2:] for column in val.filter(like="p ")]
     shutil.copy(trained / "resnet18_best_state_dict.pt", tmp_path / "weights.pt")
     flags = ("--classifier", str(tmp_path / "weights.pt"), "--img-res", "32", "--classes", *classes)
-    found, _, _ = predicted("elsewhere", *flags, "--images", str(phantoms / COVID_ROOT))
+    found, _, printed = predicted("elsewhere", *flags, "--images", str(phantoms / COVID_ROOT))
+    assert "in its train part" not in printed, "nobody knows"
     assert not found["file"].str.contains("masks").any()
     both = val.merge(found, on="file", suffixes=("", " there"))
     assert len(both) == len(val)
@@ -116,7 +121,11 @@ def test_the_onnx_file_gives_the_same_probabilities(trained: Path, phantoms: Pat
         (["--images", "{tmp}/no_file.csv"], "expected a column file"),
         (["--images", "{tmp}/gone.csv"], "none of the 1 files can be used; the first, gone.png"),
         (["--classifier", "{tmp}/weights.pt"], "give --classes"),
-        (["--classifier", "{tmp}/weights.pt", "--classes", "a", "b", "--img-res", "32"], "weights.pt"),
+        (
+            ["--classifier", "{tmp}/weights.pt", "--classes", "a", "b", "--img-res", "32"],
+            "has 4 outputs, but there are 2",
+        ),
+        (["--img-res", "64"], "leave out --classes and --img-res"),
     ],
 )
 def test_wrong_inputs_get_one_sentence(

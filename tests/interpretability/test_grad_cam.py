@@ -125,7 +125,7 @@ def test_what_cannot_be_explained_is_refused_and_leaves_nothing(explain: Any, pl
         ({"images": [str(empty)]}, "no image below"),
         ({"images": [str(tmp_path / "absent.png")]}, "does not exist"),
         ({"checkpoints": [str(weights)], "classes": ["a", "b"]}, "img-res"),
-        ({"checkpoints": [str(weights)], "classes": ["a", "b"], "img_res": 32}, "does not fit"),
+        ({"checkpoints": [str(weights)], "classes": ["a", "b"], "img_res": 32}, "4 outputs"),
         ({"target": "COVID19"}, "did you mean 'COVID'"),
         ({"only": ["Normals"]}, "did you mean 'Normal'"),
         ({"method": "gradcam"}, "grad_cam"),

@@ -55,3 +55,10 @@ def test_unknown_names_and_channels_are_refused() -> None:
         Backbone("resnet-18", 1)
     with pytest.raises(UserError, match="in_channels is 2"):
         Backbone("resnet18", 2)
+
+
+def test_checkpoints_of_the_usual_kinds_are_read(tmp_path: Path) -> None:
+    state = Backbone("resnet18", 1).net.state_dict()
+    torch.save({"model": {f"module.{name}": value for name, value in state.items()}, "epoch": 3}, tmp_path / "a.pt")
+    read = read_state_dict(tmp_path / "a.pt")
+    assert list(read) == list(state) and all(torch.equal(read[name], value) for name, value in state.items())
