@@ -26,6 +26,7 @@ from utils.files import write_text
 # Built in: in the COVID layout, the same with a planted shortcut for the audit, and in CheXpert's layout.
 PHANTOMS = ["phantom", "phantom_marker", "phantom_chexpert"]
 FINDINGS_DATASETS = ["chexpert", "phantom_chexpert", "nih"]  # the others have classes; a folder has either
+MIN_RES = 8  # pixels per side of what a network sees; fewer show nothing of a chest
 DATASETS = [*PHANTOMS, *READERS]
 DEFAULT_ROOTS = {
     "covid": DATASETS_ROOT / "COVID-19_Radiography_Dataset",
@@ -49,7 +50,7 @@ class DataConfig(Config):
         check_choice("dataset", self.dataset, DATASETS)
         if self.dataset == "folder" and not self.data_root:
             raise UserError("dataset is 'folder', but data_root is empty; name the folder of images, --data-root DIR.")
-        check_at_least("img_res", self.img_res, 1)
+        check_at_least("img_res", self.img_res, MIN_RES)
         check_at_least("split_seed", self.split_seed, 0)
         if self.store_res != 0 and self.store_res < self.img_res:
             raise UserError(

@@ -42,9 +42,9 @@ from downstream_task.finished_runs import Finished, OpenedData, Scored, find_fin
 from downstream_task.targets import predictions_table
 from self_sup_classes.provenance import check_unseen
 from utils import plots
-from utils.config import RUNS_ROOT, Config, UserError, as_dict, check_choice, repo_path
-from utils.files import read_json
-from utils.hardware import describe_device, prepare
+from utils.config import RUNS_ROOT, UserError, as_dict, check_choice, repo_path
+from utils.files import check_files, read_json
+from utils.hardware import MachineConfig, describe_device, prepare
 from utils.intervals import bootstrap_intervals, fewest_groups, interval_text, metric_name
 from utils.logging_utils import Run
 from utils.metrics import CLASS_SCORES, calibration_error, confusion_counts, per_class_scores
@@ -56,13 +56,11 @@ PRINTED = ("accuracy", "balanced_accuracy", "auroc", "ece", "ece_after_temperatu
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(Config):
+class ScoreConfig(MachineConfig):
     """The config above, checked."""
 
     runs: list[str]
     external: list[str]
-    device: str
-    threads: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,6 +97,7 @@ def score_run(finished: Finished, data: OpenedData) -> Run:
         scored = finished.look(xrays, targets, xrays.indices("test"), note)
         run.start(device=describe_device(data.device), data=xrays.facts())
         save_scores(run, scored, "of the test part", {})
+    check_files(run.folder, "predictions.csv", "scores.csv")
     return run
 
 

@@ -9,13 +9,15 @@ from dataset_loader.xrays import DataConfig
 from downstream_task.classifier import FROZEN_STAGES
 from downstream_task.targets import TargetConfig
 from self_sup_classes.backbones import check_backbone
-from utils.config import Config, check_at_least, check_choice, part_of
-from utils.hardware import DEVICES
-from utils.optimisation import FitConfig
+from utils.config import Config, check_above_zero, check_at_least, check_between, check_choice, part_of
+from utils.hardware import PRECISIONS, MachineConfig
+from utils.optimisation import OPTIMIZERS, FitConfig
 
 METHODS = ["finetune", "linear", "as_is"]
 HEADS = ["probe", "zeros"]
 BATCH_NORMS = ["train", "eval"]
+MAX_DRAWS = 1000  # of label subsets
+MAX_STEPS_BETWEEN_EVALUATIONS = 10**6  # whose images are put into an order at once
 CHOOSE_BY = ["validation", "cross-validation"]
 
 
@@ -37,7 +39,8 @@ class BudgetConfig(TargetConfig):
         super().__post_init__()
         check_choice("recipe", self.recipe, list(RECIPES))
         check_choice("choose_by", self.choose_by, CHOOSE_BY)
-        for key, least in {"evaluate_every": 1, "patience": 1, "min_steps": 1, "passes": 0, "batch_size": 2}.items():
+        check_between("evaluate_every", self.evaluate_every, 1, MAX_STEPS_BETWEEN_EVALUATIONS)
+        for key, least in {"patience": 1, "min_steps": 1, "passes": 0, "batch_size": 2}.items():
             check_at_least(key, getattr(self, key), least)
 
     def max_evaluations(self, labels: int) -> int:
@@ -66,7 +69,7 @@ class StartConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(DataConfig, BudgetConfig):
+class TrainingConfig(DataConfig, BudgetConfig, MachineConfig):
     """The keys that all runs of a comparison share."""
 
     run_name: str
@@ -75,13 +78,14 @@ class TrainingConfig(DataConfig, BudgetConfig):
     in_channels: int
     allow_seen: bool
     precision: str
-    device: str
-    threads: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_backbone(self.backbone, self.in_channels)
-        check_choice("device", self.device, DEVICES)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("precision", self.precision, PRECISIONS)
+        for key in ("random_seed", "optimizer_weight_decay"):
+            check_at_least(key, getattr(self, key), 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +103,9 @@ class FinetuneConfig(TrainingConfig, StartConfig):
         check_choice("method", self.method, METHODS)
         check_choice("trainable", self.trainable, list(FROZEN_STAGES))
         check_at_least("label_draw", self.label_draw, 0)
+        check_above_zero("label_fraction", self.label_fraction, most=1)
+        if self.method == "finetune":  # the other has no learning rate
+            check_above_zero("lr", self.lr)
         engine_config(self, labels=1)
 
 

@@ -28,7 +28,7 @@ from downstream_task.targets import (
 from self_sup_classes.backbones import read_state_dict
 from self_sup_classes.provenance import Provenance, check_unseen, provenance_of
 from utils.config import RUNS_ROOT, UserError, make_config, part_of, repo_path
-from utils.files import content_hash, read_json
+from utils.files import check_files, content_hash, read_json
 from utils.hardware import choose_precision, placed
 from utils.metrics import fit_temperature
 
@@ -109,7 +109,8 @@ class Finished:
         return frozenset(str((root / file).resolve()) for file in split.loc[split["part"] == "train", "file"])
 
     def weights_hash(self) -> str:
-        """Return 16 hex digits that name those weights."""
+        """Return 16 hex digits that name those weights; UserError if they were deleted."""
+        check_files(self.folder, self.weights.name)
         return content_hash(self.weights)
 
     def classifier(self, device: torch.device) -> Classifier:
@@ -227,6 +228,8 @@ def find_finished(name: str) -> list[Finished]:
             f"{repo_path(name)} is not a finished fine-tuning run or comparison; run "
             "downstream_task/trained_vs_no_trained_compare.py first, or name one of the folders that it writes."
         )
+    for path in listed:
+        check_files(path, "predictions_val.csv", "summary.json")
     read = [(path, read_json(path / "config.json") or {}, read_json(path / "summary.json") or {}) for path in found]
     return [Finished(path, make_config(FinetuneConfig, config), summary) for path, config, summary in read]
 

@@ -50,7 +50,7 @@ from downstream_task.clinic.export import write_onnx
 from downstream_task.clinic.films import PATH, find_films
 from downstream_task.clinic.predictor import NetworkConfig, Predictor, open_predictors
 from utils.config import UserError, as_dict
-from utils.files import stamps_hash
+from utils.files import check_files, stamps_hash
 from utils.hardware import describe_device, prepare, usable_cores
 from utils.logging_utils import Run
 from utils.scripts import progress_bar
@@ -66,8 +66,6 @@ class PredictConfig(NetworkConfig):
     images: list[str]
     onnx: bool
     run_name: str
-    device: str
-    threads: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,6 +89,7 @@ def main(config: PredictConfig) -> None:
         if config.onnx:
             write_onnx(predictor, run.folder / "classifier.onnx")
         predict(predictor, films, run)
+    check_files(run.folder, "predictions.csv")
     assert run.summary is not None
     print("\n".join(run.summary["report"]))
 

@@ -75,7 +75,7 @@ from self_sup_classes.initialisation import start_from
 from self_sup_classes.provenance import check_unseen
 from utils import plots
 from utils.config import UserError, as_dict, check_at_least, check_list, part_of
-from utils.hardware import prepare
+from utils.hardware import MachineConfig, prepare
 from utils.intervals import metric_name
 from utils.logging_utils import Run
 from utils.scripts import progress_bar
@@ -84,7 +84,7 @@ RECIPES = {(False, False): "none", (True, False): "supervised", (False, True): "
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig(DataConfig, TargetConfig):
+class SearchConfig(DataConfig, TargetConfig, MachineConfig):
     """The config above, checked."""
 
     run_name: str
@@ -105,8 +105,6 @@ class SearchConfig(DataConfig, TargetConfig):
     optimizer: str
     backbone_lr_factor: float
     precision: str
-    device: str
-    threads: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,6 +115,7 @@ class SearchConfig(DataConfig, TargetConfig):
                 raise UserError(f"{key} is {bounds}; expected the smallest and the largest value, both above 0.")
         check_list("batch_sizes", self.batch_sizes)
         for batch_size in self.batch_sizes:  # a fine-tuning checks the values of the keys that it shares
+            check_at_least("batch_sizes", batch_size, 2)
             params = {"lr": self.lr_range[0], "weight_decay": 0.0, "epochs": 1, "flip": True, "crop": True}
             finetuning(self, settings({**params, "batch_size": batch_size}, labels=1), "check")
 

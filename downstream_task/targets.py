@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from dataset_loader.splits import strata_of
 from dataset_loader.xrays import XRays
 from utils.config import Config, UserError, check_choice, nearest
+from utils.files import check_files
 from utils.metrics import classification_scores, finding_scores
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]  # (logits [B, C], indices [B]) -> mean loss
@@ -195,11 +196,17 @@ def predictions_table(xrays: XRays, targets: Targets, indices: np.ndarray, proba
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
-    """Read a predictions table; a class may be called 0 or NA."""
+    """Read a predictions table; a class may be called 0 or NA. Raises UserError if it is missing or damaged."""
+    check_files(path.parent, path.name)
     text: Any = {"file": str, "group": str, "label": str}
-    names = pd.read_csv(path, nrows=0).columns
-    blank = {name: [""] for name in names if name.startswith("label ")}
-    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=blank)
+    try:
+        names = pd.read_csv(path, nrows=0).columns
+        blank = {name: [""] for name in names if name.startswith("label ")}
+        return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=blank)
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({str(error).strip()}); delete it: the same command then says more."
+        ) from error
 
 
 def labels_and_probabilities(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

@@ -78,9 +78,10 @@ from downstream_task.compare_networks import (
     run_side_by_side,
     shared_summary,
 )
-from downstream_task.finetune_config import StartConfig, TrainingConfig
+from downstream_task.finetune_config import MAX_DRAWS, StartConfig, TrainingConfig
 from utils import plots
-from utils.config import check_at_least, check_choice, check_list, part_of
+from utils.config import check_above_zero, check_between, check_choice, check_list, part_of
+from utils.files import check_files
 from utils.intervals import metric_name
 from utils.logging_utils import Run
 
@@ -96,7 +97,9 @@ class FrozenPartsConfig(TrainingConfig, StartConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least("draws", self.draws, 1)
+        check_between("draws", self.draws, 1, MAX_DRAWS)
+        check_above_zero("label_fraction", self.label_fraction, most=1)
+        check_above_zero("lr", self.lr)
         for key in ("encoders", "parts"):
             check_list(key, getattr(self, key))
         for part in self.parts:
@@ -108,6 +111,7 @@ def main(config: FrozenPartsConfig) -> None:
     run = Run(config.run_name, config, "frozen parts")
     if run.summary is None:
         train_parts(config, run)
+    check_files(run.folder, "summary.csv", "table.csv")
     assert run.summary is not None
     print("\n".join(run.summary["report"]))
 

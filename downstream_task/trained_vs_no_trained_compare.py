@@ -97,9 +97,10 @@ from downstream_task.compare_networks import (
     run_side_by_side,
     shared_summary,
 )
-from downstream_task.finetune_config import TrainingConfig
+from downstream_task.finetune_config import MAX_DRAWS, TrainingConfig
 from utils import plots
-from utils.config import check_at_least, check_choice, check_list
+from utils.config import check_above_zero, check_between, check_choice, check_list
+from utils.files import check_files
 from utils.intervals import metric_name
 from utils.logging_utils import Run
 
@@ -120,9 +121,12 @@ class CompareConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("draws", "menu_draws"):
-            check_at_least(key, getattr(self, key), 1)
+            check_between(key, getattr(self, key), 1, MAX_DRAWS)
         for key in ("encoders", "menu", "fractions"):
             check_list(key, getattr(self, key))
+        check_between("target_score", self.target_score, 0, 1)
+        for fraction in self.fractions:
+            check_above_zero("fractions", fraction, most=1)
         for name in self.menu:
             check_choice("menu", name, [*UNTUNED, *SETTINGS])
 
@@ -132,6 +136,7 @@ def main(config: CompareConfig) -> None:
     run = Run(config.run_name, config, "comparison")
     if run.summary is None:
         compare(config, run)
+    check_files(run.folder, "summary.csv", "curves.csv", "differences.csv")
     assert run.summary is not None
     print("\n".join(run.summary["report"]))
 

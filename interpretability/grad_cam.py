@@ -68,7 +68,7 @@ from interpretability.overlays import overlay, panel
 from interpretability.pictures import Picture, pictures_of_files, pictures_of_test
 from interpretability.saliency import METHODS, Settings
 from utils.config import UserError, as_dict, check_at_least, check_choice
-from utils.files import stamps_hash
+from utils.files import check_files, stamps_hash
 from utils.hardware import describe_device, prepare
 from utils.intervals import SALIENCY_NAMES, interval_text
 from utils.logging_utils import Run
@@ -92,8 +92,6 @@ class MapsConfig(NetworkConfig):
     stride: int
     sanity_check: bool
     run_name: str
-    device: str
-    threads: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,6 +128,7 @@ def main(config: MapsConfig) -> Run:
                 "differences": differences(tables),
             }
         )
+    check_files(run.folder, "saliency.csv", "figures/panel.png")
     print_summary(run)
     if not config.classes:
         print(f"next    python interpretability/shortcut_audit.py --checkpoints {shlex.join(config.checkpoints)}")

@@ -51,8 +51,8 @@ from downstream_task.finished_runs import Finished, OpenedData, open_checkpoints
 from interpretability.alterations import AS_IS, BORDER, NO_LUNGS, ONLY_BORDER
 from interpretability.overlays import audit_figure
 from interpretability.shortcuts import REFITTED, TRAINED, Audited, Scores, known_sources, read_sources
-from utils.config import Config
-from utils.hardware import describe_device, prepare
+from utils.files import check_files
+from utils.hardware import MachineConfig, describe_device, prepare
 from utils.intervals import interval_text, metric_name
 from utils.logging_utils import Run
 from utils.optimisation import fixed_order
@@ -64,14 +64,12 @@ EXAMPLES = 3  # X-rays on the figure
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditConfig(Config):
+class AuditConfig(MachineConfig):
     """Every key of interpretability/shortcut_audit.py."""
 
     checkpoints: list[str]
     source_table: str
     run_name: str
-    device: str
-    threads: int
 
 
 def main(config: AuditConfig) -> dict[str, Run]:
@@ -85,6 +83,7 @@ def main(config: AuditConfig) -> dict[str, Run]:
         runs[name] = Run(f"{config.run_name}/{finished.name}", identity, "audit")
         if runs[name].summary is None:
             audit(runs[name], finished, data, table)
+        check_files(runs[name].folder, "scores.csv", "lung_mass.csv")
     print_summaries(runs)
     return runs
 

@@ -94,8 +94,12 @@ def read_state_dict(path: Path) -> dict[str, Any]:
         ) from error
     if isinstance(state, dict):
         state = next((state[name] for name in WRAPPED if isinstance(state.get(name), dict)), state)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(f"{path} does not hold a state_dict: expected a dict of tensors by name.")
+    if odd := [key for key, value in state.items() if not value.isfinite().all()]:
+        raise UserError(
+            f"{path} holds weights that are not finite, first in {odd[0]}; give those of another epoch or run."
+        )
     if state and all(name.startswith("module.") for name in state):
         return {name.removeprefix("module."): value for name, value in state.items()}
     return state

@@ -51,8 +51,10 @@ NOTHING_SEEN = Provenance("", np.empty((0, 49), dtype=np.uint8))
 
 def provenance_of(state: Mapping[str, Tensor]) -> Provenance | None:
     """Return what `Provenance.attach` stored; None for a network from elsewhere, or of a version that listed names."""
-    facts = getattr(state, "provenance", {})
-    return Provenance(facts["split_hash"], facts["pictures"].numpy()) if "pictures" in facts else None
+    facts = getattr(state, "provenance", None)
+    split_hash, pictures = (facts.get("split_hash"), facts.get("pictures")) if isinstance(facts, dict) else ("", None)
+    known = isinstance(pictures, Tensor) and pictures.dtype == torch.uint8 and pictures.shape[1:] == (49,)
+    return Provenance(split_hash, pictures.numpy()) if known and isinstance(split_hash, str) else None
 
 
 def check_unseen(

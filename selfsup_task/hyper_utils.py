@@ -8,7 +8,8 @@ import pandas as pd
 
 from dataset_loader.xrays import open_xrays
 from downstream_task.finetune_config import BudgetConfig, StartConfig
-from downstream_task.finetuning import FinetuneConfig, finetune
+from downstream_task.finetuning import FinetuneConfig, finetune, labelled_subset
+from downstream_task.targets import check_learnable, read_targets
 from self_sup_classes.initialisation import start_from
 from self_sup_classes.provenance import check_unseen
 from selfsup_task.pretraining import PretrainConfig, build_model, partners_of, train, twin_step
@@ -75,6 +76,10 @@ class Scan:
         self.xrays = open_xrays(config, prepare(config.device, config.threads), config.also)
         start = start_from(config.start, config.backbone, config.in_channels, config.random_seed)
         check_unseen(start.provenance, self.xrays, allow_seen=False, encoder=config.start)  # trials are fine-tuned
+        part = finetuning(config, "finetune", "random")
+        targets = read_targets(self.xrays, part)
+        labelled = labelled_subset(self.xrays, targets, part.label_fraction, part.label_draw, config.split_seed)
+        check_learnable(targets, {"the labelled subset": labelled, "the validation part": self.xrays.indices("val")})
         for trial in self.trials.values():
             check_batch_size(trial.batch_size, len(self.xrays.pretraining_indices("train")))
 

@@ -18,18 +18,21 @@ from self_sup_classes.initialisation import seen_by, start_from
 from self_sup_classes.provenance import Provenance, check_unseen
 from selfsup_task.monitor import PROBES, Monitor, MonitorConfig
 from utils import distributed
-from utils.config import UserError, check_at_least, check_choice
-from utils.hardware import DEVICES, describe_device
+from utils.config import UserError, check_above_zero, check_at_least, check_between, check_choice
+from utils.files import check_files
+from utils.hardware import MachineConfig, describe_device
 from utils.logging_utils import Run
 from utils.optimisation import mixed_seed
 from utils.training_utils import StepFunction, check_batch_size, fit
 
 # Of a pretraining whose length is not given: fewer steps teach less (docs/RESULTS.md, "Which pretraining?").
 EPOCHS, EPOCH_STEPS = 20, 55
+MAX_WIDTH = 2**16  # of the projector: the cross-correlation of more takes over 16 GB
+MAX_VIEWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(MonitorConfig):
+class PretrainConfig(MonitorConfig, MachineConfig):
     """Every key of a pretraining; train_barlow_twins.py says what each means."""
 
     run_name: str
@@ -40,8 +43,6 @@ class PretrainConfig(MonitorConfig):
     start: str
     barlow_lambda: float
     projector_dims: list[int]
-    device: str
-    threads: int
     keep_all: bool
     least_epochs = 0  # 0 is EPOCHS, each of one pass, or of EPOCH_STEPS where a pass has fewer
 
@@ -49,12 +50,14 @@ class PretrainConfig(MonitorConfig):
         super().__post_init__()
         check_choice("pretrain_on", self.pretrain_on, ["train", "all"])
         check_backbone(self.backbone, self.in_channels)
-        if not self.projector_dims or min(self.projector_dims) < 1:
-            raise UserError(f"projector_dims is {self.projector_dims}; expected widths such as [512] or [512, 512].")
+        if not self.projector_dims or not 2 <= min(self.projector_dims) <= max(self.projector_dims) <= MAX_WIDTH:
+            raise UserError(
+                f"projector_dims is {self.projector_dims}; expected widths from 2 to {MAX_WIDTH}, such as [512, 512]."
+            )
         check_choice("recipe", self.recipe, list(RECIPES))
-        check_choice("device", self.device, DEVICES)
         check_choice("positives", self.positives, ["image", "patient"])
-        check_at_least("views", self.views, 2)
+        check_between("views", self.views, 2, MAX_VIEWS)
+        check_above_zero("lr", self.lr)
         if len(set(self.also)) < len(self.also):
             raise UserError(f"also is {self.also} and names a collection twice; keep one.")
         check_at_least("probe_every", self.probe_every, 1)
@@ -62,13 +65,16 @@ class PretrainConfig(MonitorConfig):
 
 
 def open_run(config: PretrainConfig) -> Run:
-    """Return the run that `config` names, finished or not; UserError if its folder holds another one."""
+    """Return the run that `config` names; UserError if its folder holds another one, or has lost its weights."""
     try:
-        return Run(config.run_name or derived_name(config), config, "pretraining")
+        run = Run(config.run_name or derived_name(config), config, "pretraining")
     except UserError:
         if config.dataset not in PHANTOMS:  # reading phantoms would draw them
             read_columns(config)  # of two mistakes, report the data folder that is missing
         raise
+    if run.summary is not None:
+        check_files(run.folder, f"{config.backbone}_final_state_dict.pt", "metrics.csv")
+    return run
 
 
 def derived_name(config: PretrainConfig) -> str:

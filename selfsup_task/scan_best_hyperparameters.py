@@ -88,4 +88,4 @@ def widths(projector: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    run_script(main, GridConfig, {"barlow_lambda": 0.0, "projector_dims": [1], **config})  # each trial has its own
+    run_script(main, GridConfig, {"barlow_lambda": 0.0, "projector_dims": [2], **config})  # each trial has its own

@@ -47,7 +47,7 @@ from selfsup_task.hyper_utils import Scan, ScanConfig, finetuning
 from selfsup_task.lr_range import lr_range_test, suggest
 from selfsup_task.pretraining import build_model, partners_of, twin_step
 from utils import plots
-from utils.config import RUNS_ROOT, UserError, as_dict, check_at_least, check_choice
+from utils.config import RUNS_ROOT, UserError, as_dict, check_between, check_choice
 from utils.files import exclusive_lock
 from utils.hardware import placed
 from utils.logging_utils import Run
@@ -70,8 +70,9 @@ class RatesConfig(ScanConfig):
             check_choice("tasks", task, ["pretraining", "finetuning"])
         for name in self.schedulers:
             check_choice("schedulers", name, [*SCHEDULERS, *(f"warmup+{known}" for known in SCHEDULERS)])
-        for key, least in {"lr_from": 1e-12, "lr_to": 10 * self.lr_from, "range_steps": 10}.items():
-            check_at_least(key, getattr(self, key), least)
+        check_between("lr_from", self.lr_from, 1e-12, 1e3)
+        check_between("lr_to", self.lr_to, 10 * self.lr_from, 1e6)
+        check_between("range_steps", self.range_steps, 10, 10_000)
 
 
 def main(config: RatesConfig) -> None:

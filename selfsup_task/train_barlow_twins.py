@@ -85,6 +85,7 @@ import shlex
 from dataset_loader.xrays import open_xrays
 from selfsup_task.pretraining import PretrainConfig, build_model, open_run, partners_of, train, twin_step
 from utils import distributed
+from utils.config import UserError
 from utils.hardware import placed, prepare
 from utils.intervals import metric_name
 
@@ -104,7 +105,12 @@ def main(config: PretrainConfig) -> None:
             step = twin_step(distributed.data_parallel(model), xrays.batch, config, partners)  # images -> views -> loss
             train(model, step, xrays, config, run)  # backward and optimiser: utils/training_utils.py; then probes
     if run.is_writer and run.summary is not None:
-        print(report(run.summary, config))
+        try:
+            print(report(run.summary, config))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{run}/summary.json is damaged ({error!r}); restore it, or delete it to train again."
+            ) from error
         print(f"weights            {run}/{config.backbone}_final_state_dict.pt")
         print(f"figures            {run}/figures/   (curves: tensorboard --logdir runs)")
         first = "" if "metric" in run.summary else "give labels in labels.csv (datasets/README.md), then "

@@ -19,6 +19,8 @@ RUNS_ROOT = Path(os.environ.get("CXR_RUNS") or REPO_ROOT / "runs").resolve()
 DATASETS_ROOT = Path(os.environ.get("CXR_DATASETS") or REPO_ROOT / "datasets").resolve()
 
 MAX_NAME = 200  # bytes of a part of a run's name; file systems take 255, some of them for temporary files
+MAX_PART, MAX_TEXT = 255, 3000  # bytes of a text in a config between two slashes, and of all of it: it may be a path
+MAX_NUMBER = 2**53  # of a config; larger ones are not exact in JSON
 
 
 class UserError(Exception):
@@ -36,6 +38,8 @@ class Config:
             if not _has_type(value, expected):
                 name = expected.__name__ if get_origin(expected) is None else str(expected)
                 raise UserError(f"config key {key!r} is {value!r} ({type(value).__name__}), expected {name}.")
+            for item in value if isinstance(value, list) else [value]:
+                _check_item(key, item)
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
@@ -93,13 +97,16 @@ def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def repo_path(path: str | Path) -> Path:
     """Return the absolute path of one in a config, which is relative to the repo root, never to the working directory.
 
-    Paths under runs/ and datasets/ are below RUNS_ROOT and DATASETS_ROOT.
+    Paths under runs/ and datasets/ are below RUNS_ROOT and DATASETS_ROOT. Raises UserError for ~user of nobody.
     """
-    path = Path(path).expanduser()
     roots = {"runs": RUNS_ROOT, "datasets": DATASETS_ROOT}
-    if path.parts and path.parts[0] in roots:
-        return roots[path.parts[0]].joinpath(*path.parts[1:]).resolve()
-    return (REPO_ROOT / path).resolve()
+    try:
+        path = Path(path).expanduser()
+        if path.parts and path.parts[0] in roots:
+            return roots[path.parts[0]].joinpath(*path.parts[1:]).resolve()
+        return (REPO_ROOT / path).resolve()
+    except RuntimeError as error:  # a user whom nobody knows, or links in a circle
+        raise UserError(f"the path {path} leads nowhere ({error}); give another.") from error
 
 
 def nearest(word: str, words: list[str]) -> str:
@@ -119,6 +126,18 @@ def check_at_least(key: str, value: float, least: float) -> None:
     """Raise UserError unless `value` is a finite number of at least `least`."""
     if not (math.isfinite(value) and value >= least):
         raise UserError(f"{key} is {value}; it must be at least {least}.")
+
+
+def check_between(key: str, value: float, least: float, most: float) -> None:
+    """Raise UserError unless `value` is a number from `least` to `most`."""
+    if not least <= value <= most:
+        raise UserError(f"{key} is {value}; it must be from {least} to {most}.")
+
+
+def check_above_zero(key: str, value: float, most: float = math.inf) -> None:
+    """Raise UserError unless `value` is a finite number above 0, up to `most`."""
+    if not (math.isfinite(value) and 0 < value <= most):
+        raise UserError(f"{key} is {value}; it must be above 0{'' if most == math.inf else f' and at most {most}'}.")
 
 
 def check_list(key: str, values: list[Any]) -> None:
@@ -157,12 +176,30 @@ def key_comments(source: str) -> dict[str, str]:
 
 def check_run_name(name: str, runs_root: Path) -> None:
     """Raise UserError unless `name` is a folder below `runs_root` that has one name, which the system can hold."""
+    _check_item("run_name", name)
     parts = Path(name).parts
     outside = ".." in parts or not (runs_root / name).resolve().is_relative_to(runs_root.resolve())
     if outside or not parts or any(part != part.strip() or len(part.encode()) > MAX_NAME for part in parts):
         raise UserError(
             f"run_name is {name[:100]!r}; it must be a folder below {runs_root}, such as 'covid/first', without '..', "
             f"spaces at the ends, and parts of more than {MAX_NAME} bytes."
+        )
+
+
+def _check_item(key: str, item: Any) -> None:
+    """Raise UserError for a number or a text that cannot be stored, computed with, or be a path."""
+    if isinstance(item, int | float) and not abs(item) <= MAX_NUMBER:
+        raise UserError(f"{key} is {str(item)[:30]}; it must be a number between -{MAX_NUMBER} and {MAX_NUMBER}.")
+    if not isinstance(item, str):
+        return
+    try:
+        encoded = item.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{key} is {item[:60]!r}, which is not UTF-8; rename what it names.") from None
+    if b"\0" in encoded or len(encoded) > MAX_TEXT or max(map(len, encoded.split(b"/"))) > MAX_PART:
+        raise UserError(
+            f"{key} is {item[:60]!r}... of {len(item)} characters; it may have {MAX_TEXT} bytes, {MAX_PART} of them "
+            "between two slashes."
         )
 
 

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import socket
 import sys
 import zipfile
 import zlib
@@ -204,15 +205,36 @@ def _before(path: Path) -> Path:
     return path.with_stem(f"{path.stem}_before")
 
 
-def try_lock(path: Path) -> FileLock | None:
+def check_files(folder: Path, *names: str) -> None:
+    """Raise UserError if the folder of a finished run lacks one of these files, and say how to get it back."""
+    if gone := [name for name in names if not (folder / name).exists()]:
+        raise UserError(
+            f"the run in {folder} is finished, but {', '.join(gone)} is not there any more; restore it, or delete "
+            "summary.json there (and that of the comparison around it) and give the same command: it is made again."
+        )
+
+
+def holder(note: Path) -> str:
+    """Return which process holds the lock that has this `note`, as far as it is known."""
+    with contextlib.suppress(OSError, ValueError):
+        return note.read_text(encoding="utf-8") or "another process"
+    return "another process"
+
+
+def try_lock(path: Path, note: Path | None = None) -> FileLock | None:
     """Return the lock file `path`, held until its release(); None while another process holds it.
 
+    The file `note` then says which process holds it; the locked file cannot be read everywhere.
     Raises UserError if the folder cannot be written to, or its file system has no locks.
     """
     lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return lock if lock.acquire(blocking=False) else None
+        if not lock.acquire(blocking=False):
+            return None
+        if note is not None:
+            note.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        return lock
     except Timeout:
         return None
     except (OSError, NotImplementedError) as error:

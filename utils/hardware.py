@@ -1,26 +1,46 @@
 """What this machine has and runs: device, precision, memory, processor cores, versions."""
 
 import ctypes
+import functools
 import importlib.metadata
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from utils.config import REPO_ROOT, UserError, check_choice
+from utils.config import REPO_ROOT, Config, UserError, check_between, check_choice
 
 Module = TypeVar("Module", bound=nn.Module)
 
 DEVICES = ["auto", "cuda", "mps", "cpu"]
 PRECISIONS = ["auto", "float32", "bfloat16"]
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # on Linux
+REFUSED_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
+MAX_THREADS = 1024  # more than any machine has cores; many more cannot be started
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineConfig(Config):
+    """The device, by its name in DEVICES, and the number of CPU threads, 0 to leave it to torch."""
+
+    device: str
+    threads: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("device", self.device, DEVICES)
+        check_between("threads", self.threads, 0, MAX_THREADS)
 
 
 def prepare(device: str, threads: int) -> torch.device:
@@ -44,6 +64,8 @@ def choose_device(name: str) -> torch.device:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device, available in there.items() if available)
+        if name == "cpu":
+            _warn_of_unused_gpu()
     if not there[name]:
         raise UserError(f'device is {name!r}, but torch does not find one here; use "auto" or "cpu".')
     if name != "cuda":
@@ -51,6 +73,23 @@ def choose_device(name: str) -> torch.device:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
+
+
+@functools.cache
+def _warn_of_unused_gpu() -> None:
+    """Say once that there is an NVIDIA GPU, hidden by nobody, that torch does not find."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
+    if hidden or not (shutil.which("nvidia-smi") or NVIDIA_DRIVER.exists()):
+        return
+    why = (
+        f"it is built for CUDA {torch.version.cuda}: update the driver of the GPU"
+        if torch.version.cuda
+        else "it is built for the CPU alone: install torch for CUDA (pytorch.org)"
+    )
+    print(
+        f"warning: this machine has an NVIDIA GPU, but torch does not find it, so the CPU is used; {why}",
+        file=sys.stderr,
+    )
 
 
 def placed(module: Module, device: torch.device) -> Module:
@@ -107,6 +146,27 @@ def peak_memory(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory was refused, by the GPU's allocator, the CPU's, or Python's; nothing else counts."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in REFUSED_MEMORY)
+
+
+@contextmanager
+def memory_for(batch_size: int) -> Iterator[None]:
+    """Turn a refusal of memory inside the block, a step on `batch_size` images, into a UserError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"batch_size is {batch_size}, and memory ran out in a step ({str(error).partition(chr(10))[0][:150]}); try "
+            f"batch_size {max(2, batch_size // 2)}, or a smaller img_res, under another run_name."
+        ) from error
 
 
 def make_deterministic() -> None:

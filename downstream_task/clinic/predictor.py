@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataset_loader.xrays import with_room
+from dataset_loader.xrays import MIN_RES, with_room
 from downstream_task.classifier import Classifier, load_classifier
 from downstream_task.finished_runs import Finished, open_checkpoints
 from downstream_task.probes import forward
 from downstream_task.targets import probabilities_of
 from self_sup_classes.backbones import check_backbone
-from utils.config import Config, UserError, check_at_least, repo_path
+from utils.config import UserError, check_between, check_list, repo_path
 from utils.files import content_hash
-from utils.hardware import choose_precision, placed
+from utils.hardware import MachineConfig, choose_precision, placed
+
+MAX_RES = 4096  # pixels per side: more than any X-ray has
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Predictor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig(Config):
+class NetworkConfig(MachineConfig):
     """What a state_dict from elsewhere does not say of itself; a run of this repo does.
 
     classes     its outputs, in their order
@@ -69,7 +71,10 @@ class NetworkConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_backbone(self.backbone, self.in_channels)
-        check_at_least("img_res", self.img_res, 0)
+        if self.classes:
+            check_list("classes", self.classes)
+        if self.img_res:
+            check_between("img_res", self.img_res, MIN_RES, MAX_RES)
 
 
 def open_predictors(names: Sequence[str], config: NetworkConfig, device: torch.device) -> dict[str, Predictor]:

@@ -62,3 +62,12 @@ def test_checkpoints_of_the_usual_kinds_are_read(tmp_path: Path) -> None:
     torch.save({"model": {f"module.{name}": value for name, value in state.items()}, "epoch": 3}, tmp_path / "a.pt")
     read = read_state_dict(tmp_path / "a.pt")
     assert list(read) == list(state) and all(torch.equal(read[name], value) for name, value in state.items())
+
+
+def test_weights_that_are_not_numbers_or_have_no_names_are_refused(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.tensor([1.0, float("nan")])}, tmp_path / "nan.pt")
+    with pytest.raises(UserError, match=r"not finite, first in conv1\.weight"):
+        read_state_dict(tmp_path / "nan.pt")
+    torch.save({0: torch.zeros(2)}, tmp_path / "numbers.pt")
+    with pytest.raises(UserError, match="does not hold a state_dict"):
+        read_state_dict(tmp_path / "numbers.pt")

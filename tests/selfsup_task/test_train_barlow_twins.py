@@ -97,6 +97,13 @@ def test_a_run_leaves_what_its_readme_says_and_is_not_repeated(
     assert again.stdout == done.stdout
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
+    weights = folder / "resnet18_final_state_dict.pt"
+    weights.rename(folder.parent / "moved.pt")
+    gone = script(TRAIN, *typed(name, phantoms / COVID_ROOT))
+    (folder.parent / "moved.pt").rename(weights)
+    assert gone.returncode == 1
+    assert "is finished, but resnet18_final_state_dict.pt is not there any more; restore it" in gone.stderr
+
     other = script(TRAIN, *typed(name, phantoms / COVID_ROOT, "--lr", "0.5"))
     assert other.returncode == 1
     assert "lr (0.001 there, 0.5 now)" in other.stderr

@@ -1,0 +1,144 @@
+"""Wrong flags of every script: one sentence, before anything is read, written or computed."""
+
+import importlib
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from utils.config import MAX_NUMBER, RUNS_ROOT, Config, UserError, check_run_name, make_config, repo_path
+from utils.scripts import parse_flags
+
+KINDS = {
+    "selfsup_task.train_barlow_twins": "PretrainConfig",
+    "selfsup_task.scan_optimal_lr": "RatesConfig",
+    "selfsup_task.scan_best_hyperparameters": "GridConfig",
+    "selfsup_task.scan_best_transformations": "RecipesConfig",
+    "selfsup_task.check_bt_resources": "ResourcesConfig",
+    "downstream_task.trained_vs_no_trained_compare": "CompareConfig",
+    "downstream_task.train_models_with_frozen_parts": "FrozenPartsConfig",
+    "downstream_task.scan_best_supervised_hyperparameters": "SearchConfig",
+    "downstream_task.confusion_matrix": "ScoreConfig",
+    "downstream_task.predict": "PredictConfig",
+    "interpretability.grad_cam": "MapsConfig",
+    "interpretability.shortcut_audit": "AuditConfig",
+    "utils.make_report": "ReportConfig",
+}
+# keys that a scan gives itself; each trial has its own
+OWN = {"scheduler": "constant", "warmup_epochs": 0, "barlow_lambda": 0.0, "projector_dims": [2], "recipe": "none"}
+OWN |= {"backbone": "resnet18", "in_channels": 1, "img_res": 32, "store_res": 0, "batch_size": 64, "also": []}
+OWN |= {"start": "random", "num_epochs": 1, "keep_all": False}
+TRAIN, SCAN, SEARCH = "train_barlow_twins", "scan_best_transformations", "scan_best_supervised_hyperparameters"
+COMPARE, FROZEN, RATES = "trained_vs_no_trained_compare", "train_models_with_frozen_parts", "scan_optimal_lr"
+
+
+def config_of(script: str, *arguments: str) -> Config:
+    """The checked config of a script that is called with these arguments."""
+    name = next(name for name in KINDS if name.endswith(f".{script}"))
+    module = importlib.import_module(name)
+    kind = getattr(module, KINDS[name])
+    values = parse_flags(module.config, {}, "", arguments, getattr(module, "real_xrays", {}))
+    own = {key: value for key, value in OWN.items() if key in kind.__dataclass_fields__}
+    return make_config(kind, {**own, **values})
+
+
+@pytest.mark.parametrize("script", [name.rpartition(".")[2] for name in KINDS])
+def test_the_defaults_are_accepted_and_impossible_values_are_not(script: str) -> None:
+    config = vars(config_of(script))
+    impossible = {int: [str(10**30), str(10**400)], float: ["nan", "inf"], str: ["x" * 5000, "a\udcff"]}
+    for key, value in config.items():
+        flag = f"--{key.replace('_', '-')}"
+        for word in impossible.get(type(value), []) if key not in OWN else []:
+            with pytest.raises(UserError) as refused:
+                config_of(script, flag, word)
+            assert str(refused.value).startswith(f"{key} is ")
+    if "threads" in config:
+        for number in ("-1", "1000000"):
+            with pytest.raises(UserError, match=r"threads is .*; it must be from 0 to 1024"):
+                config_of(script, "--threads", number)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "sentence"),
+    [
+        (TRAIN, "--projector-dims 1", "expected widths from 2 to"),
+        (TRAIN, "--projector-dims 512 1000000000", "expected widths from 2 to"),
+        (TRAIN, "--projector-dims", "expected widths from 2 to"),
+        (TRAIN, "--img-res 1", "img_res is 1; it must be at least 8"),
+        (TRAIN, "--lr 0", "lr is 0.0; it must be above 0"),
+        (TRAIN, "--views 1000000", "views is 1000000; it must be from 2 to 64"),
+        (TRAIN, "--random-seed -3", "random_seed is -3; it must be at least 0"),
+        (SCAN, "--finetune.label-fraction 0", "label_fraction is 0.0; it must be above 0 and at most 1"),
+        (SCAN, "--finetune.lr 0", "lr is 0.0; it must be above 0"),
+        (SCAN, "--finetune.backbone-lr-factor nan", "backbone_lr_factor is nan"),
+        (RATES, "--range-steps 1000000000000", "range_steps is 1000000000000; it must be from 10"),
+        (RATES, "--lr-to 1e-9", "lr_to is 1e-09; it must be from"),
+        (COMPARE, "--random-seed -3", "random_seed is -3; it must be at least 0"),
+        (COMPARE, "--fractions 0.1 0", "fractions is 0.0; it must be above 0 and at most 1"),
+        (COMPARE, "--fractions 0.1 2", "fractions is 2.0; it must be above 0 and at most 1"),
+        (COMPARE, "--draws 1000000000", "draws is 1000000000; it must be from 1 to 1000"),
+        (COMPARE, "--menu linear --optimizer adm", "did you mean 'adam'"),
+        (COMPARE, "--evaluate-every 1000000000", "evaluate_every is 1000000000; it must be from 1 to"),
+        (FROZEN, "--random-seed -3", "random_seed is -3; it must be at least 0"),
+        (FROZEN, "--lr 0", "lr is 0.0; it must be above 0"),
+        (FROZEN, "--label-fraction 0", "label_fraction is 0.0; it must be above 0 and at most 1"),
+        (SEARCH, "--batch-sizes 0", "batch_sizes is 0; it must be at least 2"),
+        (SEARCH, "--batch-sizes 16 -1", "batch_sizes is -1; it must be at least 2"),
+        (SEARCH, "--lr-range 1e-3 inf", "lr_range is inf"),
+        ("predict", "--classes a a --img-res 16", "with a value more than once"),
+        ("predict", "--img-res -3", "img_res is -3; it must be from 8 to 4096"),
+        (SEARCH, "--random-seed -3", "random_seed is -3; it must be at least 0"),
+    ],
+)
+def test_a_wrong_flag_is_one_sentence(script: str, arguments: str, sentence: str) -> None:
+    with pytest.raises(UserError) as refused:
+        config_of(script, *shlex.split(arguments))
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_paths_that_lead_nowhere_are_one_sentence(script: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"~nobody_here/x leads nowhere"):
+        repo_path("~nobody_here/x")
+    (tmp_path / "runs").mkdir()
+    for output in ("/proc/x", "~nobody_here/x", str(Path(__file__))):
+        done = script("utils/make_report.py", "--runs", str(tmp_path / "runs"), "--output", output)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@given(st.text(max_size=400))
+def test_any_run_name_is_a_folder_below_the_root_or_refused(name: str) -> None:
+    try:
+        check_run_name(name, RUNS_ROOT)
+    except UserError as refused:
+        assert "\n" not in str(refused)
+        return
+    folder = RUNS_ROOT / name
+    assert folder != RUNS_ROOT and RUNS_ROOT in folder.parents
+    assert not folder.exists()  # the system takes it as a path
+
+
+FLAG_VALUES = st.one_of(
+    st.integers().map(str),
+    st.floats().map(repr),
+    st.text(st.characters(blacklist_characters="\0"), max_size=300),
+    st.sampled_from(["", "-", "--", "nan", "-inf", "1e999", "~nobody/x", "a/../b", "\udcff", "0x10", "1_000", "٣"]),
+)
+
+
+@given(st.sampled_from([TRAIN, SCAN, COMPARE, SEARCH, "confusion_matrix", "predict", "grad_cam"]), st.data())
+def test_any_value_of_any_flag_is_taken_or_refused_in_one_sentence(script: str, data: st.DataObject) -> None:
+    module = importlib.import_module(next(name for name in KINDS if name.endswith(f".{script}")))
+    key = data.draw(st.sampled_from(sorted(module.config)), "key")
+    words = data.draw(st.lists(FLAG_VALUES, max_size=3), "words")
+    try:
+        config = vars(config_of(script, f"--{key}", *words))
+    except (UserError, SystemExit) as refused:  # --help after "--help" ends the script
+        assert "\n" not in str(refused).replace(repr(words), "")
+        return
+    if isinstance(config.get(key), int | float):
+        assert abs(config[key]) <= MAX_NUMBER
