@@ -19,7 +19,7 @@ from dataset_loader.xrays import FINDINGS_DATASETS, read_columns
 from selfsup_task.monitor import FINDING_LABELS, HEALTH_IMAGES, PROBE_DRAWS, PROBE_LABELS, PROBE_TESTS
 from selfsup_task.pretraining import PretrainConfig, build_model, twin_step
 from utils.config import UserError
-from utils.hardware import choose_precision, median_seconds, peak_memory, placed, prepare
+from utils.hardware import choose_precision, is_out_of_memory, median_seconds, peak_memory, placed, prepare
 from utils.optimisation import build_optimizer, gradient_step
 
 STEPS = 3  # optimiser steps that are timed, at least
@@ -27,7 +27,6 @@ STEP_SECONDS = 8.0  # and for at least so long: the speed of a shared machine va
 SIGKILL = 9  # Windows has none
 SAMPLE = 256  # files that are decoded to time the store, at least a batch of them
 FORWARD = 1 / 3  # of a view's share of a step that one image's forward pass costs: backward is twice forward
-REFUSED_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 class OutOfMemory(Exception):
@@ -118,13 +117,6 @@ def _answer(config: PretrainConfig, pipe: Connection) -> None:
         if kind == "error":
             traceback.print_exc()
         pipe.send((kind, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"))
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory was refused, by the GPU's allocator, the CPU's, or Python's; nothing else counts."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in REFUSED_MEMORY)
 
 
 def _costs(config: PretrainConfig) -> Costs:

@@ -22,6 +22,7 @@ from utils.config import REPO_ROOT, RUNS_ROOT, Config, UserError, as_dict, check
 from utils.files import (
     drop_checkpoint,
     exclusive_lock,
+    holder,
     plain_json,
     read_checkpoint,
     read_json,
@@ -58,6 +59,7 @@ class Run:
         self._checkpoint, self._damaged = self.folder / "checkpoint.pt", False
         self._writer: SummaryWriter | None = None
         self._lock: FileLock | None = None
+        self._note = self.folder / ".holder"
 
     def __str__(self) -> str:
         inside = self.folder.is_relative_to(REPO_ROOT)
@@ -88,7 +90,7 @@ class Run:
         resumed with other facts: other data, another number of processes.
         """
         if alone and self.is_writer and not self.try_lock():
-            raise UserError(f"another process is running {self}; wait for it, or choose another run_name.")
+            raise UserError(f"{holder(self._note)} is running {self}; wait for it, or choose another run_name.")
         shared = self.is_writer and not alone
         with exclusive_lock(self.folder / ".lock", f"starting {self}") if shared else nullcontext():
             if alone and self.is_writer:
@@ -217,7 +219,7 @@ class Run:
 
     def try_lock(self) -> bool:
         """Lock the run until `unlock` or the end of this process; return whether no other process holds the lock."""
-        self._lock = self._lock or try_lock(self.folder / ".lock")
+        self._lock = self._lock or try_lock(self.folder / ".lock", self._note)
         return self._lock is not None
 
     def unlock(self) -> None:

@@ -65,6 +65,13 @@ def run_script(main: Callable[[AnyConfig], object], kind: type[AnyConfig], confi
         main(make_config(kind, config))
     except UserError as error:
         sys.exit(f"error: {error}")
+    except (MemoryError, RuntimeError) as error:
+        from utils.hardware import is_out_of_memory  # it imports torch
+
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0][:150]
+        sys.exit(f"error: memory ran out ({reason}); try a smaller batch_size, img_res or projector, or fewer images.")
     except OSError as error:  # TensorBoard's events, which no library of the repo writes
         if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EROFS):
             raise

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.config import UserError
-from utils.hardware import choose_precision
+from utils.hardware import choose_precision, memory_for
 from utils.logging_utils import Run
 from utils.optimisation import (
     FitConfig,
@@ -185,7 +185,8 @@ class _Loop:
         first = progress.step * config.batch_size + distributed.rank() * self.local_batch_size
         batch = torch.from_numpy(order[first : first + self.local_batch_size])
         forward = functools.partial(self.step, batch, progress.epoch, progress.step)
-        metrics = gradient_step(self.module, self.optimizer, forward, lr, config.gradient_clip, self.dtype)
+        with memory_for(config.batch_size):
+            metrics = gradient_step(self.module, self.optimizer, forward, lr, config.gradient_clip, self.dtype)
         self.recent.append(Step(progress.epoch, progress.step, lr, batch, metrics))
         progress.add(metrics)
         self.bar.update(config.batch_size)

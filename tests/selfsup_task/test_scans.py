@@ -25,6 +25,7 @@ from selfsup_task.scan_best_hyperparameters import draw as draw_grid
 from selfsup_task.scan_plots import heat_maps
 from selfsup_task.train_barlow_twins import config as PRETRAINING
 from utils.config import REPO_ROOT, RUNS_ROOT, UserError, make_config
+from utils.hardware import is_out_of_memory
 
 SMALL = {"img_res": 16, "store_res": 32, "batch_size": 64, "threads": 1, "projector_dims": [16]}
 GRID = {"lambdas": [5e-3], "projectors": ["16-16"]}
@@ -242,11 +243,11 @@ def test_another_failure_is_not_called_out_of_memory(monkeypatch: pytest.MonkeyP
 
 
 def test_what_counts_as_out_of_memory() -> None:
-    assert resources.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
-    assert resources.is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(MemoryError())
     try:
         torch.empty(2**58)
     except RuntimeError as error:
-        assert resources.is_out_of_memory(error)
-    assert not resources.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert not resources.is_out_of_memory(ValueError("out of memory"))
+        assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("out of memory"))

@@ -1,8 +1,10 @@
 """The run folder: nothing is overwritten, nothing is half-written, finished runs stay finished."""
 
 import json
+import os
 import re
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -238,8 +240,12 @@ def test_temporary_files_of_killed_writes_are_removed(tmp_path: Path) -> None:
 def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
     first = Run("a", CONFIG, "pretraining", tmp_path)
     first.start()
-    with pytest.raises(UserError, match="another process is running"):
+    holder = rf"process {os.getpid()} on {re.escape(socket.gethostname())} is running"
+    with pytest.raises(UserError, match=holder):
         Run("a", CONFIG, "pretraining", tmp_path).start()  # a second descriptor is as good as a second process
+    (tmp_path / "a" / ".holder").unlink()
+    with pytest.raises(UserError, match="another process is running"):
+        Run("a", CONFIG, "pretraining", tmp_path).start()
     first.unlock()
     Run("a", CONFIG, "pretraining", tmp_path).start()
 

@@ -1,0 +1,71 @@
+"""What a machine lacks is said: memory, and a GPU that torch does not find."""
+
+import shutil
+
+import pytest
+import torch
+
+from utils import hardware, scripts
+from utils.config import Config, UserError
+from utils.hardware import choose_device, memory_for
+
+REFUSALS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has ..."),
+    MemoryError("Unable to allocate 3.00 GiB for an array"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_step_without_memory_names_a_batch_size_to_try(refusal: Exception) -> None:
+    expected = r"batch_size is 48, and memory ran out .*; try batch_size 24"
+    with pytest.raises(UserError, match=expected) as raised, memory_for(48):
+        raise refusal
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_memory_that_runs_out_elsewhere_is_one_sentence(refusal: Exception) -> None:
+    def main(config: Config) -> None:
+        raise refusal
+
+    with pytest.raises(SystemExit, match=r"^error: memory ran out \(.*\); try a smaller batch_size"):
+        scripts.run_script(main, Config, {})
+
+
+def test_other_failures_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), memory_for(48):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+@pytest.mark.parametrize(
+    ("program", "built_for", "hidden", "said"),
+    [
+        ("/usr/bin/nvidia-smi", None, None, "built for the CPU alone: install torch for CUDA"),
+        ("/usr/bin/nvidia-smi", "12.8", None, "built for CUDA 12.8: update the driver"),
+        ("/usr/bin/nvidia-smi", "12.8", "", ""),
+        (None, None, None, ""),
+    ],
+)
+def test_a_gpu_that_torch_does_not_find_is_said_once(
+    program: str | None,
+    built_for: str | None,
+    hidden: str | None,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    monkeypatch.setattr(shutil, "which", lambda _: program)
+    monkeypatch.setattr(hardware, "NVIDIA_DRIVER", hardware.REPO_ROOT / "absent")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    hardware._warn_of_unused_gpu.cache_clear()
+    for _ in range(2):
+        assert choose_device("auto") == torch.device("cpu")
+    warning = capsys.readouterr().err
+    assert said in warning and warning.count("warning:") == bool(said)
