@@ -21,12 +21,29 @@ atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 os.environ |= {"CXR_RUNS": f"{HOME}/runs", "CXR_DATASETS": f"{HOME}/datasets"}
 
 import pytest
+from hypothesis import settings
 
 from dataset_loader.phantoms.dataset import ensure_chexpert_phantoms, ensure_phantoms
 from utils import scripts
 from utils.config import REPO_ROOT
 
+# The same examples in every call; `-m slow` tries more of them.
+settings.register_profile("suite", max_examples=50, derandomize=True, deadline=None)
+settings.register_profile("slow", settings.get_profile("suite"), max_examples=1000)
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("slow" if config.option.markexpr == "slow" else "suite")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests of tests/slow and, with `-m slow`, those by hypothesis, which also run without."""
+    for item in items:
+        on_examples = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+        if item.path.parent.name == "slow" or (on_examples and config.option.markexpr == "slow"):
+            item.add_marker(pytest.mark.slow)
 
 
 def users_files() -> list[Path]:

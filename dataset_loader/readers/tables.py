@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def _text(path: Path) -> str:
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
     try:
         is_utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))

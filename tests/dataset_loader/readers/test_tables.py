@@ -1,10 +1,14 @@
 """Tables as spreadsheets, scripts and broken downloads leave them."""
 
+import csv
 import gzip
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from dataset_loader.readers.tables import checked_findings, column_of, read_table
 from utils.config import UserError
@@ -75,3 +79,38 @@ def test_findings_are_numbers_or_blank(tmp_path: Path) -> None:
     np.testing.assert_array_equal(values, np.array([1, 0, -1, np.nan, np.nan], dtype=np.float32))
     with pytest.raises(UserError, match="holds 'x' as 'b' in line 3"):
         checked_findings(column_of(table, "b"), tmp_path / "t.csv")
+
+
+CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+WRITTEN = st.tuples(st.sampled_from(",;\t"), st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]), st.booleans())
+
+
+@given(st.lists(st.tuples(CELL, CELL, CELL), max_size=6), WRITTEN)
+def test_any_table_that_is_written_is_read(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, str]], written: tuple[str, str, bool]
+) -> None:
+    delimiter, encoding, zipped = written
+    text, path = io.StringIO(), tmp_path_factory.getbasetemp() / "written.csv"
+    csv.writer(text, delimiter=delimiter, quoting=csv.QUOTE_ALL).writerows([("file", "label", "ward"), *rows])
+    content = text.getvalue().encode(encoding)
+    path.write_bytes(gzip.compress(content) if zipped else content)
+    stripped = [[cell.strip() for cell in row] for row in rows]
+    assert read_table(path).to_numpy().tolist() == [row for row in stripped if any(row)]
+
+
+@given(st.one_of(st.binary(max_size=200), st.text(',;\t"\n\r ab1', max_size=60).map(str.encode)))
+@example(gzip.compress(b"a,b\n1,2\n" * 50)[:-20])
+@example(gzip.compress(b"a,b\n1,2\n" * 50)[:10] + bytes(range(255, 200, -1)))
+@example(b"\xff\xfea")
+def test_any_content_is_a_table_or_refused_in_one_sentence(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    path.write_bytes(content)
+    try:
+        table = read_table(path)
+    except UserError as refused:
+        assert "\n" not in str(refused)
+        return
+    assert len(table.columns) == len({name.lower() for name in table.columns})
+    assert all(isinstance(cell, str) and cell == cell.strip() for cell in table.to_numpy().ravel())

@@ -1,0 +1,40 @@
+"""The pretraining that slow tests kill, damage and measure, and how two of them are compared."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+
+TRAIN = "selfsup_task/train_barlow_twins.py"
+SMALL = ["--img-res", "16", "--store-res", "32", "--batch-size", "32", "--num-epochs", "2", "--lr", "1e-3"]
+SMALL += ["--projector-dims", "32", "--checkpoint-every", "2", "--threads", "1", "--dataset", "covid"]
+SMALL += ["--optimizer", "sgd"]  # whose checkpoints are smaller
+
+
+class Answer(NamedTuple):
+    """Exit code, CPU seconds, and what a script printed."""
+
+    code: int
+    seconds: float
+    output: str
+
+
+Start = Callable[..., Answer]  # start(script, *flags, die_at=0, memory=0)
+
+
+def training(name: str, images: Path) -> list[str]:
+    """The flags of a small pretraining."""
+    return [*SMALL, "--data-root", str(images), "--run-name", name]
+
+
+def same_result(folder: Path, other: Path) -> bool:
+    """Whether two pretrainings have the same numbers and weights, bit by bit."""
+    tables = [pd.read_csv(one / "metrics.csv").drop(columns="time/images_per_second") for one in (folder, other)]
+    files = [f"resnet18_{kind}_state_dict.pt" for kind in ("best", "final")]
+    weights = [[torch.load(one / file, weights_only=True) for file in files] for one in (folder, other)]
+    pairs = zip(*weights, strict=True)
+    return tables[0].equals(tables[1]) and all(
+        list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a) for a, b in pairs
+    )
