@@ -217,7 +217,7 @@ def environment() -> dict[str, Any]:
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Return how two environments differ in what may change a result, such as "torch (2.7 before, 2.8 now)", or ""."""
-    there, here = ({**one, **one["versions"]} for one in (before, now))
+    there, here = ({**one, **one.get("versions", {})} for one in (before, now))
     names = [name for name in ("commit", "python", "threads", *now["versions"]) if name in there]
     return ", ".join(f"{name} ({there[name]} before, {here[name]} now)" for name in names if there[name] != here[name])
 

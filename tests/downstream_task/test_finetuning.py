@@ -221,7 +221,7 @@ def test_findings_are_scored_by_their_mean_auroc(finetune: Finetune, phantoms: P
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"label_fraction": 0.0}, "label fraction is 0.0"),
+        ({"label_fraction": 0.0}, "label_fraction is 0.0"),
         ({"method": "finetun"}, "did you mean 'finetune'"),
         ({"encoder": "no/such.pt"}, "there is no file"),
         ({"trainable": "layer5"}, "trainable is 'layer5'"),

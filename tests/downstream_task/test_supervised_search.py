@@ -153,7 +153,7 @@ def test_a_search_draws_prunes_and_names_its_best(name: str, phantoms: Path, mon
     [
         ({"lr_range": [1e-2, 1e-3]}, "lr_range is"),
         ({"batch_sizes": []}, "batch_sizes is empty"),
-        ({"batch_sizes": [1]}, "batch_size is 1"),
+        ({"batch_sizes": [1]}, "batch_sizes is 1"),
         ({"num_trials": 0}, "num_trials is 0"),
         ({"encoder": "randon"}, "randon"),
     ],

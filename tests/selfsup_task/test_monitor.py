@@ -191,7 +191,7 @@ def test_pretraining_lifts_the_probes_above_random_weights(config: dict[str, Any
         ({"optimizer": "adm"}, "did you mean 'adam'"),
         ({"batch_size": 500}, "batch_size is 500 but there are 19. training images"),
         ({"batch_size": 1}, "batch_size is 1"),
-        ({"views": 1}, "views is 1; it must be at least 2"),
+        ({"views": 1}, "views is 1; it must be from 2 to 64"),
         ({"store_res": 999}, "999"),
         ({"img_res": 64}, "store_res is 32 and img_res 64"),
         ({"projector_dims": [0]}, "projector_dims"),

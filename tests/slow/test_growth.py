@@ -12,7 +12,6 @@ from selfsup_task.monitor import Monitor
 
 EPOCHS, SETTLED = 50, 20  # by then every library has filled its caches
 MAX_GROWTH = 4e6  # bytes over the epochs after that
-PAGE = 4096
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -23,7 +22,7 @@ def test_memory_and_open_files_stay_within_a_bound(
 
     def measured(monitor: Monitor, *arguments: Any) -> dict[str, float]:
         numbers = measure(monitor, *arguments)
-        resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * PAGE)
+        resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
         files.append(len(os.listdir("/proc/self/fd")))
         return numbers
 
