@@ -53,8 +53,9 @@ def provenance_of(state: Mapping[str, Tensor]) -> Provenance | None:
     """Return what `Provenance.attach` stored; None for a network from elsewhere, or of a version that listed names."""
     facts = getattr(state, "provenance", None)
     split_hash, pictures = (facts.get("split_hash"), facts.get("pictures")) if isinstance(facts, dict) else ("", None)
-    known = isinstance(pictures, Tensor) and pictures.dtype == torch.uint8 and pictures.shape[1:] == (49,)
-    return Provenance(split_hash, pictures.numpy()) if known and isinstance(split_hash, str) else None
+    if not isinstance(pictures, Tensor) or pictures.dtype != torch.uint8 or pictures.shape[1:] != (49,):
+        return None
+    return Provenance(split_hash, pictures.numpy()) if isinstance(split_hash, str) else None
 
 
 def check_unseen(
