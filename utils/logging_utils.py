@@ -1,5 +1,6 @@
 """Run: the only code that writes under runs/."""
 
+import gc
 import io
 import json
 import sys
@@ -152,7 +153,9 @@ class Run:
             figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
             write_atomically(self.folder / "figures" / f"{name}.png", lambda file: file.write(picture.getvalue()))
             if step is not None:
-                self._tensorboard(step).add_image(name, _pixels(picture), step, dataformats="HWC")
+                pixels = np.asarray(Image.open(picture).convert("RGB"))
+                self._tensorboard(step).add_image(name, pixels, step, dataformats="HWC")
+            gc.collect()  # figures before this one: circles of references, of which Python lets dozens pile up
 
     def save_picture(self, name: str, pixels: np.ndarray) -> None:
         """Write <name>.png from pixels uint8 [H, W, 3]."""
@@ -254,7 +257,3 @@ class Run:
             kept = int(self.rows[-1]["step"]) + 1 if self.rows and "step" in self.rows[-1] else 0
             self._writer = SummaryWriter(str(self.folder), purge_step=max(step, kept))
         return self._writer
-
-
-def _pixels(picture: io.BytesIO) -> np.ndarray:
-    return np.asarray(Image.open(picture).convert("RGB"))
