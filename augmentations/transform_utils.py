@@ -12,6 +12,7 @@ from torch import Tensor
 from augmentations import geometry, intensity
 from augmentations.recipes import RECIPES, Recipe
 from utils.config import UserError, check_choice
+from utils.distributed import Place
 from utils.optimisation import mixed_seed
 
 # ImageNet's channel means and standard deviations, averaged over the channels: every network sees the same
@@ -24,11 +25,12 @@ class Operator:
     """What a name in a recipe stands for.
 
     draw   (n, generator, **parameters) -> homographies [n, 3, 3] or values [n, k], on the CPU
-    apply  (images, values, noise generator) -> images; None for the geometric operators
+    apply  (images, values, noise generator, place of the images among those that it works on) -> images; None for
+           the geometric operators
     """
 
     draw: Callable[..., Tensor]
-    apply: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None = None
+    apply: Callable[[Tensor, Tensor, torch.Generator, Place], Tensor] | None = None
 
 
 OPERATORS = {
@@ -37,16 +39,16 @@ OPERATORS = {
     "vflip": Operator(geometry.draw_vflip),
     "rotation": Operator(geometry.draw_rotation),
     "perspective": Operator(geometry.draw_perspective),
-    "equalize": Operator(intensity.draw_nothing, lambda x, values, noise: intensity.equalize(x)),
-    "blur": Operator(intensity.draw_blur, lambda x, values, noise: intensity.blur(x, values)),
+    "equalize": Operator(intensity.draw_nothing, lambda x, values, *_: intensity.equalize(x)),
+    "blur": Operator(intensity.draw_blur, lambda x, values, *_: intensity.blur(x, values)),
     "noise": Operator(intensity.draw_noise, intensity.gaussian_noise),
-    "brightness": Operator(intensity.draw_factor, lambda x, values, noise: intensity.brightness(x, values)),
-    "contrast": Operator(intensity.draw_factor, lambda x, values, noise: intensity.contrast(x, values)),
+    "brightness": Operator(intensity.draw_factor, lambda x, values, *_: intensity.brightness(x, values)),
+    "contrast": Operator(intensity.draw_factor, lambda x, values, *_: intensity.contrast(x, values)),
     "jitter": Operator(
         intensity.draw_jitter,
-        lambda x, values, noise: intensity.contrast(intensity.brightness(x, values[:, :1]), values[:, 1:]),
+        lambda x, values, *_: intensity.contrast(intensity.brightness(x, values[:, :1]), values[:, 1:]),
     ),
-    "solarize": Operator(intensity.draw_threshold, lambda x, values, noise: intensity.solarize(x, values)),
+    "solarize": Operator(intensity.draw_threshold, lambda x, values, *_: intensity.solarize(x, values)),
 }
 
 
@@ -60,11 +62,9 @@ def denormalise(views: Tensor) -> Tensor:
     return (views * GRAY_STD).add_(GRAY_MEAN).clamp_(0, 1)
 
 
-def step_generator(
-    seed: int, epoch: int, step: int, rank: int = 0, device: str | torch.device = "cpu"
-) -> torch.Generator:
+def step_generator(seed: int, epoch: int, step: int) -> torch.Generator:
     """A generator seeded by its arguments (>= 0), well mixed, alone: a resumed run draws the same."""
-    return torch.Generator(device).manual_seed(mixed_seed(seed, epoch, step, rank))
+    return torch.Generator().manual_seed(mixed_seed(seed, epoch, step))
 
 
 def move_at_once(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
@@ -99,13 +99,13 @@ class View:
             step = (OPERATORS[operator], parameters.pop("p", 1.0), parameters)
             (self.geometry if step[0].apply is None else self.intensity).append(step)
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, place: Place | None = None) -> Tensor:
         """Images [B, 1, S, S] in [0, 1] to normalised views [B, 1, R, R]."""
-        n, size = len(images), images.shape[-1]
-        homographies = self.draw_geometry(n, generator)
+        size, place = images.shape[-1], place or Place(slice(None), len(images))
+        homographies = self.draw_geometry(place.total, generator)[place.rows]
         levels = geometry.rows_by_level(homographies, size, self.out_size)
         outside = geometry.rows_that_leave_the_image(homographies)
-        drawn = self.draw_intensity(n, generator)
+        drawn, places = self.draw_intensity(generator, place)
         noise_seed = int(torch.randint(2**62, (), generator=generator))
         tensors = [homographies.float(), outside, *levels, *(tensor for pair in drawn for tensor in pair)]
         homographies, outside, *rest = move_at_once(tensors, images.device)
@@ -117,7 +117,7 @@ class View:
         else:
             views = images.clone()
         noise = torch.Generator(images.device).manual_seed(noise_seed)
-        return normalise(self.apply_intensity(views, drawn[::2], drawn[1::2], noise))
+        return normalise(self.apply_intensity(views, drawn[::2], drawn[1::2], noise, places))
 
     def draw_geometry(self, n: int, generator: torch.Generator) -> Tensor:
         """[n, 3, 3] float64: the product of the geometric operators; the identity where one was not drawn."""
@@ -128,26 +128,32 @@ class View:
             product = torch.where(chosen[:, None, None], product @ homographies, product)
         return product
 
-    def draw_intensity(self, n: int, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
-        """For each operator the rows drawn and their values [rows, k] float32.
+    def draw_intensity(
+        self, generator: torch.Generator, place: Place
+    ) -> tuple[list[tuple[Tensor, Tensor]], list[Place]]:
+        """For each operator the rows drawn of `place`, and their values [rows, k] float32; and their places among all.
 
-        Values are drawn for all n images, so that no image's draw depends on another's.
+        Values are drawn for all images, so that no image's draw depends on another's.
         """
-        drawn = []
+        drawn, places = [], []
         for operator, p, parameters in self.intensity:
-            rows = (torch.rand(n, generator=generator) < p).nonzero().flatten()
-            drawn.append((rows, operator.draw(n, generator, **parameters).float()[rows]))
-        return drawn
+            chosen = torch.rand(place.total, generator=generator) < p
+            values = operator.draw(place.total, generator, **parameters).float()
+            rows = chosen[place.rows].nonzero().flatten()
+            drawn.append((rows, values[place.rows][rows]))
+            before = int(chosen[: place.rows.start or 0].sum())
+            places.append(Place(slice(before, before + len(rows)), int(chosen.sum())))
+        return drawn, places
 
     def apply_intensity(
-        self, views: Tensor, rows: list[Tensor], values: list[Tensor], noise: torch.Generator
+        self, views: Tensor, rows: list[Tensor], values: list[Tensor], noise: torch.Generator, places: list[Place]
     ) -> Tensor:
         """Each operator on its rows of views [B, 1, R, R], which it may write into."""
-        for (operator, _, _), chosen, drawn in zip(self.intensity, rows, values, strict=True):
+        for (operator, _, _), chosen, drawn, place in zip(self.intensity, rows, values, places, strict=True):
             if operator.apply is not None and len(chosen) == len(views):
-                views = operator.apply(views, drawn, noise)
+                views = operator.apply(views, drawn, noise, place)
             elif operator.apply is not None and len(chosen):
-                views[chosen] = operator.apply(views[chosen], drawn, noise)
+                views[chosen] = operator.apply(views[chosen], drawn, noise, place)
         return views
 
 
@@ -205,16 +211,20 @@ class Views:
         recipes = data if isinstance(data, tuple) else (data, data)
         self.views = [View(recipe, recipes[n % 2], out_size) for n in range(count)]
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> list[Tensor]:
+    def __call__(self, images: Tensor, generator: torch.Generator, place: Place | None = None) -> list[Tensor]:
         """uint8 [B, 1, S, S] to `count` normalised float32 [B, 1, R, R], with independent draws.
 
         generator  on the CPU, whatever the images' device: parameters are drawn there, the same for all devices
+        place      of the images in a larger batch, whose draws they get; without it they are the whole batch
         """
-        return self.render(images, generator, self.views)
+        return self.render(images, generator, self.views, place)
 
-    def of_pairs(self, images: Tensor, others: Tensor, generator: torch.Generator) -> list[Tensor]:
+    def of_pairs(
+        self, images: Tensor, others: Tensor, generator: torch.Generator, place: Place | None = None
+    ) -> list[Tensor]:
         """The same, but each second view is of the image in `others` [B, 1, S, S] at its place."""
-        return self.render(images, generator, self.views[::2]) + self.render(others, generator, self.views[1::2])
+        first = self.render(images, generator, self.views[::2], place)
+        return first + self.render(others, generator, self.views[1::2], place)
 
     def single(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """uint8 [B, 1, S, S] to one normalised float32 view [B, 1, R, R]; of several the recipe's first."""
@@ -222,8 +232,10 @@ class Views:
 
     @staticmethod
     @torch.no_grad()
-    def render(images: Tensor, generator: torch.Generator, views: list[View]) -> list[Tensor]:
+    def render(
+        images: Tensor, generator: torch.Generator, views: list[View], place: Place | None = None
+    ) -> list[Tensor]:
         """The images through each of `views`, in float32 whatever autocast says around it."""
         with torch.autocast(images.device.type, enabled=False):
             source = images.float().div_(255)
-            return [view(source, generator) for view in views]
+            return [view(source, generator, place) for view in views]

@@ -1,12 +1,15 @@
 """Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230): the loss, of two views or more, and the network it trains."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from self_sup_classes.backbones import Backbone
 from utils.distributed import gather_with_gradient
@@ -133,13 +136,20 @@ class BarlowTwins(nn.Module):
     Two views have the paper's loss, more the mean-view loss. Under torch.distributed it is that of the global batch:
     embeddings are gathered with gradients.
     The views pass one after the other, so that each has BatchNorm statistics of its own, as in the paper.
+
+    micro_batch_size  images that pass through the network at once; 0 is all. The loss and its gradient are those of
+        the whole batch (GradCache, Gao et al. 2021, arXiv 2101.06983): the first pass keeps the embeddings alone, and
+        each micro-batch passes again, the same, once the gradient of its embeddings is known. Memory is that of one
+        view of a micro-batch, beside the views and embeddings of the batch; time that of a second forward pass.
+        Only BatchNorm in training mode differs from a whole batch: it normalises by the statistics of a micro-batch,
+        and the running ones move once for each micro-batch of a view, not once for each view.
     """
 
-    def __init__(self, backbone: Backbone, projector_dims: Sequence[int], lambd: float):
+    def __init__(self, backbone: Backbone, projector_dims: Sequence[int], lambd: float, micro_batch_size: int = 0):
         super().__init__()
         self.backbone = backbone
         self.projector = build_projector(backbone.num_features, projector_dims)
-        self.lambd = lambd
+        self.lambd, self.micro_batch_size = lambd, micro_batch_size
 
     def embed(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Features [N, F] and embeddings [N, D] of views y [N, C, R, R]."""
@@ -148,8 +158,33 @@ class BarlowTwins(nn.Module):
 
     def forward(self, *views: Tensor) -> BarlowTwinsLoss:
         """The loss of two or more views [N, C, R, R] of the same images."""
-        embeddings = [self.embed(y)[1] for y in views]
-        gathered = [gather_with_gradient(z) for z in embeddings]
+        gathered = [gather_with_gradient(self._embeddings(y)) for y in views]
         if len(gathered) == 2:
             return barlow_twins_loss(gathered[0], gathered[1], self.lambd)
         return mean_view_loss(torch.stack(gathered), self.lambd)
+
+    def _embeddings(self, y: Tensor) -> Tensor:
+        """Embeddings [N, D] of a view, for the loss."""
+        if not self.micro_batch_size:
+            return self.embed(y)[1]
+        passes = [
+            checkpoint(
+                self.embed, part, use_reentrant=False, context_fn=lambda: (nullcontext(), running_statistics_kept(self))
+            )
+            for part in y.split(self.micro_batch_size)
+        ]
+        return torch.cat([z for _, z in passes])
+
+
+@contextmanager
+def running_statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Leave the running statistics of BatchNorm layers as they are; in training mode they normalise by the batch."""
+    layers = [one for one in module.modules() if isinstance(one, _BatchNorm)]
+    before = [(one, one.momentum, one.num_batches_tracked) for one in layers]
+    for one, _, count in before:
+        one.momentum, one.num_batches_tracked = 0.0, count if count is None else count.clone()
+    try:
+        yield
+    finally:
+        for one, momentum, count in before:
+            one.momentum, one.num_batches_tracked = momentum, count

@@ -18,7 +18,7 @@ from self_sup_classes.initialisation import seen_by, start_from
 from self_sup_classes.provenance import Provenance, check_unseen
 from selfsup_task.monitor import PROBES, Monitor, MonitorConfig
 from utils import distributed
-from utils.config import UserError, check_above_zero, check_at_least, check_between, check_choice
+from utils.config import UserError, check_above_zero, check_at_least, check_between, check_choice, launched_processes
 from utils.files import check_files
 from utils.hardware import MachineConfig, describe_device
 from utils.logging_utils import Run
@@ -43,6 +43,7 @@ class PretrainConfig(MonitorConfig, MachineConfig):
     start: str
     barlow_lambda: float
     projector_dims: list[int]
+    micro_batch_size: int
     keep_all: bool
     least_epochs = 0  # 0 is EPOCHS, each of one pass, or of EPOCH_STEPS where a pass has fewer
 
@@ -62,6 +63,13 @@ class PretrainConfig(MonitorConfig, MachineConfig):
             raise UserError(f"also is {self.also} and names a collection twice; keep one.")
         check_at_least("probe_every", self.probe_every, 1)
         check_at_least("barlow_lambda", self.barlow_lambda, 0)
+        processes = launched_processes()
+        share, micro = self.batch_size // processes, self.micro_batch_size
+        if micro and (micro < 2 or (micro < share and share % micro)):
+            raise UserError(
+                f"micro_batch_size is {micro}; it must be 0 or a divisor, larger than 1, of the {share} X-rays that "
+                f"{'a step has' if processes == 1 else f'each of {processes} processes has in a step'}."
+            )
 
 
 def open_run(config: PretrainConfig) -> Run:
@@ -93,7 +101,7 @@ def build_model(config: PretrainConfig) -> BarlowTwins:
     backbone = start_from(config.start, config.backbone, config.in_channels, config.random_seed).backbone
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mixed_seed(config.random_seed, 1))  # 0 is the backbone's
-        return BarlowTwins(backbone, config.projector_dims, config.barlow_lambda)
+        return BarlowTwins(backbone, config.projector_dims, config.barlow_lambda, config.micro_batch_size)
 
 
 class Partners:
@@ -121,10 +129,11 @@ class Partners:
                 "set that knows its patients."
             )
 
-    def draw(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, batch: Tensor, generator: torch.Generator, place: distributed.Place) -> Tensor:
         """Return the index of a partner, one of the others at random, for each of a batch of indices [B]."""
         count = self.count[batch]
-        others = (torch.rand(len(batch), generator=generator) * (count - 1)).long()  # [B] 0 .. count - 2
+        drawn = torch.rand(place.total, generator=generator)[place.rows]
+        others = (drawn * (count - 1)).long()  # [B] 0 .. count - 2
         place = (self.place[batch] + 1 + others) % count
         return self.members[self.start[batch] + place]
 
@@ -147,12 +156,12 @@ def twin_step(
     views = Views(config.recipe, config.img_res, config.views)
 
     def step(batch: Tensor, epoch: int, step_in_epoch: int) -> Mapping[str, Tensor]:
-        generator = step_generator(config.random_seed, epoch, step_in_epoch, distributed.rank())
+        generator, place = step_generator(config.random_seed, epoch, step_in_epoch), distributed.place(len(batch))
         if partners is None:
-            drawn = views(images_of(batch), generator)  # float32 [B, 1, R, R] each
+            drawn = views(images_of(batch), generator, place)  # float32 [B, 1, R, R] each
         else:
-            others = images_of(partners.draw(batch, generator))
-            drawn = views.of_pairs(images_of(batch), others, generator)
+            others = images_of(partners.draw(batch, generator, place))
+            drawn = views.of_pairs(images_of(batch), others, generator, place)
         return twins(*(y.expand(-1, config.in_channels, -1, -1) for y in drawn))._asdict()
 
     return step

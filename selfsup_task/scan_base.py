@@ -25,6 +25,7 @@ PRETRAINING: dict[str, Any] = {
     "positives": "image",  # two views are of one "image" | "patient": of X-rays of one patient and study, if several
     "num_epochs": 1,  # passes over the unlabelled images
     "batch_size": 64,  # X-rays per step
+    "micro_batch_size": 0,  # how many of them pass through the network at once, which bounds memory; 0 is all
     "optimizer": "adamw",  # "adam" | "adamw" | "sgd"
     "lr": 1e-3,  # its largest value, after the warmup
     "optimizer_weight_decay": 1e-4,  # of weights; not of biases and BatchNorm

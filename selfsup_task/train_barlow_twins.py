@@ -19,6 +19,7 @@ The original project's final trainings (ResNet-18, 224 px, Adam, RTX 2070 Super)
         the same with --dataset chexpert --num-epochs 60
 
 On several GPUs: torchrun --nproc-per-node 4 selfsup_task/train_barlow_twins.py --batch-size 512
+A batch that does not fit into memory, with its exact gradient: --batch-size 1024 --micro-batch-size 128
 """
 
 from typing import Any
@@ -51,6 +52,7 @@ config: dict[str, Any] = {
     # optimisation
     "num_epochs": 7,  # passes over the unlabelled images; 0 is 20, of 55 steps each where a pass has fewer
     "batch_size": 64,  # X-rays in a step, over all processes
+    "micro_batch_size": 0,  # how many of them pass through the network at once, which bounds memory; 0 is all
     "optimizer": "adamw",  # "adam" | "adamw" | "sgd"
     "lr": 5e-4,  # its largest value, after the warmup
     "optimizer_weight_decay": 1e-4,  # of weights; not of biases and BatchNorm
@@ -78,7 +80,7 @@ real_xrays: dict[str, Any] = {
 defaults = config
 
 if __name__ == "__main__":
-    config = flags(config, __doc__, __file__, real_xrays=real_xrays)  # before the slow imports
+    config = flags(config, __doc__, __file__, real_xrays=real_xrays, torchrun=True)  # before the slow imports
 
 import shlex
 

@@ -94,6 +94,11 @@ def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [f"{key} ({shown(there, key)} there, {shown(now, key)} now)" for key in keys]
 
 
+def launched_processes() -> int:
+    """Return the number of processes that torchrun has started, whether they have joined yet or not; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def repo_path(path: str | Path) -> Path:
     """Return the absolute path of one in a config, which is relative to the repo root, never to the working directory.
 

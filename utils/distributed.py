@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.config import UserError
+
+# Waiting for another process's part of a step, or its probes; and for the first, which decodes a whole data set.
+STEP_TIMEOUT, DECODING_TIMEOUT = timedelta(minutes=30), timedelta(days=1)
+LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "Timed out waiting")
 
 
 def world_size() -> int:
@@ -24,21 +28,37 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def launched_processes() -> int:
-    """Return the number of processes that torchrun has started, whether they have joined yet or not."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+class Place(NamedTuple):
+    """Where images are in a batch that several processes share: its `rows`, of `total`."""
+
+    rows: slice
+    total: int
+
+
+def place(count: int) -> Place:
+    """Return where this process's `count` images are in the batch of all processes."""
+    return Place(slice(rank() * count, (rank() + 1) * count), world_size() * count)
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the processes that torchrun started (nccl on GPUs, gloo on CPUs); do nothing without torchrun."""
+    """Join the processes that torchrun started (nccl on GPUs, gloo on CPUs); do nothing without torchrun.
+
+    Raises UserError if the connection to another one is lost inside the block.
+    """
     if "RANK" not in os.environ or dist.is_initialized():
         yield
         return
-    # the others wait while the first decodes a data set or probes, which may take longer than torch's ten minutes
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=STEP_TIMEOUT)
     try:
         yield
+    except RuntimeError as error:
+        if not any(text in str(error) for text in LOST):
+            raise
+        raise UserError(
+            "another process of this training has ended or does not answer; the same command resumes from the last "
+            "checkpoint, and with torchrun --max-restarts 3 that happens by itself."
+        ) from error
     finally:
         dist.destroy_process_group()
 
@@ -46,14 +66,18 @@ def process_group(device: torch.device) -> Iterator[None]:
 @contextmanager
 def main_process_first() -> Iterator[None]:
     """Run the block in the first process of each machine, then in the others: for work that leaves a file."""
-    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
-    if dist.is_initialized() and not first:
-        dist.barrier()
+    if not dist.is_initialized():
+        yield
+        return
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    patient = dist.new_group(backend="gloo", timeout=DECODING_TIMEOUT)
+    if not first:
+        dist.barrier(patient)
     try:
         yield
     finally:  # if the block failed, the others fail at it too instead of waiting
-        if dist.is_initialized() and first:
-            dist.barrier()
+        if first:
+            dist.barrier(patient)
 
 
 def barrier() -> None:
@@ -91,8 +115,8 @@ def gather_with_gradient(z: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
-        ctx.mine = slice(rank() * len(z), (rank() + 1) * len(z))
-        gathered = z.new_empty(world_size() * len(z), *z.shape[1:])
+        ctx.mine, total = place(len(z))
+        gathered = z.new_empty(total, *z.shape[1:])
         dist.all_gather_into_tensor(gathered, z.contiguous())
         return gathered
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import pandas as pd
 from tqdm import tqdm
 
-from utils import distributed
 from utils.config import UserError, nearest
 from utils.files import exclusive_lock, read_json
 from utils.logging_utils import Run
@@ -23,9 +22,7 @@ SECONDS_BETWEEN_LOOKS = 1.0  # at trials that other processes run
 
 
 def check_trial_names(names: Sequence[str], only: Sequence[str] = ()) -> None:
-    """Raise UserError for no trials, names that cannot be folders, an `only` that is not among them, or torchrun."""
-    if distributed.launched_processes() > 1:
-        raise UserError("torchrun would mix the trials of a sweep; start it in several terminals instead.")
+    """Raise UserError for no trials, names that cannot be folders, or an `only` that is not among them."""
     if not names:
         raise UserError("there are no trials; give each list of the config at least one value.")
     unknown = [name for name in only if name not in names]

@@ -1,11 +1,15 @@
 """Each benchmark runs, at a tiny size."""
 
+import gzip
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from dataset_loader.phantoms.dataset import COVID_ROOT
+import pytest
+
+from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
 from utils.config import REPO_ROOT
 
 HERE = "tests/benchmarks"
@@ -28,6 +32,25 @@ def test_small_images(script: Any) -> None:
     ended = script(f"{HERE}/bench_small_images.py", "--batch-size", "16", "--img-res", "32", "--rounds", "1")
     assert ended.returncode == 0, ended.stderr
     assert "32 px: " in ended.stdout
+
+
+def test_micro_batches(script: Any) -> None:
+    tiny = ["--img-res", "32", "--batch-sizes", "8", "--micro-batch-size", "4", "--max-whole", "0", "--steps", "1"]
+    ended = script(f"{HERE}/bench_micro_batches.py", *tiny, "--projector-dims", "8")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1].split()[:2] == ["8", "4"]
+
+
+def test_a_collection(phantoms: Path, script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = (phantoms / CHEXPERT_ROOT / "train.csv").read_bytes()
+    (tmp_path / "chexpert_labels").mkdir()
+    (tmp_path / "chexpert_labels" / "train.csv.gz").write_bytes(gzip.compress(table, mtime=0))
+    shutil.copytree(phantoms / CHEXPERT_ROOT / "train", tmp_path / "train")
+    monkeypatch.setenv("CXR_DATA", str(tmp_path))
+    ended = script(f"{HERE}/bench_collection.py", "--images", "30", "--searched", "50", "--checked", "50")
+    assert ended.returncode == 0, ended.stderr
+    stages = {line[:24].strip(): line[24:].split()[0] for line in ended.stdout.splitlines()[1:]}
+    assert stages["decoding to 64 px"] == "30" and stages["leak check"] == "50"
 
 
 def test_pretraining() -> None:

@@ -14,6 +14,7 @@ from dataset_loader.xrays import DataConfig, XRays, open_xrays
 from selfsup_task.pretraining import Partners, PretrainConfig, twin_step
 from selfsup_task.train_barlow_twins import config as DEFAULTS
 from utils.config import UserError, make_config
+from utils.distributed import Place
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,8 @@ def test_a_partner_is_another_xray_of_the_patient_among_those_of_the_pretraining
     train, groups = xrays.indices("train"), xrays.columns.groups
     partners = Partners(xrays, train)
     batch = torch.from_numpy(train)
-    drawn = torch.stack([partners.draw(batch, generator(seed)) for seed in range(60)]).numpy()  # [60, n]
+    whole = Place(slice(None), len(batch))
+    drawn = torch.stack([partners.draw(batch, generator(seed), whole) for seed in range(60)]).numpy()  # [60, n]
     assert (groups[drawn] == groups[train]).all()
     several = 0
     for column, image in zip(drawn.T, train, strict=True):
@@ -40,7 +42,10 @@ def test_a_partner_is_another_xray_of_the_patient_among_those_of_the_pretraining
         assert set(column) == set(others or [image])
         several += len(others) > 1
     assert several > 5, "patients with three X-rays or more are among the phantoms"
-    np.testing.assert_array_equal(drawn[0], partners.draw(batch, generator(0)).numpy())
+    half = len(batch) // 2
+    for rows in (slice(0, half), slice(half, len(batch))):  # as two processes draw them
+        again = partners.draw(batch[rows], generator(0), Place(rows, len(batch)))
+        np.testing.assert_array_equal(drawn[0][rows], again.numpy())
 
 
 def test_another_study_is_another_visit(xrays: XRays) -> None:
@@ -68,7 +73,7 @@ def test_every_second_view_is_of_the_partner(xrays: XRays, monkeypatch: pytest.M
     partners = Partners(xrays, xrays.indices("train"))
     batch = torch.from_numpy(xrays.indices("train")[:8])
     other = torch.from_numpy(xrays.indices("train")[8:16])
-    monkeypatch.setattr(partners, "draw", lambda asked, _: other if asked is batch else None)
+    monkeypatch.setattr(partners, "draw", lambda asked, *_: other if asked is batch else None)
     twin_step(Twins(), xrays.batch, config, partners)(batch, 0, 0)
     own, others = (plain_view(xrays.batch(rows), 32, 1) for rows in (batch, other))
     assert len(seen) == 4

@@ -16,7 +16,7 @@ import torch
 
 from utils.config import REPO_ROOT
 
-# For each "width-views" of its arguments: the loss, and the gradients, into a file of that name.
+# For each "width-views-micro_batch_size" of its arguments: the loss, and the gradients, into a file of that name.
 WORKER = """
 import sys
 import torch
@@ -25,9 +25,9 @@ from self_sup_classes.barlow import BarlowTwins
 from utils import distributed
 
 
-def save_loss_and_gradients(folder, width, number_of_views):
+def save_loss_and_gradients(folder, width, number_of_views, micro):
     torch.manual_seed(0)
-    model = BarlowTwins(Backbone("resnet18", 1), [width], 5e-3).eval()
+    model = BarlowTwins(Backbone("resnet18", 1), [width], 5e-3, micro).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_var.uniform_(0.5, 2)
@@ -39,15 +39,15 @@ def save_loss_and_gradients(folder, width, number_of_views):
     loss.backward()
     if rank == distributed.world_size() - 1:
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        torch.save({"loss": loss.detach(), **gradients}, f"{folder}/{width}-{number_of_views}.pt")
+        torch.save({"loss": loss.detach(), **gradients}, f"{folder}/{width}-{number_of_views}-{micro}.pt")
 
 
 with distributed.process_group(torch.device("cpu")):
     for case in sys.argv[2:]:
         save_loss_and_gradients(sys.argv[1], *map(int, case.split("-")))
 """
-# the loss by the D x D matrix, and by the N x N Gram matrices; of two views, and of more
-CASES = ("6-2", "64-2", "64-3")
+# the loss by the D x D matrix, and by the N x N Gram matrices; of two views, and of more; 2 x 2 micro-batches and 1 x 4
+CASES = ("6-2-0", "64-2-0", "64-3-0", "64-3-2")
 
 
 @pytest.fixture(scope="module")
@@ -73,5 +73,7 @@ def test_two_processes_equal_one(results: dict[int, Path], case: str) -> None:
     one, two = (torch.load(results[processes] / f"{case}.pt", weights_only=True) for processes in (1, 2))
     assert one.keys() == two.keys()
     assert len(one) > 60
+    whole = torch.load(results[1] / f"{case[:-2]}-0.pt", weights_only=True)
     for name, expected in one.items():
+        assert (whole[name] - expected).norm() <= 1e-5 * expected.norm(), name
         assert (two[name] - expected).norm() <= 1e-5 * expected.norm(), name

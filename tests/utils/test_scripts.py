@@ -186,6 +186,20 @@ def test_the_data_sets_name_goes_into_the_run_name(monkeypatch: pytest.MonkeyPat
     }
 
 
+def test_torchrun_is_answered_once_with_what_to_do_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = []
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as ended:
+            flags(CONFIG, "", __file__)
+        said.append(str(ended.value.code))
+        assert flags(CONFIG, "", __file__, torchrun=True) == CONFIG
+    assert "does not run under torchrun" in said[0] and "CUDA_VISIBLE_DEVICES=0 python" in said[0]
+    assert said[1] == "None"  # the first process speaks for all
+
+
 def test_comments_are_found_by_key_whatever_the_values_hold() -> None:
     lines = ["config = {", "'a': '# no',", "'b': [  # two", "1,", "],", "**c,  # three", "'d': 1,  # 4 #5", "}"]
     assert key_comments("\n".join(lines)) == {"b": "two", "d": "4 #5"}

@@ -139,12 +139,6 @@ def test_names_are_checked(names: list[str], only: list[str], message: str) -> N
     check_trial_names(["lr1e-3+base", "b"], ["b"])
 
 
-def test_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="torchrun"):
-        check_trial_names(["a"])
-
-
 def _work(root: Path, seconds: float) -> None:
     sweep(root, work=lambda trial: score(trial, seconds))
 

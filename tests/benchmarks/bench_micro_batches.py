@@ -1,0 +1,101 @@
+"""How much memory does a large batch need in micro-batches, and what does it cost in time?
+
+    python tests/benchmarks/bench_micro_batches.py
+
+Optimiser steps of a Barlow Twins pretraining on random pixels, whole and in micro-batches, each batch size in a process
+of its own: its peak memory, and the median time of a step after the first one. On a CPU memory is that of the process,
+with Python and torch, and time that of the processor, which other programs do not change. Not a test.
+"""
+
+from typing import Any
+
+from utils.scripts import flags, run_script
+
+config: dict[str, Any] = {
+    "backbone": "resnet18",
+    "img_res": 64,
+    "views": 2,
+    "projector_dims": [1024, 1024],
+    "recipe": "solarize",
+    "batch_sizes": [128, 256, 512, 1024],
+    "micro_batch_size": 128,
+    "max_whole": 512,  # largest batch that is measured whole too
+    "steps": 3,  # the first of which warms up; one step measures memory, and a cold time
+    "precision": "auto",
+    "threads": 1,
+    "device": "auto",
+}
+
+if __name__ == "__main__":
+    config = flags(config, __doc__, __file__)
+
+import multiprocessing
+import os
+import statistics
+import time
+from dataclasses import dataclass, replace
+
+import torch
+
+from selfsup_task.pretraining import PretrainConfig, build_model, twin_step
+from selfsup_task.scan_base import PRETRAINING
+from utils.config import Config, make_config, part_of
+from utils.hardware import choose_precision, describe_device, peak_memory, placed, prepare
+from utils.optimisation import build_optimizer, gradient_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatchesConfig(Config):
+    """The keys of the dict at the top."""
+
+    backbone: str
+    img_res: int
+    views: int
+    projector_dims: list[int]
+    recipe: str
+    batch_sizes: list[int]
+    micro_batch_size: int
+    max_whole: int
+    steps: int
+    precision: str
+    threads: int
+    device: str
+
+
+def measure(config: PretrainConfig, steps: int) -> tuple[float, int]:
+    """Return seconds of a step, and the peak memory of this process in bytes."""
+    device = prepare(config.device, config.threads)
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    pixels = torch.randint(256, (config.batch_size, 1, config.stored_size, config.stored_size), dtype=torch.uint8)
+    pixels = pixels.to(device)
+    model = placed(build_model(config), device).train()
+    optimizer, dtype = build_optimizer(model, config), choose_precision(config.precision, device)
+    step, batch = twin_step(model, lambda rows: pixels[rows.to(device)], config), torch.arange(config.batch_size)
+    seconds = []
+    for number in range(steps):
+        start = clock()
+        gradient_step(model, optimizer, lambda n=number: step(batch, 0, n), config.lr, 0.0, dtype)["loss"].item()
+        seconds.append(clock() - start)
+    return statistics.median(seconds[1:] or seconds), peak_memory(device)
+
+
+def main(config: MicroBatchesConfig) -> None:
+    """Print one line per batch size, whole and in micro-batches."""
+    device = prepare(config.device, config.threads)
+    fresh = multiprocessing.get_context("fork" if hasattr(os, "fork") and device.type == "cpu" else "spawn")
+    base = make_config(
+        PretrainConfig, {**PRETRAINING, **part_of(config, PretrainConfig), "run_name": "unused", "batch_size": 1024}
+    )
+    print(f"{describe_device(device)}, torch {torch.__version__}, {config.backbone}, {config.img_res} px")
+    print(f"{'batch':>6} {'micro':>6} {'GB':>6} {'s/step':>7}")
+    for batch_size in config.batch_sizes:
+        for micro in (0, config.micro_batch_size):
+            if micro or batch_size <= config.max_whole:
+                with fresh.Pool(1) as pool:  # this process has not computed anything
+                    cell = replace(base, batch_size=batch_size, micro_batch_size=micro)
+                    seconds, peak = pool.apply(measure, (cell, config.steps))
+                print(f"{batch_size:6} {micro or '-':>6} {peak / 1e9:6.2f} {seconds:7.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    run_script(main, MicroBatchesConfig, config)
