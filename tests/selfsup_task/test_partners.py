@@ -11,8 +11,9 @@ import torch
 from augmentations.transform_utils import plain_view
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT
 from dataset_loader.xrays import DataConfig, XRays, open_xrays
-from selfsup_task.pretraining import Partners, PretrainConfig, twin_step
+from selfsup_task.pretraining import Partners, PretrainConfig, partners_of, twin_step
 from selfsup_task.train_barlow_twins import config as DEFAULTS
+from utils import distributed
 from utils.config import UserError, make_config
 from utils.distributed import Place
 
@@ -57,25 +58,45 @@ def test_another_study_is_another_visit(xrays: XRays) -> None:
         )
 
 
+class Twins:
+    """In a network's place: keeps the views that it is given."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def __call__(self, *views: torch.Tensor) -> Any:
+        self.seen.extend(views)
+        return self
+
+    def _asdict(self) -> dict[str, torch.Tensor]:
+        return {}
+
+
+@pytest.mark.parametrize("positives", ["image", "patient"])
+def test_two_processes_draw_the_views_of_one(xrays: XRays, monkeypatch: pytest.MonkeyPatch, positives: str) -> None:
+    changes: dict[str, Any] = {"recipe": "original", "positives": positives, "run_name": "unused"}
+    config = make_config(PretrainConfig, {**DEFAULTS, **changes})
+    batch, views = torch.from_numpy(xrays.indices("train")[:16]), []
+    for processes in (1, 2):
+        monkeypatch.setattr(distributed, "world_size", lambda processes=processes: processes)
+        for rank, rows in enumerate(batch.split(16 // processes)):
+            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+            twins = Twins()
+            twin_step(twins, xrays.batch, config, partners_of(xrays, config))(rows, 1, 2)
+            views.append(torch.stack(twins.seen))  # [V, B, 1, R, R]
+    torch.testing.assert_close(torch.cat(views[1:], 1), views[0])
+
+
 def test_every_second_view_is_of_the_partner(xrays: XRays, monkeypatch: pytest.MonkeyPatch) -> None:
     changes: dict[str, Any] = {"recipe": "none", "views": 4, "positives": "patient", "run_name": "unused"}
     config = make_config(PretrainConfig, {**DEFAULTS, **changes})
-    seen: list[torch.Tensor] = []
-
-    class Twins:
-        def __call__(self, *views: torch.Tensor) -> Any:
-            seen.extend(views)
-            return self
-
-        def _asdict(self) -> dict[str, torch.Tensor]:
-            return {}
-
     partners = Partners(xrays, xrays.indices("train"))
     batch = torch.from_numpy(xrays.indices("train")[:8])
     other = torch.from_numpy(xrays.indices("train")[8:16])
     monkeypatch.setattr(partners, "draw", lambda asked, *_: other if asked is batch else None)
-    twin_step(Twins(), xrays.batch, config, partners)(batch, 0, 0)
+    twins = Twins()
+    twin_step(twins, xrays.batch, config, partners)(batch, 0, 0)
     own, others = (plain_view(xrays.batch(rows), 32, 1) for rows in (batch, other))
-    assert len(seen) == 4
-    for view, expected in zip(seen, (own, own, others, others), strict=True):
+    assert len(twins.seen) == 4
+    for view, expected in zip(twins.seen, (own, own, others, others), strict=True):
         torch.testing.assert_close(view, expected)

@@ -64,7 +64,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "PYTHONPATH": str(REPO_ROOT), "OMP_NUM_THREADS": "1"}
     command = [*launch, str(worker), str(found[2]), *CASES]
-    subprocess.run(command, check=True, capture_output=True, env=environment, timeout=200)
+    subprocess.run(command, check=True, capture_output=True, env=environment, timeout=300)
     return found
 
 
