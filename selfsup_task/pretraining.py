@@ -134,8 +134,8 @@ class Partners:
         count = self.count[batch]
         drawn = torch.rand(place.total, generator=generator)[place.rows]
         others = (drawn * (count - 1)).long()  # [B] 0 .. count - 2
-        place = (self.place[batch] + 1 + others) % count
-        return self.members[self.start[batch] + place]
+        partner = (self.place[batch] + 1 + others) % count
+        return self.members[self.start[batch] + partner]
 
 
 def partners_of(xrays: XRays, config: PretrainConfig) -> Partners | None:

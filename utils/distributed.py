@@ -70,7 +70,7 @@ def main_process_first() -> Iterator[None]:
         yield
         return
     first = os.environ.get("LOCAL_RANK", "0") == "0"
-    patient = dist.new_group(backend="gloo", timeout=DECODING_TIMEOUT)
+    patient: Any = dist.new_group(backend="gloo", timeout=DECODING_TIMEOUT)
     if not first:
         dist.barrier(patient)
     try:
