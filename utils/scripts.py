@@ -19,10 +19,7 @@ from tqdm import tqdm
 from utils.config import AnyConfig, UserError, flat, key_comments, launched_processes, make_config
 
 SECONDS_BETWEEN_LINES = 30  # of progress, where output is a file
-NO_TORCHRUN = (
-    "this script does not run under torchrun; start it with python. Several GPUs share the trials of a scan or a "
-    "comparison if you start its command once for each: CUDA_VISIBLE_DEVICES=0 python ... & CUDA_VISIBLE_DEVICES=1 ..."
-)
+NO_TORCHRUN = "this script does not run under torchrun; start it with python, once for each GPU: they share its trials."
 CURSOR_UP = "\x1b[A"  # how tqdm returns from a nested bar
 
 Item = TypeVar("Item")
@@ -42,8 +39,7 @@ def flags(
     Python `files`, the script's own first, and exits. A first argument that is not a flag is the value of `first`.
     Where `dataset` is not a phantom, the values of `real_xrays` replace those of `config`, and flags win over both;
     --help shows them too. `{dataset}` in a run_name becomes the value of that key. An unknown flag or a value of the
-    wrong type ends the script with one sentence, and so does torchrun, unless the script expects it. Call it before
-    the slow imports, so that all answers come at once.
+    wrong type ends the script with one sentence, and so does torchrun, unless the script expects it.
     From here on a signal ends the script without a traceback; see Stopped.
     """
     _stop_on_signals()
@@ -58,8 +54,6 @@ def flags(
         comments |= key_comments(Path(path).read_text(encoding="utf-8"))
     try:
         if launched_processes() > 1 and not torchrun:
-            if os.environ.get("RANK", "0") != "0":
-                sys.exit()  # the first process speaks for all
             raise UserError(NO_TORCHRUN)
         chosen = parse_flags(config, comments, description, arguments, real_xrays or {})
     except UserError as error:

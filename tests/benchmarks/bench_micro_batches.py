@@ -38,7 +38,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from selfsup_task.pretraining import PretrainConfig, build_model, twin_step
-from selfsup_task.scan_base import PRETRAINING
+from selfsup_task.scan_base import PRETRAINING, without
 from utils.config import Config, make_config, part_of
 from utils.hardware import choose_precision, describe_device, peak_memory, placed, prepare
 from utils.optimisation import build_optimizer, gradient_step
@@ -83,9 +83,8 @@ def main(config: MicroBatchesConfig) -> None:
     """Print one line per batch size, whole and in micro-batches."""
     device = prepare(config.device, config.threads)
     fresh = multiprocessing.get_context("fork" if hasattr(os, "fork") and device.type == "cpu" else "spawn")
-    base = make_config(
-        PretrainConfig, {**PRETRAINING, **part_of(config, PretrainConfig), "run_name": "unused", "batch_size": 1024}
-    )
+    given = {**without(PRETRAINING, "only"), **part_of(config, PretrainConfig)}
+    base = make_config(PretrainConfig, {**given, "run_name": "unused", "batch_size": 1024})
     print(f"{describe_device(device)}, torch {torch.__version__}, {config.backbone}, {config.img_res} px")
     print(f"{'batch':>6} {'micro':>6} {'GB':>6} {'s/step':>7}")
     for batch_size in config.batch_sizes:
