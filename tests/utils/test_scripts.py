@@ -245,6 +245,7 @@ def test_a_users_mistake_is_one_line_and_a_bug_a_traceback(path: Path) -> None:
 def test_a_signal_ends_a_script_with_its_code_and_no_traceback(
     path: Path, name: str, number: signal.Signals, code: int
 ) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a shell that runs the tests in the background ignores SIGINT
     process = started(path, name)
     process.send_signal(number)
     _, said = process.communicate(timeout=30)
