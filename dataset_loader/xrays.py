@@ -188,7 +188,7 @@ def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] | N
     store = open_store(columns.root, list(columns.paths), config.stored_size, DATASETS_ROOT / ".cache")
     columns = columns.take(store.kept)
     parts = complete_split(columns, config.split_seed)
-    source = "phantom" if is_synthetic(columns.root) else config.dataset
+    source = "phantom" if is_synthetic(columns.root / columns.paths[0]) else config.dataset
     xrays = XRays(columns, store.to(device), signatures(thumbnails)[store.kept], parts, duplicates, source)
     described = ", ".join(f"{int((parts == part).sum()):,} {part}" for part in PARTS)
     kind = " (synthetic)" if xrays.synthetic else "" if columns.label_names else " without labels"

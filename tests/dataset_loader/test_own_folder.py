@@ -105,3 +105,7 @@ def test_the_example_of_the_readme_is_read(tmp_path: Path) -> None:
     assert len(columns) == 10 and len(columns.labelled()) == 9
     assert columns.label_names == ("healthy", "oedema")
     assert columns.details.columns.tolist() == ["sex", "age", "view", "ward"]
+
+
+def test_a_folder_around_synthetic_xrays_is_synthetic(phantoms: Path, own: Path) -> None:
+    assert opened(phantoms, []).synthetic and not opened(own).synthetic
