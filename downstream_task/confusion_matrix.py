@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dataset_loader.xrays import DATASETS, described, read_columns
+from dataset_loader.xrays import DATASETS
 from downstream_task import label_efficiency
 from downstream_task.clinic.external import collection_name, compared_with_test, external_data, external_table
 from downstream_task.clinic.tables import save_clinic_tables
@@ -110,8 +110,7 @@ def score_external(finished: Finished, entry: str, data: OpenedData) -> Run:
     config = external_data(entry, finished.config)
     name = collection_name(config)
     facts = {"tested": finished.name, "weights": finished.weights_hash(), "external": as_dict(config)}
-    facts["files"] = described(read_columns(config))
-    run = Run(f"external/{name}/{finished.name}", facts, "external test")
+    run = Run(f"external/{name}/{finished.name}", {**facts, "files": data.files_of(config)}, "external test")
     if run.summary is None:
         xrays = data.of(config)
         targets, rows, shared = finished.shared_targets(xrays)
@@ -119,9 +118,9 @@ def score_external(finished: Finished, entry: str, data: OpenedData) -> Run:
         scored = finished.look(xrays, targets, rows, note)
         run.start(device=describe_device(data.device), data=xrays.facts())
         missing = [name for name in targets.names if name not in shared]
-        facts = {"tested": finished.name, "collection": name, "of_other_classes": len(xrays) - len(rows)}
+        found = {"tested": finished.name, "collection": name, "of_other_classes": len(xrays) - len(rows)}
         compared = compared_with_test(finished, scored, shared, REPEATS)
-        save_scores(run, scored, f"of {name}", {**facts, "missing": missing, **compared})
+        save_scores(run, scored, f"of {name}", {**found, "missing": missing, **compared})
     return run
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dataset_loader.xrays import DataConfig, XRays, open_xrays
+from dataset_loader.xrays import DataConfig, XRays, described, open_xrays, read_columns
 from downstream_task.classifier import Classifier, load_classifier
 from downstream_task.finetune_config import FinetuneConfig
 from downstream_task.probes import forward_all
@@ -94,13 +94,9 @@ class Finished:
     @property
     def weights(self) -> Path:
         """Return the file of the weights that were best on validation. Raises UserError if it was deleted."""
-        path = self.folder / f"{self.config.backbone}_best_state_dict.pt"
-        if not path.exists():
-            raise UserError(
-                f"the weights of {self.folder} were deleted, as a comparison does with settings that it did not "
-                "choose; name a run that summary.csv says was chosen, or delete the folder and train again."
-            )
-        return path
+        name = f"{self.config.backbone}_best_state_dict.pt"
+        check_files(self.folder, name)
+        return self.folder / name
 
     def train_files(self) -> frozenset[str]:
         """Return the files of its data's train part, with links resolved."""
@@ -109,8 +105,7 @@ class Finished:
         return frozenset(str((root / file).resolve()) for file in split.loc[split["part"] == "train", "file"])
 
     def weights_hash(self) -> str:
-        """Return 16 hex digits that name those weights; UserError if they were deleted."""
-        check_files(self.folder, self.weights.name)
+        """Return 16 hex digits that name those weights."""
         return content_hash(self.weights)
 
     def classifier(self, device: torch.device) -> Classifier:
@@ -197,13 +192,19 @@ class OpenedData:
     def __init__(self, device: torch.device):
         self.device = device
         self.opened: dict[str, XRays] = {}
+        self.listed: dict[str, dict[str, Any]] = {}
 
     def of(self, config: DataConfig) -> XRays:
         """Return the data that a config names."""
-        key = json.dumps(part_of(config, DataConfig))
-        if key not in self.opened:
+        if (key := json.dumps(part_of(config, DataConfig))) not in self.opened:
             self.opened[key] = open_xrays(config, self.device)
         return self.opened[key]
+
+    def files_of(self, config: DataConfig) -> dict[str, Any]:
+        """Return facts that identify the files of the data that a config names; none is decoded."""
+        if (key := json.dumps(part_of(config, DataConfig))) not in self.listed:
+            self.listed[key] = described(read_columns(config))
+        return self.listed[key]
 
 
 def find_finished(name: str) -> list[Finished]:

@@ -104,9 +104,10 @@ def main(config: MapsConfig) -> Run:
     """Explain every picture with every network; write maps and numbers, print the numbers."""
     device = prepare(config.device, config.threads)
     networks = open_predictors(config.checkpoints, config, device)
-    run = open_run(config, networks)
+    films = find_films(config.images) if config.images else None
+    run = open_run(config, networks, films)
     if run.summary is None:
-        pictures, facts = choose_pictures(config, networks, device)
+        pictures, facts = choose_pictures(config, networks, films, device)
         settings = Settings(config.method, config.layer, config.patch, config.stride)
         question = Question(pictures, config.target, settings, config.sanity_check)
         explained = {
@@ -135,24 +136,26 @@ def main(config: MapsConfig) -> Run:
     return run
 
 
-def open_run(config: MapsConfig, networks: Mapping[str, Predictor]) -> Run:
+def open_run(config: MapsConfig, networks: Mapping[str, Predictor], films: pd.DataFrame | None) -> Run:
     """Return the run of this config, these weights and these files; UserError for a class that a network lacks."""
     for network in networks.values():
-        for name in [*config.only, *filter(None, [config.target])]:
-            check_choice("target" if name == config.target else "only", name, network.classes)
+        for name in config.only:
+            check_choice("only", name, network.classes)
+        if config.target:
+            check_choice("target", config.target, network.classes)
     first = next(iter(networks.values())).name
     run_name = config.run_name or f"grad_cam/{first if len(networks) == 1 else first.rpartition('/')[0] or first}"
     weights = {name: network.origin["weights"] for name, network in networks.items()}
-    files = stamps_hash(map(Path, find_films(config.images)[PATH])) if config.images else ""
+    files = "" if films is None else stamps_hash(map(Path, films[PATH]))
     return Run(run_name, {**as_dict(config), "weights": weights, "files": files}, "maps")
 
 
 def choose_pictures(
-    config: MapsConfig, networks: Mapping[str, Predictor], device: torch.device
+    config: MapsConfig, networks: Mapping[str, Predictor], films: pd.DataFrame | None, device: torch.device
 ) -> tuple[list[Picture], dict[str, Any]]:
     """Return the X-rays to explain, and what a reader must know of them: synthetic, transductive, notes."""
-    if config.images:
-        pictures = pictures_of_files(config.images, next(iter(networks.values())).classes)
+    if films is not None:
+        pictures = pictures_of_files(films, next(iter(networks.values())).classes)
         synthetic = [name for name, network in networks.items() if network.origin["synthetic"]]
         notes, transductive = [f"{name} was trained on synthetic X-rays" for name in synthetic], False
     else:

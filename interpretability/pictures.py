@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from dataset_loader.image_files import IMAGE_SUFFIXES
 from dataset_loader.lung_masks import read_mask
 from dataset_loader.phantoms.dataset import is_synthetic
 from dataset_loader.xrays import XRays
-from downstream_task.clinic.films import PATH, find_films
+from downstream_task.clinic.films import PATH
 from downstream_task.clinic.predictor import Predictor
 from downstream_task.targets import Targets
 from utils.config import UserError
@@ -46,18 +47,17 @@ class Picture:
         return is_synthetic(self.path)
 
 
-def pictures_of_files(names: Sequence[str], classes: Sequence[str]) -> list[Picture]:
-    """Read X-rays by file, folder or table, whose columns label and patient count.
+def pictures_of_files(films: pd.DataFrame, classes: Sequence[str]) -> list[Picture]:
+    """Read the X-rays of find_films; of a table, the columns label and patient count.
 
     In the COVID-19 layout, mask and class come from the folders around them.
 
     Raises UserError, naming the file, for one that cannot be used.
     """
-    films = find_films(names).fillna("")
     stems = [Path(file).stem for file in films[PATH]]
     unique = len(set(stems)) == len(stems)
     pictures = []
-    for n, film in enumerate(films.to_dict("records")):
+    for n, film in enumerate(films.fillna("").to_dict("records")):
         file = Path(film[PATH])
         folder = file.parent.parent if file.parent.name.lower() == "images" else None
         beside = sorted((folder / "masks").iterdir()) if folder and (folder / "masks").is_dir() else []

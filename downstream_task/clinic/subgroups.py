@@ -70,4 +70,4 @@ def _kinds(labels: np.ndarray) -> int:
     """Return how many classes occur, or for findings how many of their values, present and absent."""
     if labels.ndim == 1:
         return len(np.unique(labels))
-    return int(((labels == 1).any(0) + 0 + (labels == 0).any(0)).sum())
+    return int((labels == 1).any(0).sum() + (labels == 0).any(0).sum())
