@@ -32,8 +32,8 @@ import numpy as np
 
 from dataset_loader.decoding import square_or_reason
 from utils.config import UserError
+from utils.distributed import exclusive_lock
 from utils.files import (
-    exclusive_lock,
     plain_refusals,
     read_checked_json,
     remove_leftovers,

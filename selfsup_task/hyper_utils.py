@@ -14,7 +14,7 @@ from self_sup_classes.initialisation import start_from
 from self_sup_classes.provenance import check_unseen
 from selfsup_task.pretraining import PretrainConfig, build_model, partners_of, train, twin_step
 from utils.config import UserError, as_dict, part_of
-from utils.files import exclusive_lock
+from utils.distributed import exclusive_lock
 from utils.hardware import placed, prepare
 from utils.logging_utils import Run
 from utils.sweeps import check_all_finished, check_trial_names, ranked, run_trials

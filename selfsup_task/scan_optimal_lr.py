@@ -48,7 +48,7 @@ from selfsup_task.lr_range import lr_range_test, suggest
 from selfsup_task.pretraining import build_model, partners_of, twin_step
 from utils import plots
 from utils.config import RUNS_ROOT, UserError, as_dict, check_between, check_choice
-from utils.files import exclusive_lock
+from utils.distributed import exclusive_lock
 from utils.hardware import placed
 from utils.logging_utils import Run
 from utils.optimisation import SCHEDULERS

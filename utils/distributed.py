@@ -1,13 +1,20 @@
-"""One process or several (torchrun): this process's rank, and batches gathered across processes with gradients."""
+"""One process or several: ranks, batches gathered with gradients (torchrun); locks between those that share a folder.
+
+The operating system releases the lock of a process that ends, however it ends.
+"""
 
 import os
+import socket
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -138,3 +145,46 @@ def data_parallel(module: nn.Module) -> nn.Module:
     if device.type == "cuda":
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
     return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+
+
+def holder(note: Path) -> str:
+    """Return which process holds the lock that has this `note`, as far as it is known."""
+    with suppress(OSError, ValueError):
+        return note.read_text(encoding="utf-8") or "another process"
+    return "another process"
+
+
+def try_lock(path: Path, note: Path | None = None) -> FileLock | None:
+    """Return the lock file `path`, held until its release(); None while another process holds it.
+
+    The file `note` then says which process holds it; the locked file cannot be read everywhere.
+    Raises UserError if the folder cannot be written to, or its file system has no locks.
+    """
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not lock.acquire(blocking=False):
+            return None
+        if note is not None:
+            note.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        return lock
+    except Timeout:
+        return None
+    except (OSError, NotImplementedError) as error:
+        raise UserError(
+            f"cannot lock {path} ({error}); choose a folder on a local disk that you may write to."
+        ) from error
+
+
+@contextmanager
+def exclusive_lock(path: Path, waiting_for: str) -> Iterator[None]:
+    """Hold the lock file `path`; wait while another process holds it, and say so once. Raises as try_lock does."""
+    lock = try_lock(path)
+    if lock is None:
+        print(f"another process is {waiting_for}; waiting for it", file=sys.stderr)
+        lock = FileLock(path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

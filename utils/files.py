@@ -1,7 +1,6 @@
-"""Files that are whole or absent, JSON objects, and locks between processes.
+"""Files that are whole or absent, JSON objects and checkpoints.
 
-A file is written under a temporary name, flushed to disk, then renamed. The operating system releases the lock of a
-process that ends, however it ends.
+A file is written under a temporary name, flushed to disk, then renamed.
 """
 
 import contextlib
@@ -11,8 +10,6 @@ import json
 import math
 import os
 import shutil
-import socket
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +17,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from utils.config import UserError
 
@@ -123,20 +119,16 @@ def write_checked_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def read_checked_json(path: Path) -> dict[str, Any] | None:
     """Return what write_checked_json wrote, with text as keys; None if the file is missing or damaged."""
-    try:
-        value = read_json(path) or {}
-    except (UserError, OSError):
-        return None
-    return value if value.pop("crc32", None) == _json_crc(value) else None
+    with contextlib.suppress(UserError, OSError):
+        return read_json(path, checked=True)
+    return None
 
 
-def _json_crc(value: Mapping[str, Any]) -> int:
-    as_read = json.loads(json.dumps(plain_json(value)))
-    return zlib.crc32(json.dumps(as_read, sort_keys=True).encode())
+def read_json(path: Path, checked: bool = False) -> dict[str, Any] | None:
+    """Return a run's JSON object, or None if there is no file.
 
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Return a run's JSON file, or None if there is no file. Raises UserError if it is not a JSON object."""
+    Raises UserError if it is something else, does not match its checksum, or has none although `checked`.
+    """
     if not path.exists():
         return None
     try:
@@ -145,7 +137,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is not JSON ({error}); repair it or delete the run's folder.") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object; repair it or delete the run's folder.")
+    checksum = value.pop("crc32", None)
+    if checksum != _json_crc(value) and (checked or checksum is not None):
+        raise UserError(f"{path} was changed after it was written (its checksum differs); restore or delete it.")
     return value
+
+
+def _json_crc(value: Mapping[str, Any]) -> int:
+    as_read = json.loads(json.dumps(plain_json(value)))
+    return zlib.crc32(json.dumps(as_read, sort_keys=True).encode())
 
 
 def write_tensors(path: Path, state: object) -> None:
@@ -171,21 +171,31 @@ def read_tensors(path: Path) -> Any:
 def read_checkpoint(path: Path) -> tuple[dict[str, Any] | None, str]:
     """Return the state in `path` or, if that is missing or damaged, in the file before it; and a note on damage or "".
 
-    None if there is neither. Raises UserError if both are damaged, or the only one.
+    None if there is neither. Raises UserError if both are damaged, or the only one, or weights beside them.
     """
-    damage = ""
+    state, damage = None, ""
     for file in (path, _before(path)):
-        if file.exists():
-            try:
-                state = read_tensors(file)
-                if not isinstance(state, dict) or "rows" not in state:
-                    raise ValueError("it holds something else")
-                return state, damage and f"{damage}; the checkpoint before it is taken"
-            except Exception as error:  # torch raises many types for the many ways in which a file can be broken
-                damage = damage or f"{file} is damaged ({str(error).partition(chr(10))[0]})"
-    if damage:
+        if file.exists() and state is None:
+            state, wrong = _try_tensors(file)
+            if wrong or "rows" not in (state or ()):
+                state, damage = None, damage or f"{file} is damaged ({wrong or 'it holds something else'})"
+    if damage and state is None:
         raise UserError(f"{damage} and no earlier checkpoint can be read; delete the run's folder to start again.")
-    return None, ""
+    for file in path.parent.glob("*_state_dict.pt") if state else ():
+        if wrong := _try_tensors(file)[1]:
+            raise UserError(
+                f"{file} is damaged ({wrong}) and its epoch is over; delete the run's folder to start again, or only "
+                "this file to continue: it comes back with the next epoch that is better."
+            )
+    return state, damage and f"{damage}; the checkpoint before it is taken"
+
+
+def _try_tensors(path: Path) -> tuple[Any, str]:
+    """Return what read_tensors does, and ""; or None and what is wrong."""
+    try:
+        return read_tensors(path), ""
+    except Exception as error:  # torch raises many types for the many ways in which a file can be broken
+        return None, str(error).partition("\n")[0] or repr(error)
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any], keep_before: bool) -> None:
@@ -212,46 +222,3 @@ def check_files(folder: Path, *names: str) -> None:
             f"the run in {folder} is finished, but {', '.join(gone)} is not there any more; restore it, or delete "
             "summary.json there (and that of the comparison around it) and give the same command: it is made again."
         )
-
-
-def holder(note: Path) -> str:
-    """Return which process holds the lock that has this `note`, as far as it is known."""
-    with contextlib.suppress(OSError, ValueError):
-        return note.read_text(encoding="utf-8") or "another process"
-    return "another process"
-
-
-def try_lock(path: Path, note: Path | None = None) -> FileLock | None:
-    """Return the lock file `path`, held until its release(); None while another process holds it.
-
-    The file `note` then says which process holds it; the locked file cannot be read everywhere.
-    Raises UserError if the folder cannot be written to, or its file system has no locks.
-    """
-    lock = FileLock(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not lock.acquire(blocking=False):
-            return None
-        if note is not None:
-            note.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        return lock
-    except Timeout:
-        return None
-    except (OSError, NotImplementedError) as error:
-        raise UserError(
-            f"cannot lock {path} ({error}); choose a folder on a local disk that you may write to."
-        ) from error
-
-
-@contextlib.contextmanager
-def exclusive_lock(path: Path, waiting_for: str) -> Iterator[None]:
-    """Hold the lock file `path`; wait while another process holds it, and say so once. Raises as try_lock does."""
-    lock = try_lock(path)
-    if lock is None:
-        print(f"another process is {waiting_for}; waiting for it", file=sys.stderr)
-        lock = FileLock(path)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()

@@ -20,16 +20,15 @@ from torch.utils.tensorboard.summary import hparams
 
 from utils import distributed
 from utils.config import REPO_ROOT, RUNS_ROOT, Config, UserError, as_dict, check_run_name, differences, flat
+from utils.distributed import exclusive_lock, holder, try_lock
 from utils.files import (
     drop_checkpoint,
-    exclusive_lock,
-    holder,
     plain_json,
     read_checkpoint,
     read_json,
     remove_leftovers,
-    try_lock,
     write_atomically,
+    write_checked_json,
     write_checkpoint,
     write_json,
     write_text,
@@ -211,7 +210,7 @@ class Run:
             if self._writer is not None:
                 self._write_hparams(self._writer)
                 self._writer.close()
-            write_json(self.folder / "summary.json", self.summary)
+            write_checked_json(self.folder / "summary.json", self.summary)
         self.unlock()
 
     def _check_there(self) -> None:

@@ -14,7 +14,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from utils.config import UserError, nearest
-from utils.files import exclusive_lock, read_json
+from utils.distributed import exclusive_lock
+from utils.files import read_json
 from utils.logging_utils import Run
 from utils.scripts import progress_bar
 

@@ -25,7 +25,8 @@ from dataset_loader.phantoms.film import annotate, collimate, expose, plant_mark
 from dataset_loader.phantoms.patients import HEADER, plan_patient
 from dataset_loader.phantoms.signs import SIGNS
 from utils.config import UserError
-from utils.files import exclusive_lock, write_json, write_text
+from utils.distributed import exclusive_lock
+from utils.files import write_json, write_text
 from utils.hardware import keep_freed_memory, usable_cores
 from utils.scripts import progress_bar
 

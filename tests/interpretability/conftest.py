@@ -11,7 +11,7 @@ from dataset_loader.phantoms.dataset import ensure_phantoms
 from downstream_task import finetuning
 from utils import logging_utils
 from utils.config import as_dict, make_config
-from utils.files import exclusive_lock
+from utils.distributed import exclusive_lock
 
 
 def train(folder: Path, name: str, planted: bool) -> logging_utils.Run:

@@ -63,7 +63,7 @@ def test_a_finished_run_of_which_a_file_is_damaged(
         shutil.copytree(kept, folder)
     results = [line for line in undisturbed.output.splitlines() if line.startswith(("loss", "effective", "weights"))]
     assert results
-    unchanged = all(line in again.output for line in results) or file == "summary.json"  # a digit may have changed
+    unchanged = all(line in again.output for line in results)
     assert is_one_sentence(again) or (again.code == 0 and unchanged and "Traceback" not in again.output), again.output
     assert is_one_sentence(report) or (report.code == 0 and "Traceback" not in report.output), report.output
 

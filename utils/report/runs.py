@@ -3,7 +3,6 @@
 import base64
 import fnmatch
 import io
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
+from utils.config import UserError
+from utils.files import read_json
 from utils.report.content import Column, Figure, Table, table
 
 # what environment.json can give as "kind"; a trial belongs to a scan, a search or a table of resources
@@ -27,6 +28,7 @@ TEXT_COLUMNS: Any = dict.fromkeys(("arm", "reference", "trial", "trainable", "cl
 BROKEN = (  # the errors that a damaged file can cause
     *(OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, SyntaxError, RecursionError),
     Image.DecompressionBombError,
+    UserError,
 )
 SCALE = 96 / 150  # figures are saved at 150 dpi, a page has 96
 MAX_HEIGHT = 720  # of a figure on the page, in pixels
@@ -131,7 +133,8 @@ def _read(path: Path, name: str, files: list[str]) -> Iterator[FoundRun | Skippe
 
 
 def _open(path: Path, name: str, files: list[str]) -> FoundRun | Skipped:
-    config, summary, environment = (_json(path / f"{part}.json") for part in ("config", "summary", "environment"))
+    parts = ("config", "summary", "environment")
+    config, summary, environment = (read_json(path / f"{part}.json") or {} for part in parts)
     kind, data = environment.get("kind"), environment.get("data", {})
     if kind not in KINDS:
         reason = f"the kind {kind!r} is not known" if "kind" in environment else "environment.json names no kind"
@@ -146,13 +149,6 @@ def _open(path: Path, name: str, files: list[str]) -> FoundRun | Skipped:
     synthetic = bool(stated["synthetic"]) if "synthetic" in stated else None
     transductive = bool(stated.get("transductive", False))
     return FoundRun(name, path, kind, config, summary, environment, data, synthetic, transductive)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if not isinstance(value, dict):
-        raise ValueError(f"{path.name} is not a JSON object")
-    return value
 
 
 def _figure(path: Path, alt: str) -> Figure:
