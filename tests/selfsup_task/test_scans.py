@@ -27,7 +27,7 @@ from selfsup_task.train_barlow_twins import config as PRETRAINING
 from utils.config import REPO_ROOT, RUNS_ROOT, UserError, make_config
 from utils.hardware import is_out_of_memory
 
-SMALL = {"img_res": 16, "store_res": 32, "batch_size": 64, "threads": 1, "projector_dims": [16]}
+SMALL = {"img_res": 16, "store_res": 32, "batch_size": 64, "threads": 1, "projector_dims": [16], "num_epochs": 2}
 GRID = {"lambdas": [5e-3], "projectors": ["16-16"]}
 UNREAD: Any = None  # a cell's config where the measuring process does not look at it
 COSTS = Costs(decoding=0.01, reading=0.1, views=0.3, step=0.5, peak_memory=2_000_000_000, stored_on_gpu=100)
@@ -79,7 +79,8 @@ def weights_in(folder: Path) -> list[Path]:
 
 def test_a_stopped_scan_ends_with_the_table_of_an_undisturbed_one(small: dict[str, Any], scan: Any) -> None:
     script = "scan_best_hyperparameters"
-    whole, killed = ({**small, **GRID, "run_name": f"{small['run_name']}/{name}"} for name in ("whole", "killed"))
+    changes = {**small, **GRID, "num_epochs": 5}
+    whole, killed = ({**changes, "run_name": f"{small['run_name']}/{name}"} for name in ("whole", "killed"))
     assert "best by linear on validation, one run each, synthetic: lambda0.005_p" in scan(script, whole)
     command = [sys.executable, str(REPO_ROOT / "selfsup_task" / f"{script}.py"), *arguments(script, killed)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
