@@ -10,6 +10,7 @@ runs/test/<run>/ holds predictions.csv, scores.csv (with 95% intervals over pati
 summary.json and figures/confusion_matrix.png. A comparison also gets curves.csv and differences.csv, as on validation.
 `external` tests on all images of other collections too, which the networks must not have seen, and gives the drop from
 the test part over the classes that both have; runs/external/<collection>/<run>/ holds the same files.
+Findings whose data set knows studies (CheXpert) are also scored by study: the mean over its frontal views.
 The calibration error (ECE) is given before and after temperature scaling; the temperature is fitted on validation.
 """
 
@@ -37,6 +38,7 @@ import pandas as pd
 from dataset_loader.xrays import DATASETS
 from downstream_task import label_efficiency
 from downstream_task.clinic.external import collection_name, compared_with_test, external_data, external_table
+from downstream_task.clinic.studies import study_scores
 from downstream_task.clinic.tables import save_clinic_tables
 from downstream_task.finished_runs import Finished, OpenedData, Scored, find_finished, run_name
 from downstream_task.targets import predictions_table
@@ -52,7 +54,7 @@ from utils.scripts import tracked
 
 REPEATS = 300  # resamples behind an interval
 SCORE_COLUMNS = ["score", "value", "low", "high"]
-PRINTED = ("accuracy", "balanced_accuracy", "auroc", "ece", "ece_after_temperature_scaling")
+PRINTED = ("accuracy", "balanced_accuracy", "auroc", "auroc_by_study", "ece", "ece_after_temperature_scaling")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +139,7 @@ def save_scores(run: Run, scored: Scored, where: str, facts: Mapping[str, Any]) 
     title = plots.marked(f"{len(rows):,} X-rays {where}", xrays.synthetic, bool(scored.note))
     save_clinic_tables(run, scored, title, REPEATS)
     fewest = fewest_groups(labels, groups)
-    found = bootstrap_intervals(scores, groups, REPEATS, fewest=fewest)
+    found = bootstrap_intervals(scores, groups, REPEATS, fewest=fewest) | study_scores(scored, REPEATS)
     run.save_table("scores", pd.DataFrame([(name, *values) for name, values in found.items()], columns=SCORE_COLUMNS))
     run.save_table("classes", class_table(labels, probabilities, groups, targets.names, fewest))
     if not targets.multilabel:

@@ -10,7 +10,8 @@ from utils.report.content import Block, Cell, Note, count, estimate, number, sha
 from utils.report.runs import FoundRun
 
 SCORED_ON = {"comparison": "the validation part, also used to make choices", "test comparison": "the test part"}
-TEST_SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "auprc", "ece", "ece_after_temperature_scaling")
+TEST_SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "auroc_by_study", "auprc", "ece")
+TEST_SCORES += ("ece_after_temperature_scaling",)
 MAX_ROWS = 12  # a longer table of tested networks is folded
 QUANTITIES = {
     "lung mass": "lung_mass",

@@ -1,11 +1,15 @@
 """Operating points, conformal sets, subgroups: against scikit-learn, by hand and by simulation."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import recall_score, roc_curve
+import torch
+from sklearn.metrics import recall_score, roc_auc_score, roc_curve
 
 from downstream_task.clinic.conformal import coverage, least_probability
 from downstream_task.clinic.films import PATH, find_films
@@ -14,8 +18,13 @@ from downstream_task.clinic.operating_points import (
     choose_threshold,
     operating_points,
 )
+from downstream_task.clinic.studies import study_scores
 from downstream_task.clinic.subgroups import MAX_GROUPS, MIN_IMAGES, subgroup_table
+from downstream_task.finished_runs import Scored
+from downstream_task.targets import Targets, logits_of
 from utils.metrics import one_against_rest
+
+UNREAD: Any = None  # a validation part that is not looked at
 
 
 def scores_and_truth(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -111,6 +120,29 @@ def test_subgroups_by_sex_age_and_view() -> None:
     assert set(table["group"][table["note"].str.contains("lacks some classes")]) == {"M", "AP"}
     low, value, high = (table[name].to_numpy() for name in ("low", "value", "high"))
     assert ((low < value) & (value < high)).all()
+
+
+def test_scores_by_study_are_those_of_mean_probabilities() -> None:
+    rng = np.random.default_rng(0)
+    patients, studies, views = np.repeat(np.arange(60), 4), np.tile([1, 1, 1, 2], 60), 240
+    of_study = np.unique(np.stack([patients, studies]), axis=1, return_inverse=True)[1].ravel()
+    labels = rng.integers(0, 2, (120, 2)).astype(np.float32)[of_study]
+    labels[0:3, 0] = [1, np.nan, np.nan]  # a finding of one view
+    labels[3, 1] = np.nan  # of a study of which nothing is known
+    p = np.clip(np.nan_to_num(labels) * 0.4 + rng.random((views, 2)) * 0.6, 0.01, 0.99)
+    details = pd.DataFrame({"patient": patients, "study": studies})
+    xrays: Any = SimpleNamespace(columns=SimpleNamespace(details=details, groups=patients.astype(str)))
+    targets = Targets(labels, ("a", "b"))
+    scored = Scored(xrays, targets, np.arange(views), torch.from_numpy(logits_of(p, True)), 1.0, UNREAD, "")
+    value, low, high = study_scores(scored, 100)["auroc_by_study"]
+    expected = []
+    for c in range(2):
+        table = pd.DataFrame({"study": of_study, "label": labels[:, c], "p": p[:, c]})
+        known = table.groupby("study").agg({"label": "max", "p": "mean"}).dropna()
+        expected.append(roc_auc_score(known["label"], known["p"]))
+    assert value == pytest.approx(np.mean(expected)) and low < value < high
+    alone = replace(scored, rows=np.arange(3, views, 4), logits=scored.logits[3::4])
+    assert study_scores(alone, 100) == {}, "each study has one view, so its score is the one by image"
 
 
 def test_of_many_small_groups_the_largest_come_one_by_one() -> None:
