@@ -53,6 +53,7 @@ def test_a_collection(phantoms: Path, script: Any, tmp_path: Path, monkeypatch: 
     assert stages["decoding to 64 px"] == "30" and stages["leak check"] == "50"
 
 
+@pytest.mark.slow
 def test_pretraining() -> None:
     tiny = ["--img-res", "32", "--batch-size", "4", "--projector", "8", "--loss-widths", "8", "--rounds", "1"]
     command = [sys.executable, f"{HERE}/bench_pretraining.py", *tiny, "--no-ablations"]

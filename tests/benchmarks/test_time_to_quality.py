@@ -63,6 +63,7 @@ def test_lightly(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert table["steps"].tolist()[1] > 0
 
 
+@pytest.mark.slow
 def test_as_a_user_calls_it(phantoms: Path, tmp_path: Path) -> None:
     values = tiny(phantoms, tmp_path, "classic") | {"workers": 1}
     command = [sys.executable, "tests/benchmarks/bench_time_to_quality.py"]

@@ -79,7 +79,7 @@ def weights_in(folder: Path) -> list[Path]:
 
 def test_a_stopped_scan_ends_with_the_table_of_an_undisturbed_one(small: dict[str, Any], scan: Any) -> None:
     script = "scan_best_hyperparameters"
-    changes = {**small, **GRID, "num_epochs": 5}
+    changes = {**small, **GRID, "num_epochs": 4}
     whole, killed = ({**changes, "run_name": f"{small['run_name']}/{name}"} for name in ("whole", "killed"))
     assert "best by linear on validation, one run each, synthetic: lambda0.005_p" in scan(script, whole)
     command = [sys.executable, str(REPO_ROOT / "selfsup_task" / f"{script}.py"), *arguments(script, killed)]
