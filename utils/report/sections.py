@@ -111,7 +111,7 @@ LR, RECIPES = "selfsup_task/scan_optimal_lr.py", "selfsup_task/scan_best_transfo
 LAMBDAS, COST = "selfsup_task/scan_best_hyperparameters.py", "selfsup_task/check_bt_resources.py"
 SEARCH = "downstream_task/scan_best_supervised_hyperparameters.py"
 FREEZE, TEST = "downstream_task/train_models_with_frozen_parts.py", "downstream_task/confusion_matrix.py"
-PREDICT = "downstream_task/predict.py"
+OTHER, PREDICT = f"{TEST} --external DATASET:FOLDER", "downstream_task/predict.py"
 MAPS, AUDIT = "interpretability/grad_cam.py", "interpretability/shortcut_audit.py"
 SECTIONS = (
     Section("Answer", "Does pretraining help?", COMPARE, COMPARED, results.answers),
@@ -126,7 +126,7 @@ SECTIONS = (
     Section("Label efficiency", "How many labels are saved?", COMPARE, COMPARED, _each(results.comparison)),
     Section("Frozen parts", "Which layers need training?", FREEZE, ("frozen parts",), _each(results.frozen_parts)),
     Section("Test part", "How good and how well calibrated?", TEST, ("test",), results.tested),
-    Section("Another hospital", "Does it hold on X-rays from elsewhere?", TEST, ("external test",), results.external),
+    Section("Another hospital", "Does it hold on X-rays from elsewhere?", OTHER, ("external test",), results.external),
     Section("Predictions", "What do they say about other X-rays?", PREDICT, ("predictions",), results.predictions),
     Section("Maps", "What do the networks look at?", MAPS, ("maps",), _each(results.maps)),
     Section("Shortcuts", "Do they need the lungs or a marker?", AUDIT, ("audit",), _each(results.audit)),
