@@ -1,6 +1,7 @@
 """What tests share: temporary folders for runs and data, a small phantom data set, the real X-rays if there are any."""
 
 import atexit
+import gc
 import io
 import os
 import runpy
@@ -11,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 # Several test processes run side by side: threads of one would wait for those of another.
@@ -22,6 +24,9 @@ os.environ |= {"CXR_RUNS": f"{HOME}/runs", "CXR_DATASETS": f"{HOME}/datasets"}
 
 import pytest
 from hypothesis import settings
+from torch import nn
+from torchvision import models
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from dataset_loader.phantoms.dataset import ensure_chexpert_phantoms, ensure_phantoms
 from utils import scripts
@@ -30,6 +35,7 @@ from utils.config import REPO_ROOT
 # The same examples in every call; `-m slow` tries more of them.
 settings.register_profile("suite", max_examples=50, derandomize=True, deadline=None)
 settings.register_profile("slow", settings.get_profile("suite"), max_examples=1000)
+GET_MODEL = models.get_model
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -44,6 +50,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         on_examples = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
         if item.path.parent.name == "slow" or (on_examples and config.option.markexpr == "slow"):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """Leave the million objects of libraries out of each garbage collection; every figure asks for one."""
+    gc.collect()
+    gc.freeze()
 
 
 def users_files() -> list[Path]:
@@ -74,6 +86,35 @@ def keeps_its_signals() -> Iterator[None]:
 def signals_here(keeps_its_signals: None) -> None:
     """Signals to this process are those to a script."""
     scripts._stop_on_signals()
+
+
+class NarrowResNet(ResNet):
+    """ResNet-18 with an eighth of the channels after the first convolution."""
+
+    def __init__(self) -> None:
+        super().__init__(BasicBlock, [2, 2, 2, 2])
+        self.fc = nn.Linear(64, 1000)
+
+    def _make_layer(self, block: Any, planes: int, *arguments: Any, **named: Any) -> nn.Sequential:
+        return super()._make_layer(block, planes // 8, *arguments, **named)
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[None]:
+    """Networks called resnet18 are narrow: for tests of what is around a network, whose weights fill files of 45 MB."""
+
+    def get_model(name: str, **arguments: Any) -> nn.Module:
+        return NarrowResNet() if name == "resnet18" else GET_MODEL(name, **arguments)
+
+    with mock.patch.object(models, "get_model", get_model):
+        yield
+
+
+@pytest.fixture
+def whole() -> Iterator[None]:
+    """A test of a file with narrow networks has torchvision's."""
+    with mock.patch.object(models, "get_model", GET_MODEL):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,8 @@ from selfsup_task.pretraining import PretrainConfig, build_model, provenance
 from selfsup_task.train_barlow_twins import config as PRETRAINING
 from utils.config import RUNS_ROOT, UserError, make_config
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 
 def save_encoders(folder: Path, seeds: int) -> None:
     for seed in range(seeds):

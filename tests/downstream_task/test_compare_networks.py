@@ -26,6 +26,8 @@ from utils.files import read_json, write_json
 from utils.logging_utils import Run
 from utils.metrics import fit_temperature
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 COMPARE = "downstream_task/trained_vs_no_trained_compare.py"
 TEST = "downstream_task/confusion_matrix.py"
 FROZEN = "downstream_task/train_models_with_frozen_parts.py"

@@ -21,6 +21,8 @@ from downstream_task.finetuning import finetune
 from downstream_task.finished_runs import OpenedData, find_finished
 from utils.config import RUNS_ROOT, UserError
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 TEST = "downstream_task/confusion_matrix.py"
 SMALL = {"method": "linear", "img_res": 32, "threads": 1}
 

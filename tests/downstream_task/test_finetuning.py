@@ -23,6 +23,8 @@ from utils import hardware, logging_utils
 from utils.config import UserError
 from utils.load_tb_logs import read_scalars
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 SMALL = {
     **{"img_res": 32, "store_res": 32, "batch_size": 16, "min_steps": 4, "evaluate_every": 2, "passes": 0},
     **{"label_fraction": 0.2, "run_name": "run"},
@@ -63,7 +65,7 @@ def test_a_finished_run_holds_scores_predictions_and_the_best_weights(finetune: 
     assert run.summary["score"] == max(row["val/balanced_accuracy"] for row in run.rows)
     best = read_scalars(run.folder)[0].query("tag == 'best/balanced_accuracy'")  # by which HParams ranks
     np.testing.assert_allclose(best["value"], [run.summary["score"]], rtol=1e-6)
-    assert weights(run)["fc.weight"].shape == (4, 512)
+    assert len(weights(run)["fc.weight"]) == 4
     assert [path.name for path in run.folder.glob("*.pt")] == ["resnet18_best_state_dict.pt"]
     before = (run.folder / "summary.json").read_bytes()
     assert finetune().summary == run.summary

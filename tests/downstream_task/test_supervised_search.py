@@ -22,6 +22,8 @@ from downstream_task.trained_vs_no_trained_compare import SETTINGS
 from downstream_task.trained_vs_no_trained_compare import config as COMPARISON
 from utils.config import REPO_ROOT, RUNS_ROOT, UserError, make_config
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 SCRIPT = REPO_ROOT / "downstream_task" / "scan_best_supervised_hyperparameters.py"
 
 

@@ -22,6 +22,8 @@ from selfsup_task.train_barlow_twins import main
 from utils.config import RUNS_ROOT, UserError, make_config
 from utils.logging_utils import Run
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 SMALL: dict[str, Any] = {
     **DEFAULTS,
     "dataset": "covid",
@@ -128,6 +130,7 @@ def test_a_resumed_run_keeps_its_events_and_ends_with_a_verdict(
     assert [event.step for event in events.Scalars("health/rank")] == metrics(run)["step"].tolist()
 
 
+@pytest.mark.usefixtures("whole")
 def test_four_views_are_trained_on_shown_and_named(config: dict[str, Any]) -> None:
     run = pretrain({**config, "views": 4})
     assert run.summary is not None and run.summary["verdict"]
@@ -171,6 +174,7 @@ def probed(encoder: str, xrays: XRays) -> dict[str, float]:
     return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
 
 
+@pytest.mark.usefixtures("whole")
 def test_pretraining_lifts_the_probes_above_random_weights(config: dict[str, Any], tmp_path: Path) -> None:
     draw_spots(tmp_path, 400)
     sizes = {"img_res": 16, "store_res": 0, "batch_size": 40, "projector_dims": [256], "num_epochs": 10}

@@ -3,10 +3,8 @@
 import importlib
 import json
 import math
+import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +22,12 @@ from selfsup_task.scan_base import SCAN_BASE
 from selfsup_task.scan_best_hyperparameters import draw as draw_grid
 from selfsup_task.scan_plots import heat_maps
 from selfsup_task.train_barlow_twins import config as PRETRAINING
-from utils.config import REPO_ROOT, RUNS_ROOT, UserError, make_config
+from utils import scripts
+from utils.config import RUNS_ROOT, UserError, make_config
 from utils.hardware import is_out_of_memory
+from utils.logging_utils import Run
+
+pytestmark = pytest.mark.usefixtures("narrow")
 
 SMALL = {"img_res": 16, "store_res": 32, "batch_size": 64, "threads": 1, "projector_dims": [16], "num_epochs": 2}
 GRID = {"lambdas": [5e-3], "projectors": ["16-16"]}
@@ -77,23 +79,28 @@ def weights_in(folder: Path) -> list[Path]:
     return list(folder.rglob("*.pt"))
 
 
-def test_a_stopped_scan_ends_with_the_table_of_an_undisturbed_one(small: dict[str, Any], scan: Any) -> None:
-    script = "scan_best_hyperparameters"
-    changes = {**small, **GRID, "num_epochs": 4}
-    whole, killed = ({**changes, "run_name": f"{small['run_name']}/{name}"} for name in ("whole", "killed"))
-    assert "best by linear on validation, one run each, synthetic: lambda0.005_p" in scan(script, whole)
-    command = [sys.executable, str(REPO_ROOT / "selfsup_task" / f"{script}.py"), *arguments(script, killed)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    folder = RUNS_ROOT / killed["run_name"]
-    while not (folder / "lambda0.005_p16-16" / "pretrain" / "checkpoint.pt").exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() == 143
+def test_a_stopped_scan_ends_with_the_table_of_an_undisturbed_one(
+    small: dict[str, Any], scan: Any, script: Any, signals_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "scan_best_hyperparameters"
+    whole, stopped = ({**small, **GRID, "run_name": f"{small['run_name']}/{run}"} for run in ("whole", "stopped"))
+    assert "best by linear on validation, one run each, synthetic: lambda0.005_p" in scan(name, whole)
+    save = Run.save_checkpoint
+
+    def save_and_stop(run: Run, *arguments: Any) -> None:
+        save(run, *arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_checkpoint", save_and_stop)
+        assert script(f"selfsup_task/{name}.py", *arguments(name, stopped)).returncode == 143
+    scripts._signals.number = 0  # a new process has none
+    folder = RUNS_ROOT / stopped["run_name"]
     assert (folder / "lambda0.005_p16-16" / "pretrain" / "checkpoint.pt").exists()
     assert not (folder / "lambda0.005_p16-16" / "error.txt").exists()
     assert not (folder / "lambda0.005_p16-16" / "summary.json").exists()
-    scan(script, killed)
-    undisturbed, resumed = (pd.read_csv(RUNS_ROOT / one["run_name"] / "summary.csv") for one in (whole, killed))
+    scan(name, stopped)
+    undisturbed, resumed = (pd.read_csv(RUNS_ROOT / one["run_name"] / "summary.csv") for one in (whole, stopped))
     pd.testing.assert_frame_equal(undisturbed, resumed, check_exact=True)
     assert undisturbed[["barlow_lambda", "projector_dims"]].to_numpy().tolist() == [[5e-3, "16-16"]]
     assert (folder / "figures" / "hyperparameters.png").exists()

@@ -5,8 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from utils.config import RUNS_ROOT
+
+pytestmark = pytest.mark.usefixtures("narrow")
 
 
 def test_probes_are_skipped_and_the_output_says_so(phantoms: Path, tmp_path: Path, script: Any, quick: None) -> None:
