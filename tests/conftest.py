@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 # Several test processes run side by side: threads of one would wait for those of another.
@@ -24,9 +23,8 @@ os.environ |= {"CXR_RUNS": f"{HOME}/runs", "CXR_DATASETS": f"{HOME}/datasets"}
 
 import pytest
 from hypothesis import settings
-from torch import nn
+from narrow_networks import GET_MODEL, narrow_networks
 from torchvision import models
-from torchvision.models.resnet import BasicBlock, ResNet
 
 from dataset_loader.phantoms.dataset import ensure_chexpert_phantoms, ensure_phantoms
 from utils import scripts
@@ -35,7 +33,6 @@ from utils.config import REPO_ROOT
 # The same examples in every call; `-m slow` tries more of them.
 settings.register_profile("suite", max_examples=50, derandomize=True, deadline=None)
 settings.register_profile("slow", settings.get_profile("suite"), max_examples=1000)
-GET_MODEL = models.get_model
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -88,25 +85,10 @@ def signals_here(keeps_its_signals: None) -> None:
     scripts._stop_on_signals()
 
 
-class NarrowResNet(ResNet):
-    """ResNet-18 with an eighth of the channels after the first convolution."""
-
-    def __init__(self) -> None:
-        super().__init__(BasicBlock, [2, 2, 2, 2])
-        self.fc = nn.Linear(64, 1000)
-
-    def _make_layer(self, block: Any, planes: int, *arguments: Any, **named: Any) -> nn.Sequential:
-        return super()._make_layer(block, planes // 8, *arguments, **named)
-
-
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[None]:
-    """Networks called resnet18 are narrow: for tests of what is around a network, whose weights fill files of 45 MB."""
-
-    def get_model(name: str, **arguments: Any) -> nn.Module:
-        return NarrowResNet() if name == "resnet18" else GET_MODEL(name, **arguments)
-
-    with mock.patch.object(models, "get_model", get_model):
+    """The networks of a file called resnet18 are narrow."""
+    with narrow_networks():
         yield
 
 
