@@ -1,15 +1,12 @@
 """ResNet-18 with few channels, for tests of what is around a network: its files have 1 MB instead of 45."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 from torch import nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, ResNet
 
-GET_MODEL = models.get_model
+TORCHVISIONS = models.get_model
 
 
 class NarrowResNet(ResNet):
@@ -23,12 +20,6 @@ class NarrowResNet(ResNet):
         return super()._make_layer(block, planes // 8, *arguments, **named)
 
 
-@contextmanager
-def narrow_networks() -> Iterator[None]:
-    """The networks called resnet18 are narrow."""
-
-    def get_model(name: str, **arguments: Any) -> nn.Module:
-        return NarrowResNet() if name == "resnet18" else GET_MODEL(name, **arguments)
-
-    with mock.patch.object(models, "get_model", get_model):
-        yield
+def get_model(name: str, **arguments: Any) -> nn.Module:
+    """torchvision's get_model, of which the networks called resnet18 are narrow."""
+    return NarrowResNet() if name == "resnet18" else TORCHVISIONS(name, **arguments)

@@ -51,6 +51,7 @@ def weights(run: logging_utils.Run) -> dict[str, torch.Tensor]:
     return torch.load(run.folder / "resnet18_best_state_dict.pt", weights_only=True)
 
 
+@pytest.mark.usefixtures("torchvisions")
 def test_a_finished_run_holds_scores_predictions_and_the_best_weights(finetune: Finetune) -> None:
     run = finetune()
     assert run.summary is not None
@@ -65,7 +66,7 @@ def test_a_finished_run_holds_scores_predictions_and_the_best_weights(finetune: 
     assert run.summary["score"] == max(row["val/balanced_accuracy"] for row in run.rows)
     best = read_scalars(run.folder)[0].query("tag == 'best/balanced_accuracy'")  # by which HParams ranks
     np.testing.assert_allclose(best["value"], [run.summary["score"]], rtol=1e-6)
-    assert len(weights(run)["fc.weight"]) == 4
+    assert weights(run)["fc.weight"].shape == (4, 512)
     assert [path.name for path in run.folder.glob("*.pt")] == ["resnet18_best_state_dict.pt"]
     before = (run.folder / "summary.json").read_bytes()
     assert finetune().summary == run.summary

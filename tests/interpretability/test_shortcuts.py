@@ -54,7 +54,7 @@ def test_patches_are_moved_whole_and_by_each_image_s_own_order() -> None:
 
 
 def audit(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr("interpretability.shortcuts.MAX_MAPPED", 2)
+    monkeypatch.setattr("interpretability.shortcuts.MAX_MAPPED", 4)
     monkeypatch.setattr("interpretability.shortcuts.MAX_REFIT", 300)
     monkeypatch.setattr(shortcut_audit, "Run", lambda name, config, kind: Run(name, config, kind, tmp_path))
     config = {**shortcut_audit.config, "checkpoints": [str(trained.folder)]}

@@ -130,7 +130,7 @@ def test_a_resumed_run_keeps_its_events_and_ends_with_a_verdict(
     assert [event.step for event in events.Scalars("health/rank")] == metrics(run)["step"].tolist()
 
 
-@pytest.mark.usefixtures("whole")
+@pytest.mark.usefixtures("torchvisions")
 def test_four_views_are_trained_on_shown_and_named(config: dict[str, Any]) -> None:
     run = pretrain({**config, "views": 4})
     assert run.summary is not None and run.summary["verdict"]
@@ -174,7 +174,7 @@ def probed(encoder: str, xrays: XRays) -> dict[str, float]:
     return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
 
 
-@pytest.mark.usefixtures("whole")
+@pytest.mark.usefixtures("torchvisions")
 def test_pretraining_lifts_the_probes_above_random_weights(config: dict[str, Any], tmp_path: Path) -> None:
     draw_spots(tmp_path, 400)
     sizes = {"img_res": 16, "store_res": 0, "batch_size": 40, "projector_dims": [256], "num_epochs": 10}

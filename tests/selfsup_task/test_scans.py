@@ -3,7 +3,6 @@
 import importlib
 import json
 import math
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,7 @@ def weights_in(folder: Path) -> list[Path]:
 
 
 def test_a_stopped_scan_ends_with_the_table_of_an_undisturbed_one(
-    small: dict[str, Any], scan: Any, script: Any, signals_here: None, monkeypatch: pytest.MonkeyPatch
+    small: dict[str, Any], scan: Any, script: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "scan_best_hyperparameters"
     whole, stopped = ({**small, **GRID, "run_name": f"{small['run_name']}/{run}"} for run in ("whole", "stopped"))
@@ -89,7 +88,7 @@ def test_a_stopped_scan_ends_with_the_table_of_an_undisturbed_one(
 
     def save_and_stop(run: Run, *arguments: Any) -> None:
         save(run, *arguments)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "save_checkpoint", save_and_stop)
