@@ -21,9 +21,9 @@ HOME = tempfile.mkdtemp(prefix="cxr-tests-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 os.environ |= {"CXR_RUNS": f"{HOME}/runs", "CXR_DATASETS": f"{HOME}/datasets"}
 
-import narrow_networks
 import pytest
 from hypothesis import settings
+from narrow_networks import TORCHVISIONS, narrow_networks
 from torchvision import models
 
 from dataset_loader.phantoms.dataset import ensure_chexpert_phantoms, ensure_phantoms
@@ -87,15 +87,15 @@ def signals_here(keeps_its_signals: None) -> None:
 
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[None]:
-    """The networks of a test file called resnet18 are narrow."""
-    with mock.patch.object(models, "get_model", narrow_networks.get_model):
+    """The networks of a test file that are called resnet18 have an eighth of the channels."""
+    with narrow_networks(8):
         yield
 
 
 @pytest.fixture
 def torchvisions(narrow: None) -> Iterator[None]:
     """A test of such a file has torchvision's."""
-    with mock.patch.object(models, "get_model", narrow_networks.TORCHVISIONS):
+    with mock.patch.object(models, "get_model", TORCHVISIONS):
         yield
 
 

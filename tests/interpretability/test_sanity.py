@@ -27,7 +27,7 @@ def test_weights_become_random_from_the_head_down() -> None:
 def test_a_trained_network_passes_and_maps_of_a_randomised_one_fail(plain: Run) -> None:
     finished = find_finished(str(plain.folder))[0]
     xrays = OpenedData(torch.device("cpu")).of(finished.config)
-    images = xrays.batch(torch.from_numpy(xrays.indices("val")[:48])).float() / 255
+    images = xrays.batch(torch.from_numpy(xrays.indices("val")[::3])).float() / 255
     net = finished.classifier(torch.device("cpu")).net.eval()
     classes = net(images).argmax(1)
     randomised = [random for _, random in randomised_from_the_head(net, 1)][-1]
@@ -74,6 +74,8 @@ def test_maps_without_evidence_are_not_trusted() -> None:
     trusted, words = verdict(table, empty)
     assert not trusted
     assert "no evidence" in words
+    most_vanished = table.assign(vanished=0.7, rank_correlation=0.03)  # those that are left decide
+    assert verdict(most_vanished, empty=0.0) == (True, "passes: maps change with the weights (rank correlation 0.10 with those of random ones)")
     vanished = table.assign(vanished=1.0, rank_correlation=0.0)
     trusted, words = verdict(vanished, empty=0.0)  # maps of random weights that show nothing prove nothing
     assert not trusted
