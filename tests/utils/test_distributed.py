@@ -55,7 +55,7 @@ def results(narrow: None, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        # forks, which import nothing anew
+        # forks import nothing again
         start_processes(work, (processes, port, folder), nprocs=processes, start_method="fork")
     return found
 
