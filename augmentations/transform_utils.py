@@ -18,6 +18,7 @@ from utils.optimisation import mixed_seed
 # ImageNet's channel means and standard deviations, averaged over the channels: every network sees the same
 # input, whether it starts from random, Barlow Twins or ImageNet weights (summed over their channels).
 GRAY_MEAN, GRAY_STD = 0.449, 0.226
+IMAGES_AT_ONCE = 256  # that pass through the operators together: what these need in between does not grow with a batch
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,12 @@ class Views:
         images: Tensor, generator: torch.Generator, views: list[View], place: Place | None = None
     ) -> list[Tensor]:
         """The images through each of `views`, in float32 whatever autocast says around it."""
+        first, total = (place.rows.start or 0, place.total) if place else (0, len(images))
+        before, parts = generator.get_state(), []
         with torch.autocast(images.device.type, enabled=False):
-            source = images.float().div_(255)
-            return [view(source, generator, place) for view in views]
+            for part in images.split(IMAGES_AT_ONCE):
+                generator.set_state(before)  # each part has its own rows of the same draws
+                source, rows = part.float().div_(255), slice(first, first + len(part))
+                parts.append([view(source, generator, Place(rows, total)) for view in views])
+                first += len(part)
+        return parts[0] if len(parts) == 1 else [torch.cat(of_view) for of_view in zip(*parts, strict=True)]

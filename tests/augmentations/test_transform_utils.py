@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from augmentations import transform_utils
 from augmentations.recipes import RECIPES
 from augmentations.transform_utils import Views, denormalise, normalise, operator_views, step_generator
 from utils.config import UserError
@@ -60,6 +61,16 @@ def test_a_process_with_some_images_of_a_batch_gives_them_the_views_that_one_wit
     shares = [Views(recipe, 32)(images[rows], step_generator(1, 2, 3), Place(rows, 24)) for rows in places]
     for view, parts in zip(whole, zip(*shares, strict=True), strict=True):
         torch.testing.assert_close(torch.cat(parts), view)
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_a_batch_that_passes_in_parts_has_the_views_of_one_that_passes_at_once(recipe, monkeypatch):
+    images, given = batch(24, size=64), {"generator": step_generator(1, 2, 3), "place": Place(slice(24, 48), 60)}
+    whole = Views(recipe, 32, count=3)(images, **given)
+    monkeypatch.setattr(transform_utils, "IMAGES_AT_ONCE", 10)
+    given["generator"] = step_generator(1, 2, 3)
+    for view, in_parts in zip(whole, Views(recipe, 32, count=3)(images, **given), strict=True):
+        torch.testing.assert_close(in_parts, view)
 
 
 def test_every_argument_of_the_step_generator_matters_and_neighbours_are_unrelated():
