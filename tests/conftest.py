@@ -127,7 +127,8 @@ def script() -> Script:
                 runpy.run_path(str(path), run_name="__main__")
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else 1
-                print(end.code if isinstance(end.code, str) else "", file=err)
+                if isinstance(end.code, str):
+                    print(end.code, file=err)
         return subprocess.CompletedProcess([name, *flags], code, out.getvalue(), err.getvalue())
 
     return run

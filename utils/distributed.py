@@ -124,7 +124,7 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor) -> Tensor:
         ctx.mine, total = place(len(z))
         gathered = z.new_empty(total, *z.shape[1:])
-        dist.all_gather_into_tensor(gathered, z.contiguous())
+        dist.all_gather(list(gathered.split(len(z))), z.contiguous())
         return gathered
 
     @staticmethod

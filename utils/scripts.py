@@ -57,7 +57,7 @@ def flags(
             raise UserError(NO_TORCHRUN)
         chosen = parse_flags(config, comments, description, arguments, real_xrays or {})
     except UserError as error:
-        sys.exit(f"error: {error}")
+        _end(f"error: {error}")
     if "dataset" in chosen and "run_name" in chosen:
         chosen["run_name"] = chosen["run_name"].replace("{dataset}", chosen["dataset"])
     return chosen
@@ -68,22 +68,28 @@ def run_script(main: Callable[[AnyConfig], object], kind: type[AnyConfig], confi
     try:
         main(make_config(kind, config))
     except UserError as error:
-        sys.exit(f"error: {error}")
+        _end(f"error: {error}")
     except (MemoryError, RuntimeError) as error:
         from utils.hardware import is_out_of_memory  # it imports torch
 
         if not is_out_of_memory(error):
             raise
         reason = str(error).partition("\n")[0][:150]
-        sys.exit(f"error: memory ran out ({reason}); try a smaller batch_size, img_res or projector, or fewer images.")
+        _end(f"error: memory ran out ({reason}); try a smaller batch_size, img_res or projector, or fewer images.")
     except OSError as error:  # TensorBoard's events, which no library of the repo writes
         if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EROFS):
             raise
-        sys.exit(f"error: a file cannot be written ({error.strerror}); make room: the same command resumes.")
+        _end(f"error: a file cannot be written ({error.strerror}); make room: the same command resumes.")
     except Stopped:
-        with suppress(OSError):  # the terminal may be closed
-            print("stopped; the same command resumes from the last checkpoint, if there is one yet.", file=sys.stderr)
-        raise
+        _end("stopped; the same command resumes from the last checkpoint, if there is one yet.", Stopped().code)
+
+
+def _end(message: str, code: int | str | None = 1) -> NoReturn:
+    """Print the message, even if a signal comes while it does, such as torchrun's to what a killed process leaves."""
+    _signals.number = 0
+    with suppress(Stopped, OSError), signals_wait():  # the terminal may be closed
+        print(message, file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 class Stopped(SystemExit):
@@ -156,8 +162,7 @@ def parse_flags(
     for key, value in values.items():
         text = _help(key, values, real, comments).replace("%", "%%")
         parser.add_argument(_flag(key), dest=key, default=value, help=text, **_parsing(value))
-    # an underscore in a flag is a dash
-    normal = [_flag(word[2:].partition("=")[0]) + _tail(word) if word.startswith("--") else word for word in arguments]
+    normal = [re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in arguments]  # --num_epochs
     found, unknown = parser.parse_known_args(normal)
     if unknown:
         word = unknown[0].partition("=")[0]
@@ -245,10 +250,6 @@ def _typed(kind: type) -> Callable[[str], Any]:
 
 def _flag(key: str) -> str:
     return f"--{key.replace('_', '-')}"
-
-
-def _tail(word: str) -> str:
-    return f"={word.partition('=')[2]}" if "=" in word else ""
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -186,7 +186,9 @@ def test_the_data_sets_name_goes_into_the_run_name(monkeypatch: pytest.MonkeyPat
     }
 
 
-def test_torchrun_is_answered_once_with_what_to_do_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_is_answered_once_with_what_to_do_instead(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.setenv("WORLD_SIZE", "2")
     said = []
@@ -194,7 +196,8 @@ def test_torchrun_is_answered_once_with_what_to_do_instead(monkeypatch: pytest.M
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(SystemExit) as ended:
             flags(CONFIG, "", __file__)
-        said.append(str(ended.value.code))
+        assert ended.value.code == 1
+        said.append(capsys.readouterr().err)
         assert flags(CONFIG, "", __file__, torchrun=True) == CONFIG
     assert all("does not run under torchrun" in one and "once for each GPU" in one for one in said)
 
