@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.config import UserError
@@ -51,12 +53,13 @@ def place(count: int) -> Place:
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the processes that torchrun started (nccl on GPUs, gloo on CPUs); do nothing without torchrun.
 
-    Raises UserError if the connection to another one is lost inside the block.
+    Raises UserError if the connection to another one is lost inside the block, and for restarts that would not work.
     """
     if "RANK" not in os.environ or dist.is_initialized():
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=STEP_TIMEOUT)
+    backend, (store, rank, processes) = "nccl" if device.type == "cuda" else "gloo", _meeting_point()
+    dist.init_process_group(backend, timeout=STEP_TIMEOUT, store=store, rank=rank, world_size=processes)
     try:
         yield
     except RuntimeError as error:
@@ -68,6 +71,25 @@ def process_group(device: torch.device) -> Iterator[None]:
         ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _meeting_point() -> tuple[Store, int, int]:
+    """Return the store where the processes find each other, this one's rank, and their number.
+
+    A process that torchrun has restarted would find there the addresses of those that have ended, and wait for them
+    for ever (pytorch/pytorch, issue 135712). So each attempt has a part of its own, by its number, which the processes
+    of several machines do not share: there torchrun must be told to open a store for each attempt.
+    """
+    machines, restarts = (int(os.environ.get(key, "0")) for key in ("GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS"))
+    if machines > 1 and restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise UserError(
+            "restarts on several machines need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 and --rdzv-backend c10d; set the "
+            "variable before torchrun on each machine, or leave --max-restarts out."
+        )
+    store, rank, processes = next(rendezvous("env://", timeout=STEP_TIMEOUT))
+    if machines == 1:
+        store = PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    return store, rank, processes
 
 
 @contextmanager
