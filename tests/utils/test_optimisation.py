@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from utils.optimisation import assert_unchanged, endless_order, epoch_order, frozen_tensors, train_mode
+from utils.optimisation import LARS, assert_unchanged, endless_order, epoch_order, frozen_tensors, train_mode
 
 
 @given(st.integers(1, 9), st.integers(1, 40), st.integers(0, 3))
@@ -54,3 +54,27 @@ def test_statistics_that_move_and_weights_that_are_set_are_noticed() -> None:
         net.get_parameter("0.0.weight").add_(1)
     with pytest.raises(AssertionError, match=r"0\.0\.weight"):
         assert_unchanged(net, before)
+
+
+def test_lars_takes_the_steps_of_its_formula_in_float64() -> None:
+    dice, decay, lr = np.random.default_rng(0), 0.1, 0.7
+    weight, bias, still = dice.normal(size=(4, 3)), dice.normal(size=4), np.zeros((2, 2))
+    parameters = [torch.nn.Parameter(torch.from_numpy(value.copy())) for value in (weight, bias, still)]
+    groups = [{"params": parameters[::2], "lr": lr, "weight_decay": decay}, {"params": [parameters[1]], "lr": lr}]
+    optimizer, momenta = LARS(groups), [0.0, 0.0, 0.0]
+    for _ in range(3):
+        gradients = [dice.normal(size=value.shape) for value in (weight, bias, still)]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = torch.from_numpy(gradient)
+        optimizer.step()
+        norm = np.linalg.norm
+        rate = 1e-3 * norm(weight) / (norm(gradients[0]) + decay * norm(weight))
+        first = not still.any()  # weights of zero have no norm to move in proportion to
+        small = 1.0 if first else 1e-3 * norm(still) / (norm(gradients[2]) + decay * norm(still))
+        steps = [rate * (gradients[0] + decay * weight), gradients[1], small * (gradients[2] + decay * still)]
+        momenta = [0.9 * old + step for old, step in zip(momenta, steps, strict=True)]
+        weight, bias, still = (
+            value - lr * momentum for value, momentum in zip((weight, bias, still), momenta, strict=True)
+        )
+    for parameter, expected in zip(parameters, (weight, bias, still), strict=True):
+        np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-12)

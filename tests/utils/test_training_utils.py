@@ -260,7 +260,7 @@ def test_schedules() -> None:
     assert multiplicative[4] / multiplicative[0] == pytest.approx(0.631, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
 def test_weight_decay_leaves_biases_and_batchnorm_alone(name: str) -> None:
     module = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
     decayed, rest = build_optimizer(module, replace(CONFIG, optimizer=name)).param_groups
