@@ -13,7 +13,7 @@ from interpretability.saliency import IMAGES_AT_ONCE, blocks, plain_copy
 
 CURVE_POINTS = 20  # of the deletion and insertion curves, after the first
 MAX_CORRELATION = 0.5  # mean rank correlation with a random network's maps; from there on, maps are not trusted
-RANDOM_NETWORKS = 3  # networks with all blocks random that the verdict is based on
+RANDOM_NETWORKS = 6  # networks with all blocks random that the verdict is based on
 MAX_VANISHED = 0.9  # share of their maps that may be empty: Grad-CAM's are in about half of random networks
 
 
@@ -128,7 +128,11 @@ def verdict(table: pd.DataFrame, empty: float) -> tuple[bool, str]:
         return False, "undecided: no map can be compared with those of random weights"
     if left >= MAX_CORRELATION:
         return False, f"not to be trusted: maps survive random weights (rank correlation {left:.2f})"
-    return True, f"passes: maps change with the weights (rank correlation {left:.2f} with those of random ones)"
+    shown = f"{1 - vanished:.0%} of which show evidence"
+    return (
+        True,
+        f"passes: maps change with the weights (rank correlation {left:.2f} with those of random ones, {shown})",
+    )
 
 
 def structural_similarity(a: np.ndarray, b: np.ndarray, window: int = 7) -> float:

@@ -26,7 +26,7 @@ PRETRAINING: dict[str, Any] = {
     "num_epochs": 1,  # passes over the unlabelled images
     "batch_size": 64,  # X-rays per step
     "micro_batch_size": 0,  # how many of them pass through the network at once, which bounds memory; 0 is all
-    "optimizer": "adamw",  # "adam" | "adamw" | "sgd" | "lars" (for batches of 1,024 and more)
+    "optimizer": "adamw",  # "adam" | "adamw" | "sgd" | "lars" (for large batches)
     "lr": 1e-3,  # its largest value, after the warmup
     "optimizer_weight_decay": 1e-4,  # of weights; not of biases and BatchNorm
     "scheduler": "cosine",  # "cosine" | "constant" | "multiplicative"

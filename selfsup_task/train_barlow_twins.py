@@ -18,8 +18,8 @@ The original project's final trainings (ResNet-18, 224 px, Adam, RTX 2070 Super)
     CheXpert, 60 epochs, 32 h there:
         the same with --dataset chexpert --num-epochs 60
 
-Barlow Twins' own recipe (section 2.2, for batches of 256 to 2,048 of ImageNet; lr is 0.2 * batch_size / 256):
-    --optimizer lars --lr 0.8 --optimizer-weight-decay 1.5e-6 --batch-size 1024 --micro-batch-size 128 --views 2
+Barlow Twins' own recipe (section 2.2, on ImageNet; lr is 0.2 * batch_size / 256), not tried on X-rays:
+    --num-epochs 1000 --optimizer lars --lr 0.8 --optimizer-weight-decay 1.5e-6 --batch-size 1024 --micro-batch-size 128 --views 2
     --projector-dims 8192 8192 8192 --warmup-epochs 10 --backbone resnet50
 
 On several GPUs: torchrun --nproc-per-node 4 selfsup_task/train_barlow_twins.py --batch-size 512
@@ -57,7 +57,7 @@ config: dict[str, Any] = {
     "num_epochs": 7,  # passes over the unlabelled images; 0 is 20, of 55 steps each where a pass has fewer
     "batch_size": 64,  # X-rays in a step, over all processes
     "micro_batch_size": 0,  # how many of them pass through the network at once, which bounds memory; 0 is all
-    "optimizer": "adamw",  # "adam" | "adamw" | "sgd" | "lars" (for batches of 1,024 and more)
+    "optimizer": "adamw",  # "adam" | "adamw" | "sgd" | "lars" (for large batches)
     "lr": 5e-4,  # its largest value, after the warmup
     "optimizer_weight_decay": 1e-4,  # of weights; not of biases and BatchNorm
     "scheduler": "cosine",  # "cosine" | "constant" | "multiplicative"

@@ -87,9 +87,8 @@ def _meeting_point() -> tuple[Store, int, int]:
             "variable before torchrun on each machine, or leave --max-restarts out."
         )
     store, rank, processes = next(rendezvous("env://", timeout=STEP_TIMEOUT))
-    if machines == 1:
-        store = PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    return store, rank, processes
+    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"] if machines == 1 else ""
+    return PrefixStore(f"training {attempt}", store), rank, processes
 
 
 @contextmanager

@@ -89,7 +89,7 @@ class LARS(torch.optim.Optimizer):
     """SGD with momentum 0.9, in which each layer's weights move in proportion to their norm: for large batches.
 
     The rate of a layer's weights w with gradient g is lr * 0.001 |w| / (|g| + decay |w|), as in You et al. 2017
-    (arXiv 1708.03888, algorithm 1); biases and BatchNorm have lr. Momentum is of gradients, as torch's, not of steps.
+    (arXiv 1708.03888, algorithm 1); biases and BatchNorm have lr. Momentum is of these, without lr, as torch's.
     """
 
     def __init__(self, params: list[dict[str, Any]]):
@@ -105,7 +105,9 @@ class LARS(torch.optim.Optimizer):
                     own, other = p.norm(), p.grad.norm()
                     trust = torch.where((own > 0) & (other > 0), 1e-3 * own / (other + decay * own), 1.0)
                     direction = (p.grad + decay * p) * trust
-                momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                momentum = self.state[p]["momentum_buffer"]
                 p.sub_(momentum.mul_(0.9).add_(direction), alpha=group["lr"])
 
 

@@ -99,7 +99,7 @@ def main(config: MicroBatchesConfig) -> None:
             if micro or batch_size <= config.max_whole:
                 cell = replace(base, batch_size=batch_size, micro_batch_size=micro)
                 with ProcessPoolExecutor(1, fresh) as pool:  # this process has not computed anything
-                    _, needed = pool.submit(measure, cell, 1, True).result()
+                    _, needed = pool.submit(measure, cell, 2, True).result()
                 with ProcessPoolExecutor(1, fresh) as pool:
                     seconds, peak = pool.submit(measure, cell, config.steps, False).result()
                 gigabytes = f"{needed / 1e9:7.2f} {peak / 1e9:6.2f}"

@@ -15,6 +15,7 @@ from torch.multiprocessing.spawn import start_processes
 from self_sup_classes.backbones import Backbone
 from self_sup_classes.barlow import BarlowTwins
 from utils import distributed
+from utils.config import UserError
 
 # the loss by the D x D matrix, and by the N x N Gram matrices; of two views, and of more; 2 x 2 micro-batches and 1 x 4
 CASES = ("6-2-0", "64-2-0", "64-3-0", "64-3-2")
@@ -41,6 +42,7 @@ def save_loss_and_gradients(folder: Path, case: str) -> None:
 def work(rank: int, processes: int, port: int, folder: Path) -> None:
     """Save all cases, as the process `rank` that torchrun would have started."""
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    place |= {"GROUP_WORLD_SIZE": 1, "TORCHELASTIC_RESTART_COUNT": 0}
     os.environ |= {name: str(value) for name, value in place.items()}
     with distributed.process_group(torch.device("cpu")):
         for case in CASES:
@@ -55,8 +57,9 @@ def results(narrow: None, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        # forks import nothing again
-        start_processes(work, (processes, port, folder), nprocs=processes, start_method="fork")
+        # forks import nothing again, but cannot go backwards where autograd has threads for GPUs
+        how = "fork" if hasattr(os, "fork") and not torch.cuda.is_available() else "spawn"
+        start_processes(work, (processes, port, folder), nprocs=processes, start_method=how)
     return found
 
 
@@ -69,3 +72,14 @@ def test_two_processes_equal_one(results: dict[int, Path], case: str) -> None:
     for name, expected in one.items():
         assert (whole[name] - expected).norm() <= 1e-5 * expected.norm(), name
         assert (two[name] - expected).norm() <= 1e-5 * expected.norm(), name
+
+
+def test_restarts_on_several_machines_need_a_store_for_each_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"RANK": "0", "GROUP_WORLD_SIZE": "2", "TORCHELASTIC_MAX_RESTARTS": "3"}
+    for name, value in {**facts, "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(UserError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"),
+        distributed.process_group(torch.device("cpu")),
+    ):
+        pass

@@ -291,3 +291,18 @@ def test_the_first_signal_waits_for_the_end_of_a_block_and_the_second_does_not(s
         with signals_wait(False):
             done.append("too late")
     assert done == ["held back"]
+
+
+def test_a_signal_does_not_cut_off_the_sentence_of_an_error(
+    signals_here: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: Any, **named: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        print(*arguments, **named)
+
+    monkeypatch.setattr(scripts, "print", interrupted, raising=False)
+    monkeypatch.setattr("sys.argv", ["train.py", "--no-such-flag"])
+    with pytest.raises(SystemExit) as ended:
+        flags(CONFIG, "", __file__)
+    assert ended.value.code == 1
+    assert "error: '--no-such-flag' is not a flag" in capsys.readouterr().err

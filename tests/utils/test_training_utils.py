@@ -266,6 +266,7 @@ def test_weight_decay_leaves_biases_and_batchnorm_alone(name: str) -> None:
     decayed, rest = build_optimizer(module, replace(CONFIG, optimizer=name)).param_groups
     assert decayed["weight_decay"] == 1e-2
     assert rest["weight_decay"] == 0
+    assert rest["lr_factor"] == (0.024 if name == "lars" else 1)
     assert [p.ndim for p in decayed["params"]] == [2]
     assert len(rest["params"]) == 3
 
