@@ -18,10 +18,9 @@ from utils.optimisation import mixed_seed
 # ImageNet's channel means and standard deviations, averaged over the channels: every network sees the same
 # input, whether it starts from random, Barlow Twins or ImageNet weights (summed over their channels).
 GRAY_MEAN, GRAY_STD = 0.449, 0.226
-IMAGES_AT_ONCE = (
-    256  # that pass through the operators together, so that what these need in between (but for noise, drawn
-)
-# for all) does not grow with the batch
+# Images that pass through the operators together: what these need in between, but for noise, which is drawn for all,
+# does not grow with the batch.
+IMAGES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)

@@ -128,11 +128,8 @@ def verdict(table: pd.DataFrame, empty: float) -> tuple[bool, str]:
         return False, "undecided: no map can be compared with those of random weights"
     if left >= MAX_CORRELATION:
         return False, f"not to be trusted: maps survive random weights (rank correlation {left:.2f})"
-    shown = f"{1 - vanished:.0%} of which show evidence"
-    return (
-        True,
-        f"passes: maps change with the weights (rank correlation {left:.2f} with those of random ones, {shown})",
-    )
+    compared = f"rank correlation {left:.2f} with those of random ones, {1 - vanished:.0%} of which show evidence"
+    return True, f"passes: maps change with the weights ({compared})"
 
 
 def structural_similarity(a: np.ndarray, b: np.ndarray, window: int = 7) -> float:

@@ -19,8 +19,8 @@ The original project's final trainings (ResNet-18, 224 px, Adam, RTX 2070 Super)
         the same with --dataset chexpert --num-epochs 60
 
 Barlow Twins' own recipe (section 2.2, on ImageNet; lr is 0.2 * batch_size / 256), not tried on X-rays:
-    --num-epochs 1000 --optimizer lars --lr 0.8 --optimizer-weight-decay 1.5e-6 --batch-size 1024 --micro-batch-size 128 --views 2
-    --projector-dims 8192 8192 8192 --warmup-epochs 10 --backbone resnet50
+    --num-epochs 1000 --warmup-epochs 10 --optimizer lars --lr 0.8 --optimizer-weight-decay 1.5e-6 --batch-size 1024
+    --micro-batch-size 128 --views 2 --projector-dims 8192 8192 8192 --backbone resnet50
 
 On several GPUs: torchrun --nproc-per-node 4 selfsup_task/train_barlow_twins.py --batch-size 512
 A batch that does not fit into memory, with its exact gradient: --batch-size 1024 --micro-batch-size 128

@@ -75,10 +75,9 @@ def test_maps_without_evidence_are_not_trusted() -> None:
     assert not trusted
     assert "no evidence" in words
     most_vanished = table.assign(vanished=0.7, rank_correlation=0.03)  # those that are left decide
-    assert verdict(most_vanished, empty=0.0) == (
-        True,
-        "passes: maps change with the weights (rank correlation 0.10 with those of random ones, 30% of which show evidence)",
-    )
+    trusted, words = verdict(most_vanished, empty=0.0)
+    assert trusted
+    assert "correlation 0.10 with those of random ones, 30% of which show evidence" in words
     vanished = table.assign(vanished=1.0, rank_correlation=0.0)
     trusted, words = verdict(vanished, empty=0.0)  # maps of random weights that show nothing prove nothing
     assert not trusted

@@ -1,5 +1,6 @@
 """What a machine lacks is said: memory, and a GPU that torch does not find."""
 
+import re
 import shutil
 
 import pytest
@@ -26,12 +27,15 @@ def test_a_step_without_memory_names_a_batch_size_to_try(refusal: Exception) -> 
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_memory_that_runs_out_elsewhere_is_one_sentence(refusal: Exception) -> None:
+def test_memory_that_runs_out_elsewhere_is_one_sentence(refusal: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     def main(config: Config) -> None:
         raise refusal
 
-    with pytest.raises(SystemExit, match=r"^error: memory ran out \(.*\); try a smaller batch_size"):
+    with pytest.raises(SystemExit) as ended:
         scripts.run_script(main, Config, {})
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and said.count("\n") == 1
+    assert re.match(r"error: memory ran out \(.*\); try a smaller batch_size", said)
 
 
 def test_other_failures_stay_what_they_are() -> None:
