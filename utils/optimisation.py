@@ -117,8 +117,8 @@ def build_optimizer(
     """Return the optimizer over the parameters that require gradients, fused where torch supports it.
 
     Biases and BatchNorm parameters are not decayed, and with LARS have 0.024 of the rate (Barlow Twins, section 2.2:
-    0.0048 and 0.2). `lr_factors` maps the start of a
-    parameter's name to the factor of its learning rate, kept as group["lr_factor"]; the default is 1.
+    0.0048 and 0.2). `lr_factors` maps the start of a parameter's name to the factor of its learning rate, kept as
+    group["lr_factor"]; the default is 1.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():

@@ -74,7 +74,7 @@ def test_maps_without_evidence_are_not_trusted() -> None:
     trusted, words = verdict(table, empty)
     assert not trusted
     assert "no evidence" in words
-    most_vanished = table.assign(vanished=0.7, rank_correlation=0.03)  # those that are left decide
+    most_vanished = table.assign(vanished=0.7, rank_correlation=0.03)  # the other 30% decide
     trusted, words = verdict(most_vanished, empty=0.0)
     assert trusted
     assert "correlation 0.10 with those of random ones, 30% of which show evidence" in words
