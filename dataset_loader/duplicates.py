@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dataset_loader.image_store import ImageStore
-from dataset_loader.signatures import MAX_BITS, coefficients, local_contrast, num_bits, signatures, signs
+from dataset_loader.signatures import MAX_BITS, coefficients, local_contrast, num_bits, places_beyond, signatures, signs
 from utils.files import write_text
 from utils.scripts import progress_bar
 
@@ -101,19 +101,20 @@ def _searched(store: ImageStore, files: Sequence[str], others: ImageStore, other
 
 def _near_pairs(store: ImageStore, others: ImageStore) -> list[tuple[int, int, float]]:
     """Return row in `store`, row in `others` and distance of near-duplicates; in one store, the first row is lower."""
-    wanted, nearest = signs(signatures(others)), {}
+    likely_bits, certain_bits = _LIKELY * num_bits(), num_bits() - 2 * MAX_BITS  # that agree, less those that do not
+    wanted, nearest = signs(signatures(others), certain_bits), {}
     bar = progress_bar(len(store), "looking for duplicates")
     for rows in torch.arange(len(store)).split(_BLOCK):
         contrast, start = _contrast(store, rows, _COARSE), int(rows[0]) if store is others else 0
         for move in _MOVES:
-            agreement = coefficients(move(contrast)).sign() @ wanted[start:].T / num_bits()  # [B, others]
+            agreement = coefficients(move(contrast)).sign().to(wanted.dtype) @ wanted[start:].T  # [B, others]
             if store is others:
                 agreement.triu_(1)
-            likely = (agreement.abs() >= _LIKELY).nonzero()  # [pairs, 2]
+            likely = places_beyond(agreement, likely_bits)  # [pairs, 2]
             for places in likely.split(_BLOCK) if len(likely) else ():
                 own, other = rows[places[:, 0]], start + places[:, 1]
                 near = _aligned(move(_contrast(store, own, _FINE)), _contrast(others, other, _FINE))
-                certain = agreement[places[:, 0], places[:, 1]].abs() >= 1 - 2 * MAX_BITS / num_bits()
+                certain = agreement[places[:, 0], places[:, 1]].abs() >= certain_bits
                 for k in (certain | (near >= 1 - MAX_DISTANCE)).nonzero()[:, 0].tolist():
                     pair, distance = (int(own[k]), int(other[k])), round(max(0.0, 1 - near[k].item()), 4)
                     nearest[pair] = min(distance, nearest.get(pair, distance))

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from PIL import Image, ImageChops, ImageEnhance, ImageOps
 
 from dataset_loader.duplicates import find_copies, find_duplicates, joined_groups
 from dataset_loader.image_store import open_store
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
+from dataset_loader.signatures import copies_among, places_beyond, signs
 from dataset_loader.xrays import NO_DUPLICATES, DataConfig, XRays, open_xrays
 
 
@@ -152,3 +154,24 @@ def test_a_store_is_searched_once(phantoms: Path, tmp_path: Path) -> None:
     kept.write_text("row,other_row,distance\n0,1,0.25\n")  # what lies there is taken
     assert find_duplicates(store, files).to_numpy().tolist() == [[files[0], files[1], 0.25]]
     assert len(first) <= 10
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("allowed", [0, 69, 106])
+def test_bits_are_counted_exactly_in_every_precision(
+    precision: torch.dtype, allowed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dataset_loader.signatures.choose_precision", lambda name, device: precision)
+    bits = np.random.default_rng(0).random((60, 385)) < 0.5
+    bits[30:] = bits[:30]
+    for row, changed in enumerate(range(allowed - 15, allowed + 15)):  # near the bound, on both sides
+        bits[30 + row, : max(0, changed)] ^= True
+    bits[45:] ^= True  # negatives
+    packed = np.packbits(bits, axis=1)
+    distances = (bits[:30, None] != bits[None, 30:]).sum(2)
+    near = np.minimum(distances, 385 - distances) <= allowed
+    assert 0 < near.sum() < 30
+    assert (copies_among(packed[:30], packed[30:], allowed) == near.any(1)).all()
+    bound = 385 - 2 * allowed
+    counts = signs(packed[:30], bound) @ signs(packed[30:], bound).T
+    assert places_beyond(counts, bound).tolist() == np.argwhere(near).tolist()
