@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -28,8 +29,7 @@ class BarlowTwinsLoss(NamedTuple):
 
 def standardise(z: Tensor) -> Tensor:
     """Each dimension of z [N, D] with mean 0 and biased variance 1 over the batch (section 2.1)."""
-    z = z - z.mean(0)
-    return z * (z.square().mean(0) + EPS).rsqrt()
+    return F.batch_norm(z, None, None, training=True, eps=EPS)
 
 
 def cross_correlation(z1: Tensor, z2: Tensor) -> Tensor:
@@ -40,9 +40,9 @@ def cross_correlation(z1: Tensor, z2: Tensor) -> Tensor:
 def barlow_twins_loss(z1: Tensor, z2: Tensor, lambd: float) -> BarlowTwinsLoss:
     """Equation 1 of the paper: on_diagonal = sum_i (1 - C_ii)^2 and off_diagonal = sum_{i != j} C_ij^2.
 
-    The off-diagonal sum is ||C||_F^2 minus the squared diagonal. For embeddings much wider than the batch the
-    norm comes from the N x N Gram matrices, ||Z1^T Z2||_F^2 = <Z1 Z1^T, Z2 Z2^T>, so that neither
-    memory nor time grows with D^2.
+    The off-diagonal sum is ||C||_F^2 minus the squared diagonal. For embeddings wider than twice the batch the
+    norm comes from the N x N Gram matrices, ||Z1^T Z2||_F^2 = <Z1 Z1^T, Z2 Z2^T>, so that neither memory nor time
+    grows with D^2. Forward and backward that takes 12 N^2 D multiplications instead of 6 N D^2.
 
     z1, z2  [N, D] embeddings of the two views of N images, N >= 2, any floating type; computed in float32
             even inside autocast (in bfloat16 the small off-diagonal terms are lost)
@@ -54,7 +54,7 @@ def barlow_twins_loss(z1: Tensor, z2: Tensor, lambd: float) -> BarlowTwinsLoss:
         precision = torch.promote_types(z1.dtype, torch.float32)
         z1, z2 = standardise(z1.to(precision)), standardise(z2.to(precision))
         diagonal = (z1 * z2).mean(0)  # [D]
-        squared_norm = _gram_norm(z1, z2) if d >= 4 * n else (z1.T @ z2 / n).square().sum()
+        squared_norm = _gram_norm(z1, z2) if d >= 2 * n else (z1.T @ z2 / n).square().sum()
         on_diagonal = (1 - diagonal).square().sum()
         off_diagonal = squared_norm - diagonal.square().sum()
         return BarlowTwinsLoss(on_diagonal + lambd * off_diagonal, on_diagonal, off_diagonal)
