@@ -16,7 +16,7 @@ class Conv2d(nn.Conv2d):
 
     There PyTorch's convolutions are slow, the backward pass most (tests/benchmarks/bench_small_images.py). Where each
     output pixel sees the whole input, most of a padded kernel covers zeros, which are left out; elsewhere the input's
-    patches become the rows of a matrix, without second derivatives. Same parameters, same names, same values to
+    patches become the rows of a matrix. Neither has second derivatives. Same parameters, same names, same values to
     rounding. On other devices, for larger outputs and for batches of fewer than MIN_IMAGES, it is torch's convolution;
     not in bfloat16, where PyTorch 2.14 reads memory that nobody wrote for the gradient of a kernel larger than its
     input, so that weights became NaN in some runs at 16 px.
@@ -45,18 +45,12 @@ class Conv2d(nn.Conv2d):
         return all(0 <= start <= self.kernel_size[axis] - size for start in starts)
 
     def _whole_input(self, input: Tensor, rows: list[int], columns: list[int]) -> Tensor:
-        height, width = input.shape[-2:]
-        kernel = self.weight.permute(2, 3, 0, 1)  # [K, K, O, C]; channels last, as utils.hardware.placed lays it out
-        seen = torch.stack(
-            [
-                kernel[top : top + height, left : left + width].permute(2, 0, 1, 3).flatten(1)  # [O, H * W * C]
-                for top in rows
-                for left in columns
-            ]
-        )
-        pixels = input.permute(0, 2, 3, 1).flatten(1)  # [N, H * W * C]
-        bias = None if self.bias is None else self.bias.repeat(len(seen))
-        out = F.linear(pixels, seen.flatten(0, 1), bias)
+        pixels, bias, places = input.permute(0, 2, 3, 1), self.bias, len(rows) * len(columns)
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+            pixels, bias = pixels.to(dtype), None if bias is None else bias.to(dtype)
+        out = _WholeInputConvolution.apply(pixels, self.weight, rows, columns)  # [N, H' * W' * O]
+        out = out if bias is None else out + bias.repeat(places)
         return out.view(len(input), len(rows), len(columns), self.out_channels).permute(0, 3, 1, 2)
 
     def _patches(self, input: Tensor) -> Tensor:
@@ -66,6 +60,37 @@ class Conv2d(nn.Conv2d):
             input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         out = _PatchConvolution.apply(input, weight, self.stride, self.padding).permute(0, 3, 1, 2)
         return out if bias is None else out + bias[:, None, None]
+
+
+class _WholeInputConvolution(torch.autograd.Function):
+    """A convolution whose output pixels all see the whole input, as one matrix product."""
+
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor, weight: Tensor, rows: list[int], columns: list[int]) -> Tensor:
+        """Return [N, H' * W' * O] for pixels [N, H, W, C]; the input starts in the kernel at `rows` and `columns`."""
+        height, width = pixels.shape[1:3]
+        kernel = weight.to(pixels.dtype).permute(2, 3, 0, 1)  # [K, K, O, C]
+        ctx.windows = [
+            (slice(top, top + height), slice(left, left + width)) for top in rows for left in columns
+        ]  # of the kernel, one for each output pixel
+        seen = torch.stack([kernel[window].permute(2, 0, 1, 3) for window in ctx.windows])  # [H' * W', O, H, W, C]
+        ctx.save_for_backward(pixels, weight, seen)
+        return pixels.flatten(1) @ seen.flatten(2).flatten(0, 1).T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # torch's stubs
+        pixels, weight, seen = ctx.saved_tensors
+        of_pixels = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_pixels = (gradient @ seen.flatten(2).flatten(0, 1)).view_as(pixels)
+        if ctx.needs_input_grad[1]:
+            of_seen = (gradient.T @ pixels.flatten(1)).view_as(seen)
+            of_weight = torch.zeros_like(weight)
+            kernel = of_weight.permute(2, 3, 0, 1)
+            for window, part in zip(ctx.windows, of_seen, strict=True):
+                kernel[window].add_(part.permute(1, 2, 0, 3))
+        return of_pixels, of_weight, None, None
 
 
 class _PatchConvolution(torch.autograd.Function):

@@ -34,6 +34,13 @@ def test_small_images(script: Any) -> None:
     assert "32 px: " in ended.stdout
 
 
+def test_the_bound(script: Any) -> None:
+    tiny = ["--sizes", "32", "--batch-size", "4", "--rounds", "1", "--projector-dims", "8", "--precisions", "float32"]
+    ended = script(f"{HERE}/bench_bound.py", *tiny)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1].split()[:2] == ["32", "float32"]
+
+
 def test_micro_batches(script: Any) -> None:
     tiny = ["--img-res", "32", "--batch-sizes", "8", "--micro-batch-size", "4", "--max-whole", "0", "--steps", "1"]
     ended = script(f"{HERE}/bench_micro_batches.py", *tiny, "--projector-dims", "8")
