@@ -73,7 +73,7 @@ class Scan:
             name: Run(trial.run_name, {**shared, **trials[name], "run_name": trial.run_name}, "trial")
             for name, trial in self.trials.items()
         }
-        self.xrays = open_xrays(config, prepare(config.device, config.threads), config.also)
+        self.xrays = open_xrays(config, prepare(config.device, config.threads, config.deterministic), config.also)
         start = start_from(config.start, config.backbone, config.in_channels, config.random_seed)
         check_unseen(start.provenance, self.xrays, allow_seen=False, encoder=config.start)  # trials are fine-tuned
         part = finetuning(config, "finetune", "random")

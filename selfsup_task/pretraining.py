@@ -44,6 +44,7 @@ class PretrainConfig(MonitorConfig, MachineConfig):
     barlow_lambda: float
     projector_dims: list[int]
     micro_batch_size: int
+    deterministic: bool
     keep_all: bool
     least_epochs = 0  # 0 is EPOCHS, each of one pass, or of EPOCH_STEPS where a pass has fewer
 

@@ -120,7 +120,7 @@ def _answer(config: PretrainConfig, pipe: Connection) -> None:
 
 
 def _costs(config: PretrainConfig) -> Costs:
-    device = prepare(config.device, config.threads)
+    device = prepare(config.device, config.threads, config.deterministic)
     columns = read_columns(config)
     paths = [str(path) for path in columns.paths[: max(SAMPLE, config.batch_size)]]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

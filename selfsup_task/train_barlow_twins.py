@@ -64,6 +64,7 @@ config: dict[str, Any] = {
     "warmup_epochs": 1,  # in which the learning rate rises from 0
     "gradient_clip": 0.0,  # largest gradient norm; 0 is off
     "precision": "auto",  # "auto" (bfloat16 where the hardware is made for it) | "float32" | "bfloat16"
+    "deterministic": True,  # the same bits again on this machine; False lets a GPU choose faster algorithms
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves it to torch
     # what to watch
@@ -100,7 +101,7 @@ WORSE = 0.02  # a fall of the probe's score that is worth a word
 
 def main(config: PretrainConfig) -> None:
     """Pretrain, then print how it went, where the files are, and what to do next."""
-    device = prepare(config.device, config.threads)
+    device = prepare(config.device, config.threads, config.deterministic)
     with distributed.process_group(device):  # this process, or those of torchrun
         run = open_run(config)
         if run.summary is None:

@@ -43,15 +43,15 @@ class MachineConfig(Config):
         check_between("threads", self.threads, 0, MAX_THREADS)
 
 
-def prepare(device: str, threads: int) -> torch.device:
-    """Set CPU threads (0 leaves them to torch), memory and determinism; return the device of that name.
+def prepare(device: str, threads: int, deterministic: bool = True) -> torch.device:
+    """Set CPU threads (0 leaves them to torch), memory and algorithms; return the device of that name.
 
     Every training and measurement starts here. Raises UserError if the device is not available.
     """
     if threads > 0:
         torch.set_num_threads(threads)
     keep_freed_memory()
-    make_deterministic()
+    choose_algorithms(deterministic)
     return choose_device(device)
 
 
@@ -169,11 +169,16 @@ def memory_for(batch_size: int) -> Iterator[None]:
         ) from error
 
 
-def make_deterministic() -> None:
-    """Make a run give the same bits again on the same machine, on GPUs too."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
+def choose_algorithms(deterministic: bool) -> None:
+    """Make a run give the same bits again on the same machine, on GPUs too; or let a GPU take what it finds fastest.
+
+    TF32 is left as torch has it, deterministic or not: on recent NVIDIA GPUs, precision "float32" rounds the inputs of
+    convolutions to 10 bits of mantissa, and those of matrix products, the loss among them, not.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
     # a check for bugs that costs a pass over memory; torch's stubs do not know it
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 

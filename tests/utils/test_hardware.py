@@ -8,7 +8,7 @@ import torch
 
 from utils import hardware, scripts
 from utils.config import Config, UserError
-from utils.hardware import choose_device, memory_for
+from utils.hardware import choose_device, memory_for, prepare
 
 REFUSALS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has ..."),
@@ -16,6 +16,16 @@ REFUSALS = [
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 ]
+
+
+def test_algorithms_are_deterministic_unless_a_config_says_otherwise() -> None:
+    try:
+        for wanted in (False, True):
+            prepare("cpu", 0, wanted)
+            assert torch.are_deterministic_algorithms_enabled() is wanted
+            assert torch.backends.cudnn.benchmark is not wanted
+    finally:
+        prepare("cpu", 0)
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
