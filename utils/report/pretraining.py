@@ -10,6 +10,7 @@ from utils.report.content import Block, Note, Table, change, count, number, tabl
 from utils.report.runs import FoundRun
 
 MAX_LABELS = 30  # classes or findings that are listed for a split
+MAX_DRAWN = 30  # pretrainings whose figures are shown: hundreds would make a page that no browser opens
 PARTS = ("train", "val", "test")
 
 
@@ -99,7 +100,7 @@ def search(run: FoundRun) -> list[Block]:
 
 
 def pretrainings(runs: Sequence[FoundRun]) -> list[Block]:
-    """Show one row per pretraining that is not a scan's, and the curves of each."""
+    """Show one row per pretraining that is not a scan's, and the curves of the first MAX_DRAWN."""
     own = _own(runs)
     columns = {
         **{"run": "run", "images": count("images"), "epochs": count("epochs")},
@@ -112,11 +113,13 @@ def pretrainings(runs: Sequence[FoundRun]) -> list[Block]:
     caption = "Pretrainings (one run each): loss of the first → last epoch; rank and probes at the start → now"
     rows = [{**run.summary, "run": run.label, "score": _score(run.summary)} for run in own]
     blocks: list[Block] = [table(caption, rows, columns, [run.name for run in own])] if own else []
-    for run in own:
+    for run in own[:MAX_DRAWN]:
         blocks += run.figures(
             curves="loss, effective rank and probes over the epochs",
             cross_correlation="cross-correlation of two views' embeddings, which should be the identity",
         )
+    if len(own) > MAX_DRAWN:
+        blocks.append(Note(f"{len(own) - MAX_DRAWN:,} more pretrainings have theirs in their folders, under figures/."))
     return blocks
 
 
