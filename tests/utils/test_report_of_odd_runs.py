@@ -15,6 +15,7 @@ from test_house import is_entry_script, sources
 
 from utils.config import REPO_ROOT
 from utils.logging_utils import Run
+from utils.report.pretraining import MAX_DRAWN
 
 HOSTILE = """<img src=x onerror=alert(1)> "q" & 'r' $x$ {y}"""
 BROKEN = {  # a folder's only file, its bytes, and a word of the reason why it is not shown
@@ -56,6 +57,18 @@ def test_a_scan_of_failures_shows_them(tmp_path: Path, script: Any) -> None:
     page, _ = report(script, tmp_path)
     assert "scans/t (synthetic): 1 failed: the disk was full" in page.text
     assert "No skipped folders" in page.text
+
+
+def test_of_many_pretrainings_all_are_listed_and_only_the_first_drawn(tmp_path: Path, script: Any) -> None:
+    for number in range(MAX_DRAWN + 2):
+        pretraining(tmp_path, f"pretrain/{number:02}")
+    page, _ = report(script, tmp_path)
+    assert len(page.table("Pretrainings")) == MAX_DRAWN + 2
+    drawn = [
+        value for tag, name, value in page.attributes if (tag, name) == ("img", "alt") and "rank and probes" in value
+    ]
+    assert len(drawn) == MAX_DRAWN
+    assert "2 more pretrainings have theirs in their folders" in page.text
 
 
 def test_names_that_look_like_numbers_stay_names(tmp_path: Path, script: Any) -> None:
