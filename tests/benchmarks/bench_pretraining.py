@@ -2,6 +2,7 @@
 
     python tests/benchmarks/bench_pretraining.py
     python tests/benchmarks/bench_pretraining.py --data-root path/to/images --batch-size 64 --rounds 3
+    python tests/benchmarks/bench_pretraining.py --no-loops
 
 Times ResNet-18 with recipe "original" on the same image files, the variants one after the other, each in a process of
 its own:
@@ -22,8 +23,10 @@ config: dict[str, Any] = {
     "img_res": 224,
     "batch_size": 128,  # pairs of views per step; at 128 and 224 px the variant that is running needs about 9 GB
     "projector": 2048,  # D
-    "loss_widths": [2048, 8192],  # D of the comparison of losses alone
-    "rounds": 3,  # timings of each variant
+    "loss_batches": [128, 512],  # N of the comparison of losses alone, on one thread
+    "loss_widths": [512, 1024, 2048, 8192],  # D
+    "rounds": 3,  # timings of each variant; four times as many of a loss
+    "loops": True,  # False: only the losses
     "ablations": True,  # False: only classic and ours
     "device": "auto",
 }
@@ -32,6 +35,7 @@ if __name__ == "__main__":
     config = flags(config, __doc__, __file__)
 
 import functools
+import itertools
 import os
 import statistics
 import tempfile
@@ -64,8 +68,10 @@ class LoopConfig(Config):
     img_res: int
     batch_size: int
     projector: int
+    loss_batches: list[int]
     loss_widths: list[int]
     rounds: int
+    loops: bool
     ablations: bool
     device: str
 
@@ -187,25 +193,27 @@ def compare_loops(config: LoopConfig, files: list[Path], folder: Path) -> None:
 
 def compare_losses(config: LoopConfig, device: torch.device) -> None:
     """Print the loss with its gradient, alone: flattened off-diagonal against ours."""
-    print("loss and gradient alone")
-    for width in config.loss_widths:
-        z1, z2 = (torch.randn(config.batch_size, width, device=device, requires_grad=True) for _ in range(2))
+    print("loss and gradient alone, on one thread")
+    torch.set_num_threads(1)
+    for n, width in itertools.product(config.loss_batches, config.loss_widths):
+        z1, z2 = (torch.randn(n, width, device=device, requires_grad=True) for _ in range(2))
         jobs = {
             "classic": lambda z1=z1, z2=z2: classic_loss(z1, z2).backward(),
             "ours": lambda z1=z1, z2=z2: barlow_twins_loss(z1, z2, LAMBDA).loss.backward(),
         }
-        rounds = [{name: timed(job, device) for name, job in jobs.items()} for _ in range(1 + config.rounds)][1:]
+        rounds = [{name: timed(job, device) for name, job in jobs.items()} for _ in range(1 + 4 * config.rounds)][1:]
         timings = {name: [one[name] for one in rounds] for name in jobs}
-        print(f"  N {config.batch_size}, D {width}: {ratio(timings, 'classic', 'ours')}")
+        print(f"  N {n}, D {width}: {ratio(timings, 'classic', 'ours')}")
 
 
 def main(config: LoopConfig) -> None:
     """Print the tables."""
     device = choose_device(config.device)
     print(f"{describe_device(device)}, torch {torch.__version__}")
-    with tempfile.TemporaryDirectory() as folder:
-        files = find_images(config.data_root, config.batch_size, Path(folder))
-        compare_loops(config, files, Path(folder))
+    if config.loops:
+        with tempfile.TemporaryDirectory() as folder:
+            files = find_images(config.data_root, config.batch_size, Path(folder))
+            compare_loops(config, files, Path(folder))
     compare_losses(config, device)
 
 
