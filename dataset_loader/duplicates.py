@@ -1,5 +1,6 @@
 """Near-duplicate X-rays: one film under two names must not be in two parts of a split."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -101,7 +102,8 @@ def _searched(store: ImageStore, files: Sequence[str], others: ImageStore, other
 
 def _near_pairs(store: ImageStore, others: ImageStore) -> list[tuple[int, int, float]]:
     """Return row in `store`, row in `others` and distance of near-duplicates; in one store, the first row is lower."""
-    likely_bits, certain_bits = _LIKELY * num_bits(), num_bits() - 2 * MAX_BITS  # that agree, less those that do not
+    # bits that agree less those that do not, in whole numbers
+    likely_bits, certain_bits = math.ceil(_LIKELY * num_bits()), num_bits() - 2 * MAX_BITS
     wanted, nearest = signs(signatures(others), certain_bits), {}
     bar = progress_bar(len(store), "looking for duplicates")
     for rows in torch.arange(len(store)).split(_BLOCK):

@@ -55,7 +55,7 @@ def local_contrast(images: Tensor, window: int) -> Tensor:
     return deviation / (_local_mean(deviation.square(), window).sqrt() + _FLAT)
 
 
-def signs(packed: np.ndarray, bound: float) -> Tensor:
+def signs(packed: np.ndarray, bound: int) -> Tensor:
     """Signatures [N, 49] -> bits [N, 385] as 1 and -1: a product counts those that agree less those that do not.
 
     bfloat16 where the processor multiplies it faster and the counts, which will be compared with `bound`, allow it.
@@ -64,10 +64,11 @@ def signs(packed: np.ndarray, bound: float) -> Tensor:
     return torch.from_numpy(np.unpackbits(packed, axis=1, count=num_bits())).to(fast).mul_(2).sub_(1)
 
 
-def places_beyond(counts: Tensor, bound: float) -> Tensor:
+def places_beyond(counts: Tensor, bound: int) -> Tensor:
     """Return [pairs, 2], rows and columns of counts [N, M] that are `bound` or more, or -`bound` or less.
 
-    Most rows have none, and are left out by their extremes: a tenth of the time of comparing all.
+    The bound is a whole number, as the counts are: bfloat16 would round another one. Rows without any, most of them
+    in small collections, are left out by their extremes, which are found faster.
     """
     rows = ((counts.amax(1) >= bound) | (counts.amin(1) <= -bound)).nonzero()[:, 0]
     places = (counts[rows].abs() >= bound).nonzero()

@@ -40,9 +40,9 @@ def cross_correlation(z1: Tensor, z2: Tensor) -> Tensor:
 def barlow_twins_loss(z1: Tensor, z2: Tensor, lambd: float) -> BarlowTwinsLoss:
     """Equation 1 of the paper: on_diagonal = sum_i (1 - C_ii)^2 and off_diagonal = sum_{i != j} C_ij^2.
 
-    The off-diagonal sum is ||C||_F^2 minus the squared diagonal. For embeddings wider than twice the batch the
-    norm comes from the N x N Gram matrices, ||Z1^T Z2||_F^2 = <Z1 Z1^T, Z2 Z2^T>, so that neither memory nor time
-    grows with D^2. Forward and backward that takes 12 N^2 D multiplications instead of 6 N D^2.
+    The off-diagonal sum is ||C||_F^2 minus the squared diagonal. For D of 2 N and more the norm comes from the N x N
+    Gram matrices, ||Z1^T Z2||_F^2 = <Z1 Z1^T, Z2 Z2^T>, so that neither memory nor time grows with D^2. Forward and
+    backward that takes 6 N^2 D multiplications instead of 3 N D^2.
 
     z1, z2  [N, D] embeddings of the two views of N images, N >= 2, any floating type; computed in float32
             even inside autocast (in bfloat16 the small off-diagonal terms are lost)

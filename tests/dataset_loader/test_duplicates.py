@@ -156,6 +156,22 @@ def test_a_store_is_searched_once(phantoms: Path, tmp_path: Path) -> None:
     assert len(first) <= 10
 
 
+def test_bounds_of_the_search_are_whole_numbers_which_bfloat16_holds(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds = set()
+
+    def none_beyond(counts: torch.Tensor, bound: float) -> torch.Tensor:
+        bounds.add(bound)
+        return torch.empty(0, 2, dtype=torch.int64)
+
+    monkeypatch.setattr("dataset_loader.duplicates.places_beyond", none_beyond)
+    root = phantoms / COVID_ROOT
+    files = sorted(path.relative_to(root).as_posix() for path in root.glob("*/images/*.png"))[:5]
+    find_duplicates(open_store(root, files, 64, tmp_path, show_progress=False), files)
+    assert bounds == {174}  # 0.45 of 385 bits, rounded up: 173 that agree more than not are not enough
+
+
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("allowed", [0, 69, 106])
 def test_bits_are_counted_exactly_in_every_precision(

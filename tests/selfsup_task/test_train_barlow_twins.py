@@ -20,7 +20,9 @@ from torch import nn
 from torchvision import models
 
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
-from utils.config import REPO_ROOT, RUNS_ROOT
+from selfsup_task import resources, train_barlow_twins
+from selfsup_task.pretraining import PretrainConfig
+from utils.config import REPO_ROOT, RUNS_ROOT, make_config
 
 TRAIN = "selfsup_task/train_barlow_twins.py"
 SMALL = ["--img-res", "16", "--store-res", "32", "--batch-size", "48", "--num-epochs", "2", "--lr", "1e-3"]
@@ -192,6 +194,20 @@ def test_micro_batches_must_divide_a_step(name: str, phantoms: Path, script: Any
     done = script(TRAIN, *typed(name, phantoms / COVID_ROOT, "--micro-batch-size", str(micro)))
     assert done.returncode == 1
     assert f"micro_batch_size is {micro}" in done.stderr and "divisor" in done.stderr
+
+
+def test_the_config_says_whether_algorithms_are_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PreparedError(Exception):
+        pass
+
+    def prepare(device: str, threads: int, deterministic: bool) -> None:
+        raise PreparedError(deterministic)
+
+    config = make_config(PretrainConfig, {**train_barlow_twins.config, "deterministic": False})
+    for module, start in ((train_barlow_twins, train_barlow_twins.main), (resources, resources._costs)):
+        monkeypatch.setattr(module, "prepare", prepare)
+        with pytest.raises(PreparedError, match="False"):
+            start(config)
 
 
 def test_the_module_runs_from_the_root_without_an_install() -> None:

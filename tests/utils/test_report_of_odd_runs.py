@@ -68,7 +68,7 @@ def test_of_many_pretrainings_all_are_listed_and_only_the_first_drawn(tmp_path: 
         value for tag, name, value in page.attributes if (tag, name) == ("img", "alt") and "rank and probes" in value
     ]
     assert len(drawn) == MAX_DRAWN
-    assert "2 more pretrainings have theirs in their folders" in page.text
+    assert f"Figures of the first {MAX_DRAWN} of {MAX_DRAWN + 2} pretrainings" in page.text
 
 
 def test_names_that_look_like_numbers_stay_names(tmp_path: Path, script: Any) -> None:

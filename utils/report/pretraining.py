@@ -119,7 +119,8 @@ def pretrainings(runs: Sequence[FoundRun]) -> list[Block]:
             cross_correlation="cross-correlation of two views' embeddings, which should be the identity",
         )
     if len(own) > MAX_DRAWN:
-        blocks.append(Note(f"{len(own) - MAX_DRAWN:,} more pretrainings have theirs in their folders, under figures/."))
+        text = f"of {len(own):,} pretrainings are shown; those of the others are in their folders, under figures/."
+        blocks.append(Note(f"Figures of the first {MAX_DRAWN} {text}"))
     return blocks
 
 
