@@ -67,10 +67,9 @@ def signs(packed: np.ndarray, bound: int) -> Tensor:
 def places_beyond(counts: Tensor, bound: int) -> Tensor:
     """Return [pairs, 2], rows and columns of counts [N, M] that are `bound` or more, or -`bound` or less.
 
-    The bound is a whole number, as the counts are: bfloat16 would round another one. Rows without any, most of them
-    in small collections, are left out by their extremes, which are found faster.
+    Rows without any, most of them in small collections, are left out first, which is faster.
     """
-    rows = ((counts.amax(1) >= bound) | (counts.amin(1) <= -bound)).nonzero()[:, 0]
+    rows = _reaching(counts, bound).nonzero()[:, 0]
     places = (counts[rows].abs() >= bound).nonzero()
     return torch.stack([rows[places[:, 0]], places[:, 1]], 1)
 
@@ -84,7 +83,7 @@ def copies_among(packed: np.ndarray, others: np.ndarray, max_bits: int = MAX_BIT
     found, wanted = np.zeros(len(packed), dtype=bool), signs(packed, bound)
     for start in range(0, len(others), _BLOCK):
         agreement = wanted @ signs(others[start : start + _BLOCK], bound).T  # [N, block]
-        found |= ((agreement.amax(1) >= bound) | (agreement.amin(1) <= -bound)).numpy()
+        found |= _reaching(agreement, bound).numpy()
     return found
 
 
@@ -92,6 +91,14 @@ def copies_among(packed: np.ndarray, others: np.ndarray, max_bits: int = MAX_BIT
 def num_bits() -> int:
     """Return the number of bits of a signature."""
     return int(_band().sum())
+
+
+def _reaching(counts: Tensor, bound: int) -> Tensor:
+    """Return for each row of counts [N, M] whether one is `bound` or more, or -`bound` or less, [N] bool.
+
+    The bound is a whole number, as the counts are: bfloat16 would round another one.
+    """
+    return (counts.amax(1) >= bound) | (counts.amin(1) <= -bound)
 
 
 def _local_mean(images: Tensor, window: int) -> Tensor:

@@ -26,7 +26,8 @@ class Conv2d(nn.Conv2d):
         """Return [N, O, H', W'] for [N, C, H, W], as nn.Conv2d does."""
         if input.device.type != "cpu" or input.ndim != 4:
             return super().forward(input)
-        if len(input) < MIN_IMAGES and not torch.is_autocast_enabled("cpu"):
+        odd = len(input) < MIN_IMAGES or input.dtype != self.weight.dtype  # of another type, which torch refuses
+        if odd and not torch.is_autocast_enabled("cpu"):
             return super().forward(input)
         height, width = input.shape[-2:]
         rows, columns = self._starts(height, axis=0), self._starts(width, axis=1)
@@ -45,21 +46,17 @@ class Conv2d(nn.Conv2d):
         return all(0 <= start <= self.kernel_size[axis] - size for start in starts)
 
     def _whole_input(self, input: Tensor, rows: list[int], columns: list[int]) -> Tensor:
-        pixels, bias, places = input.permute(0, 2, 3, 1), self.bias, len(rows) * len(columns)
-        if torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
-            pixels, bias = pixels.to(dtype), None if bias is None else bias.to(dtype)
+        pixels = _autocast(input).permute(0, 2, 3, 1)
         out = _WholeInputConvolution.apply(pixels, self.weight, rows, columns)  # [N, H' * W' * O]
-        out = out if bias is None else out + bias.repeat(places)
-        return out.view(len(input), len(rows), len(columns), self.out_channels).permute(0, 3, 1, 2)
+        out = out.view(len(input), len(rows), len(columns), self.out_channels).permute(0, 3, 1, 2)
+        return self._with_bias(out)
 
     def _patches(self, input: Tensor) -> Tensor:
-        weight, bias = self.weight, self.bias
-        if torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
-            input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        out = _PatchConvolution.apply(input, weight, self.stride, self.padding).permute(0, 3, 1, 2)
-        return out if bias is None else out + bias[:, None, None]
+        out = _PatchConvolution.apply(_autocast(input), _autocast(self.weight), self.stride, self.padding)
+        return self._with_bias(out.permute(0, 3, 1, 2))
+
+    def _with_bias(self, out: Tensor) -> Tensor:
+        return out if self.bias is None else out + _autocast(self.bias)[:, None, None]
 
 
 class _WholeInputConvolution(torch.autograd.Function):
@@ -125,6 +122,11 @@ class _PatchConvolution(torch.autograd.Function):
         (top, left), (height, width) = ctx.padding, input.shape[-2:]
         inner = total[:, top : top + height, left : left + width].to(input.dtype)
         return inner.permute(0, 3, 1, 2), of_weight, None, None
+
+
+def _autocast(tensor: Tensor) -> Tensor:
+    """The tensor in the type of autocast, where that is on."""
+    return tensor.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else tensor
 
 
 def _padded(input: Tensor, padding: tuple[int, int]) -> Tensor:

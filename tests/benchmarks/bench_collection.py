@@ -9,7 +9,7 @@ frontal row of the table becomes a file of its name in a temporary folder on the
 X-rays, so that neither pixels are invented nor much room is taken. Seconds that pass, seconds of the processor, which
 other programs do not change, and peak memory so far. Searches for duplicates, whose time grows with the square, and
 the leak check are of random pictures: linked files would be copies of one another. No two random pictures are so
-similar that they are compared in detail, so real ones take longer. With --run, also the report and TensorBoard over
+similar that they are compared in detail, so real ones may take longer. With --run, also the report and TensorBoard over
 many links to that finished run. Not a test.
 """
 
@@ -120,13 +120,9 @@ def rehearse(config: CollectionConfig, root: Path, cache: Path) -> None:
     timed("split.csv", len(columns), lambda: write_split(cache / "split.csv", columns, parts))
     rows = np.random.default_rng(0).integers(len(store), size=(100, 256))
     timed("100 batches of 256", rows.size, lambda: gather(store, rows))
-    images = store.folder / IMAGES
-    del store  # what is mapped stays in memory
-    if forget(images):
-        store = open_store(root, paths, config.size, cache, False)
-        forget(images)
+    store = open_store(root, paths, config.size, cache, False)  # what was read of the first map stays in memory
+    if forget(store.folder / IMAGES):
         timed("the same, from the disk", rows.size, lambda: gather(store, rows))
-    store = open_store(root, paths, config.size, cache, False)
     timed("all of an epoch's batches", some, lambda: gather(store, an_epoch(len(store))))
 
 
@@ -142,7 +138,7 @@ def an_epoch(images: int) -> list[np.ndarray]:
 
 
 def forget(path: Path) -> bool:
-    """Drop a file that is not mapped from the system's cache; return whether that is known to work here."""
+    """Drop a file, where no map of it was read, from the system's cache; return whether that is known to work here."""
     if not hasattr(os, "posix_fadvise"):
         return False
     with path.open("rb") as file:

@@ -68,6 +68,12 @@ def test_under_autocast_it_is_torchs_convolution_to_the_rounding_of_bfloat16(bia
         torch.testing.assert_close(mine, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item())
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_another_type_of_input_is_refused_as_by_torch(size: int) -> None:
+    with pytest.raises(RuntimeError, match="type"):
+        Conv2d(3, 4, 3, padding=1)(torch.randn(MIN_IMAGES, 3, size, size, dtype=torch.float64))
+
+
 def test_gradients_in_bfloat16_never_read_memory_that_nobody_wrote() -> None:
     ours, x = Conv2d(64, 128, 3, 2, 1), torch.randn(8, 64, 1, 1)  # fewer than MIN_IMAGES
     for _ in range(20):
