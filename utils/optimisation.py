@@ -170,6 +170,7 @@ def lr_multiplier(global_step: int, steps_per_epoch: int, config: OptimiserConfi
     After a linear warmup over warmup_epochs: "constant" 1; "cosine" half a cosine from 1 to 0; "multiplicative"
     the same factor each epoch, from 1 to 0.01 over the run (0.63 per epoch for 10 epochs).
     """
+    assert config.num_epochs > 0, "the length of the training is not chosen yet"
     warmup = config.warmup_epochs * steps_per_epoch
     if global_step < warmup:
         return (global_step + 1) / warmup

@@ -12,7 +12,7 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from torchvision.transforms.functional import normalize
 from augmentations.transform_utils import denormalise
 from dataset_loader.image_store import open_store
 from dataset_loader.xrays import XRays
-from selfsup_task.pretraining import PretrainConfig, build_model, twin_step
+from selfsup_task.pretraining import EPOCHS, PretrainConfig, build_model, twin_step
 from utils.hardware import choose_device, choose_precision, placed, prepare
 from utils.optimisation import build_optimizer, epoch_order, gradient_step, lr_multiplier
 from utils.training_utils import check_batch_size
@@ -56,6 +56,7 @@ class Pretraining:
 def ours(config: PretrainConfig, xrays: XRays) -> Pretraining:
     """Return the pretraining of train_barlow_twins.py; warmup and cosine keep their shares of the time."""
     device = prepare(config.device, config.threads)
+    config = replace(config, num_epochs=config.num_epochs or EPOCHS)  # that of the schedule
     model = placed(build_model(config), device)
     step = twin_step(model, xrays.batch, config)
     optimizer, dtype = build_optimizer(model, config), choose_precision(config.precision, device)

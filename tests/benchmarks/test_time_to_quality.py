@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import bench_time_to_quality as bench
+import contenders
 import numpy as np
 import pandas as pd
 import pytest
@@ -54,6 +55,16 @@ def test_ours_and_the_classic_loop(
     assert "classic: 0.0 min for its final score" in capsys.readouterr().out
     with pytest.raises(UserError, match="holds the scores of an earlier run"):
         run_here(monkeypatch, values)
+
+
+def test_our_learning_rate_follows_the_clock(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    monkeypatch.setattr(contenders, "gradient_step", lambda model, optimizer, forward, lr, *rest: rates.append(lr))
+    config = bench.our_config(make_config(bench.QualityConfig, tiny(phantoms, tmp_path, "ours")))
+    take = contenders.ours(config, open_xrays(config, torch.device("cpu"))).step
+    for progress in (0.025, 0.05, 0.525, 1.0):  # the warmup is 1 of 20 epochs
+        take(progress)
+    assert rates == pytest.approx([0.5 * config.lr, config.lr, 0.5 * config.lr, 0.0], rel=1e-3, abs=1e-9)
 
 
 def test_lightly(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
