@@ -13,6 +13,7 @@ from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
 from utils.config import REPO_ROOT
 
 HERE = "tests/benchmarks"
+WAYS = ["default", "graph"]
 
 
 def test_the_linear_probe(phantoms: Path, script: Any) -> None:
@@ -39,6 +40,17 @@ def test_the_bound(script: Any) -> None:
     ended = script(f"{HERE}/bench_bound.py", *tiny)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines()[-1].split()[:2] == ["32", "float32"]
+
+
+def test_a_gpu(script: Any) -> None:
+    tiny = ["--backbones", "resnet18", "--sizes", "32", "--batch-size", "4", "--projector-dims", "8", "--images", "8"]
+    ended = script(
+        f"{HERE}/bench_gpu.py", *tiny, "--steps", "1", "--rounds", "1", "--device", "cpu", "--variants", *WAYS
+    )
+    assert ended.returncode == 0, ended.stderr
+    *_, default, graph = ended.stdout.splitlines()
+    assert graph.split(maxsplit=1) == ["graph", "needs a CUDA GPU"]
+    assert default.startswith("default") and float(default.split()[1]) > 0
 
 
 def test_micro_batches(script: Any) -> None:

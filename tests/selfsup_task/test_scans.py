@@ -230,7 +230,8 @@ def test_a_cell_without_memory_does_not_end_the_scan(
         return COSTS
 
     monkeypatch.setattr(resources, "measure_apart", measured)
-    scan("check_bt_resources", {**small, "resolutions": [32, 48], "backbones": ["resnet18"], "batch_sizes": [8]})
+    cells = {"resolutions": [32, 48], "backbones": ["resnet18"], "batch_sizes": [8], "device": "cpu"}
+    scan("check_bt_resources", {**small, **cells})
     folder = RUNS_ROOT / small["run_name"]
     table = pd.read_csv(folder / "summary.csv").set_index("trial")
     assert table["out_of_memory"].to_dict() == {"resnet18_1ch_32px_b8": True, "resnet18_1ch_48px_b8": False}
