@@ -1,10 +1,11 @@
 """Time and memory of a pretraining step, measured in a process of its own; and a forecast of a whole run."""
 
+import functools
 import multiprocessing
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from augmentations.transform_utils import Views, step_generator
 from dataset_loader.image_store import open_store
 from dataset_loader.splits import SHARES
 from dataset_loader.xrays import FINDINGS_DATASETS, read_columns
+from self_sup_classes.barlow import BarlowTwins
 from selfsup_task.monitor import FINDING_LABELS, HEALTH_IMAGES, PROBE_DRAWS, PROBE_LABELS, PROBE_TESTS
 from selfsup_task.pretraining import PretrainConfig, build_model, twin_step
 from utils.config import UserError
@@ -135,23 +137,34 @@ def _costs(config: PretrainConfig) -> Costs:
 
 
 def time_steps(config: PretrainConfig, images_of: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
-    """Return median seconds of "reading", "views" and the whole "step", by a network that is discarded.
-
-    `images_of` gives the pixels uint8 [B, 1, S, S] of a batch of indices 0 to B - 1.
-    """
-    model = placed(build_model(config), device).train()
-    optimizer = build_optimizer(model, config)
-    dtype = choose_precision(config.precision, device)
+    """Return median seconds of "reading", "views" and the whole "step"; config and images_of as in `to_measure`."""
+    take = to_measure(config, images_of, device).take
     views = Views(config.recipe, config.img_res, config.views)
-    step = twin_step(model, images_of, config)
     batch = torch.arange(config.batch_size)
     pixels = images_of(batch)
-
-    def optimise() -> None:
-        gradient_step(model, optimizer, lambda: step(batch, 0, 0), config.lr, config.gradient_clip, dtype)
-
     return {
         "reading": median_seconds(lambda: images_of(batch), STEPS, device),
         "views": median_seconds(lambda: views(pixels, step_generator(config.random_seed, 0, 0)), STEPS, device),
-        "step": median_seconds(optimise, STEPS, device, STEP_SECONDS),
+        "step": median_seconds(lambda: take(0), STEPS, device, STEP_SECONDS),
     }
+
+
+class Measured(NamedTuple):
+    """A pretraining that is measured and discarded; take(n) draws the views of step n and takes one optimiser step."""
+
+    model: BarlowTwins
+    optimizer: torch.optim.Optimizer
+    take: Callable[[int], Mapping[str, Tensor]]
+
+
+def to_measure(config: PretrainConfig, images_of: Callable[[Tensor], Tensor], device: torch.device) -> Measured:
+    """Return a pretraining at its start; `images_of` gives the pixels uint8 [B, 1, S, S] of indices 0 to B - 1."""
+    model = placed(build_model(config), device).train()
+    optimizer, dtype = build_optimizer(model, config), choose_precision(config.precision, device)
+    step, batch = twin_step(model, images_of, config), torch.arange(config.batch_size)
+
+    def take(number: int) -> Mapping[str, Tensor]:
+        forward = functools.partial(step, batch, 0, number)
+        return gradient_step(model, optimizer, forward, config.lr, config.gradient_clip, dtype)
+
+    return Measured(model, optimizer, take)

@@ -33,7 +33,7 @@ PRETRAINING: dict[str, Any] = {
     "warmup_epochs": 0,  # in which the learning rate rises from 0
     "gradient_clip": 0.0,  # largest gradient norm; 0 is off
     "precision": "auto",  # "auto" (bfloat16 where the hardware is made for it) | "float32" | "bfloat16"
-    "deterministic": True,  # the same bits again; False lets a GPU choose faster algorithms, when fine-tuning too
+    "deterministic": True,  # the same bits again; False lets a GPU try algorithms for speed, when fine-tuning too
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves it to torch
     "probe_every": 1000,  # epochs between the probes of a trial's own curves; the last epoch is always probed

@@ -64,7 +64,7 @@ config: dict[str, Any] = {
     "warmup_epochs": 1,  # in which the learning rate rises from 0
     "gradient_clip": 0.0,  # largest gradient norm; 0 is off
     "precision": "auto",  # "auto" (bfloat16 where the hardware is made for it) | "float32" | "bfloat16"
-    "deterministic": True,  # the same bits again on this machine; False lets a GPU choose faster algorithms
+    "deterministic": True,  # the same bits again on this machine; False lets a GPU try algorithms for speed
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves it to torch
     # what to watch

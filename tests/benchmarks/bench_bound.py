@@ -31,7 +31,6 @@ config: dict[str, Any] = {
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__)
 
-import functools
 import statistics
 import time
 from collections import Counter
@@ -43,11 +42,11 @@ from torch import Tensor, nn
 
 from augmentations.transform_utils import Views, step_generator
 from self_sup_classes.barlow import BarlowTwins
-from selfsup_task.pretraining import PretrainConfig, build_model, twin_step
+from selfsup_task.pretraining import PretrainConfig
+from selfsup_task.resources import to_measure
 from selfsup_task.scan_base import PRETRAINING, without
 from utils.config import Config, make_config, part_of
-from utils.hardware import choose_precision, describe_device, placed, prepare
-from utils.optimisation import build_optimizer, gradient_step
+from utils.hardware import choose_precision, describe_device, prepare
 
 Shape = tuple[int, ...]
 
@@ -126,17 +125,13 @@ def measure(config: PretrainConfig, rounds: int, compiled: bool) -> str:
     device = prepare(config.device, config.threads)
     dtype = choose_precision(config.precision, device)
     pixels = torch.randint(256, (config.batch_size, 1, config.stored_size, config.stored_size), dtype=torch.uint8)
-    pixels, batch = pixels.to(device), torch.arange(config.batch_size)
-    model = placed(build_model(config), device).train()
+    pixels = pixels.to(device)
+    model, optimizer, take = to_measure(config, lambda rows: pixels, device)
     least = bound(model, config, rounds, dtype)
     if compiled:
         model.backbone = torch.compile(model.backbone)  # type: ignore[assignment]  # it acts as the module
-    optimizer = build_optimizer(model, config)
-    step, views = twin_step(model, lambda rows: pixels, config), Views(config.recipe, config.img_res, config.views)
-    forward = functools.partial(step, batch, 0, 0)
-    whole = seconds_of(
-        lambda: gradient_step(model, optimizer, forward, config.lr, 0.0, dtype)["loss"].item(), rounds, device
-    )
+    views = Views(config.recipe, config.img_res, config.views)
+    whole = seconds_of(lambda: take(0)["loss"].item(), rounds, device)
     drawing = statistics.median(seconds_of(lambda: views(pixels, step_generator(0, 0, 0)), rounds, device))
     updating = statistics.median(seconds_of(optimizer.step, rounds, device))
     taken = statistics.median(whole)

@@ -1,19 +1,22 @@
 """How fast is pretraining on a GPU, and what holds it back?
 
     python tests/benchmarks/bench_gpu.py
-    python tests/benchmarks/bench_gpu.py --backbones resnet18 --sizes 64 --views 4 --recipe solarize
+    python tests/benchmarks/bench_gpu.py --backbones resnet18 --sizes 64 --views 4 --recipe solarize \\
+        --projector-dims 1024 1024
 
-Optimiser steps of a Barlow Twins pretraining on random pixels, one after the other without waiting, as a training takes
-them; of each line the median of the rounds, the lowest and the highest:
+Optimiser steps of a Barlow Twins pretraining on random pixels, one after the other without waiting, each line in a
+process of its own; of the rounds the median, the lowest and the highest:
   default            what train_barlow_twins.py does: bfloat16, deterministic, views, network and store on the GPU
   host store         the same with the store in the host's memory, from which each batch is copied
   not deterministic  cuDNN chooses its algorithms by their speed
   float32            with TF32 in convolutions, as torch has it
   graph              forward and backward pass as one CUDA graph, for which this repo has no key
   compiled           the backbone by torch.compile, for which it has none either
-For each the share of the GPU's matrix products' speed (bfloat16, a product of 8,192 a side) that the network's
-multiplications reach, the share of the time in which the GPU computes, the step's parts, and the hours of the original
-project's two trainings, 21,165 X-rays 300 times and 191,027 X-rays 60 times. Not a test.
+Beside it: which share of the speed of matrix products (bfloat16, 8,192 a side) the network's multiplications reach; the
+share of the time in which the GPU works, copies included; milliseconds of reading a batch, its views, and the network
+with its optimiser, each repeated alone, so that they overlap less than in the step; memory with this store; and the
+hours of the original project's two trainings at this rate, 21,165 X-rays 300 times and 191,027 X-rays 60 times.
+Schedule, logging, probes and checkpoints of a training are left out. Not a test.
 """
 
 from typing import Any
@@ -45,6 +48,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from classic_loop import in_fresh_process
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -52,15 +56,23 @@ from torch.utils.flop_counter import FlopCounterMode
 from augmentations.transform_utils import Views, step_generator
 from dataset_loader.image_store import ImageStore
 from self_sup_classes.barlow import BarlowTwins
-from selfsup_task.pretraining import PretrainConfig, build_model, twin_step
+from selfsup_task.pretraining import PretrainConfig
+from selfsup_task.resources import to_measure
 from selfsup_task.scan_base import PRETRAINING, without
 from utils.config import Config, check_choice, make_config, part_of
-from utils.hardware import choose_algorithms, choose_precision, describe_device, peak_memory, placed, prepare
-from utils.optimisation import build_optimizer, gradient_step
+from utils.hardware import (
+    choose_algorithms,
+    choose_device,
+    choose_precision,
+    describe_device,
+    peak_memory,
+    prepare,
+)
+from utils.optimisation import gradient_step
 
 VARIANTS = ["default", "host store", "not deterministic", "float32", "graph", "compiled"]
 NEED_CUDA = ["host store", "graph"]
-COVID, CHEXPERT = 21_165 * 300, 191_027 * 60  # pairs of views that the original project trained on
+COVID, CHEXPERT = 21_165 * 300, 191_027 * 60  # X-rays that the original project's trainings saw
 WARM_UP = 5  # steps
 
 Step = Callable[[int], object]  # of a number
@@ -95,14 +107,14 @@ def synchronise(device: torch.device) -> None:
 
 
 def seconds_per_step(take: Step, steps: int, rounds: int, device: torch.device) -> list[float]:
-    """Return the seconds of a step in each round of steps that do not wait for each other."""
+    """Return the seconds of a step in each round of steps that do not wait for each other; no two have one number."""
     for number in range(WARM_UP):
         take(number)
     found = []
-    for _ in range(rounds):
+    for first in range(WARM_UP, WARM_UP + rounds * steps, steps):
         synchronise(device)
         start = time.perf_counter()
-        for number in range(steps):
+        for number in range(first, first + steps):
             take(number)
         synchronise(device)
         found.append((time.perf_counter() - start) / steps)
@@ -110,15 +122,13 @@ def seconds_per_step(take: Step, steps: int, rounds: int, device: torch.device) 
 
 
 def busy_share(take: Step, steps: int, seconds: float, device: torch.device) -> float:
-    """Return the share of a step's `seconds` in which the GPU computes; its kernels run one after the other."""
-    if device.type != "cuda":
-        return float("nan")
+    """Return the share of a step's `seconds` in which a CUDA GPU works, one kernel or copy after the other."""
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         for number in range(steps):
             take(number)
         synchronise(device)
-    kernels = sum(event.self_device_time_total for event in found.key_averages())  # microseconds
-    return kernels / 1e6 / steps / seconds
+    work = sum(event.self_device_time_total for event in found.key_averages())  # microseconds
+    return work / 1e6 / steps / seconds
 
 
 def matrix_products(device: torch.device, side: int) -> float:
@@ -136,7 +146,10 @@ def open_pixels(config: PretrainConfig, images: int, device: torch.device, on_ho
 
 
 def graphed(model: BarlowTwins, optimizer: torch.optim.Optimizer, like: list[Tensor], dtype: torch.dtype) -> Any:
-    """Return a function of views as large as `like` that takes one step: forward and backward pass are one graph."""
+    """Return a function of views as large as `like` that takes one step: forward and backward pass are one graph.
+
+    Gradients are not clipped.
+    """
     given = [torch.empty_like(y) for y in like]
     for place, y in zip(given, like, strict=True):
         place.copy_(y)
@@ -172,30 +185,23 @@ def steps_of(
 ) -> tuple[Step, dict[str, Step], int]:
     """Return the whole step of a variant, its parts, and the network's floating-point operations of a step."""
     choose_algorithms(variant != "not deterministic")
-    dtype = torch.float32 if variant == "float32" else choose_precision(config.precision, device)
+    config = replace(config, precision="float32") if variant == "float32" else config
+    dtype, order = choose_precision(config.precision, device), np.random.default_rng(1)
     store = open_pixels(config, images, device, on_host=variant == "host store")
-    model = placed(build_model(config), device).train()
-    optimizer = build_optimizer(model, config)
     views = Views(config.recipe, config.img_res, config.views)
-    order = np.random.default_rng(1)
 
-    def read(_: int) -> Tensor:
+    def read(*_: object) -> Tensor:
         return store.gather(torch.from_numpy(order.integers(0, images, config.batch_size)))
-
-    pixels = read(0)
 
     def draw(number: int) -> list[Tensor]:
         return views(pixels, step_generator(config.random_seed, 0, number))
 
-    step, batch = twin_step(model, lambda _: read(0), config), torch.arange(config.batch_size)
-    drawn = draw(0)
-
     def network(_: int) -> object:
-        return gradient_step(model, optimizer, lambda: model(*drawn)._asdict(), config.lr, 0.0, dtype)
+        return gradient_step(model, optimizer, lambda: model(*drawn)._asdict(), config.lr, config.gradient_clip, dtype)
 
-    def take(number: int) -> object:
-        return gradient_step(model, optimizer, lambda: step(batch, 0, number), config.lr, 0.0, dtype)
-
+    model, optimizer, take = to_measure(config, read, device)
+    pixels = read()
+    drawn = draw(0)
     with FlopCounterMode(display=False) as counter:
         network(0)
     parts: dict[str, Step] = {"reading": read, "views": draw, "network": network}
@@ -204,7 +210,7 @@ def steps_of(
         parts["network"] = lambda _: by_graph(drawn)
 
         def replay(number: int) -> object:
-            return by_graph(views(read(0), step_generator(config.random_seed, 0, number)))
+            return by_graph(views(read(), step_generator(config.random_seed, 0, number)))
 
         return replay, parts, counter.get_total_flops()
     if variant == "compiled":
@@ -212,47 +218,44 @@ def steps_of(
     return take, parts, counter.get_total_flops()
 
 
-def line_of(variant: str, cell: PretrainConfig, config: GpuConfig, device: torch.device, peak: float) -> str:
-    """Return the line of one variant."""
-    start = time.perf_counter()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+def line_of(variant: str, cell: PretrainConfig, config: GpuConfig, peak: float) -> str:
+    """Return the line of one variant; needs a process of its own."""
+    device = prepare(config.device, 0)
     take, parts, operations = steps_of(variant, cell, config.images, device)
     seconds = seconds_per_step(take, config.steps, config.rounds, device)
     memory, median = peak_memory(device), statistics.median(seconds)
-    busy = busy_share(take, config.steps, median, device)
-    shares = [statistics.median(seconds_per_step(part, config.steps, 1, device)) for part in parts.values()]
-    pairs = [cell.batch_size * cell.views / 2 / one for one in seconds]
-    middle, spread = statistics.median(pairs), f"[{min(pairs):.0f}, {max(pairs):.0f}]"
+    times = [statistics.median(seconds_per_step(part, config.steps, config.rounds, device)) for part in parts.values()]
+    # last, since what a profiler leaves behind may take time
+    busy = f"{busy_share(take, config.steps, median, device):5.0%}" if device.type == "cuda" else f"{'-':>5}"
+    rates = [cell.batch_size / one for one in seconds]
+    spread = f"[{min(rates):.0f}, {max(rates):.0f}]"
+    milliseconds = "".join(f"{1000 * one:8.1f}" for one in (median, *times))
+    hours = f"{COVID * median / cell.batch_size / 3600:6.2f} {CHEXPERT * median / cell.batch_size / 3600:8.2f}"
     return (
-        f"{variant:18} {middle:7.0f} {spread:14} {operations / median / peak:5.0%} {busy:5.0%} "
-        + "".join(f"{1000 * one:8.1f}" for one in (*shares, median))
-        + f" {memory / 1e9:6.1f} {COVID / middle / 3600:6.2f} {CHEXPERT / middle / 3600:8.2f}"
-        + f"   ({time.perf_counter() - start:.0f} s)"
+        f"{variant:18} {statistics.median(rates):8.1f} {spread:14} {milliseconds} {operations / median / peak:5.0%} "
+        f"{busy} {memory / 1e9:6.1f} {hours}"
     )
 
 
 def main(config: GpuConfig) -> None:
     """Print one line per backbone, size and variant."""
-    device = prepare(config.device, 0)
+    device = choose_device(config.device)
     given = {**without(PRETRAINING, "only"), **part_of(config, PretrainConfig)}
     base = make_config(PretrainConfig, {**given, "run_name": "unused"})
     peak = matrix_products(device, 8192 if device.type == "cuda" else 512)
     print(f"{describe_device(device)}, torch {torch.__version__}: matrix products {peak / 1e12:.1f} TFLOP/s")
+    titles = (
+        f"{'':18} {'X-rays/s':>8} {'':14} {'ms: step':>8} reading   views network  peak  busy     GB  COVID CheXpert h"
+    )
     for backbone in config.backbones:
         for size in config.sizes:
             cell = replace(base, backbone=backbone, img_res=size)
-            print(f"\n{backbone}, {size} px, batch {cell.batch_size}, {cell.views} views by {cell.recipe!r}")
-            print(
-                f"{'':18} {'pairs/s':>7} {'':14} {'peak':>5} {'busy':>5} {'ms:':>3} reading   views network   step",
-                end="",
-            )
-            print("     GB  COVID CheXpert hours")
+            print(f"\n{backbone}, {size} px, batch {cell.batch_size}, {cell.views} views by {cell.recipe!r}\n{titles}")
             for variant in config.variants:
                 if variant in NEED_CUDA and device.type != "cuda":
                     print(f"{variant:18} needs a CUDA GPU")
                 else:
-                    print(line_of(variant, cell, config, device, peak), flush=True)
+                    print(in_fresh_process(line_of, variant, cell, config, peak), flush=True)
 
 
 if __name__ == "__main__":

@@ -42,11 +42,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from selfsup_task.pretraining import PretrainConfig, build_model, twin_step
+from selfsup_task.pretraining import PretrainConfig
+from selfsup_task.resources import to_measure
 from selfsup_task.scan_base import PRETRAINING, without
 from utils.config import Config, make_config, part_of
-from utils.hardware import choose_precision, describe_device, peak_memory, placed, prepare
-from utils.optimisation import build_optimizer, gradient_step
+from utils.hardware import describe_device, peak_memory, prepare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +75,10 @@ def measure(config: PretrainConfig, steps: int, give_back: bool) -> tuple[float,
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     pixels = torch.randint(256, (config.batch_size, 1, config.stored_size, config.stored_size), dtype=torch.uint8)
     pixels = pixels.to(device)
-    model = placed(build_model(config), device).train()
-    optimizer, dtype = build_optimizer(model, config), choose_precision(config.precision, device)
-    step, batch = twin_step(model, lambda rows: pixels[rows.to(device)], config), torch.arange(config.batch_size)
-    seconds = []
+    take, seconds = to_measure(config, lambda rows: pixels[rows.to(device)], device).take, []
     for number in range(steps):
         start = clock()
-        gradient_step(model, optimizer, lambda n=number: step(batch, 0, n), config.lr, 0.0, dtype)["loss"].item()
+        take(number)["loss"].item()
         seconds.append(clock() - start)
     return statistics.median(seconds[1:] or seconds), peak_memory(device)
 
