@@ -82,11 +82,11 @@ def audit_figure(
     pictures  by `images`: [k, H, W] in 0..1
     """
     n, k = len(pictures), len(next(iter(pictures.values())))
-    figure = Figure(figsize=(6.2 + 1.0 * k, 1.0 * n + 1.3))
+    figure = Figure(figsize=(6.2 + 1.0 * k, 1.0 * n + 1.6))
     figure.suptitle(title, fontsize=11)
     grid = figure.add_gridspec(
         n, k + 1, width_ratios=[4] + [1] * k, wspace=0.08, hspace=0.06,
-        left=0.2, right=0.99, bottom=0.7 / (n + 1.3), top=1 - 0.5 / (n + 1.3),
+        left=0.2, right=0.99, bottom=1.0 / (n + 1.6), top=1 - 0.5 / (n + 1.6),
     )  # fmt: skip
     ax = figure.add_subplot(grid[:, 0])
     for shift, head, colour, marker in zip((-0.1, 0.1), scores["head"].unique(), (BLUE, ORANGE), "os", strict=True):
@@ -101,7 +101,7 @@ def audit_figure(
     ax.set(ylim=(n - 0.5, -0.5), xlim=(0, 1.02))
     ax.set_xlabel(f"{metric_name(metric)} and 95% interval", fontsize=9)
     ax.grid(alpha=0.3)
-    ax.legend(fontsize=8, loc="lower right")
+    figure.legend(fontsize=8, loc="lower center", ncols=3)
     for row, images in enumerate(pictures.values()):
         for column, picture in enumerate(images):
             beside = figure.add_subplot(grid[row, column + 1])

@@ -215,7 +215,7 @@ def reliability(labels: np.ndarray, probabilities: Mapping[str, np.ndarray], tit
     unit = "share that is right" if labels.ndim == 1 else "share that is present"
     ax.set(xlabel="stated probability", ylabel=unit, aspect="equal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     ax.set_title(title, fontsize=10)
-    ax.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     return figure
 
 
