@@ -58,7 +58,8 @@ def prepare(device: str, threads: int, deterministic: bool = True) -> torch.devi
 def choose_device(name: str) -> torch.device:
     """Return the device of that name; "auto" is a CUDA GPU, else an Apple GPU, else the CPU.
 
-    Under torchrun each process takes the GPU of its local rank. Raises UserError if the device is not available.
+    Under torchrun each process takes the GPU of its local rank. Raises UserError if the device is not available, or if
+    there are more processes than GPUs.
     """
     check_choice("device", name, DEVICES)
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -70,7 +71,13 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f'device is {name!r}, but torch does not find one here; use "auto" or "cpu".')
     if name != "cuda":
         return torch.device(name)
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if processes > gpus:
+        raise UserError(
+            f"torchrun has started {processes} processes on this machine, which has {gpus} GPU(s); give "
+            f"--nproc-per-node {gpus}, or --device cpu."
+        )
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device
 

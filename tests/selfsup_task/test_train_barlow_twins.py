@@ -176,6 +176,7 @@ def test_two_processes_end_where_one_with_their_micro_batches_does(
 ) -> None:
     changes = ["--num-epochs", "1", "--warmup-epochs", "0", "--micro-batch-size", "24", "--recipe", "original"]
     changes += ["--precision", "float32", "--optimizer", "sgd", "--lr", "0.01"]  # rounding does not grow
+    changes += ["--device", "cpu"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = command(name, phantoms / COVID_ROOT, *changes)[1:]
     environment, folder = {**os.environ, "OMP_NUM_THREADS": "1"}, RUNS_ROOT / name

@@ -48,6 +48,19 @@ def test_memory_that_runs_out_elsewhere_is_one_sentence(refusal: Exception, caps
     assert re.match(r"error: memory ran out \(.*\); try a smaller batch_size", said)
 
 
+def test_each_process_of_torchrun_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert choose_device("auto") == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(UserError, match=r"3 processes on this machine, which has 2 GPU.*--nproc-per-node 2, or --dev"):
+        choose_device("auto")
+    assert choose_device("cpu") == torch.device("cpu")
+
+
 def test_other_failures_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="shapes"), memory_for(48):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
