@@ -11,13 +11,15 @@ from torch import Tensor
 
 from augmentations.geometry import Range, uniform
 from utils.distributed import Place
+from utils.hardware import added_in_any_order
 
 
 def equalize(images: Tensor) -> Tensor:
     """Equalise the histogram over 256 gray levels; bit-identical to torchvision and PIL on uint8 images."""
     levels = (images * 255).round_().flatten(1).long()  # [n, S * S]
     ones = torch.ones((), dtype=torch.long, device=images.device).expand_as(levels)
-    histogram = levels.new_zeros(len(levels), 256).scatter_add_(1, levels, ones)
+    with added_in_any_order():
+        histogram = levels.new_zeros(len(levels), 256).scatter_add_(1, levels, ones)
     below = histogram.cumsum(1) - histogram  # [n, 256] pixels darker than each level
     # The brightest level present is left out of the step, as PIL does: all other pixels lie below it.
     step = (below * (histogram > 0)).amax(1, keepdim=True) // 255  # [n, 1]

@@ -190,6 +190,20 @@ def choose_algorithms(deterministic: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@contextmanager
+def added_in_any_order() -> Iterator[None]:
+    """Let a GPU add in any order inside the block: for whole numbers, whose sum is the same bits in each.
+
+    Deterministic algorithms would sort them first (torch's scatter_add).
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep the memory that a training step frees instead of returning it to the kernel.
 
