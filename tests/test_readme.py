@@ -19,7 +19,7 @@ from utils.config import REPO_ROOT
 from utils.scripts import parse_flags
 
 README = (REPO_ROOT / "README.md").read_text(encoding="utf-8")
-RESULTS = (REPO_ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8")
+DOCS = [path.read_text(encoding="utf-8") for path in sorted((REPO_ROOT / "docs").glob("*.md"))]
 SCRIPTS = {path.relative_to(REPO_ROOT).as_posix() for path in sources() if is_entry_script(path)}
 MAX_PICTURE_BYTES = 200_000
 
@@ -36,7 +36,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def documented() -> list[list[str]]:
-    texts = [README, RESULTS]
+    texts = [README, *DOCS]
     texts += [(REPO_ROOT / script).read_text(encoding="utf-8").split('"""')[1] for script in sorted(SCRIPTS)]
     variables = dict(re.findall(r"^(\w+) := (.*)$", makefile := (REPO_ROOT / "Makefile").read_text(), re.M))
     texts.append(re.sub(r"\$\((\w+)\)", lambda match: variables.get(match.group(1), ""), makefile))
@@ -65,9 +65,9 @@ def test_the_script_table_is_the_entry_scripts_on_disk() -> None:
 
 
 def test_links_lead_to_files_and_pictures_are_small() -> None:
-    for page in REPO_ROOT.glob("*.md"):
+    for page in [*REPO_ROOT.glob("*.md"), *(REPO_ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
-            assert (REPO_ROOT / target).exists(), f"{page.name} links to {target}"
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
     pictures = re.findall(r"!\[([^\]]+)\]\((docs/[^)]+)\)", README)
     assert {path for _, path in pictures} == {f"docs/{path.name}" for path in (REPO_ROOT / "docs").glob("*.png")}
     for alt, path in pictures:
