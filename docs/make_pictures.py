@@ -3,8 +3,8 @@
     make tour
     python docs/make_pictures.py
 
-Writes docs/*.png, each under 200 kB, in seconds. That of tests/benchmarks/bench_time_to_quality.py, which takes two cores
-an hour and a half, is made again where its run is there, and otherwise kept.
+Writes docs/*.png, each under 200 kB, in seconds. That of tests/benchmarks/bench_time_to_quality.py, an hour and a half
+of two cores, is made again where its run is there, and otherwise kept.
 """
 
 from typing import Any
