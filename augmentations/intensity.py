@@ -4,6 +4,8 @@ The functions draw_* below give those parameters, on the CPU in float64: [n, k] 
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,6 @@ from torch import Tensor
 
 from augmentations.geometry import Range, uniform
 from utils.distributed import Place
-from utils.hardware import added_in_any_order
 
 
 def equalize(images: Tensor) -> Tensor:
@@ -26,6 +27,20 @@ def equalize(images: Tensor) -> Tensor:
     table = ((below + step // 2) // step.clamp(min=1)).clamp_(max=255)
     table = torch.where(step > 0, table, torch.arange(256, device=images.device))  # too few levels: unchanged
     return (table.float() / 255).gather(1, levels).view_as(images)
+
+
+@contextmanager
+def added_in_any_order() -> Iterator[None]:
+    """Let a GPU add in any order inside the block: for whole numbers, whose sum is the same bits in each.
+
+    Deterministic algorithms would sort them first (torch's scatter_add).
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def gaussian_weights(sigma: Tensor, radius: int) -> Tensor:

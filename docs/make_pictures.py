@@ -60,8 +60,8 @@ def main(config: PicturesConfig) -> None:
         if not found:
             raise UserError(f"found no {pattern} in {repo_path(config.runs)}; run `make tour` first.")
         write(found[0], repo_path(config.output) / f"{name}.png")
-    for found in repo_path(config.runs).glob(BENCHMARK):
-        write(found, repo_path(config.output) / "time_to_quality.png")
+    if (benchmark := repo_path(config.runs) / BENCHMARK).exists():
+        write(benchmark, repo_path(config.output) / "time_to_quality.png")
     write(real_label_efficiency(), repo_path(config.output) / "real_label_efficiency.png")
 
 

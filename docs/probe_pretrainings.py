@@ -66,12 +66,14 @@ def main(config: ProbeConfig) -> None:
     data = make_config(DataConfig, {**part_of(config, DataConfig), "dataset": "covid", "store_res": 0})
     xrays = open_xrays(data, device)
     targets = Targets(xrays.columns.labels, xrays.columns.label_names)
+    rows = np.concatenate([xrays.indices("train"), xrays.indices("val")])
     sizes = [len(labelled_subset(xrays, targets, fraction, 0, config.split_seed)) for fraction in config.fractions]
     counts = " / ".join(map(str, sizes))
     print(f"| encoder | validation: {counts} | other training images: {counts} |\n|---|---|---|")
     for encoder in config.encoders:
         net = placed(start_from(encoder, config.backbone, 1, config.random_seed).backbone, device)
-        features = forward_all(net, xrays, np.arange(len(targets.values)), config.img_res, 1, torch.float32).numpy()
+        features = np.full((len(targets.values), net.num_features), np.nan, dtype=np.float32)  # the test part's stay so
+        features[rows] = forward_all(net, xrays, rows, config.img_res, 1, torch.float32).numpy()
         found = [scores(features, xrays, targets, fraction, config) for fraction in config.fractions]
         columns = [" / ".join(f"{score:.1f}" for score in column) for column in np.transpose(found)]
         print(f"| {encoder} | {' | '.join(columns)} |", flush=True)

@@ -113,10 +113,15 @@ def median_seconds(work: Callable[[], object], repeats: int, device: torch.devic
     while len(seconds) < 1 + repeats or sum(seconds[1:]) < at_least:
         start = time.perf_counter()
         work()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
+        synchronise(device)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:])
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has computed everything that it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
@@ -188,20 +193,6 @@ def choose_algorithms(deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     # a check for bugs that costs a pass over memory; torch's stubs do not know it
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-
-
-@contextmanager
-def added_in_any_order() -> Iterator[None]:
-    """Let a GPU add in any order inside the block: for whole numbers, whose sum is the same bits in each.
-
-    Deterministic algorithms would sort them first (torch's scatter_add).
-    """
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(False)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def keep_freed_memory() -> None:

@@ -46,7 +46,7 @@ from selfsup_task.pretraining import PretrainConfig
 from selfsup_task.resources import to_measure
 from selfsup_task.scan_base import PRETRAINING, without
 from utils.config import Config, make_config, part_of
-from utils.hardware import choose_precision, describe_device, prepare
+from utils.hardware import choose_precision, describe_device, prepare, synchronise
 
 Shape = tuple[int, ...]
 
@@ -74,8 +74,7 @@ def seconds_of(work: Callable[[], object], rounds: int, device: torch.device) ->
     for _ in range(1 + rounds):
         start = clock()
         work()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
+        synchronise(device)
         seconds.append(clock() - start)
     return seconds[1:]
 

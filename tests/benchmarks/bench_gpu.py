@@ -60,14 +60,7 @@ from selfsup_task.pretraining import PretrainConfig
 from selfsup_task.resources import to_measure
 from selfsup_task.scan_base import PRETRAINING, without
 from utils.config import Config, check_choice, make_config, part_of
-from utils.hardware import (
-    choose_algorithms,
-    choose_device,
-    choose_precision,
-    describe_device,
-    peak_memory,
-    prepare,
-)
+from utils.hardware import choose_device, choose_precision, describe_device, peak_memory, prepare, synchronise
 from utils.optimisation import gradient_step
 
 VARIANTS = ["default", "host store", "not deterministic", "float32", "graph", "compiled"]
@@ -98,12 +91,6 @@ class GpuConfig(Config):
         super().__post_init__()
         for name in self.variants:
             check_choice("variants", name, VARIANTS)
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has computed everything."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def seconds_per_step(take: Step, steps: int, rounds: int, device: torch.device) -> list[float]:
@@ -184,7 +171,6 @@ def steps_of(
     variant: str, config: PretrainConfig, images: int, device: torch.device
 ) -> tuple[Step, dict[str, Step], int]:
     """Return the whole step of a variant, its parts, and the network's floating-point operations of a step."""
-    choose_algorithms(variant != "not deterministic")
     config = replace(config, precision="float32") if variant == "float32" else config
     dtype, order = choose_precision(config.precision, device), np.random.default_rng(1)
     store = open_pixels(config, images, device, on_host=variant == "host store")
@@ -220,7 +206,7 @@ def steps_of(
 
 def line_of(variant: str, cell: PretrainConfig, config: GpuConfig, peak: float) -> str:
     """Return the line of one variant; needs a process of its own."""
-    device = prepare(config.device, 0)
+    device = prepare(config.device, 0, deterministic=variant != "not deterministic")
     take, parts, operations = steps_of(variant, cell, config.images, device)
     seconds = seconds_per_step(take, config.steps, config.rounds, device)
     memory, median = peak_memory(device), statistics.median(seconds)

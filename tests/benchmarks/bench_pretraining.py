@@ -55,7 +55,7 @@ from dataset_loader.image_store import open_store
 from self_sup_classes.backbones import Backbone
 from self_sup_classes.barlow import BarlowTwins, barlow_twins_loss
 from utils.config import Config, UserError, repo_path
-from utils.hardware import choose_device, choose_precision, describe_device, keep_freed_memory
+from utils.hardware import choose_device, choose_precision, describe_device, keep_freed_memory, synchronise
 
 STORE_RES = 256
 
@@ -112,8 +112,7 @@ def timed(function: Callable[[], object], device: torch.device) -> float:
     """Return the seconds of one call, the device's work included."""
     start = time.perf_counter()
     function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronise(device)
     return time.perf_counter() - start
 
 

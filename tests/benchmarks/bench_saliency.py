@@ -32,7 +32,7 @@ from downstream_task.classifier import Classifier
 from interpretability.saliency import IMAGES_AT_ONCE, plain_copy, saliency_maps
 from self_sup_classes.backbones import Backbone
 from utils.config import Config
-from utils.hardware import choose_device, describe_device
+from utils.hardware import choose_device, describe_device, synchronise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +86,7 @@ def main(config: SaliencyBenchConfig) -> None:
         for name, job in jobs.items():
             start = time.perf_counter()
             job()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            synchronise(device)
             if number:
                 seconds[name].append(time.perf_counter() - start)
     base = seconds["plain forward and backward"]

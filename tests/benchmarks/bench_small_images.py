@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from self_sup_classes.backbones import Backbone
 from utils.config import Config
-from utils.hardware import choose_device, describe_device, placed
+from utils.hardware import choose_device, describe_device, placed, synchronise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,7 @@ def seconds(net: nn.Module, images: Tensor) -> float:
     """Return the seconds of one forward and backward pass."""
     start = time.perf_counter()
     net(images).square().mean().backward()
-    if images.device.type != "cpu":
-        torch.accelerator.synchronize(images.device)
+    synchronise(images.device)
     return time.perf_counter() - start
 
 

@@ -62,7 +62,7 @@ from selfsup_task.pretraining import PretrainConfig
 from utils import plots
 from utils.config import Config, UserError, check_at_least, check_choice, check_list, make_config, repo_path
 from utils.files import write_atomically, write_text
-from utils.hardware import choose_device, describe_device
+from utils.hardware import choose_device, describe_device, synchronise
 from utils.metrics import balanced_accuracy
 
 VARIANTS = ["ours", "classic", "lightly"]
@@ -145,8 +145,7 @@ def train_by_the_clock(
         start = now = time.perf_counter()
         while clock + now - start < due:
             pretraining.step((clock + now - start) / times[-1])
-            if device.type != "cpu":
-                torch.accelerator.synchronize(device)
+            synchronise(device)
             steps += 1
             now = time.perf_counter()
         clock += now - start
