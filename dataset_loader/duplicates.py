@@ -12,7 +12,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dataset_loader.image_store import ImageStore
-from dataset_loader.signatures import MAX_BITS, coefficients, local_contrast, num_bits, places_beyond, signatures, signs
+from dataset_loader.signatures import (
+    CPU,
+    MAX_BITS,
+    coefficients,
+    local_contrast,
+    num_bits,
+    places_beyond,
+    signatures,
+    signs,
+)
 from utils.files import write_text
 from utils.scripts import progress_bar
 
@@ -53,26 +62,31 @@ _MOVES = [
 ]
 
 
-def find_duplicates(store: ImageStore, files: Sequence[str]) -> pd.DataFrame:
+def find_duplicates(store: ImageStore, files: Sequence[str], device: torch.device = CPU) -> pd.DataFrame:
     """Return the pairs of X-rays that show the same film: columns file, other, distance, nearest first.
 
     `store` holds the `files` as THUMBNAIL px thumbnails. Pairs whose signatures agree are compared in detail: the
     distance is 1 - the correlation of two thumbnails after local contrast normalisation, aligned to a pixel. It is 0
     for one picture, whatever its brightness, contrast, gamma or compression, also if it is a negative, mirrored or
     turned by 90 degrees, or shifted or cropped by 3% of its side. Pairs up to MAX_DISTANCE are listed, and those whose
-    signatures differ in MAX_BITS or fewer. The result is stored beside the images.
+    signatures differ in MAX_BITS or fewer. The result is stored beside the images; it is the same on every `device`,
+    which compares the signatures of all pairs and the moves of one of the two.
     """
-    return _searched(store, files, store, files)
+    return _searched(store, files, store, files, device)
 
 
 def find_copies(
-    store: ImageStore, files: Sequence[str], others: ImageStore, other_files: Sequence[str]
+    store: ImageStore,
+    files: Sequence[str],
+    others: ImageStore,
+    other_files: Sequence[str],
+    device: torch.device = CPU,
 ) -> pd.DataFrame:
     """Return the pairs of X-rays of two data sets that show the same film: columns file, other, distance.
 
     As find_duplicates, of `files` (thumbnails in `store`) with `other_files` (thumbnails in `others`).
     """
-    return _searched(store, files, others, other_files)
+    return _searched(store, files, others, other_files, device)
 
 
 def joined_groups(files: np.ndarray, groups: np.ndarray, pairs: pd.DataFrame) -> np.ndarray:
@@ -86,12 +100,14 @@ def joined_groups(files: np.ndarray, groups: np.ndarray, pairs: pd.DataFrame) ->
     return names[first[component]][group_of]
 
 
-def _searched(store: ImageStore, files: Sequence[str], others: ImageStore, other_files: Sequence[str]) -> pd.DataFrame:
+def _searched(
+    store: ImageStore, files: Sequence[str], others: ImageStore, other_files: Sequence[str], device: torch.device
+) -> pd.DataFrame:
     settings = f"{_FINE}_{_COARSE}_{_RIM}_{_LIKELY:g}_{MAX_DISTANCE:g}_{MAX_BITS}"
     name = f"duplicates_{settings}.csv" if store is others else f"copies_{settings}_{others.folder.name}.csv"
     path = store.folder / name
     if not path.exists():
-        pairs = pd.DataFrame(_near_pairs(store, others), columns=["row", "other_row", "distance"])
+        pairs = pd.DataFrame(_near_pairs(store, others, device), columns=["row", "other_row", "distance"])
         write_text(path, pairs.to_csv(index=False, lineterminator="\n"))
     pairs = pd.read_csv(path, dtype={"row": np.int64, "other_row": np.int64, "distance": float})
     names, other_names = np.asarray(files, dtype=object), np.asarray(other_files, dtype=object)
@@ -100,24 +116,26 @@ def _searched(store: ImageStore, files: Sequence[str], others: ImageStore, other
     ).sort_values(["distance", "file", "other"], ignore_index=True)
 
 
-def _near_pairs(store: ImageStore, others: ImageStore) -> list[tuple[int, int, float]]:
+def _near_pairs(store: ImageStore, others: ImageStore, device: torch.device) -> list[tuple[int, int, float]]:
     """Return row in `store`, row in `others` and distance of near-duplicates; in one store, the first row is lower."""
     # bits that agree less those that do not, in whole numbers
     likely_bits, certain_bits = math.ceil(_LIKELY * num_bits()), num_bits() - 2 * MAX_BITS
-    wanted, nearest = signs(signatures(others), certain_bits), {}
+    wanted, nearest = signs(signatures(others), certain_bits, device), {}
     bar = progress_bar(len(store), "looking for duplicates")
     for rows in torch.arange(len(store)).split(_BLOCK):
         contrast, start = _contrast(store, rows, _COARSE), int(rows[0]) if store is others else 0
         for move in _MOVES:
-            agreement = coefficients(move(contrast)).sign().to(wanted.dtype) @ wanted[start:].T  # [B, others]
+            agreement = coefficients(move(contrast)).sign().to(wanted) @ wanted[start:].T  # [B, others]
             if store is others:
                 agreement.triu_(1)
             likely = places_beyond(agreement, likely_bits)  # [pairs, 2]
-            for places in likely.split(_BLOCK) if len(likely) else ():
+            if not len(likely):
+                continue
+            certain = (agreement[likely[:, 0], likely[:, 1]].abs() >= certain_bits).cpu()
+            for places, sure in zip(likely.cpu().split(_BLOCK), certain.split(_BLOCK), strict=True):
                 own, other = rows[places[:, 0]], start + places[:, 1]
                 near = _aligned(move(_contrast(store, own, _FINE)), _contrast(others, other, _FINE))
-                certain = agreement[places[:, 0], places[:, 1]].abs() >= certain_bits
-                for k in (certain | (near >= 1 - MAX_DISTANCE)).nonzero()[:, 0].tolist():
+                for k in (sure | (near >= 1 - MAX_DISTANCE)).nonzero()[:, 0].tolist():
                     pair, distance = (int(own[k]), int(other[k])), round(max(0.0, 1 - near[k].item()), 4)
                     nearest[pair] = min(distance, nearest.get(pair, distance))
         bar.update(len(rows))

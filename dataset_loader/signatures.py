@@ -11,6 +11,7 @@ from dataset_loader.image_store import ImageStore
 from utils.files import write_atomically
 from utils.hardware import choose_precision
 
+CPU = torch.device("cpu")
 THUMBNAIL = 64  # pixels a side at which images are compared: a signature must not depend on store_res
 MAX_BITS = 69  # of 385 that differ between two copies of one picture
 EXACT_IN_BFLOAT16 = 256  # whole numbers up to this; larger ones are rounded, but not below it
@@ -55,13 +56,13 @@ def local_contrast(images: Tensor, window: int) -> Tensor:
     return deviation / (_local_mean(deviation.square(), window).sqrt() + _FLAT)
 
 
-def signs(packed: np.ndarray, bound: int) -> Tensor:
+def signs(packed: np.ndarray, bound: int, device: torch.device = CPU) -> Tensor:
     """Signatures [N, 49] -> bits [N, 385] as 1 and -1: a product counts those that agree less those that do not.
 
-    bfloat16 where the processor multiplies it faster and the counts, which will be compared with `bound`, allow it.
+    bfloat16 where the device multiplies it faster and the counts, which will be compared with `bound`, allow it.
     """
-    fast = choose_precision("auto", torch.device("cpu")) if bound <= EXACT_IN_BFLOAT16 else torch.float32
-    return torch.from_numpy(np.unpackbits(packed, axis=1, count=num_bits())).to(fast).mul_(2).sub_(1)
+    fast = choose_precision("auto", device) if bound <= EXACT_IN_BFLOAT16 else torch.float32
+    return torch.from_numpy(np.unpackbits(packed, axis=1, count=num_bits())).to(device, fast).mul_(2).sub_(1)
 
 
 def places_beyond(counts: Tensor, bound: int) -> Tensor:

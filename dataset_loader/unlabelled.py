@@ -122,7 +122,7 @@ def collection_of(
     held_out = (source == labelled.source) & (patients != compared) & np.isin(patients, labelled.groups.astype(str))
     left_out = pd.DataFrame({"file": compared[held_out], "other": patients[held_out], "distance": np.nan})
     if labelled.thumbnails is not None:
-        copies = find_copies(thumbnails, compared.tolist(), labelled.thumbnails, labelled.files)
+        copies = find_copies(thumbnails, compared.tolist(), labelled.thumbnails, labelled.files, device)
         left_out = pd.concat([copies, left_out]) if len(left_out) else copies
     left_out = left_out.loc[np.isin(left_out["file"], compared[~known])]
     new = ~known & ~np.isin(compared, left_out["file"])

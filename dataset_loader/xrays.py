@@ -182,7 +182,9 @@ def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] | N
     columns = everything.labelled()
     thumbnails = open_store(columns.root, list(columns.paths), THUMBNAIL, DATASETS_ROOT / ".cache")
     columns = columns.take(thumbnails.kept)
-    duplicates = find_duplicates(thumbnails, columns.paths.tolist()) if columns.label_names else NO_DUPLICATES
+    duplicates = NO_DUPLICATES
+    if columns.label_names:
+        duplicates = find_duplicates(thumbnails, columns.paths.tolist(), device)
     details = columns.details.assign(patient=columns.groups)
     columns = replace(columns, details=details, groups=joined_groups(columns.paths, columns.groups, duplicates))
     store = open_store(columns.root, list(columns.paths), config.stored_size, DATASETS_ROOT / ".cache")

@@ -12,7 +12,7 @@ from downstream_task.finetuning import FinetuneConfig, finetune, labelled_subset
 from downstream_task.targets import check_learnable, read_targets
 from self_sup_classes.initialisation import start_from
 from self_sup_classes.provenance import check_unseen
-from selfsup_task.pretraining import PretrainConfig, build_model, partners_of, train, twin_step
+from selfsup_task.pretraining import PretrainConfig, build_model, partners_of, passes_of, train, twin_step
 from utils.config import UserError, as_dict, part_of
 from utils.distributed import exclusive_lock
 from utils.hardware import placed, prepare
@@ -141,7 +141,7 @@ class Scan:
         run = Run(config.run_name, config, "pretraining")
         if run.summary is None:
             model = placed(build_model(config), self.xrays.store.device)
-            step = twin_step(model, self.xrays.batch, config, partners_of(self.xrays, config))
+            step = twin_step(passes_of(model, config), self.xrays.batch, config, partners_of(self.xrays, config))
             train(model, step, self.xrays, config, run)
         return run
 

@@ -14,13 +14,14 @@ from augmentations.transform_utils import Views, step_generator
 from dataset_loader.xrays import PHANTOMS, XRays, read_columns
 from self_sup_classes.backbones import check_backbone
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
+from self_sup_classes.cuda_graphs import replayed
 from self_sup_classes.initialisation import seen_by, start_from
 from self_sup_classes.provenance import Provenance, check_unseen
 from selfsup_task.monitor import PROBES, Monitor, MonitorConfig
 from utils import distributed
 from utils.config import UserError, check_above_zero, check_at_least, check_between, check_choice, launched_processes
 from utils.files import check_files
-from utils.hardware import MachineConfig, describe_device
+from utils.hardware import MachineConfig, choose_precision, describe_device, memory_for
 from utils.logging_utils import Run
 from utils.optimisation import mixed_seed
 from utils.training_utils import StepFunction, check_batch_size, fit
@@ -142,6 +143,21 @@ class Partners:
 def partners_of(xrays: XRays, config: PretrainConfig) -> Partners | None:
     """Return what twin_step draws positives from: None for two views of one image."""
     return Partners(xrays, xrays.pretraining_indices(config.pretrain_on)) if config.positives == "patient" else None
+
+
+def passes_of(model: BarlowTwins, config: PretrainConfig) -> Callable[..., BarlowTwinsLoss]:
+    """Return the loss of views as `twin_step` calls it, for `model` on its device.
+
+    Several processes share a batch; one with a GPU replays CUDA graphs, unless there are micro-batches. Raises
+    UserError if the GPU's memory does not hold a step.
+    """
+    device = next(model.parameters()).device
+    if distributed.world_size() > 1 or device.type != "cuda" or config.micro_batch_size:
+        return distributed.data_parallel(model)
+    size = (config.batch_size, config.in_channels, config.img_res, config.img_res)
+    views = [torch.zeros(size, device=device) for _ in range(config.views)]
+    with memory_for(config.batch_size):
+        return replayed(model.train(), views, choose_precision(config.precision, device))
 
 
 def twin_step(

@@ -17,9 +17,9 @@ from augmentations.transform_utils import Views, step_generator
 from dataset_loader.image_store import open_store
 from dataset_loader.splits import SHARES
 from dataset_loader.xrays import FINDINGS_DATASETS, read_columns
-from self_sup_classes.barlow import BarlowTwins
+from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
 from selfsup_task.monitor import FINDING_LABELS, HEALTH_IMAGES, PROBE_DRAWS, PROBE_LABELS, PROBE_TESTS
-from selfsup_task.pretraining import PretrainConfig, build_model, twin_step
+from selfsup_task.pretraining import PretrainConfig, build_model, passes_of, twin_step
 from utils.config import UserError
 from utils.hardware import choose_precision, is_out_of_memory, median_seconds, peak_memory, placed, prepare
 from utils.optimisation import build_optimizer, gradient_step
@@ -150,21 +150,31 @@ def time_steps(config: PretrainConfig, images_of: Callable[[Tensor], Tensor], de
 
 
 class Measured(NamedTuple):
-    """A pretraining that is measured and discarded; take(n) draws the views of step n and takes one optimiser step."""
+    """A pretraining that is measured and discarded.
+
+    passes(*views) is the loss of views; take(n) draws the views of step n and takes one optimiser step.
+    """
 
     model: BarlowTwins
     optimizer: torch.optim.Optimizer
+    passes: Callable[..., BarlowTwinsLoss]
     take: Callable[[int], Mapping[str, Tensor]]
 
 
-def to_measure(config: PretrainConfig, images_of: Callable[[Tensor], Tensor], device: torch.device) -> Measured:
-    """Return a pretraining at its start; `images_of` gives the pixels uint8 [B, 1, S, S] of indices 0 to B - 1."""
+def to_measure(
+    config: PretrainConfig, images_of: Callable[[Tensor], Tensor], device: torch.device, graphs: bool = True
+) -> Measured:
+    """Return a pretraining at its start; `images_of` gives the pixels uint8 [B, 1, S, S] of indices 0 to B - 1.
+
+    Without `graphs` a GPU's kernels are started one by one.
+    """
     model = placed(build_model(config), device).train()
     optimizer, dtype = build_optimizer(model, config), choose_precision(config.precision, device)
-    step, batch = twin_step(model, images_of, config), torch.arange(config.batch_size)
+    passes, batch = passes_of(model, config) if graphs else model, torch.arange(config.batch_size)
+    step = twin_step(passes, images_of, config)
 
     def take(number: int) -> Mapping[str, Tensor]:
         forward = functools.partial(step, batch, 0, number)
         return gradient_step(model, optimizer, forward, config.lr, config.gradient_clip, dtype)
 
-    return Measured(model, optimizer, take)
+    return Measured(model, optimizer, passes, take)

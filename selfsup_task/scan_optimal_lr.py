@@ -45,7 +45,7 @@ from self_sup_classes.initialisation import random_backbone
 from selfsup_task import scan_plots
 from selfsup_task.hyper_utils import Scan, ScanConfig, finetuning
 from selfsup_task.lr_range import lr_range_test, suggest
-from selfsup_task.pretraining import build_model, partners_of, twin_step
+from selfsup_task.pretraining import build_model, partners_of, passes_of, twin_step
 from utils import plots
 from utils.config import RUNS_ROOT, UserError, as_dict, check_between, check_choice
 from utils.distributed import exclusive_lock
@@ -125,7 +125,7 @@ def range_run(task: str, config: RatesConfig, xrays: XRays) -> Run:
 def range_of_pretraining(config: RatesConfig, xrays: XRays, lrs: np.ndarray) -> pd.DataFrame:
     """Test the rates on Barlow Twins, from random weights."""
     model = placed(build_model(config), xrays.store.device)
-    step = twin_step(model, xrays.batch, config, partners_of(xrays, config))
+    step = twin_step(passes_of(model, config), xrays.batch, config, partners_of(xrays, config))
     return lr_range_test(model, step, xrays.pretraining_indices("train"), config, lrs)
 
 

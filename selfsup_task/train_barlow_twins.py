@@ -90,7 +90,7 @@ if __name__ == "__main__":
 import shlex
 
 from dataset_loader.xrays import open_xrays
-from selfsup_task.pretraining import PretrainConfig, build_model, open_run, partners_of, train, twin_step
+from selfsup_task.pretraining import PretrainConfig, build_model, open_run, partners_of, passes_of, train, twin_step
 from utils import distributed
 from utils.config import UserError
 from utils.hardware import placed, prepare
@@ -109,7 +109,7 @@ def main(config: PretrainConfig) -> None:
                 xrays = open_xrays(config, device, config.also)  # pixels uint8 [N, 1, S, S]; parts by patient
             model = placed(build_model(config), device)  # backbone, projector, loss
             partners = partners_of(xrays, config)
-            step = twin_step(distributed.data_parallel(model), xrays.batch, config, partners)  # images -> views -> loss
+            step = twin_step(passes_of(model, config), xrays.batch, config, partners)  # images -> views -> loss
             train(model, step, xrays, config, run)  # backward and optimiser: utils/training_utils.py; then probes
     if run.is_writer and run.summary is not None:
         try:

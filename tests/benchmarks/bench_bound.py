@@ -125,7 +125,7 @@ def measure(config: PretrainConfig, rounds: int, compiled: bool) -> str:
     dtype = choose_precision(config.precision, device)
     pixels = torch.randint(256, (config.batch_size, 1, config.stored_size, config.stored_size), dtype=torch.uint8)
     pixels = pixels.to(device)
-    model, optimizer, take = to_measure(config, lambda rows: pixels, device)
+    model, optimizer, _, take = to_measure(config, lambda rows: pixels, device, graphs=not compiled)
     least = bound(model, config, rounds, dtype)
     if compiled:
         model.backbone = torch.compile(model.backbone)  # type: ignore[assignment]  # it acts as the module

@@ -25,6 +25,7 @@ config: dict[str, Any] = {
     "checked": 191_027,  # images of which a fifth are looked up among the others, as the leak check does
     "run": "",  # a finished run, from the repo root, to be linked so many times; "" leaves this out
     "runs": 2_000,
+    "device": "cpu",  # "cpu" | "auto" | "cuda": compares signatures of pairs
     "threads": 1,
 }
 
@@ -73,6 +74,7 @@ class CollectionConfig(Config):
     checked: int
     run: str
     runs: int
+    device: str
     threads: int
 
 
@@ -166,7 +168,7 @@ def read_runs(config: CollectionConfig, root: Path) -> None:
 
 def main(config: CollectionConfig) -> None:
     """Print one line per stage."""
-    prepare("cpu", config.threads)
+    device = prepare(config.device, config.threads)
     source = Path(os.environ.get("CXR_DATA") or ".")
     if not (source / "chexpert_labels" / "train.csv.gz").exists():
         raise UserError("CXR_DATA must name a folder with chexpert_labels/train.csv.gz, CheXpert's table, and X-rays.")
@@ -179,7 +181,7 @@ def main(config: CollectionConfig) -> None:
         rehearse(config, root, cache)
         for count in config.searched:
             pictures, names = random_pictures(count, Path(folder) / str(count)), [str(n) for n in range(count)]
-            timed("search for duplicates", count, lambda p=pictures, n=names: find_duplicates(p, n))
+            timed("search for duplicates", count, lambda p=pictures, n=names: find_duplicates(p, n, device))
         known = np.random.default_rng(0).integers(256, size=(config.checked, 49), dtype=np.uint8)
         held_out = config.checked // 5
         timed("leak check", config.checked, lambda: copies_among(known[:held_out], known[held_out:]))

@@ -10,8 +10,8 @@ process of its own; of the rounds the median, the lowest and the highest:
   host store         the same with the store in the host's memory, from which each batch is copied
   not deterministic  cuDNN chooses its algorithms by their speed
   float32            with TF32 in convolutions, as torch has it
-  graph              forward and backward pass as one CUDA graph, for which this repo has no key
-  compiled           the backbone by torch.compile, for which it has none either
+  no graphs          the kernels of forward and backward pass are started one by one, not replayed as CUDA graphs
+  compiled           the same, the backbone by torch.compile, for which this repo has no key
 Beside it: which share of the speed of matrix products (bfloat16, 8,192 a side) the network's multiplications reach; the
 share of the time in which the GPU works, copies included; milliseconds of reading a batch, its views, and the network
 with its optimiser, each repeated alone, so that they overlap less than in the step; memory with this store; and the
@@ -30,7 +30,7 @@ config: dict[str, Any] = {
     "views": 2,
     "projector_dims": [512],
     "recipe": "original",
-    "variants": ["default", "host store", "not deterministic", "float32", "graph", "compiled"],
+    "variants": ["default", "host store", "not deterministic", "float32", "no graphs", "compiled"],
     "images": 4096,  # in the store
     "steps": 20,  # of a round
     "rounds": 5,
@@ -55,7 +55,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from augmentations.transform_utils import Views, step_generator
 from dataset_loader.image_store import ImageStore
-from self_sup_classes.barlow import BarlowTwins
+from self_sup_classes.barlow import BarlowTwinsLoss
 from selfsup_task.pretraining import PretrainConfig
 from selfsup_task.resources import to_measure
 from selfsup_task.scan_base import PRETRAINING, without
@@ -63,8 +63,8 @@ from utils.config import Config, check_choice, make_config, part_of
 from utils.hardware import choose_device, choose_precision, describe_device, peak_memory, prepare, synchronise
 from utils.optimisation import gradient_step
 
-VARIANTS = ["default", "host store", "not deterministic", "float32", "graph", "compiled"]
-NEED_CUDA = ["host store", "graph"]
+VARIANTS = ["default", "host store", "not deterministic", "float32", "no graphs", "compiled"]
+NEED_CUDA = ["host store", "no graphs"]
 COVID, CHEXPERT = 21_165 * 300, 191_027 * 60  # X-rays that the original project's trainings saw
 WARM_UP = 5  # steps
 
@@ -132,41 +132,6 @@ def open_pixels(config: PretrainConfig, images: int, device: torch.device, on_ho
     return ImageStore(array, np.arange(images), config.stored_size, 0, Path(), device)
 
 
-def graphed(model: BarlowTwins, optimizer: torch.optim.Optimizer, like: list[Tensor], dtype: torch.dtype) -> Any:
-    """Return a function of views as large as `like` that takes one step: forward and backward pass are one graph.
-
-    Gradients are not clipped.
-    """
-    given = [torch.empty_like(y) for y in like]
-    for place, y in zip(given, like, strict=True):
-        place.copy_(y)
-
-    def both_passes() -> None:
-        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32, cache_enabled=False):
-            loss = model(*given).loss
-        loss.backward()
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # as torch's documentation asks
-        for _ in range(3):
-            optimizer.zero_grad(set_to_none=True)
-            both_passes()
-    torch.cuda.current_stream().wait_stream(side)
-    optimizer.zero_grad(set_to_none=True)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        both_passes()
-
-    def take(views: list[Tensor]) -> None:
-        for place, y in zip(given, views, strict=True):
-            place.copy_(y)
-        graph.replay()
-        optimizer.step()
-
-    return take
-
-
 def steps_of(
     variant: str, config: PretrainConfig, images: int, device: torch.device
 ) -> tuple[Step, dict[str, Step], int]:
@@ -182,25 +147,18 @@ def steps_of(
     def draw(number: int) -> list[Tensor]:
         return views(pixels, step_generator(config.random_seed, 0, number))
 
-    def network(_: int) -> object:
-        return gradient_step(model, optimizer, lambda: model(*drawn)._asdict(), config.lr, config.gradient_clip, dtype)
+    def train_on_drawn(passes: Callable[..., BarlowTwinsLoss]) -> None:
+        gradient_step(model, optimizer, lambda: passes(*drawn)._asdict(), config.lr, config.gradient_clip, dtype)
 
-    model, optimizer, take = to_measure(config, read, device)
+    graphs = variant not in ("no graphs", "compiled")
+    model, optimizer, passes, take = to_measure(config, read, device, graphs)
     pixels = read()
     drawn = draw(0)
     with FlopCounterMode(display=False) as counter:
-        network(0)
-    parts: dict[str, Step] = {"reading": read, "views": draw, "network": network}
-    if variant == "graph":
-        by_graph = graphed(model, optimizer, drawn, dtype)
-        parts["network"] = lambda _: by_graph(drawn)
-
-        def replay(number: int) -> object:
-            return by_graph(views(read(), step_generator(config.random_seed, 0, number)))
-
-        return replay, parts, counter.get_total_flops()
+        train_on_drawn(model)  # what a graph does is not counted
     if variant == "compiled":
         model.backbone = torch.compile(model.backbone)  # type: ignore[assignment]  # it acts as the module
+    parts: dict[str, Step] = {"reading": read, "views": draw, "network": lambda _: train_on_drawn(passes)}
     return take, parts, counter.get_total_flops()
 
 

@@ -44,11 +44,11 @@ def test_the_bound(script: Any) -> None:
 
 def test_a_gpu(script: Any) -> None:
     tiny = ["--backbones", "resnet18", "--sizes", "32", "--batch-size", "4", "--projector-dims", "8", "--images", "8"]
-    short = ["--views", "4", "--steps", "1", "--rounds", "1", "--device", "cpu", "--variants", "float32", "graph"]
+    short = ["--views", "4", "--steps", "1", "--rounds", "1", "--device", "cpu", "--variants", "float32", "no graphs"]
     ended = script(f"{HERE}/bench_gpu.py", *tiny, *short)
     assert ended.returncode == 0, ended.stderr
-    *_, measured, graph = ended.stdout.splitlines()
-    assert graph.split(maxsplit=1) == ["graph", "needs a CUDA GPU"]
+    *_, measured, refused = ended.stdout.splitlines()
+    assert refused.split(maxsplit=2) == ["no", "graphs", "needs a CUDA GPU"]
     rate, milliseconds, hours = (float(re.split(r"[\s,]+", measured)[column]) for column in (1, 4, -2))
     assert rate == pytest.approx(4 / milliseconds * 1000, rel=0.1)  # printed with one decimal
     assert hours == pytest.approx(21165 * 300 / rate / 3600, rel=0.1)

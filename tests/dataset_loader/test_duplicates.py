@@ -145,6 +145,22 @@ def test_real_near_duplicates_are_found_and_hardly_anything_else(real_xrays: Pat
     assert len(found) < 20  # of 2.7 million pairs
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_finds_the_same_pairs(phantoms: Path, tmp_path: Path) -> None:
+    root = phantoms / COVID_ROOT
+    files = sorted(path.relative_to(root).as_posix() for path in root.glob("*/images/*.png"))
+    for k, name in enumerate(files[:20]):  # copies, so that there are pairs
+        Image.open(root / name).save(tmp_path / f"{k}.jpg", quality=30)
+    copies = [f"{k}.jpg" for k in range(20)]
+    found = []
+    for device in ("cpu", "cuda"):
+        stores = [open_store(root, files, 64, tmp_path / device, show_progress=False)]
+        stores += [open_store(tmp_path, copies, 64, tmp_path / device, show_progress=False)]
+        found.append(find_copies(stores[1], copies, stores[0], files, torch.device(device)))
+    assert len(found[0]) >= 20
+    pd.testing.assert_frame_equal(*found)
+
+
 def test_a_store_is_searched_once(phantoms: Path, tmp_path: Path) -> None:
     root = phantoms / COVID_ROOT
     files = sorted(path.relative_to(root).as_posix() for path in root.glob("*/images/*.png"))

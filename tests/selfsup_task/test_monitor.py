@@ -83,7 +83,7 @@ def test_the_best_weights_are_those_of_the_epoch_with_the_best_probe(
     after, save = [], monitor.Monitor._keep_best
 
     def keep_best(self: monitor.Monitor, numbers: dict[str, float]) -> None:
-        after.append({key: value.clone() for key, value in self.model.backbone.net.state_dict().items()})
+        after.append({key: value.cpu().clone() for key, value in self.model.backbone.net.state_dict().items()})
         save(self, numbers)
 
     monkeypatch.setattr(monitor.Monitor, "_keep_best", keep_best)
