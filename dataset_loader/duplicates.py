@@ -69,8 +69,8 @@ def find_duplicates(store: ImageStore, files: Sequence[str], device: torch.devic
     distance is 1 - the correlation of two thumbnails after local contrast normalisation, aligned to a pixel. It is 0
     for one picture, whatever its brightness, contrast, gamma or compression, also if it is a negative, mirrored or
     turned by 90 degrees, or shifted or cropped by 3% of its side. Pairs up to MAX_DISTANCE are listed, and those whose
-    signatures differ in MAX_BITS or fewer. The result is stored beside the images; it is the same on every `device`,
-    which compares the signatures of all pairs and the moves of one of the two.
+    signatures differ in MAX_BITS or fewer. The result is stored beside the images. A CUDA `device` compares the
+    signatures of all pairs, which are whole numbers, so that the result is the same; all else is done here.
     """
     return _searched(store, files, store, files, device)
 
@@ -109,6 +109,8 @@ def _searched(
     if not path.exists():
         pairs = pd.DataFrame(_near_pairs(store, others, device), columns=["row", "other_row", "distance"])
         write_text(path, pairs.to_csv(index=False, lineterminator="\n"))
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # so that the images may move there
     pairs = pd.read_csv(path, dtype={"row": np.int64, "other_row": np.int64, "distance": float})
     names, other_names = np.asarray(files, dtype=object), np.asarray(other_files, dtype=object)
     return pd.DataFrame(
@@ -120,7 +122,8 @@ def _near_pairs(store: ImageStore, others: ImageStore, device: torch.device) -> 
     """Return row in `store`, row in `others` and distance of near-duplicates; in one store, the first row is lower."""
     # bits that agree less those that do not, in whole numbers
     likely_bits, certain_bits = math.ceil(_LIKELY * num_bits()), num_bits() - 2 * MAX_BITS
-    wanted, nearest = signs(signatures(others), certain_bits, device), {}
+    fast = device if device.type == "cuda" else CPU
+    wanted, nearest = signs(signatures(others), certain_bits, fast), {}
     bar = progress_bar(len(store), "looking for duplicates")
     for rows in torch.arange(len(store)).split(_BLOCK):
         contrast, start = _contrast(store, rows, _COARSE), int(rows[0]) if store is others else 0

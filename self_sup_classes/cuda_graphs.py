@@ -14,11 +14,12 @@ def replayed(module: nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype) ->
     Forward and backward pass are captured once, for inputs as large as `inputs`, and started as a whole from then on;
     calls must be of that size. The module returns a named tuple of tensors, may draw random numbers from torch's
     generator alone, and must keep its parameters and buffers where they are; their values may change. In eval mode it
-    computes as ever, and it is left as it was. Values are those of the module under autocast to `dtype` without a
-    cache: the gradients of several uses of a weight are summed in its own type, not in `dtype`.
+    computes as ever, and it is left as it was. Gradients may lie where the next backward pass writes its own: set
+    them to None before it, and do not add up those of several passes. Values are those of the module under autocast to
+    `dtype` without a cache: the gradients of several uses of a weight are summed in its own type, not in `dtype`.
     """
     gc.collect()  # the graphs of earlier networks refer to themselves, and hold memory
-    # gradients come from the stream of the capture, which torch warns of; it waits for them all the same
+    # gradients come from the stream of the capture, which torch warns of, in all of this process from now on silently
     torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
     before = [buffer.clone() for buffer in module.buffers()]
     with torch.autocast("cuda", dtype, enabled=dtype != torch.float32, cache_enabled=False):
@@ -29,6 +30,7 @@ def replayed(module: nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype) ->
         buffer.copy_(value)
 
     def call(*given: Tensor) -> Any:
+        assert [y.shape for y in given] == [y.shape for y in inputs], "the graphs are of another size"
         result = replay(*given)
         return type(result)(*(value.clone() for value in result))  # the next call overwrites them
 

@@ -1,5 +1,6 @@
 """What the scans share: a trial is a pretraining, judged by a linear probe and a full fine-tuning on validation."""
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -118,6 +119,7 @@ class Scan:
         trial = self.trials[one.folder.name]
         one.start()
         pretrained = self._pretrain(trial.pretraining())
+        gc.collect()  # on a GPU the graphs of that training refer to themselves, and hold memory
         encoder = f"{pretrained}/{trial.backbone}_final_state_dict.pt"
         judged = [finetune(finetuning(trial, method, encoder), self.xrays) for method in ("linear", "finetune")]
         if not trial.keep_all:
@@ -140,8 +142,9 @@ class Scan:
     def _pretrain(self, config: PretrainConfig) -> Run:
         run = Run(config.run_name, config, "pretraining")
         if run.summary is None:
+            partners = partners_of(self.xrays, config)
             model = placed(build_model(config), self.xrays.store.device)
-            step = twin_step(passes_of(model, config), self.xrays.batch, config, partners_of(self.xrays, config))
+            step = twin_step(passes_of(model, config), self.xrays.batch, config, partners)
             train(model, step, self.xrays, config, run)
         return run
 

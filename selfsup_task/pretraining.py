@@ -24,7 +24,7 @@ from utils.files import check_files
 from utils.hardware import MachineConfig, choose_precision, describe_device, memory_for
 from utils.logging_utils import Run
 from utils.optimisation import mixed_seed
-from utils.training_utils import StepFunction, check_batch_size, fit
+from utils.training_utils import StepFunction, fit
 
 # Of a pretraining whose length is not given: fewer steps teach less (docs/RESULTS.md, "Which pretraining?").
 EPOCHS, EPOCH_STEPS = 20, 55
@@ -148,7 +148,7 @@ def partners_of(xrays: XRays, config: PretrainConfig) -> Partners | None:
 def passes_of(model: BarlowTwins, config: PretrainConfig) -> Callable[..., BarlowTwinsLoss]:
     """Return the loss of views as `twin_step` calls it, for `model` on its device.
 
-    Several processes share a batch; one with a GPU replays CUDA graphs, unless there are micro-batches. Raises
+    Several processes share a batch; one with a CUDA GPU replays graphs, unless there are micro-batches. Raises
     UserError if the GPU's memory does not hold a step.
     """
     device = next(model.parameters()).device
@@ -187,10 +187,9 @@ def twin_step(
 def train(model: BarlowTwins, step: StepFunction, xrays: XRays, config: PretrainConfig, run: Run) -> None:
     """Train `model`, which is on its device, from the start or the run's checkpoint; write all files of the run.
 
-    Raises UserError, before anything is written, for a batch larger than the data or a run on other data.
+    Raises UserError, before anything is written, for a run on other data.
     """
     indices = xrays.pretraining_indices(config.pretrain_on)
-    check_batch_size(config.batch_size, len(indices))
     steps_per_epoch = None  # one pass
     if config.num_epochs == 0:
         config = replace(config, num_epochs=EPOCHS)
@@ -202,7 +201,8 @@ def train(model: BarlowTwins, step: StepFunction, xrays: XRays, config: Pretrain
     model.eval()
     monitor = Monitor(model, xrays, indices, config, run, provenance(config, xrays, indices))
     if run.is_writer and run.checkpoint() is None:
-        monitor.look_at_random_network()
+        with memory_for(config.batch_size):
+            monitor.look_at_random_network()
     fit(model, step, monitor, indices, config, run, steps_per_epoch=steps_per_epoch)
     if run.is_writer:
         monitor.save("final")

@@ -31,6 +31,7 @@ config: dict[str, Any] = {
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__, scan_base.__file__, real_xrays=REAL_XRAYS)  # before the slow imports
 
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -114,6 +115,7 @@ def range_run(task: str, config: RatesConfig, xrays: XRays) -> Run:
             run.start(data=xrays.facts())
             lrs = np.geomspace(config.lr_from, config.lr_to, config.range_steps)
             table = (range_of_pretraining if task == "pretraining" else range_of_finetuning)(config, xrays, lrs)
+            gc.collect()  # on a GPU the graphs of a pretraining refer to themselves, and hold memory
             found = suggest(table)._asdict()
             title = plots.marked(f"Learning-rate range test, {task}", xrays.synthetic)
             run.save_table("lr_range", table)
@@ -124,8 +126,9 @@ def range_run(task: str, config: RatesConfig, xrays: XRays) -> Run:
 
 def range_of_pretraining(config: RatesConfig, xrays: XRays, lrs: np.ndarray) -> pd.DataFrame:
     """Test the rates on Barlow Twins, from random weights."""
+    partners = partners_of(xrays, config)
     model = placed(build_model(config), xrays.store.device)
-    step = twin_step(passes_of(model, config), xrays.batch, config, partners_of(xrays, config))
+    step = twin_step(passes_of(model, config), xrays.batch, config, partners)
     return lr_range_test(model, step, xrays.pretraining_indices("train"), config, lrs)
 
 

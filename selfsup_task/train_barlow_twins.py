@@ -54,7 +54,7 @@ config: dict[str, Any] = {
     "views": 2,  # random views of each X-ray in a step; more than 2 use the mean-view loss
     "positives": "image",  # two views are of one "image" | "patient": of X-rays of one patient and study, if several
     # optimisation
-    "num_epochs": 7,  # passes over the unlabelled images; 0 is 20, of 55 steps each where a pass has fewer
+    "num_epochs": 20,  # passes over the unlabelled images; 0 is 20, of 55 steps each where a pass has fewer
     "batch_size": 64,  # X-rays in a step, over all processes
     "micro_batch_size": 0,  # how many of them pass through the network at once, which bounds memory; 0 is all
     "optimizer": "adamw",  # "adam" | "adamw" | "sgd" | "lars" (for large batches)
@@ -68,7 +68,7 @@ config: dict[str, Any] = {
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves it to torch
     # what to watch
-    "probe_every": 1,  # epochs between linear and kNN probes on validation
+    "probe_every": 2,  # epochs between linear and kNN probes on validation
     "checkpoint_every": 500,  # steps between checkpoints inside an epoch; each epoch ends with one
 }
 # What changes when `dataset` is not a phantom. The evidence is in docs/RESULTS.md: balanced accuracy (%) of a linear
@@ -95,6 +95,7 @@ from utils import distributed
 from utils.config import UserError
 from utils.hardware import placed, prepare
 from utils.intervals import metric_name
+from utils.training_utils import check_batch_size
 
 WORSE = 0.02  # a fall of the probe's score that is worth a word
 
@@ -107,8 +108,9 @@ def main(config: PretrainConfig) -> None:
         if run.summary is None:
             with distributed.main_process_first():  # which decodes the images, once
                 xrays = open_xrays(config, device, config.also)  # pixels uint8 [N, 1, S, S]; parts by patient
-            model = placed(build_model(config), device)  # backbone, projector, loss
+            check_batch_size(config.batch_size, len(xrays.pretraining_indices(config.pretrain_on)))
             partners = partners_of(xrays, config)
+            model = placed(build_model(config), device)  # backbone, projector, loss
             step = twin_step(passes_of(model, config), xrays.batch, config, partners)  # images -> views -> loss
             train(model, step, xrays, config, run)  # backward and optimiser: utils/training_utils.py; then probes
     if run.is_writer and run.summary is not None:

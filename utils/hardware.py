@@ -149,9 +149,12 @@ def describe_device(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak in bytes: allocated on a CUDA GPU, or else of this process so far; 0 where it is unknown."""
+    """Return the peak in bytes: reserved on a CUDA GPU, or else of this process so far; 0 where it is unknown.
+
+    Reserved, since what a CUDA graph needs counts as allocated only while it is captured.
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_reserved(device)
     if sys.platform == "win32":
         return 0
     import resource  # does not exist on Windows
@@ -169,14 +172,14 @@ def is_out_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def memory_for(batch_size: int) -> Iterator[None]:
-    """Turn a refusal of memory inside the block, a step on `batch_size` images, into a UserError."""
+    """Turn a refusal of memory inside the block, part of a training on `batch_size` images a step, into a UserError."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"batch_size is {batch_size}, and memory ran out in a step ({str(error).partition(chr(10))[0][:150]}); try "
+            f"batch_size is {batch_size}, and memory ran out ({str(error).partition(chr(10))[0][:150]}); try "
             f"batch_size {max(2, batch_size // 2)}, or a smaller img_res, under another run_name."
         ) from error
 

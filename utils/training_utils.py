@@ -223,7 +223,7 @@ class _Loop:
         self.progress = Progress(epoch=trained.epoch + 1)
         self.module.eval()
         try:
-            with torch.no_grad(), signals_wait(False):
+            with torch.no_grad(), signals_wait(False), memory_for(self.config.batch_size):
                 extra = dict(end_of_epoch(self.progress.epoch, self.global_step, means))
         except Stopped:
             self.progress = trained

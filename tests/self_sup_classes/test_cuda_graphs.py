@@ -70,8 +70,7 @@ def test_steps_are_those_of_the_network(backbone: str, count: int, dtype: torch.
         expected.append(torch.stack(loss))
         loss, by_graphs = one_step(other, passes, number, count, dtype)
         found.append(torch.stack(loss))
-        print(f"{backbone} {count} {dtype}: gradient off by {(gradient - by_graphs).norm() / gradient.norm():.1e}")
-        assert (gradient - by_graphs).norm() < 10 * tolerance * gradient.norm()
+        assert (gradient - by_graphs).norm() <= (0 if dtype == torch.float32 else 0.03) * gradient.norm()
         for (name, x), y in zip(one.named_buffers(), other.buffers(), strict=True):
             assert torch.allclose(x.float(), y.float(), rtol=10 * tolerance, atol=tolerance), name
         optimizer.step()
