@@ -16,9 +16,9 @@ train: .venv/installed
 test: .venv/installed
 	.venv/bin/python -m pytest $(ARGS)
 
-# From pretraining to report, each script once: its default config, with fewer trials and steps, under runs/tour/.
+# From pretraining to report, each script once: the first two by default, the others with fewer trials and steps, under runs/tour/.
 TOUR := runs/compare/phantom
-BRIEF := --min-steps 20 --passes 0
+BRIEF := --min-steps 25 --passes 0
 SCAN := --num-epochs 1 --finetune.label-fraction 0.1 --finetune.min-steps 10
 tour: .venv/installed
 	.venv/bin/python selfsup_task/train_barlow_twins.py

@@ -17,7 +17,7 @@ To see it catch a shortcut: --dataset phantom_marker draws synthetic X-rays of w
 
     python downstream_task/trained_vs_no_trained_compare.py --dataset phantom_marker --run-name compare/marker \\
         --encoders random --menu zeros --fractions 1.0 --draws 1 --img-res 64 --store-res 64 --recipe none \\
-        --min-steps 80 --passes 0
+        --min-steps 100 --passes 0
     python interpretability/shortcut_audit.py --checkpoints 'runs/compare/marker/random_finetune_*_f1_d0'
 """
 

@@ -30,7 +30,7 @@ config: dict[str, Any] = {
     "resolutions": [32, 64],  # pixels a side of the views; the store's are 8 / 7 of them
     "batch_sizes": [32, 64],  # X-rays per step
     "forecast_epochs": 100,  # for which hours are forecast
-    "probe_every": 1,  # epochs between probes, in the forecast
+    "probe_every": 2,  # epochs between probes, in the forecast
 }
 real_xrays: dict[str, Any] = {
     **without(REAL_XRAYS, *VARIED, "finetune"),
