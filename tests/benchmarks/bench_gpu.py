@@ -156,6 +156,9 @@ def steps_of(
     drawn = draw(0)
     with FlopCounterMode(display=False) as counter:
         train_on_drawn(model)  # what a graph does is not counted
+    if device.type == "cuda":  # nor is the memory of this step part of the variant's
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     if variant == "compiled":
         model.backbone = torch.compile(model.backbone)  # type: ignore[assignment]  # it acts as the module
     parts: dict[str, Step] = {"reading": read, "views": draw, "network": lambda _: train_on_drawn(passes)}
