@@ -23,7 +23,7 @@ from dataset_loader.unlabelled import Collection, Labelled, collection_of, open_
 from utils.config import DATASETS_ROOT, Config, UserError, check_at_least, check_choice, repo_path
 from utils.files import write_text
 
-# Built in: in the COVID layout, the same with a planted shortcut for the audit, and in CheXpert's layout.
+# Built in: classes, the same with a planted shortcut for the audit, and CheXpert's findings in its layout.
 PHANTOMS = ["phantom", "phantom_marker", "phantom_chexpert"]
 FINDINGS_DATASETS = ["chexpert", "phantom_chexpert", "nih"]  # the others have classes; a folder has either
 MIN_RES = 8  # pixels per side of what a network sees; fewer show nothing of a chest
@@ -247,12 +247,12 @@ def _collections(
 def read_columns(config: DataConfig) -> Columns:
     """Return the columns of the data set that `config` names; phantoms are drawn if they do not exist yet."""
     if config.dataset in PHANTOMS:
-        folder = repo_path(config.data_root) if config.data_root else DATASETS_ROOT / config.dataset
+        folder = repo_path(config.data_root or DATASETS_ROOT / config.dataset)
         if config.dataset == "phantom_chexpert":
             return READERS["chexpert"](ensure_chexpert_phantoms(folder))
-        return READERS["covid"](ensure_phantoms(folder, planted_marker=config.dataset == "phantom_marker"))
-    root = repo_path(config.data_root) if config.data_root else DEFAULT_ROOTS[config.dataset]
-    return READERS[config.dataset](root)
+        marker = config.dataset == "phantom_marker"
+        return READERS["folder"](ensure_phantoms(folder, images=2400, unlabelled=3600, planted_marker=marker))
+    return READERS[config.dataset](repo_path(config.data_root or DEFAULT_ROOTS[config.dataset]))
 
 
 def described(columns: Columns) -> dict[str, Any]:

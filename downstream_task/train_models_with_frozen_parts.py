@@ -45,8 +45,8 @@ config: dict[str, Any] = {
     "img_res": 32,  # pixels per side of what the network sees
     "recipe": "none",  # a name in augmentations/recipes.py; with "none" frozen layers are computed once
     "evaluate_every": 25,  # optimiser steps between evaluations on validation; the best one's weights are kept
-    "patience": 6,  # stops after so many evaluations in a row without a new best one
-    "min_steps": 600,  # cap of the steps, the same for every arm and part ...
+    "patience": 8,  # stops after so many evaluations in a row without a new best one
+    "min_steps": 1200,  # cap of the steps, the same for every arm and part ...
     "passes": 10,  # ... or so many passes over the labels, if these are more steps
     "batch_size": 32,  # labelled images per step
     "optimizer": "adam",  # "adam" | "adamw" | "sgd"
@@ -60,7 +60,7 @@ config: dict[str, Any] = {
 }
 
 # What changes when `dataset` is not a phantom; flags win over both.
-real_xrays: dict[str, Any] = {"img_res": 64}
+real_xrays: dict[str, Any] = {"img_res": 64, "patience": 12}
 
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__, real_xrays=real_xrays)  # before the slow imports

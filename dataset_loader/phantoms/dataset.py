@@ -2,7 +2,8 @@
 
 `COVID-19_Radiography_Dataset/<Class>/{images,masks}/<Class>-<n>.png` holds four classes and the lungs of each image.
 As in the real database no patient is named: each image is of another person, but for a few that show one film twice,
-exposed differently; images.csv there lists them. `CheXpert-v1.0-small/train.csv` lists patients with several studies.
+exposed differently. `Unlabelled/` there holds more X-rays of the same kind, without labels, and labels.csv lists the
+labelled ones with their parts. `CheXpert-v1.0-small/train.csv` lists patients with several studies.
 A picture is a function of the seed and of what it shows alone.
 """
 
@@ -11,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,20 +25,22 @@ from dataset_loader.phantoms.chest import Array, Chest, Dice
 from dataset_loader.phantoms.film import annotate, collimate, expose, plant_marker, wires
 from dataset_loader.phantoms.patients import HEADER, plan_patient
 from dataset_loader.phantoms.signs import SIGNS
+from dataset_loader.readers.folder_dataset import TABLE
 from utils.config import UserError
 from utils.distributed import exclusive_lock
 from utils.files import write_json, write_text
 from utils.hardware import keep_freed_memory, usable_cores
 from utils.scripts import progress_bar
 
-VERSION = 3  # of the drawing: images of another version are not those asked for
+VERSION = 4  # of the drawing: images of another version are not those asked for
 COVID_ROOT = "COVID-19_Radiography_Dataset"
 CHEXPERT_ROOT = "CheXpert-v1.0-small"
 RECORD = "phantom.json"  # in the root of each layout: what was asked for
-COPIES = "images.csv"  # in the COVID layout: file, patient, and copy_of, the file that shows the same film
+UNLABELLED_FOLDER = "Unlabelled"
 SOURCES = "sources.csv"  # in the COVID layout with planted markers: which images carry one
 # Shares of the images, less uneven than in the real database so that each class is measured well; signs.
 CLASS_SHARES = {"COVID": 0.2, "Lung_Opacity": 0.25, "Normal": 0.4, "Viral Pneumonia": 0.15}
+PARTS_IN_TURN = ("train", "val", "train", "test")  # of the films of a class, by their number
 CLASS_SIGNS = {"COVID": "Ground Glass", "Lung_Opacity": "Consolidation", "Viral Pneumonia": "Interstitial"}
 COPIED_SHARE = 0.01  # of each class
 MARKED_CLASS = "COVID"
@@ -48,15 +51,19 @@ _BATCH = 24  # images drawn at a time; their arrays fit in a core's cache
 
 @dataclass(frozen=True)
 class XRay:
-    """One picture to be drawn: the seeds of its person, its scene (pose, signs) and its film (exposure), and more."""
+    """One picture to be drawn: the seeds of its person, its scene (pose, signs) and its film (exposure), and more.
+
+    copy_of  the file that shows the same film, or ""
+    part     of the split that the table gives, or ""
+    """
 
     file: str
-    patient: str
     person: tuple[int, ...]
     scene: tuple[int, ...]
     film: tuple[int, ...]
     signs: dict[str, float] = field(default_factory=dict)  # severity by name
     copy_of: str = ""
+    part: str = ""
     marked: bool = False
 
 
@@ -66,22 +73,27 @@ def is_synthetic(path: Path) -> bool:
 
 
 def ensure_phantoms(
-    folder: Path, *, images: int = 6000, size: int = 96, seed: int = 0, planted_marker: bool = False
+    folder: Path, *, images: int, unlabelled: int = 0, size: int = 96, seed: int = 0, planted_marker: bool = False
 ) -> Path:
     """Draw synthetic X-rays in the COVID layout below `folder`, once; return the layout's root.
 
-    With `planted_marker` most images of MARKED_CLASS, and few others, carry a bright disc in the lower left corner: a
-    shortcut for an audit to find; SOURCES lists them. Images have `size` x `size` pixels. A later call with the same
-    request returns at once. Raises UserError if the root holds something else; nothing is overwritten.
+    Of the labelled `images`, half are for training and a quarter each for validation and test, as TABLE says;
+    `unlabelled` more have the classes in the same shares. With `planted_marker` most images of MARKED_CLASS, and few
+    others, carry a bright disc in the lower left corner: a shortcut for an audit to find; SOURCES lists the labelled
+    ones. Images have `size` x `size` pixels. A later call with the same request returns at once.
+    Raises UserError if the root holds something else; nothing is overwritten.
     """
-    request = {"layout": "covid", "images": images, "size": size, "seed": seed, "planted_marker": planted_marker}
+    request = {"layout": "covid", "images": images, "unlabelled": unlabelled, "size": size, "seed": seed}
+    request["planted_marker"] = planted_marker
 
     def plan(root: Path) -> list[XRay]:
-        xrays = [xray for name in CLASS_SHARES for xray in _plan_class(name, images, seed, planted_marker)]
-        _write_csv(root / COPIES, ("file", "patient", "copy_of"), [(x.file, x.patient, x.copy_of) for x in xrays])
+        counts = class_counts(images)
+        xrays = [xray for name in counts for xray in _plan_class(name, counts[name], seed, planted_marker)]
+        rows = [(x.file, x.file.split("/")[0], x.part, _mask_of(x.file), x.copy_of) for x in xrays]
+        _write_csv(root / TABLE, ("file", "label", "part", "mask", "copy_of"), rows)
         if planted_marker:
             _write_csv(root / SOURCES, ("file", "source"), [(x.file, "marked" if x.marked else "plain") for x in xrays])
-        return xrays
+        return xrays + _plan_unlabelled(unlabelled, counts, seed, planted_marker)
 
     return _ensure(folder / COVID_ROOT, request, plan, (size, size))
 
@@ -95,7 +107,7 @@ def ensure_chexpert_phantoms(folder: Path, *, patients: int = 300, size: int = 9
             studies = plan_patient(np.random.default_rng([seed, 2, number]), number)
             for study, (file, findings, row) in enumerate(studies):
                 scene, film = (seed, 4, number, study), (seed, 5, number, study)
-                xrays.append(XRay(file, str(number), (seed, 3, number), scene, film, findings))
+                xrays.append(XRay(file, (seed, 3, number), scene, film, findings))
                 rows.append(row)
         _write_csv(root / "train.csv", HEADER, rows)
         return xrays
@@ -110,23 +122,38 @@ def class_counts(total: int) -> dict[str, int]:
     return counts | {"Normal": counts["Normal"] + total - sum(counts.values())}
 
 
-def _plan_class(name: str, total: int, seed: int, planted_marker: bool) -> list[XRay]:
-    """The images of one class; the last ones show the films of the first ones a second time."""
-    count, kind = class_counts(total)[name], list(CLASS_SHARES).index(name)
+def _plan_class(name: str, count: int, seed: int, planted_marker: bool) -> list[XRay]:
+    """The labelled images of one class; the last ones show the films of the first ones a second time."""
     copies = max(1, round(COPIED_SHARE * count))
     xrays = []
     for number in range(1, count + 1):
         shown = number - (count - copies) if number > count - copies else number
-        rng = np.random.default_rng([seed, 6, kind, shown])
-        signs = {CLASS_SIGNS[name]: float(rng.uniform(0.4, 1.0))} if name in CLASS_SIGNS else {}
-        if rng.random() < 0.15:
-            signs["Support Devices"] = 1.0
-        marked = np.random.default_rng([seed, 7, kind, number]).random() < MARKED_SHARE[name == MARKED_CLASS]
+        xray = _plan_xray(f"{name}/images/{name}-{number}.png", name, shown, number, seed, planted_marker)
         copy_of = f"{name}/images/{name}-{shown}.png" if shown != number else ""
-        person, scene, film = (seed, 0, kind, shown), (seed, 1, kind, shown), (seed, 8, kind, number)
-        file, patient = f"{name}/images/{name}-{number}.png", f"{name}-{shown}"
-        xrays.append(XRay(file, patient, person, scene, film, signs, copy_of, planted_marker and bool(marked)))
+        xrays.append(replace(xray, copy_of=copy_of, part=PARTS_IN_TURN[(shown - 1) % len(PARTS_IN_TURN)]))
     return xrays
+
+
+def _plan_unlabelled(total: int, labelled: dict[str, int], seed: int, planted_marker: bool) -> list[XRay]:
+    """More images of each class, of other people than the `labelled` ones, under names that do not give it away."""
+    places = iter(1 + np.random.default_rng([seed, 9]).permutation(total))
+    return [
+        _plan_xray(f"{UNLABELLED_FOLDER}/{next(places)}.png", name, number, number, seed, planted_marker)
+        for name, count in class_counts(total).items()
+        for number in range(labelled[name] + 1, labelled[name] + 1 + count)
+    ]
+
+
+def _plan_xray(file: str, name: str, shown: int, number: int, seed: int, planted_marker: bool) -> XRay:
+    """Film `number` of the person `shown` of a class."""
+    kind = list(CLASS_SHARES).index(name)
+    rng = np.random.default_rng([seed, 6, kind, shown])
+    signs = {CLASS_SIGNS[name]: float(rng.uniform(0.4, 1.0))} if name in CLASS_SIGNS else {}
+    if rng.random() < 0.15:
+        signs["Support Devices"] = 1.0
+    marked = np.random.default_rng([seed, 7, kind, number]).random() < MARKED_SHARE[name == MARKED_CLASS]
+    person, scene, film = (seed, 0, kind, shown), (seed, 1, kind, shown), (seed, 8, kind, number)
+    return XRay(file, person, scene, film, signs, marked=planted_marker and bool(marked))
 
 
 def draw(xrays: Sequence[XRay], shape: tuple[int, int]) -> tuple[Array, Array]:
@@ -210,11 +237,15 @@ def _draw_layout(root: Path, request: dict, plan: Callable[[Path], list[XRay]], 
 
 def _save(xrays: Sequence[XRay], shape: tuple[int, int], root: Path) -> int:
     for xray, picture, mask in zip(xrays, *draw(xrays, shape), strict=True):
-        file, mask_file = root / xray.file, root / xray.file.replace("/images/", "/masks/")
-        for path, pixels in {mask_file: mask.astype(np.uint8) * 255, file: picture}.items():  # one file in CheXpert
+        file, mask_file = root / xray.file, root / _mask_of(xray.file)
+        for path, pixels in {mask_file: mask.astype(np.uint8) * 255, file: picture}.items():  # one file without masks
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path, compress_level=1, quality=92)
     return len(xrays)
+
+
+def _mask_of(file: str) -> str:
+    return file.replace("/images/", "/masks/")
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -13,7 +13,6 @@ from PIL import Image
 from dataset_loader.phantoms import dataset
 from dataset_loader.phantoms.dataset import (
     CLASS_SHARES,
-    COPIES,
     MARKED_CLASS,
     RECORD,
     SOURCES,
@@ -28,6 +27,7 @@ from dataset_loader.phantoms.patients import report
 from dataset_loader.phantoms.signs import SIGNS
 from dataset_loader.readers.chexpert_dataset import FINDINGS, read_chexpert
 from dataset_loader.readers.covid_dataset import read_covid
+from dataset_loader.readers.folder_dataset import TABLE, read_folder
 from dataset_loader.xrays import DataConfig, open_xrays
 from utils.config import UserError
 
@@ -74,12 +74,11 @@ def test_class_counts_add_up_and_no_class_is_rare(total: int) -> None:
 
 
 def test_the_planted_copies_and_no_other_images_are_duplicates(covid: Path) -> None:
-    table = pd.read_csv(covid / COPIES, keep_default_na=False)
+    table = pd.read_csv(covid / TABLE, keep_default_na=False)
     copies = table[table["copy_of"] != ""]
     assert len(table) == 400 and 4 <= len(copies) <= 8
-    patient = dict(zip(table["file"], table["patient"], strict=True))
-    assert [patient[name] for name in copies["copy_of"]] == copies["patient"].tolist()
-    assert len(set(table["patient"])) == 400 - len(copies)  # everybody else is on one image
+    part = dict(zip(table["file"], table["part"], strict=True))
+    assert [part[name] for name in copies["copy_of"]] == copies["part"].tolist()
     config = DataConfig(dataset="covid", data_root=str(covid), store_res=32, img_res=32, split_seed=0)
     found = open_xrays(config, torch.device("cpu")).duplicates
     pairs = {frozenset(pair) for pair in zip(found["file"], found["other"], strict=True)}
@@ -104,7 +103,7 @@ def test_masks_lie_on_dark_lungs(covid: Path) -> None:
 @pytest.mark.parametrize("name", SIGNS)
 def test_a_sign_grows_with_its_severity_and_shows_in_the_lungs(name: str) -> None:
     def drawn(severity: float) -> tuple[np.ndarray, np.ndarray]:
-        xrays = [XRay("", "", (n, 0), (n, 1), (n, 2), {name: severity} if severity else {}) for n in range(12)]
+        xrays = [XRay("", (n, 0), (n, 1), (n, 2), {name: severity} if severity else {}) for n in range(12)]
         pictures, lungs = draw(xrays, (SIZE, SIZE))
         return pictures.astype(float), lungs
 
@@ -158,12 +157,40 @@ def test_pixels_depend_on_the_seed_alone(covid: Path, tmp_path: Path, monkeypatc
     assert not set(images) & set(other.values())
 
 
+def test_most_images_have_no_label_and_the_others_their_parts(tmp_path: Path) -> None:
+    root = ensure_phantoms(tmp_path, images=80, unlabelled=100, size=SIZE, seed=5)
+    columns = read_folder(root)
+    labelled, unlabelled = columns.labelled(), columns.labelled(False)
+    assert labelled.label_names == tuple(CLASS_SHARES)
+    assert (np.bincount(labelled.labels) == list(class_counts(80).values())).all()
+    assert all(
+        path.startswith(f"{labelled.label_names[k]}/") for path, k in zip(labelled.paths, labelled.labels, strict=True)
+    )
+    counts = [(labelled.official == part).sum() for part in ("train", "val", "test")]
+    assert sum(counts) == 80 and np.allclose(counts, [40, 20, 20], atol=4)  # a copy is in the part of its film
+    for label in range(4):  # each class in each part
+        assert len(set(labelled.official[labelled.labels == label])) == 3
+    assert all((root / mask).is_file() for mask in labelled.masks)
+    assert len(unlabelled) == 100 and all(path.startswith("Unlabelled/") for path in unlabelled.paths)
+    pictures = {(root / path).read_bytes() for path in columns.paths}
+    assert len(pictures) == 180  # of other people than the labelled ones
+
+
+def test_unlabelled_images_change_no_labelled_one(covid: Path, tmp_path: Path) -> None:
+    root = ensure_phantoms(tmp_path, **REQUEST, unlabelled=24)
+    found = hashes(root)
+    assert hashes(covid).items() - found.items() == {(RECORD, hashes(covid)[RECORD])}
+    assert sum(name.startswith("Unlabelled/") for name in found) == 24
+
+
 def test_a_second_call_draws_nothing(covid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset, "draw", lambda *_: pytest.fail("drawn again"))
     assert ensure_phantoms(covid.parent, **REQUEST) == covid
 
 
-@pytest.mark.parametrize("change", [{"seed": 6}, {"images": 401}, {"size": 128}, {"planted_marker": True}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 6}, {"images": 401}, {"size": 128}, {"planted_marker": True}, {"unlabelled": 8}]
+)
 def test_another_request_is_refused_and_changes_nothing(covid: Path, change: dict[str, Any]) -> None:
     before = hashes(covid)
     with pytest.raises(UserError, match=f"{next(iter(change))}.*another folder"):
