@@ -146,7 +146,7 @@ def report(
         pd.DataFrame(rows, index=predictor.classes).to_string(),
     ]
     if num_seen:
-        lines.append(f"{num_seen:,} of them were in its train part, which says nothing about new X-rays")
+        lines.append(f"{num_seen:,} of them are labelled images of its train part, which says nothing about new X-rays")
     if num_rejected:
         lines.append(f"{num_rejected:,} files could not be used: see {run}/rejected.csv")
     return [*lines, "Research code: nothing here is a medical finding.", f"\ntables  {run}/"]

@@ -39,7 +39,7 @@ config: dict[str, Any] = {
     # what is searched, on a log scale for lr and weight decay; flip and crop are on or off
     "lr_range": [1e-4, 1e-2],  # smallest and largest learning rate
     "weight_decay_range": [1e-6, 1e-2],  # smallest and largest weight decay
-    "epochs_range": [1, 4],  # fewest and most passes over the labelled images
+    "epochs_range": [4, 16],  # fewest and most passes over the labelled images
     "batch_sizes": [16, 32, 64, 96],  # batch sizes to choose from
     # training
     "label_fraction": 0.25,  # of the train part's labels

@@ -7,7 +7,7 @@
 A frozen part is frozen: its weights and BatchNorm statistics are compared bit by bit after every run. It runs without
 gradients, and with recipe "none" what it computes is computed once. Scores are of the validation part.
 runs/<run_name>/ holds summary.csv (one row per run), table.csv (with intervals) and figures/frozen_parts.png.
-By default 36 fine-tunings of up to 600 steps, on synthetic X-rays.
+By default 36 fine-tunings of up to 1,200 steps, on synthetic X-rays.
 """
 
 from typing import Any

@@ -91,19 +91,20 @@ def main(config: ResourcesConfig) -> None:
     shared = {key: value for key, value in as_dict(config).items() if key not in (*VARIED, *LISTS, "only", "run_name")}
     run = Run(config.run_name, {"varied": [*LISTS], **shared}, "resources")
     trials = {name: Run(cells[name].run_name, cells[name], "trial") for name in config.only or cells}
-    data = described(read_columns(config))
+    columns = read_columns(config)
+    data, train = described(columns), train_images(config, columns.official)
     for name in trials:
-        check_batch_size(cells[name].batch_size, train_images(config, data["images"]))
+        check_batch_size(cells[name].batch_size, train)
     run.start(alone=False, data=data, device=describe_device(device))
 
     def measure_cell(trial: Run) -> None:
         trial.start()
-        costs = measure(cells[trial.folder.name], data["images"], config.forecast_epochs)
+        costs = measure(cells[trial.folder.name], data["images"], train, config.forecast_epochs)
         trial.finish({**{key: trial.config[key] for key in SETTINGS}, **costs})
 
     table = run_trials(run, trials, measure_cell)
     print(table.drop(columns=["error"]).to_string(index=False, float_format="{:.4g}".format))
-    forecast = f"hours for {config.forecast_epochs} epochs on the train part of {data['images']:,} images"
+    forecast = f"hours for {config.forecast_epochs} epochs on {train:,} of {data['images']:,} images"
     every_cell = {name: trial.config for name, trial in inner_runs(run).items()}
     run.save_figure(
         "resources", scan_plots.heat_maps(grids(table, every_cell), f"Forecast: {forecast}", "hours", "{:.3g}")

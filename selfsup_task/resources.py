@@ -10,10 +10,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from augmentations.transform_utils import Views, step_generator
+from dataset_loader.columns import UNLABELLED
 from dataset_loader.image_store import open_store
 from dataset_loader.splits import SHARES
 from dataset_loader.xrays import FINDINGS_DATASETS, read_columns
@@ -46,7 +48,7 @@ class Costs(NamedTuple):
     stored_on_gpu: int  # an image in the store; 0 where the store stays on disk
 
 
-def measure(config: PretrainConfig, num_images: int, forecast_epochs: int) -> dict[str, Any]:
+def measure(config: PretrainConfig, num_images: int, train: int, forecast_epochs: int) -> dict[str, Any]:
     """Return seconds of a batch and its parts, images/s, peak memory, the bottleneck, and hours for forecast_epochs.
 
     Returns {"out_of_memory": True, "reason": ...} if memory ran out; any other failure is raised with its text.
@@ -66,13 +68,12 @@ def measure(config: PretrainConfig, num_images: int, forecast_epochs: int) -> di
         "seconds_store_per_image": costs.decoding,
         "peak_memory_gb": (costs.peak_memory + costs.stored_on_gpu * num_images) / 1e9,
         "bottleneck": f"{bottleneck} ({shares[bottleneck] / costs.step:.0%})",
-        "hours": forecast(costs, config, num_images, forecast_epochs) / 3600,
+        "hours": forecast(costs, config, num_images, train, forecast_epochs) / 3600,
     }
 
 
-def forecast(costs: Costs, config: PretrainConfig, num_images: int, epochs: int) -> float:
-    """Return the seconds of a run on `num_images`: the store once, then epochs of steps, health and probes."""
-    train = train_images(config, num_images)
+def forecast(costs: Costs, config: PretrainConfig, num_images: int, train: int, epochs: int) -> float:
+    """Return the seconds of a run: the store of `num_images` once, then epochs of steps on `train`, health, probes."""
     labels = FINDING_LABELS if config.dataset in FINDINGS_DATASETS else PROBE_LABELS
     probed = min(train, labels * PROBE_DRAWS) + min(int(SHARES["val"] * num_images), PROBE_TESTS)
     probes = 1 + epochs // config.probe_every
@@ -81,9 +82,12 @@ def forecast(costs: Costs, config: PretrainConfig, num_images: int, epochs: int)
     return costs.decoding * num_images + steps * costs.step
 
 
-def train_images(config: PretrainConfig, num_images: int) -> int:
-    """Return how many of `num_images` a pretraining is trained on."""
-    return int(SHARES["train"] * num_images) if config.pretrain_on == "train" else num_images
+def train_images(config: PretrainConfig, official: np.ndarray) -> int:
+    """Return about how many images a pretraining takes, by the part [N] that the source gives each (Columns)."""
+    if config.pretrain_on == "all":
+        return len(official)
+    taken = np.isin(official, ["train", UNLABELLED]).sum()
+    return int(taken + SHARES["train"] * (official == "").sum())
 
 
 def measure_apart(config: PretrainConfig) -> Costs:

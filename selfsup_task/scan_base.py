@@ -10,7 +10,7 @@ PRETRAINING: dict[str, Any] = {
     "dataset": "phantom",  # "phantom", "phantom_marker" (synthetic) | "covid" | "chexpert" | "nih" | "folder"
     "data_root": "",  # the data set's folder, from the repo root; "" is where datasets/README.md says
     "store_res": 0,  # pixels per side at which images are decoded, once; 0 is 8/7 of img_res
-    "split_seed": 0,  # train/val/test; keep it, so that runs can be compared
+    "split_seed": 0,  # of train/val/test where the data do not name them; keep it, so that runs can be compared
     "pretrain_on": "train",  # trials are ranked by validation images, which must be unseen
     "also": [],  # more X-rays without labels: FOLDER, or with its layout: covid: chexpert: nih: folder:
     "random_seed": 0,  # of weights, views and the order of images

@@ -2,9 +2,9 @@
 
 `COVID-19_Radiography_Dataset/<Class>/{images,masks}/<Class>-<n>.png` holds four classes and the lungs of each image.
 As in the real database no patient is named: each image is of another person, but for a few that show one film twice,
-exposed differently. `Unlabelled/` there holds more X-rays of the same kind, without labels, and labels.csv lists the
-labelled ones with their parts. `CheXpert-v1.0-small/train.csv` lists patients with several studies.
-A picture is a function of the seed and of what it shows alone.
+exposed differently. `Unlabelled/` there holds more X-rays of the same kind, without labels or masks, with a few second
+films of held-out people among them; labels.csv lists labels, parts and copies. `CheXpert-v1.0-small/train.csv` lists
+patients with several studies. A picture is a function of the seed and of what it shows alone.
 """
 
 import json
@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from dataset_loader.phantoms.chest import Array, Chest, Dice
+from dataset_loader.phantoms.classes import XRay, plan_classes
 from dataset_loader.phantoms.film import annotate, collimate, expose, plant_marker, wires
 from dataset_loader.phantoms.patients import HEADER, plan_patient
 from dataset_loader.phantoms.signs import SIGNS
@@ -32,39 +32,13 @@ from utils.files import write_json, write_text
 from utils.hardware import keep_freed_memory, usable_cores
 from utils.scripts import progress_bar
 
-VERSION = 4  # of the drawing: images of another version are not those asked for
+VERSION = 3  # of the drawing: images of another version are not those asked for
 COVID_ROOT = "COVID-19_Radiography_Dataset"
 CHEXPERT_ROOT = "CheXpert-v1.0-small"
 RECORD = "phantom.json"  # in the root of each layout: what was asked for
-UNLABELLED_FOLDER = "Unlabelled"
 SOURCES = "sources.csv"  # in the COVID layout with planted markers: which images carry one
-# Shares of the images, less uneven than in the real database so that each class is measured well; signs.
-CLASS_SHARES = {"COVID": 0.2, "Lung_Opacity": 0.25, "Normal": 0.4, "Viral Pneumonia": 0.15}
-PARTS_IN_TURN = ("train", "val", "train", "test")  # of the films of a class, by their number
-CLASS_SIGNS = {"COVID": "Ground Glass", "Lung_Opacity": "Consolidation", "Viral Pneumonia": "Interstitial"}
-COPIED_SHARE = 0.01  # of each class
-MARKED_CLASS = "COVID"
-MARKED_SHARE = {True: 0.95, False: 0.04}  # of the images in and outside MARKED_CLASS with a planted marker
 
 _BATCH = 24  # images drawn at a time; their arrays fit in a core's cache
-
-
-@dataclass(frozen=True)
-class XRay:
-    """One picture to be drawn: the seeds of its person, its scene (pose, signs) and its film (exposure), and more.
-
-    copy_of  the file that shows the same film, or ""
-    part     of the split that the table gives, or ""
-    """
-
-    file: str
-    person: tuple[int, ...]
-    scene: tuple[int, ...]
-    film: tuple[int, ...]
-    signs: dict[str, float] = field(default_factory=dict)  # severity by name
-    copy_of: str = ""
-    part: str = ""
-    marked: bool = False
 
 
 def is_synthetic(path: Path) -> bool:
@@ -77,8 +51,9 @@ def ensure_phantoms(
 ) -> Path:
     """Draw synthetic X-rays in the COVID layout below `folder`, once; return the layout's root.
 
-    Of the labelled `images`, half are for training and a quarter each for validation and test, as TABLE says;
-    `unlabelled` more have the classes in the same shares. With `planted_marker` most images of MARKED_CLASS, and few
+    Of the labelled `images`, half are for training and a quarter each for validation and test, as TABLE says.
+    `unlabelled` more show other people, of the same classes, and some more show films of validation and test again.
+    With `planted_marker` most images of MARKED_CLASS, and few
     others, carry a bright disc in the lower left corner: a shortcut for an audit to find; SOURCES lists the labelled
     ones. Images have `size` x `size` pixels. A later call with the same request returns at once.
     Raises UserError if the root holds something else; nothing is overwritten.
@@ -87,13 +62,14 @@ def ensure_phantoms(
     request["planted_marker"] = planted_marker
 
     def plan(root: Path) -> list[XRay]:
-        counts = class_counts(images)
-        xrays = [xray for name in counts for xray in _plan_class(name, counts[name], seed, planted_marker)]
-        rows = [(x.file, x.file.split("/")[0], x.part, _mask_of(x.file), x.copy_of) for x in xrays]
+        xrays = plan_classes(images, unlabelled, seed, planted_marker)
+        listed = [x for x in xrays if x.label or x.copy_of]
+        rows = [(x.file, x.label, x.part, _mask_of(x.file) if x.label else "", x.copy_of) for x in listed]
         _write_csv(root / TABLE, ("file", "label", "part", "mask", "copy_of"), rows)
         if planted_marker:
-            _write_csv(root / SOURCES, ("file", "source"), [(x.file, "marked" if x.marked else "plain") for x in xrays])
-        return xrays + _plan_unlabelled(unlabelled, counts, seed, planted_marker)
+            marks = [(x.file, "marked" if x.marked else "plain") for x in xrays if x.label]
+            _write_csv(root / SOURCES, ("file", "source"), marks)
+        return xrays
 
     return _ensure(folder / COVID_ROOT, request, plan, (size, size))
 
@@ -114,46 +90,6 @@ def ensure_chexpert_phantoms(folder: Path, *, patients: int = 300, size: int = 9
 
     request = {"layout": "chexpert", "patients": patients, "size": size, "seed": seed}
     return _ensure(folder / CHEXPERT_ROOT, request, plan, (size, round(1.2 * size)))
-
-
-def class_counts(total: int) -> dict[str, int]:
-    """`total` images over the classes by CLASS_SHARES; what is left by rounding is Normal."""
-    counts = {name: round(total * share) for name, share in CLASS_SHARES.items()}
-    return counts | {"Normal": counts["Normal"] + total - sum(counts.values())}
-
-
-def _plan_class(name: str, count: int, seed: int, planted_marker: bool) -> list[XRay]:
-    """The labelled images of one class; the last ones show the films of the first ones a second time."""
-    copies = max(1, round(COPIED_SHARE * count))
-    xrays = []
-    for number in range(1, count + 1):
-        shown = number - (count - copies) if number > count - copies else number
-        xray = _plan_xray(f"{name}/images/{name}-{number}.png", name, shown, number, seed, planted_marker)
-        copy_of = f"{name}/images/{name}-{shown}.png" if shown != number else ""
-        xrays.append(replace(xray, copy_of=copy_of, part=PARTS_IN_TURN[(shown - 1) % len(PARTS_IN_TURN)]))
-    return xrays
-
-
-def _plan_unlabelled(total: int, labelled: dict[str, int], seed: int, planted_marker: bool) -> list[XRay]:
-    """More images of each class, of other people than the `labelled` ones, under names that do not give it away."""
-    places = iter(1 + np.random.default_rng([seed, 9]).permutation(total))
-    return [
-        _plan_xray(f"{UNLABELLED_FOLDER}/{next(places)}.png", name, number, number, seed, planted_marker)
-        for name, count in class_counts(total).items()
-        for number in range(labelled[name] + 1, labelled[name] + 1 + count)
-    ]
-
-
-def _plan_xray(file: str, name: str, shown: int, number: int, seed: int, planted_marker: bool) -> XRay:
-    """Film `number` of the person `shown` of a class."""
-    kind = list(CLASS_SHARES).index(name)
-    rng = np.random.default_rng([seed, 6, kind, shown])
-    signs = {CLASS_SIGNS[name]: float(rng.uniform(0.4, 1.0))} if name in CLASS_SIGNS else {}
-    if rng.random() < 0.15:
-        signs["Support Devices"] = 1.0
-    marked = np.random.default_rng([seed, 7, kind, number]).random() < MARKED_SHARE[name == MARKED_CLASS]
-    person, scene, film = (seed, 0, kind, shown), (seed, 1, kind, shown), (seed, 8, kind, number)
-    return XRay(file, person, scene, film, signs, marked=planted_marker and bool(marked))
 
 
 def draw(xrays: Sequence[XRay], shape: tuple[int, int]) -> tuple[Array, Array]:

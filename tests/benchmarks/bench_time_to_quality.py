@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_time_to_quality.py --data-root path/to/COVID-19_Radiography_Dataset
     python tests/benchmarks/bench_time_to_quality.py --only ours classic --minutes 10
 
-Pretrains ResNet-18 on the train part, each variant in a process of its own, one after the other, from one seed:
+Pretrains ResNet-18 on the train part's labelled images, each variant in a process of its own, in turn, from one seed:
   ours     train_barlow_twins.py with its defaults for real X-rays; decoding into the store counts
   classic  the original student project's recipe in the usual loop: PIL and torchvision image by image in a DataLoader,
            two views in two forwards, a linear projector of 512, lambda 5e-3, Adam 2e-3 with a cosine

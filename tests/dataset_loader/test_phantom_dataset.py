@@ -11,17 +11,8 @@ import torch
 from PIL import Image
 
 from dataset_loader.phantoms import dataset
-from dataset_loader.phantoms.dataset import (
-    CLASS_SHARES,
-    MARKED_CLASS,
-    RECORD,
-    SOURCES,
-    XRay,
-    class_counts,
-    draw,
-    ensure_chexpert_phantoms,
-    ensure_phantoms,
-)
+from dataset_loader.phantoms.classes import CLASS_SHARES, MARKED_CLASS, XRay, class_counts, plan_classes
+from dataset_loader.phantoms.dataset import RECORD, SOURCES, draw, ensure_chexpert_phantoms, ensure_phantoms
 from dataset_loader.phantoms.film import MARKER_SHARE
 from dataset_loader.phantoms.patients import report
 from dataset_loader.phantoms.signs import SIGNS
@@ -32,6 +23,7 @@ from dataset_loader.xrays import DataConfig, open_xrays
 from utils.config import UserError
 
 SIZE = 64
+CLASSES = tuple(CLASS_SHARES)
 DEFAULT_FINDINGS = ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"]
 REQUEST: dict[str, Any] = {"images": 400, "size": SIZE, "seed": 5}
 
@@ -73,16 +65,20 @@ def test_class_counts_add_up_and_no_class_is_rare(total: int) -> None:
     assert min(counts.values()) >= 0.1 * total
 
 
-def test_the_planted_copies_and_no_other_images_are_duplicates(covid: Path) -> None:
+def test_the_planted_copies_and_no_other_images_are_duplicates(covid: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = pd.read_csv(covid / TABLE, keep_default_na=False)
     copies = table[table["copy_of"] != ""]
     assert len(table) == 400 and 4 <= len(copies) <= 8
-    part = dict(zip(table["file"], table["part"], strict=True))
-    assert [part[name] for name in copies["copy_of"]] == copies["part"].tolist()
-    config = DataConfig(dataset="covid", data_root=str(covid), store_res=32, img_res=32, split_seed=0)
-    found = open_xrays(config, torch.device("cpu")).duplicates
-    pairs = {frozenset(pair) for pair in zip(found["file"], found["other"], strict=True)}
-    assert pairs == {frozenset(pair) for pair in zip(copies["file"], copies["copy_of"], strict=True)}
+    for layout in ("covid", "folder"):  # with drawn parts, and with those of the table
+        config = DataConfig(dataset=layout, data_root=str(covid), store_res=32, img_res=32, split_seed=0)
+        xrays = open_xrays(config, torch.device("cpu"))
+        found = xrays.duplicates
+        pairs = {frozenset(pair) for pair in zip(found["file"], found["other"], strict=True)}
+        assert pairs == {frozenset(pair) for pair in zip(copies["file"], copies["copy_of"], strict=True)}
+        assert len(np.unique(xrays.columns.groups)) == 400 - len(copies)  # everybody else is on one image
+        part = dict(zip(xrays.columns.paths, xrays.parts, strict=True))
+        assert all(part[file] == part[other] for file, other in zip(found["file"], found["other"], strict=True))
+    assert "official" not in capsys.readouterr().err  # no warning of a leak
     copy, original = next(zip(copies["file"], copies["copy_of"], strict=True))
     assert not np.array_equal(read(covid / copy), read(covid / original))
 
@@ -157,30 +153,38 @@ def test_pixels_depend_on_the_seed_alone(covid: Path, tmp_path: Path, monkeypatc
     assert not set(images) & set(other.values())
 
 
-def test_most_images_have_no_label_and_the_others_their_parts(tmp_path: Path) -> None:
-    root = ensure_phantoms(tmp_path, images=80, unlabelled=100, size=SIZE, seed=5)
+def test_unlabelled_images_show_other_people_but_for_planted_copies_of_held_out_ones(tmp_path: Path) -> None:
+    root = ensure_phantoms(tmp_path, images=80, unlabelled=200, size=SIZE, seed=5)
     columns = read_folder(root)
     labelled, unlabelled = columns.labelled(), columns.labelled(False)
-    assert labelled.label_names == tuple(CLASS_SHARES)
-    assert (np.bincount(labelled.labels) == list(class_counts(80).values())).all()
-    assert all(
-        path.startswith(f"{labelled.label_names[k]}/") for path, k in zip(labelled.paths, labelled.labels, strict=True)
-    )
-    counts = [(labelled.official == part).sum() for part in ("train", "val", "test")]
-    assert sum(counts) == 80 and np.allclose(counts, [40, 20, 20], atol=4)  # a copy is in the part of its film
-    for label in range(4):  # each class in each part
-        assert len(set(labelled.official[labelled.labels == label])) == 3
+    assert np.bincount(labelled.labels).tolist() == list(class_counts(80).values())
+    assert all(path.startswith(f"{CLASSES[k]}/") for path, k in zip(labelled.paths, labelled.labels, strict=True))
     assert all((root / mask).is_file() for mask in labelled.masks)
-    assert len(unlabelled) == 100 and all(path.startswith("Unlabelled/") for path in unlabelled.paths)
-    pictures = {(root / path).read_bytes() for path in columns.paths}
-    assert len(pictures) == 180  # of other people than the labelled ones
+    assert len(unlabelled) == 202 and all(path.startswith("Unlabelled/") for path in unlabelled.paths)
+    config = DataConfig(dataset="folder", data_root=str(root), store_res=32, img_res=32, split_seed=0)
+    (also,) = open_xrays(config, torch.device("cpu"), []).also
+    table = pd.read_csv(root / TABLE, keep_default_na=False)
+    copies = table[(table["copy_of"] != "") & (table["label"] == "")]
+    left_out = set(zip(also.left_out["file"], also.left_out["other"], strict=True))
+    assert left_out == set(zip(copies["file"], copies["copy_of"], strict=True))
+    assert len(also) == 200 and len(left_out) == 2
+
+
+def test_parts_are_a_half_and_two_quarters_of_each_class() -> None:
+    planned = plan_classes(2400, 0, seed=0, planted_marker=False)
+    for name, count in class_counts(2400).items():
+        xrays = [xray for xray in planned if xray.label == name]
+        part = {xray.file: xray.part for xray in xrays}
+        assert all(part[xray.file] == part[xray.copy_of] for xray in xrays if xray.copy_of)
+        shares = [list(part.values()).count(name) / count for name in ("train", "val", "test")]
+        assert np.allclose(shares, [0.5, 0.25, 0.25], atol=0.01)
 
 
 def test_unlabelled_images_change_no_labelled_one(covid: Path, tmp_path: Path) -> None:
     root = ensure_phantoms(tmp_path, **REQUEST, unlabelled=24)
-    found = hashes(root)
-    assert hashes(covid).items() - found.items() == {(RECORD, hashes(covid)[RECORD])}
-    assert sum(name.startswith("Unlabelled/") for name in found) == 24
+    before, after = hashes(covid), hashes(root)
+    assert {name for name in before if before[name] != after[name]} == {RECORD}
+    assert after.keys() - before.keys() == {f"Unlabelled/{number}.png" for number in range(1, 25)}
 
 
 def test_a_second_call_draws_nothing(covid: Path, monkeypatch: pytest.MonkeyPatch) -> None:

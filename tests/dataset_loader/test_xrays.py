@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
+from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT, ensure_phantoms
 from dataset_loader.xrays import DataConfig, XRays, open_xrays, read_columns
 from utils.config import UserError
 
@@ -33,6 +33,22 @@ def test_parts_share_no_group_and_hold_every_image(phantoms: Path, dataset: str,
     assert facts["images"] == len(xrays)
     assert facts["multilabel"] is (dataset == "chexpert")
     assert facts["duplicate_pairs"] == len(xrays.duplicates)
+
+
+def test_built_in_xrays_without_labels_are_for_pretraining_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fewer(folder: Path, *, images: int, unlabelled: int, planted_marker: bool) -> Path:
+        assert (images, unlabelled, planted_marker) == (2400, 3600, False)
+        return ensure_phantoms(folder, images=80, unlabelled=24, size=64)
+
+    monkeypatch.setattr("dataset_loader.xrays.ensure_phantoms", fewer)
+    xrays = open_xrays(data("phantom", tmp_path), torch.device("cpu"), [])
+    assert (xrays.source, len(xrays)) == ("phantom", 80)
+    assert list(xrays.pretraining_indices("train")) == [*xrays.indices("train"), *range(80, 104)]
+    assert np.array_equal(xrays.parts, xrays.columns.official)
+    assert all((xrays.columns.root / mask).is_file() for mask in xrays.columns.masks)
+    assert opened("phantom", tmp_path).also == ()
 
 
 def test_a_batch_is_the_pixels_of_those_images(phantoms: Path) -> None:

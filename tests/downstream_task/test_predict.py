@@ -76,7 +76,7 @@ def test_a_table_gets_probabilities_at_the_temperature_of_validation(
     assert "train part" not in printed
     train = pd.read_csv(trained / "split.csv").query("part == 'train'")["file"]
     own = predicted("own", *flags[:2], "--images", str(phantoms / COVID_ROOT / train.iloc[0]))
-    assert "1 of them were in its train part" in own[2]
+    assert "1 of them are labelled images of its train part" in own[2]
     assert predicted("table", *flags)[2] == printed, "the same command prints the stored result"
 
 
@@ -86,7 +86,7 @@ def test_a_folder_by_a_state_dict_from_elsewhere(trained: Path, phantoms: Path, 
     shutil.copy(trained / "resnet18_best_state_dict.pt", tmp_path / "weights.pt")
     flags = ("--classifier", str(tmp_path / "weights.pt"), "--img-res", "32", "--classes", *classes)
     found, _, printed = predicted("elsewhere", *flags, "--images", str(phantoms / COVID_ROOT))
-    assert "in its train part" not in printed, "nobody knows"
+    assert "of its train part" not in printed, "nobody knows"
     assert not found["file"].str.contains("masks").any()
     both = val.merge(found, on="file", suffixes=("", " there"))
     assert len(both) == len(val)

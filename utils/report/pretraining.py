@@ -27,7 +27,9 @@ def data_sets(runs: Sequence[FoundRun]) -> list[Block]:
         **{"images": count("images"), "groups": count("groups")},
         **{"near-duplicate pairs": count("duplicate_pairs", "not looked for"), **{part: count(part) for part in PARTS}},
     }
-    caption = "Splits. No group is in two parts: a patient or, where patients are unknown, a set of near-duplicates"
+    caption = (
+        "Splits. No group (a patient, or a set of near-duplicates) is in two parts, unless the source's split has it so"
+    )
     listed = _first_of_each([run for run in known if (run.folder / "split.csv").exists()], _split)
     shown = table(caption, rows, columns, [run.name for run in splits])
     return [shown, *map(_labels_by_part, listed)] if splits else []
