@@ -176,9 +176,10 @@ def _crossing(labels: np.ndarray, levels: np.ndarray, target: float) -> float:
 def plateau_table(cells: Sequence[Cell], target: float, seed: int = 0) -> pd.DataFrame:
     """Fit score(n) = a - b n^-c (arXiv 2510.11553) to each arm's best method over its numbers of labels n.
 
-    Returns one row per arm with MIN_POINTS points: arm, a (the plateau), b, c, and the labels needed for the score
-    `target`, inf where the plateau is below it; a and needed with 95% percentile intervals (_low, _high) over images
-    and draws. No rows for a single draw.
+    Returns one row per arm with MIN_POINTS points: arm, a (the plateau), b, c, by how much the fit `misses` a score at
+    most, and the labels needed for the score `target`: interpolated where the arm reaches it, otherwise by the fit, inf
+    where the plateau is below it; a and needed with 95% percentile intervals (_low, _high) over images and draws. No
+    rows for a single draw.
     """
     rows = []
     for arm in dict.fromkeys(cell.arm for cell in cells):
@@ -188,16 +189,20 @@ def plateau_table(cells: Sequence[Cell], target: float, seed: int = 0) -> pd.Dat
             continue
         labels = np.array([cell.labels for cell in curve], dtype=float)
         generator, units = np.random.default_rng(seed), draw_units(*curve)
-        levels = [[cell.scores.mean() for cell in curve]]
+        means = [[cell.scores.mean() for cell in curve]]
         for r in range(len(curve[0].resampled)):
             drawn = np.concatenate([units[k] for k in generator.integers(0, len(units), len(units))])
-            levels.append([cell.resampled[r, drawn].mean() for cell in curve])
-        fits = fit_plateau(labels, np.array(levels))  # [1 + R, 3]
-        needed = labels_for(target, fits)
+            means.append([cell.resampled[r, drawn].mean() for cell in curve])
+        levels = np.array(means)  # [1 + R, n]
+        fits = fit_plateau(labels, levels)  # [1 + R, 3]
+        measured = np.array([_crossing(labels, row, target) for row in levels])
+        beyond = np.maximum(labels_for(target, fits), labels[-1])
+        needed = np.where(np.isinf(measured), beyond, np.where(measured == 0, labels[0], measured))
         low, high = (np.quantile(np.c_[fits[1:, 0], needed[1:]], q, axis=0, method="nearest") for q in (0.025, 0.975))
         a, b, c = fits[0]
-        rows.append((arm, target, a, low[0], high[0], b, c, needed[0], low[1], high[1]))
-    names = ["arm", "target", "a", "a_low", "a_high", "b", "c", "needed", "needed_low", "needed_high"]
+        misses = np.abs(a - b * labels**-c - levels[0]).max()
+        rows.append((arm, target, a, low[0], high[0], b, c, misses, needed[0], low[1], high[1]))
+    names = ["arm", "target", "a", "a_low", "a_high", "b", "c", "misses", "needed", "needed_low", "needed_high"]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -222,7 +227,8 @@ def report(run: Run, summary: Mapping[str, Any], cells: Sequence[Cell]) -> str:
         sentence = savings_sentence(row, row["arm"], f"{row['reference']}'s best", min(labels), max(labels))
         lines.append(f"{row['labels']:,} labels, best method of each: {gap} points. {sentence}")
     lines += [
-        f"{row['arm']}: fitted plateau {interval_text(row['a'], row['a_low'], row['a_high'], '.2f')}; "
+        f"{row['arm']}: fitted plateau {interval_text(row['a'], row['a_low'], row['a_high'], '.2f')}, by a curve that "
+        f"misses scores by up to {100 * row['misses']:.1f} points; "
         f"{metric} {row['target']:g} needs {_count(row['needed'])} labels "
         f"(95% of resamples {_count(row['needed_low'])} to {_count(row['needed_high'])})."
         for row in plateaus.to_dict("records")

@@ -113,6 +113,21 @@ def test_a_plateau_is_fitted_and_says_how_many_labels_a_score_needs() -> None:
     assert beyond[0, 0] <= 1
 
 
+def test_labels_for_a_score_that_was_reached_are_interpolated() -> None:
+    labels, levels = [12, 60, 120, 1200], [0.3, 0.4, 0.5, 0.9]  # no power law
+    curve = [replace(cell(n, level), method="best") for n, level in zip(labels, levels, strict=True)]
+
+    def row(target: float) -> dict[str, float]:
+        return plateau_table(curve, target).to_dict("records")[0]
+
+    assert row(0.7)["needed"] == row(0.7)["needed_low"] == pytest.approx((120 * 1200) ** 0.5)
+    assert row(0.95)["needed"] >= 1200  # by the fit, but no fewer than were not enough
+    assert row(0.2)["needed"] == 12  # fewer were not tried
+    fit = row(0.7)
+    predicted = fit["a"] - fit["b"] * np.array(labels, dtype=float) ** -fit["c"]
+    assert fit["misses"] == pytest.approx(np.abs(predicted - levels).max()) and fit["misses"] > 0.03
+
+
 def test_labels_saved_on_a_known_curve() -> None:
     curve = [cell(10, 0.5), cell(100, 0.7), cell(1000, 0.8)]
     needed = labels_needed(cell(10, 0.6), curve)
