@@ -14,6 +14,7 @@ from utils.intervals import (
     Difference,
     interval_scope,
     interval_text,
+    labels_text,
     metric_name,
     paired_difference,
     resampled_scores,
@@ -24,6 +25,7 @@ from utils.metrics import balanced_accuracy, finding_scores, fit_plateau, labels
 
 REPEATS = 500  # resamples of the images behind an interval
 MIN_POINTS = 4  # numbers of labels to which a plateau is fitted
+MAX_MISS = 0.03  # of a fit at the scores; one that misses by more predicts nothing
 CELL = ["arm", "method", "fraction"]
 DIFFERENCE_COLUMNS = [
     *("arm", "reference", "method", "fraction", "labels", "difference", "low", "high"),
@@ -177,9 +179,9 @@ def plateau_table(cells: Sequence[Cell], target: float, seed: int = 0) -> pd.Dat
     """Fit score(n) = a - b n^-c (arXiv 2510.11553) to each arm's best method over its numbers of labels n.
 
     Returns one row per arm with MIN_POINTS points: arm, a (the plateau), b, c, by how much the fit `misses` a score at
-    most, and the labels needed for the score `target`: interpolated where the arm reaches it, otherwise by the fit, inf
-    where the plateau is below it; a and needed with 95% percentile intervals (_low, _high) over images and draws. No
-    rows for a single draw.
+    most, and the labels needed for the score `target`: interpolated between the numbers compared, 0 if the fewest are
+    enough, and beyond the most by the fit, inf if it misses by more than MAX_MISS or does not say so many. a and needed
+    have 95% percentile intervals (_low, _high) over images and draws. No rows for a single draw.
     """
     rows = []
     for arm in dict.fromkeys(cell.arm for cell in cells):
@@ -195,12 +197,13 @@ def plateau_table(cells: Sequence[Cell], target: float, seed: int = 0) -> pd.Dat
             means.append([cell.resampled[r, drawn].mean() for cell in curve])
         levels = np.array(means)  # [1 + R, n]
         fits = fit_plateau(labels, levels)  # [1 + R, 3]
-        measured = np.array([_crossing(labels, row, target) for row in levels])
-        beyond = np.maximum(labels_for(target, fits), labels[-1])
-        needed = np.where(np.isinf(measured), beyond, np.where(measured == 0, labels[0], measured))
-        low, high = (np.quantile(np.c_[fits[1:, 0], needed[1:]], q, axis=0, method="nearest") for q in (0.025, 0.975))
         a, b, c = fits[0]
         misses = np.abs(a - b * labels**-c - levels[0]).max()
+        beyond = labels_for(target, fits)
+        beyond[(beyond <= labels[-1]) | (misses > MAX_MISS)] = np.inf
+        reached = np.array([_crossing(labels, row, target) for row in levels])
+        needed = np.where(np.isinf(reached), beyond, reached)
+        low, high = (np.quantile(np.c_[fits[1:, 0], needed[1:]], q, axis=0, method="nearest") for q in (0.025, 0.975))
         rows.append((arm, target, a, low[0], high[0], b, c, misses, needed[0], low[1], high[1]))
     names = ["arm", "target", "a", "a_low", "a_high", "b", "c", "misses", "needed", "needed_low", "needed_high"]
     return pd.DataFrame(rows, columns=names)
@@ -219,20 +222,21 @@ def report(run: Run, summary: Mapping[str, Any], cells: Sequence[Cell]) -> str:
     metric, is_test = metric_name(summary["metric"]), summary["part"] == "test"
     part = "the test part" if is_test else "validation, also used to make choices"
     title = plots.marked(f"Label efficiency on {part}", summary["synthetic"], summary["transductive"])
-    run.save_figure("label_efficiency", plots.label_efficiency(curves, plateaus, metric, title, summary["chance"]))
+    fits = plateaus.query("misses <= @MAX_MISS")
+    run.save_figure("label_efficiency", plots.label_efficiency(curves, fits, metric, title, summary["chance"]))
     lines = ["", f"{title}: {metric}, mean [95% interval]", interval_text_table(curves, ["method", "labels"]), ""]
     labels = curves["labels"].tolist()
     for row in differences.query("method == 'best'").to_dict("records"):
         gap = interval_text(*(100 * row[key] for key in ("difference", "low", "high")), form="+.1f")
         sentence = savings_sentence(row, row["arm"], f"{row['reference']}'s best", min(labels), max(labels))
         lines.append(f"{row['labels']:,} labels, best method of each: {gap} points. {sentence}")
-    lines += [
-        f"{row['arm']}: fitted plateau {interval_text(row['a'], row['a_low'], row['a_high'], '.2f')}, by a curve that "
-        f"misses scores by up to {100 * row['misses']:.1f} points; "
-        f"{metric} {row['target']:g} needs {_count(row['needed'])} labels "
-        f"(95% of resamples {_count(row['needed_low'])} to {_count(row['needed_high'])})."
-        for row in plateaus.to_dict("records")
-    ]
+    for row in plateaus.to_dict("records"):
+        needed, *ends = (labels_text(row[f"needed{end}"], min(labels), max(labels)) for end in ("", "_low", "_high"))
+        fit = f"fitted plateau {interval_text(row['a'], row['a_low'], row['a_high'], '.2f')}"
+        if row["misses"] > MAX_MISS:
+            fit = f"no plateau is fitted, since a power law misses a score by {100 * row['misses']:.1f} points"
+        target = f"{metric} {row['target']:g} needs {needed} labels (95% of resamples {ends[0]} to {ends[1]})"
+        lines.append(f"{row['arm']}: {target}; {fit}.")
     lines.append(f"Intervals are for {interval_scope(summary.get('pretrainings', 1))}.")
     if 2 in curves["draws"].tolist():
         lines.append("Two draws say little about the next one: three or more give useful intervals.")
@@ -249,10 +253,6 @@ def interval_text_table(table: pd.DataFrame, index: str | list[str]) -> str:
         labels=[f"{n:,} ({100 * share:g}%)" for n, share in zip(table["labels"], table["fraction"], strict=True)],
     )
     return cells.pivot_table("cell", index, "arm", aggfunc="first", sort=False).to_string()
-
-
-def _count(labels: float) -> str:
-    return f"{labels:,.0f}" if labels < 1e7 else "more than 10 million"
 
 
 def _mean_auroc(labels: np.ndarray, probabilities: np.ndarray) -> float:

@@ -2,13 +2,14 @@
 
     python downstream_task/scan_best_supervised_hyperparameters.py
     python downstream_task/scan_best_supervised_hyperparameters.py --dataset covid \\
-        --epochs-range 5 30 --num-trials 55 --run-name search/covid --encoder random
+        --num-trials 55 --run-name search/covid --encoder random
     python downstream_task/scan_best_supervised_hyperparameters.py --storage mysql://user@host/optuna --num-trials 200
 
 Optuna (TPE after ten random trials, median pruner) maximises the validation score of a fine-tuning. The study is
 runs/<run_name>/study.db, or in a database that several machines share. runs/<run_name>/ holds summary.csv (one row per
-trial), best.json (ready to paste into a config) and figures/search.png; trials keep no weights. 55 trials take minutes
-on two cores by default. The same command resumes; a larger num_trials adds trials; several processes may share one.
+trial), best.json (keys of a config, for as many labels) and figures/search.png; trials keep no weights. 55 trials take
+minutes on two cores by default. The same command resumes; a larger num_trials adds trials; several processes may share
+one.
 """
 
 from typing import Any

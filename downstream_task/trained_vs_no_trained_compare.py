@@ -45,7 +45,7 @@ config: dict[str, Any] = {
     # labels
     "fractions": [0.01, 0.05, 0.1, 1.0],  # of the train part's labels; nested
     "draws": 3,  # label subsets for each fraction
-    "target_score": 0.8,  # "how many labels for this score?" by a fit to each arm's curve, of 4 fractions or more
+    "target_score": 0.8,  # "how many labels for this score?", from curves of 4 fractions or more
     # training
     "menu": ["linear", "probe", "zeros"],  # "linear" (probe on fixed features), names in SETTINGS, "as_is" (own head)
     "menu_draws": 1,  # draws that try the whole menu; the others take what was best there, for each arm and fraction

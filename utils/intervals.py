@@ -214,19 +214,15 @@ def interval_scope(pretrainings: int) -> str:
     return f"new images and new draws of labels, {also}"
 
 
+def labels_text(labels: float, fewest: int, most: int) -> str:
+    """Return a number of labels; 0 is fewer than the `fewest` that were tried, inf more than the `most`."""
+    if labels == 0:
+        return f"fewer than {fewest:,}"
+    return f"more than {most:,}" if np.isinf(labels) else f"{labels:,.0f}"
+
+
 def savings_sentence(row: Mapping[str, float], arm: str, reference: str, fewest: int, most: int) -> str:
     """Return: With 94 labels ARM reaches what REFERENCE needs 310 for (95% of resamples 180 to more than 1,869)."""
-
-    def text(labels: float) -> str:
-        if labels == 0:
-            return f"fewer than {fewest:,}"
-        return f"more than {most:,}" if np.isinf(labels) else f"{labels:,.0f}"
-
-    interval = ""
-    if not np.isnan(row["reference_needs_low"]):
-        bounds = [text(row[f"reference_needs_{side}"]) for side in ("low", "high")]
-        interval = f" (95% of resamples {bounds[0]} to {bounds[1]})"
-    return (
-        f"With {row['labels']:,.0f} labels {arm} reaches what {reference} needs {text(row['reference_needs'])} "
-        f"for{interval}."
-    )
+    needed, *bounds = (labels_text(row[f"reference_needs{end}"], fewest, most) for end in ("", "_low", "_high"))
+    interval = "" if np.isnan(row["reference_needs_low"]) else f" (95% of resamples {bounds[0]} to {bounds[1]})"
+    return f"With {row['labels']:,.0f} labels {arm} reaches what {reference} needs {needed} for{interval}."

@@ -94,7 +94,7 @@ def label_efficiency(curves: pd.DataFrame, plateaus: pd.DataFrame, metric: str, 
     """Score over labels (log scale), one panel per method, one line with its 95% interval per arm.
 
     curves    columns arm, method, labels, fraction, mean, low, high
-    plateaus  columns arm, a, b, c: the fits a - b n^-c to the method "best", drawn dashed beyond its points
+    plateaus  columns arm, a, b, c: fits a - b n^-c to the method "best", drawn dashed beyond its points
     """
     methods, arms = list(dict.fromkeys(curves["method"])), list(dict.fromkeys(curves["arm"]))
     figure = Figure(figsize=(4.6 * len(methods) + 0.6, 4.4), layout="constrained")
@@ -108,8 +108,9 @@ def label_efficiency(curves: pd.DataFrame, plateaus: pd.DataFrame, metric: str, 
             ax.plot(rows["labels"], rows["mean"], color=colour, marker=marker, markersize=5, label=arm)
             ax.fill_between(rows["labels"], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
             if method == "best" and arm in fits:
-                n, fit = np.geomspace(min(ticks), 10 * max(ticks), 100), fits[arm]
-                ax.plot(n, fit["a"] - fit["b"] * n ** -fit["c"], color=colour, linestyle="--", linewidth=1)
+                n, fit = np.geomspace(max(ticks), 10 * max(ticks), 100), fits[arm]
+                score = fit["a"] - fit["b"] * n ** -fit["c"]
+                ax.plot(n, score, color=colour, linestyle="--", linewidth=1, label=f"{arm}, power law")
         ax.axhline(chance, color=BLACK, linestyle=":", linewidth=1, label="chance")
         ax.set_xscale("log")
         ax.set_xticks(list(ticks), [f"{n:,} ({100 * share:g}%)" for n, share in ticks.items()], fontsize=8, rotation=45)

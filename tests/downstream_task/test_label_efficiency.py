@@ -12,6 +12,7 @@ from finetuning_config import finetuning_config
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.xrays import open_xrays
 from downstream_task.label_efficiency import (
+    MAX_MISS,
     Cell,
     curve_table,
     difference_table,
@@ -121,11 +122,18 @@ def test_labels_for_a_score_that_was_reached_are_interpolated() -> None:
         return plateau_table(curve, target).to_dict("records")[0]
 
     assert row(0.7)["needed"] == row(0.7)["needed_low"] == pytest.approx((120 * 1200) ** 0.5)
-    assert row(0.95)["needed"] >= 1200  # by the fit, but no fewer than were not enough
-    assert row(0.2)["needed"] == 12  # fewer were not tried
+    assert row(0.2)["needed"] == 0  # fewer than 12 were not tried
     fit = row(0.7)
     predicted = fit["a"] - fit["b"] * np.array(labels, dtype=float) ** -fit["c"]
-    assert fit["misses"] == pytest.approx(np.abs(predicted - levels).max()) and fit["misses"] > 0.03
+    assert fit["misses"] == pytest.approx(np.abs(predicted - levels).max()) and fit["misses"] > MAX_MISS
+    assert row(0.95)["needed"] == np.inf  # such a fit predicts nothing
+
+
+def test_a_fit_does_not_say_that_labels_suffice_that_did_not() -> None:
+    labels = np.array([16, 80, 160, 400])
+    curve = [replace(cell(n, 0.85 - 1.2 * n**-0.5 - 0.015 * (n == 400)), method="best") for n in labels]
+    (row,) = plateau_table(curve, target=curve[-1].scores.mean() + 1e-3).to_dict("records")
+    assert row["misses"] < MAX_MISS and row["needed"] == np.inf
 
 
 def test_labels_saved_on_a_known_curve() -> None:
