@@ -231,12 +231,11 @@ def report(run: Run, summary: Mapping[str, Any], cells: Sequence[Cell]) -> str:
         sentence = savings_sentence(row, row["arm"], f"{row['reference']}'s best", min(labels), max(labels))
         lines.append(f"{row['labels']:,} labels, best method of each: {gap} points. {sentence}")
     for row in plateaus.to_dict("records"):
-        needed, *ends = (labels_text(row[f"needed{end}"], min(labels), max(labels)) for end in ("", "_low", "_high"))
+        needed = labels_text(row, "needed", "labels", min(labels), max(labels))
         fit = f"fitted plateau {interval_text(row['a'], row['a_low'], row['a_high'], '.2f')}"
         if row["misses"] > MAX_MISS:
             fit = f"no plateau is fitted, since a power law misses a score by {100 * row['misses']:.1f} points"
-        target = f"{metric} {row['target']:g} needs {needed} labels (95% of resamples {ends[0]} to {ends[1]})"
-        lines.append(f"{row['arm']}: {target}; {fit}.")
+        lines.append(f"{row['arm']}: {metric} {row['target']:g} needs {needed}; {fit}.")
     lines.append(f"Intervals are for {interval_scope(summary.get('pretrainings', 1))}.")
     if 2 in curves["draws"].tolist():
         lines.append("Two draws say little about the next one: three or more give useful intervals.")

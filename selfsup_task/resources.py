@@ -48,7 +48,7 @@ class Costs(NamedTuple):
     stored_on_gpu: int  # an image in the store; 0 where the store stays on disk
 
 
-def measure(config: PretrainConfig, num_images: int, train: int, forecast_epochs: int) -> dict[str, Any]:
+def measure(config: PretrainConfig, official: np.ndarray, forecast_epochs: int) -> dict[str, Any]:
     """Return seconds of a batch and its parts, images/s, peak memory, the bottleneck, and hours for forecast_epochs.
 
     Returns {"out_of_memory": True, "reason": ...} if memory ran out; any other failure is raised with its text.
@@ -66,28 +66,36 @@ def measure(config: PretrainConfig, num_images: int, train: int, forecast_epochs
         "seconds_views": costs.views,
         "seconds_step": costs.step,
         "seconds_store_per_image": costs.decoding,
-        "peak_memory_gb": (costs.peak_memory + costs.stored_on_gpu * num_images) / 1e9,
+        "peak_memory_gb": (costs.peak_memory + costs.stored_on_gpu * len(official)) / 1e9,
         "bottleneck": f"{bottleneck} ({shares[bottleneck] / costs.step:.0%})",
-        "hours": forecast(costs, config, num_images, train, forecast_epochs) / 3600,
+        "hours": forecast(costs, config, official, forecast_epochs) / 3600,
     }
 
 
-def forecast(costs: Costs, config: PretrainConfig, num_images: int, train: int, epochs: int) -> float:
-    """Return the seconds of a run: the store of `num_images` once, then epochs of steps on `train`, health, probes."""
+def forecast(costs: Costs, config: PretrainConfig, official: np.ndarray, epochs: int) -> float:
+    """Return the seconds of a run on N images: the store once, then epochs of steps, health and probes.
+
+    official  [N] the part that the source gives each image, as in Columns
+    """
+    train = train_images(config, official)
     labels = FINDING_LABELS if config.dataset in FINDINGS_DATASETS else PROBE_LABELS
-    probed = min(train, labels * PROBE_DRAWS) + min(int(SHARES["val"] * num_images), PROBE_TESTS)
+    probed = min(train, labels * PROBE_DRAWS) + min(_images_of("val", official), PROBE_TESTS)
     probes = 1 + epochs // config.probe_every
     forwards = (epochs + 1) * min(train, HEALTH_IMAGES) + probes * probed
     steps = epochs * (train // config.batch_size) + FORWARD * forwards / (config.views * config.batch_size)
-    return costs.decoding * num_images + steps * costs.step
+    return costs.decoding * len(official) + steps * costs.step
 
 
 def train_images(config: PretrainConfig, official: np.ndarray) -> int:
     """Return about how many images a pretraining takes, by the part [N] that the source gives each (Columns)."""
     if config.pretrain_on == "all":
         return len(official)
-    taken = np.isin(official, ["train", UNLABELLED]).sum()
-    return int(taken + SHARES["train"] * (official == "").sum())
+    return _images_of("train", official) + int((official == UNLABELLED).sum())
+
+
+def _images_of(part: str, official: np.ndarray) -> int:
+    """Return about how many images a part has: those that the source names, and its share of those that it does not."""
+    return int((official == part).sum() + SHARES[part] * (official == "").sum())
 
 
 def measure_apart(config: PretrainConfig) -> Costs:

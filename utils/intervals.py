@@ -214,15 +214,23 @@ def interval_scope(pretrainings: int) -> str:
     return f"new images and new draws of labels, {also}"
 
 
-def labels_text(labels: float, fewest: int, most: int) -> str:
-    """Return a number of labels; 0 is fewer than the `fewest` that were tried, inf more than the `most`."""
-    if labels == 0:
-        return f"fewer than {fewest:,}"
-    return f"more than {most:,}" if np.isinf(labels) else f"{labels:,.0f}"
+def labels_text(row: Mapping[str, float], name: str, word: str, fewest: int, most: int) -> str:
+    """Return: 310 WORD (95% of resamples 180 to more than 1,869), from the row's `name`, `name`_low and `name`_high.
+
+    0 is fewer than the `fewest` labels that were tried, inf more than the `most`.
+    """
+
+    def text(labels: float) -> str:
+        if labels == 0:
+            return f"fewer than {fewest:,}"
+        return f"more than {most:,}" if np.isinf(labels) else f"{labels:,.0f}"
+
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    interval = "" if np.isnan(low) else f" (95% of resamples {text(low)} to {text(high)})"
+    return f"{text(row[name])} {word}{interval}"
 
 
 def savings_sentence(row: Mapping[str, float], arm: str, reference: str, fewest: int, most: int) -> str:
     """Return: With 94 labels ARM reaches what REFERENCE needs 310 for (95% of resamples 180 to more than 1,869)."""
-    needed, *bounds = (labels_text(row[f"reference_needs{end}"], fewest, most) for end in ("", "_low", "_high"))
-    interval = "" if np.isnan(row["reference_needs_low"]) else f" (95% of resamples {bounds[0]} to {bounds[1]})"
-    return f"With {row['labels']:,.0f} labels {arm} reaches what {reference} needs {needed} for{interval}."
+    needed = labels_text(row, "reference_needs", "for", fewest, most)
+    return f"With {row['labels']:,.0f} labels {arm} reaches what {reference} needs {needed}."

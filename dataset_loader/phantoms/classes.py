@@ -75,19 +75,11 @@ def _unlabelled(
         for name, count in class_counts(total).items()
         for number in range(labelled[name] + 1, labelled[name] + 1 + count)
     ]
-    shown = rng.permutation(len(held_out))[: round(COPIED_SHARE * total)]
-    copies = [
-        replace(
-            held_out[k],
-            file=f"{UNLABELLED_FOLDER}/{place}.png",
-            film=(seed, 10, place),
-            label="",
-            part="",
-            copy_of=held_out[k].file,
-        )
-        for place, k in enumerate(shown, total + 1)
-    ]
-    return new + copies
+    shown = [held_out[k] for k in rng.permutation(len(held_out))[: round(COPIED_SHARE * total)]]
+    for place, xray in enumerate(shown, total + 1):
+        file, film = f"{UNLABELLED_FOLDER}/{place}.png", (seed, 10, place)
+        new.append(replace(xray, file=file, film=film, label="", part="", copy_of=xray.file))
+    return new
 
 
 def _film(file: str, name: str, shown: int, number: int, seed: int, planted_marker: bool) -> XRay:

@@ -53,13 +53,13 @@ def ensure_phantoms(
 
     Of the labelled `images`, half are for training and a quarter each for validation and test, as TABLE says.
     `unlabelled` more show other people, of the same classes, and some more show films of validation and test again.
-    With `planted_marker` most images of MARKED_CLASS, and few
-    others, carry a bright disc in the lower left corner: a shortcut for an audit to find; SOURCES lists the labelled
-    ones. Images have `size` x `size` pixels. A later call with the same request returns at once.
-    Raises UserError if the root holds something else; nothing is overwritten.
+    With `planted_marker` most images of MARKED_CLASS, and few others, carry a bright disc in the lower left corner: a
+    shortcut for an audit to find; SOURCES says which of the labelled ones. Images have `size` x `size` pixels. A later
+    call with the same request returns at once. Raises UserError if the root holds something else; nothing is
+    overwritten.
     """
-    request = {"layout": "covid", "images": images, "unlabelled": unlabelled, "size": size, "seed": seed}
-    request["planted_marker"] = planted_marker
+    counts = {"images": images, "unlabelled": unlabelled}
+    request = {"layout": "covid", **counts, "size": size, "seed": seed, "planted_marker": planted_marker}
 
     def plan(root: Path) -> list[XRay]:
         xrays = plan_classes(images, unlabelled, seed, planted_marker)

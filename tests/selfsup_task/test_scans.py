@@ -186,7 +186,7 @@ def cell(**changes: Any) -> PretrainConfig:
 
 def test_a_row_of_known_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "measure_apart", lambda config: COSTS)
-    row = resources.measure(cell(batch_size=10), num_images=1000, train=800, forecast_epochs=2)
+    row = resources.measure(cell(batch_size=10), official=np.full(1000, ""), forecast_epochs=2)
     assert row["bottleneck"] == "views (60%)"
     assert row["images_per_second"] == 20
     assert row["peak_memory_gb"] == pytest.approx(2.0001)
@@ -196,7 +196,7 @@ def test_a_forecast_is_the_store_once_and_epochs_that_cost_the_same() -> None:
     def seconds(epochs: int, **changes: Any) -> float:
         config = cell(**{"batch_size": 10, "probe_every": 1, **changes})
         parts = np.array(["", "train", "val", UNLABELLED] * 500)  # 1,400 of them are for pretraining
-        return resources.forecast(COSTS, config, 2000, resources.train_images(config, parts), epochs)
+        return resources.forecast(COSTS, config, parts, epochs)
 
     epoch, store, steps = seconds(21) - seconds(20), 2000 * COSTS.decoding, 1400 / 10 * COSTS.step
     assert seconds(40) - seconds(20) == pytest.approx(20 * epoch)
@@ -220,7 +220,7 @@ def test_the_forecasts_grid_by_size_and_batch() -> None:
 
 def test_a_cell_without_memory_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "_answer", dying.dies)
-    row = resources.measure(UNREAD, 1000, 800, 1)
+    row = resources.measure(UNREAD, np.full(1000, ""), 1)
     assert row["out_of_memory"] is True
     assert "memory" in row["reason"]
 
@@ -251,7 +251,7 @@ def test_a_cell_without_memory_does_not_end_the_scan(
 def test_another_failure_is_not_called_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "_answer", dying.has_a_bug)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        resources.measure(UNREAD, 1000, 800, 1)
+        resources.measure(UNREAD, np.full(1000, ""), 1)
 
 
 def test_what_counts_as_out_of_memory() -> None:
