@@ -41,13 +41,21 @@ class DataConfig(Config):
 
     dataset: str
     data_root: str
+    labels: str
+    laterals: bool
     store_res: int
     img_res: int
     split_seed: int
+    val_share: float
+    test_share: float
+    keep_split: str
+    ids: str
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("dataset", self.dataset, DATASETS)
+        check_choice("labels", self.labels, ["table", "folders"])
+        check_choice("ids", self.ids, ["plain", "hashed", "none"])
         if self.dataset == "folder" and not self.data_root:
             raise UserError("dataset is 'folder', but data_root is empty; name the folder of images, --data-root DIR.")
         check_at_least("img_res", self.img_res, MIN_RES)

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dataset_loader.data_keys import DATA
 from dataset_loader.xrays import DataConfig, XRays, open_xrays
 from downstream_task.finetuning import labelled_subset
 from downstream_task.probes import forward_all, logistic_regression
@@ -63,7 +64,7 @@ class ProbeConfig(Config):
 def main(config: ProbeConfig) -> None:
     """Print one row of a table for each encoder."""
     device = prepare(config.device, config.threads)
-    data = make_config(DataConfig, {**part_of(config, DataConfig), "dataset": "covid", "store_res": 0})
+    data = make_config(DataConfig, {**DATA, **part_of(config, DataConfig), "dataset": "covid", "store_res": 0})
     xrays = open_xrays(data, device)
     targets = Targets(xrays.columns.labels, xrays.columns.label_names)
     rows = np.concatenate([xrays.indices("train"), xrays.indices("val")])

@@ -14,18 +14,16 @@ one.
 
 from typing import Any
 
+from dataset_loader import data_keys
+from dataset_loader.data_keys import DATA
+from downstream_task import target_keys
+from downstream_task.target_keys import TARGETS
 from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
     # data
-    "dataset": "phantom",  # "phantom", "phantom_marker" (synthetic) | "covid" | "chexpert" | "nih" | "folder"
-    "data_root": "",  # the data set's folder, from the repo root; "" is where datasets/README.md says
-    "store_res": 0,  # pixels per side at which images are decoded, once; 0 is 8/7 of img_res
-    "split_seed": 0,  # that of the pretraining: an encoder that has seen today's validation or test part is refused
-    "findings": ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"],  # none: all
-    "uncertain": "ignore",  # CheXpert's -1: "ignore" | "zeros" | "ones"
-    "blank": "zero",  # CheXpert's blanks: "zero" (not mentioned is negative, as its authors count them) | "ignore"
-    "class_weights": True,  # rare classes count as much as frequent ones
+    **DATA,  # dataset_loader/data_keys.py: dataset, data_root, split_seed, ...
+    **TARGETS,  # downstream_task/target_keys.py: findings, uncertain, blank, class_weights
     # run
     "run_name": "search/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
     "random_seed": 0,  # of the search, the labels and the weights
@@ -57,7 +55,8 @@ config: dict[str, Any] = {
 real_xrays: dict[str, Any] = {"img_res": 64, "epochs_range": [5, 30]}
 
 if __name__ == "__main__":
-    config = flags(config, __doc__, __file__, real_xrays=real_xrays)  # before the slow imports
+    files = __file__, data_keys.__file__, target_keys.__file__
+    config = flags(config, __doc__, *files, real_xrays=real_xrays)  # before the slow imports
 
 import json
 import traceback

@@ -15,8 +15,7 @@ or more; leave the machine alone meanwhile. The same command again resumes; othe
 
 from typing import Any
 
-from selfsup_task import scan_base
-from selfsup_task.scan_base import PRETRAINING, REAL_XRAYS, without
+from selfsup_task.scan_base import FILES, PRETRAINING, REAL_XRAYS, without
 from utils.scripts import flags, run_script
 
 VARIED = ("backbone", "in_channels", "img_res", "store_res", "batch_size", "num_epochs", "warmup_epochs", "keep_all")
@@ -39,7 +38,7 @@ real_xrays: dict[str, Any] = {
 }
 
 if __name__ == "__main__":
-    config = flags(config, __doc__, __file__, scan_base.__file__, real_xrays=real_xrays)  # before the slow imports
+    config = flags(config, __doc__, __file__, *FILES, real_xrays=real_xrays)  # before the slow imports
 
 import itertools
 from collections.abc import Mapping

@@ -6,11 +6,15 @@ to choose a recipe by.
 
 from typing import Any
 
+from dataset_loader import data_keys
+from dataset_loader.data_keys import DATA
+from downstream_task import target_keys
+from downstream_task.target_keys import TARGETS
+
+FILES = __file__, data_keys.__file__, target_keys.__file__  # whose comments --help shows
+
 PRETRAINING: dict[str, Any] = {
-    "dataset": "phantom",  # "phantom", "phantom_marker" (synthetic) | "covid" | "chexpert" | "nih" | "folder"
-    "data_root": "",  # the data set's folder, from the repo root; "" is where datasets/README.md says
-    "store_res": 0,  # pixels per side at which images are decoded, once; 0 is 8/7 of img_res
-    "split_seed": 0,  # of train/val/test where the data do not name them; keep it, so that runs can be compared
+    **DATA,  # dataset_loader/data_keys.py
     "pretrain_on": "train",  # trials are ranked by validation images, which must be unseen
     "also": [],  # more X-rays without labels: FOLDER, or with its layout: covid: chexpert: nih: folder:
     "random_seed": 0,  # of weights, views and the order of images
@@ -45,10 +49,7 @@ PRETRAINING: dict[str, Any] = {
 SCAN_BASE: dict[str, Any] = {
     **PRETRAINING,
     "finetune": {  # how an encoder is judged, beside a linear probe
-        "findings": ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"],  # without any: all
-        "uncertain": "ignore",  # CheXpert's label -1: "ignore" | "zeros" | "ones"
-        "blank": "zero",  # no label: "zero" (not mentioned, so absent) | "ignore"
-        "class_weights": True,  # classes weigh the same, however frequent
+        **TARGETS,  # downstream_task/target_keys.py
         "label_fraction": 1.0,  # of the train part's labels
         "head": "probe",  # where it starts: "probe" (the linear probe) | "zeros"
         "choose_by": "validation",  # strength of the probe: best on "validation" | "cross-validation" in the subset

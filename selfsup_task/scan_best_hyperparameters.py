@@ -15,8 +15,7 @@ scan, another part of the grid adds to it, and several may work on one scan at o
 
 from typing import Any
 
-from selfsup_task import scan_base
-from selfsup_task.scan_base import REAL_XRAYS, SCAN_BASE, without
+from selfsup_task.scan_base import FILES, REAL_XRAYS, SCAN_BASE, without
 from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
@@ -29,7 +28,7 @@ config: dict[str, Any] = {
 real_xrays = without(REAL_XRAYS, "projector_dims")
 
 if __name__ == "__main__":
-    config = flags(config, __doc__, __file__, scan_base.__file__, real_xrays=real_xrays)  # before the slow imports
+    config = flags(config, __doc__, __file__, *FILES, real_xrays=real_xrays)  # before the slow imports
 
 from dataclasses import dataclass
 

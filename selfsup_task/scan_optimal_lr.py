@@ -12,8 +12,7 @@ X-rays, too short to choose by. The same command again resumes the scan.
 
 from typing import Any
 
-from selfsup_task import scan_base
-from selfsup_task.scan_base import REAL_XRAYS, SCAN_BASE, without
+from selfsup_task.scan_base import FILES, REAL_XRAYS, SCAN_BASE, without
 from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
@@ -29,7 +28,7 @@ config: dict[str, Any] = {
 }
 
 if __name__ == "__main__":
-    config = flags(config, __doc__, __file__, scan_base.__file__, real_xrays=REAL_XRAYS)  # before the slow imports
+    config = flags(config, __doc__, __file__, *FILES, real_xrays=REAL_XRAYS)  # before the slow imports
 
 import gc
 from collections.abc import Mapping

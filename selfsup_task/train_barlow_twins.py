@@ -28,14 +28,13 @@ A batch that does not fit into memory, with its exact gradient: --batch-size 102
 
 from typing import Any
 
+from dataset_loader import data_keys
+from dataset_loader.data_keys import DATA
 from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
     # data
-    "dataset": "phantom",  # "phantom", "phantom_marker" (synthetic) | "covid" | "chexpert" | "nih" | "folder"
-    "data_root": "",  # the data set's folder, from the repo root; "" is where datasets/README.md says
-    "store_res": 0,  # pixels per side at which images are decoded, once; 0 is 8/7 of img_res
-    "split_seed": 0,  # of train/val/test where the data do not name them; keep it, so that runs can be compared
+    **DATA,  # dataset_loader/data_keys.py: dataset, data_root, split_seed, ...
     "pretrain_on": "train",  # "train", and what has no label | "all" (then no held-out image is unseen any more)
     "also": [],  # more X-rays without labels: FOLDER, or with its layout: covid: chexpert: nih: folder:
     # run
@@ -86,7 +85,9 @@ real_xrays: dict[str, Any] = {
 defaults = config
 
 if __name__ == "__main__":
-    config = flags(config, __doc__, __file__, real_xrays=real_xrays, torchrun=True)  # before the slow imports
+    config = flags(
+        config, __doc__, __file__, data_keys.__file__, real_xrays=real_xrays, torchrun=True
+    )  # before the slow imports
 
 import shlex
 

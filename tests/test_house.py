@@ -1,11 +1,7 @@
-"""How the repo is built: imports point down, nothing imports an entry script, files are short, the English is plain."""
+"""How the repo is built: imports point down, nothing imports an entry script."""
 
 import ast
-import io
-import re
-import tokenize
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 from utils.config import REPO_ROOT
@@ -19,29 +15,6 @@ FLOORS = [
     {"utils"},
 ]
 PACKAGES = set().union(*FLOORS)
-MAX_LINES, MAX_FILES = 260, 14  # of a file, in a folder
-
-# Phrases that a native reader stumbles over -> what to write instead
-PHRASES = {
-    r"\banew\b": "again",
-    r"\bbegun\b": "started",
-    r"\balike\b": "the same, both",
-    r"\bmerely\b": "only",
-    r"\b(go|goes|going|gone|went) on\b": "resume, continue",
-    r"\bas it stands\b": "by default",
-    r"(?<!there )\b(is|are) no\b(?! longer| more)": "is not a",
-    r"\b(is|are) none\b": "is not",
-    r"\bat work on\b": "running",
-    r"\blast words\b": "summary",
-    r"\ba (row|folder|line|panel|marker|image|column|run) an? \w": "one row per trial",
-    r"\bwhat tells\b": "say what it is",
-    r"\btells?\b": "predicts, distinguishes, says",
-    r"\bwithout a word\b": "without a result",
-    r"\bthrows? away\b": "rejects",
-    r"\b\w+ less random\b": "pretrained - random",
-    r"\bby which choices were made\b": "used to make choices",
-    r"\b(FEWEST|MOST)_": "MIN_, MAX_",
-}
 
 
 def sources() -> list[Path]:
@@ -123,37 +96,3 @@ def test_no_two_entry_scripts_share_six_lines() -> None:
         for first in range(len(lines) - 5):
             six = tuple(lines[first : first + 6])
             assert seen.setdefault(six, path) == path, f"{path} and {seen[six]} share {six}: move them down"
-
-
-def test_files_and_folders_are_small() -> None:
-    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sources()}
-    assert not {str(path): count for path, count in lines.items() if count > MAX_LINES}
-    files = [*sources(), *sorted((REPO_ROOT / "tests").rglob("*.py"))]
-    folders = [path.parent for path in files if path.name != "__init__.py"]
-    assert not {str(folder): folders.count(folder) for folder in folders if folders.count(folder) > MAX_FILES}
-
-
-def words_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers and text: of a page all of it, of Python its comments and strings, docstrings too, and constants."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".md":
-        yield from enumerate(text.splitlines(), 1)
-        return
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        constant = token.type == tokenize.NAME and token.string.isupper()
-        if constant or token.type in (tokenize.COMMENT, tokenize.STRING) or "FSTRING" in tokenize.tok_name[token.type]:
-            yield from enumerate(token.string.splitlines(), token.start[0])
-
-
-def test_the_english_is_plain() -> None:
-    pages = [path for folder in (".", "runs", "datasets") for path in sorted((REPO_ROOT / folder).glob("*.md"))]
-    files = [*sources(), *sorted((REPO_ROOT / "tests").rglob("*.py")), *pages]
-    found = [
-        f"{path.relative_to(REPO_ROOT)}:{line}: {match[0]!r}; write: {instead}"
-        for path in files
-        if path != Path(__file__)
-        for line, text in words_of(path)
-        for phrase, instead in PHRASES.items()
-        if (match := re.search(phrase, text, 0 if phrase.isupper() else re.IGNORECASE))
-    ]
-    assert not found, "\n".join(found)

@@ -13,13 +13,12 @@ and prints both validation accuracies. Not a test: times depend on the machine a
 
 from typing import Any
 
+from dataset_loader.data_keys import DATA
 from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
-    "dataset": "phantom",
-    "data_root": "",
+    **DATA,
     "store_res": 36,
-    "split_seed": 0,
     "img_res": 32,
     "epochs": 15,  # of the loop that runs the network each time
     "rounds": 3,

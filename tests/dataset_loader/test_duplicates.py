@@ -8,17 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from data_config import data_config
 from PIL import Image, ImageChops, ImageEnhance, ImageOps
 
 from dataset_loader.duplicates import find_copies, find_duplicates, joined_groups
 from dataset_loader.image_store import open_store
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
 from dataset_loader.signatures import copies_among, places_beyond, signs
-from dataset_loader.xrays import NO_DUPLICATES, DataConfig, XRays, open_xrays
+from dataset_loader.xrays import NO_DUPLICATES, XRays, open_xrays
 
 
 def opened(root: Path) -> XRays:
-    config = DataConfig(dataset="covid", data_root=str(root), store_res=32, img_res=32, split_seed=0)
+    config = data_config(dataset="covid", data_root=str(root))
     return open_xrays(config, torch.device("cpu"))
 
 
@@ -113,9 +114,7 @@ def test_altered_copies_of_real_xrays_are_found(real_xrays: Path, tmp_path: Path
 
 def test_a_film_of_two_patients_joins_them(phantoms: Path, tmp_path: Path) -> None:
     shutil.copytree(phantoms / CHEXPERT_ROOT, tmp_path / CHEXPERT_ROOT)
-    config = DataConfig(
-        dataset="chexpert", data_root=str(tmp_path / CHEXPERT_ROOT), store_res=32, img_res=32, split_seed=0
-    )
+    config = data_config(dataset="chexpert", data_root=str(tmp_path / CHEXPERT_ROOT), store_res=32, img_res=32)
     before = open_xrays(config, torch.device("cpu"))
     first, other = (str(before.columns.paths[before.indices(part)[0]]) for part in ("train", "test"))
     shutil.copy(tmp_path / CHEXPERT_ROOT / first, tmp_path / CHEXPERT_ROOT / other)

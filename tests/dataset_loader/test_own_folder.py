@@ -8,17 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from data_config import data_config
 from PIL import Image, ImageEnhance
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.readers.folder_dataset import read_folder
-from dataset_loader.xrays import DataConfig, XRays, open_xrays
+from dataset_loader.xrays import XRays, open_xrays
 from downstream_task.targets import read_targets
 from utils.config import REPO_ROOT, UserError
 
 
 def opened(root: Path, also: list[str] | None = None) -> XRays:
-    config = DataConfig(dataset="folder", data_root=str(root), store_res=32, img_res=32, split_seed=0)
+    config = data_config(dataset="folder", data_root=str(root))
     return open_xrays(config, torch.device("cpu"), also)
 
 
@@ -88,7 +89,7 @@ def test_without_labels_everything_is_trained_on_and_nothing_is_learned_from_lab
 
 def test_a_folder_must_be_named() -> None:
     with pytest.raises(UserError, match="--data-root DIR"):
-        DataConfig(dataset="folder", data_root="", store_res=0, img_res=32, split_seed=0)
+        data_config(dataset="folder", data_root="", store_res=0, img_res=32)
 
 
 def test_the_example_of_the_readme_is_read(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from data_config import data_config
 from PIL import Image
 
 from dataset_loader.phantoms import dataset
@@ -19,7 +20,7 @@ from dataset_loader.phantoms.signs import SIGNS
 from dataset_loader.readers.chexpert_dataset import FINDINGS, read_chexpert
 from dataset_loader.readers.covid_dataset import read_covid
 from dataset_loader.readers.folder_dataset import TABLE, read_folder
-from dataset_loader.xrays import DataConfig, open_xrays
+from dataset_loader.xrays import open_xrays
 from utils.config import UserError
 
 SIZE = 64
@@ -70,7 +71,7 @@ def test_the_planted_copies_and_no_other_images_are_duplicates(covid: Path, caps
     copies = table[table["copy_of"] != ""]
     assert len(table) == 400 and 4 <= len(copies) <= 8
     for layout in ("covid", "folder"):  # with drawn parts, and with those of the table
-        config = DataConfig(dataset=layout, data_root=str(covid), store_res=32, img_res=32, split_seed=0)
+        config = data_config(dataset=layout, data_root=str(covid))
         xrays = open_xrays(config, torch.device("cpu"))
         found = xrays.duplicates
         pairs = {frozenset(pair) for pair in zip(found["file"], found["other"], strict=True)}
@@ -161,7 +162,7 @@ def test_unlabelled_images_show_other_people_but_for_planted_copies_of_held_out_
     assert all(path.startswith(f"{CLASSES[k]}/") for path, k in zip(labelled.paths, labelled.labels, strict=True))
     assert all((root / mask).is_file() for mask in labelled.masks)
     assert len(unlabelled) == 202 and all(path.startswith("Unlabelled/") for path in unlabelled.paths)
-    config = DataConfig(dataset="folder", data_root=str(root), store_res=32, img_res=32, split_seed=0)
+    config = data_config(dataset="folder", data_root=str(root))
     (also,) = open_xrays(config, torch.device("cpu"), []).also
     table = pd.read_csv(root / TABLE, keep_default_na=False)
     copies = table[(table["copy_of"] != "") & (table["label"] == "")]

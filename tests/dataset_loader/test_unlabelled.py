@@ -7,17 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from data_config import data_config
 from PIL import Image, ImageEnhance, ImageOps
 
 from dataset_loader.image_files import image_files
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT, RECORD, ensure_phantoms
-from dataset_loader.xrays import DataConfig, XRays, open_xrays
+from dataset_loader.xrays import XRays, open_xrays
 from utils.config import UserError
 
 
 def opened(phantoms: Path, *also: str, dataset: str = "covid") -> XRays:
     root = phantoms / (COVID_ROOT if dataset == "covid" else CHEXPERT_ROOT)
-    config = DataConfig(dataset=dataset, data_root=str(root), store_res=32, img_res=32, split_seed=0)
+    config = data_config(dataset=dataset, data_root=str(root))
     return open_xrays(config, torch.device("cpu"), also)
 
 

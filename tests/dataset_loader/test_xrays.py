@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_config import data_config
 
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT, ensure_phantoms
 from dataset_loader.xrays import DataConfig, XRays, open_xrays, read_columns
@@ -14,7 +15,7 @@ from utils.config import UserError
 
 
 def data(dataset: str, root: Path, size: int = 32) -> DataConfig:
-    return DataConfig(dataset=dataset, data_root=str(root), store_res=size, img_res=32, split_seed=0)
+    return data_config(dataset=dataset, data_root=str(root), store_res=size, img_res=32)
 
 
 def opened(dataset: str, root: Path, size: int = 32) -> XRays:
@@ -75,7 +76,7 @@ def test_a_broken_image_is_left_out_of_columns_and_pixels(tmp_path: Path, phanto
 
 @pytest.mark.parametrize(("img_res", "stored"), [(32, 36), (48, 54), (64, 73), (224, 256)])
 def test_a_store_res_of_0_leaves_an_eighth_of_room(img_res: int, stored: int) -> None:
-    config = DataConfig(dataset="covid", data_root="", store_res=0, img_res=img_res, split_seed=0)
+    config = data_config(dataset="covid", data_root="", store_res=0, img_res=img_res)
     assert config.stored_size == stored
     assert dataclasses.replace(config, store_res=300).stored_size == 300
 

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from data_config import data_config
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
-from dataset_loader.xrays import DataConfig, open_xrays
+from dataset_loader.xrays import open_xrays
 from downstream_task.probes import forward_all, linear_probe, probe, probe_labels
 from self_sup_classes.backbones import Backbone
 from utils.metrics import balanced_accuracy
@@ -69,7 +70,7 @@ def test_probe_labels_follow_chexperts_authors() -> None:
 @pytest.mark.parametrize("in_channels", [1, 3])
 def test_features_are_those_of_eval_mode_and_leave_the_network_as_it_was(phantoms: Path, in_channels: int) -> None:
     data = {"dataset": "covid", "data_root": str(phantoms / COVID_ROOT)}
-    config = DataConfig(**data, store_res=64, img_res=32, split_seed=0)
+    config = data_config(**data, store_res=64, img_res=32)
     xrays = open_xrays(config, torch.device("cpu"))
     network = Backbone("resnet18", in_channels).train()
     before = {key: value.clone() for key, value in network.state_dict().items()}

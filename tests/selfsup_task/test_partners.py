@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from data_config import data_config
 
 from augmentations.transform_utils import plain_view
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT
-from dataset_loader.xrays import DataConfig, XRays, open_xrays
+from dataset_loader.xrays import XRays, open_xrays
 from selfsup_task.pretraining import Partners, PretrainConfig, partners_of, twin_step
 from selfsup_task.train_barlow_twins import config as DEFAULTS
 from utils import distributed
@@ -22,7 +23,7 @@ from utils.distributed import Place
 def xrays(phantoms: Path) -> XRays:
     """Phantoms of which every study holds all X-rays of its patient, one study of one apart."""
     data = {"dataset": "chexpert", "data_root": str(phantoms / CHEXPERT_ROOT), "store_res": 32, "img_res": 32}
-    found = open_xrays(DataConfig(**data, split_seed=0), torch.device("cpu"))
+    found = open_xrays(data_config(**data), torch.device("cpu"))
     return replace(found, columns=replace(found.columns, details=found.columns.details.assign(study="study1")))
 
 

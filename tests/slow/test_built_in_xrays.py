@@ -5,14 +5,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from data_config import data_config
 
 from dataset_loader.readers.folder_dataset import TABLE
-from dataset_loader.xrays import DataConfig, open_xrays
+from dataset_loader.xrays import open_xrays
 
 
 @pytest.mark.parametrize("dataset", ["phantom", "phantom_marker"])
 def test_near_duplicates_are_the_planted_ones(tmp_path: Path, dataset: str, capsys: pytest.CaptureFixture[str]) -> None:
-    config = DataConfig(dataset=dataset, data_root=str(tmp_path), store_res=36, img_res=32, split_seed=0)
+    config = data_config(dataset=dataset, data_root=str(tmp_path), store_res=36, img_res=32)
     xrays = open_xrays(config, torch.device("cpu"), [])
     table = pd.read_csv(xrays.columns.root / TABLE, keep_default_na=False)
     copies = table[table["copy_of"] != ""]
