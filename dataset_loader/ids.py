@@ -1,0 +1,110 @@
+"""Patient numbers, accession numbers and file names as they are written: plain, hashed with a key, or not at all."""
+
+import contextlib
+import functools
+import hashlib
+import hmac
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.config import DATASETS_ROOT, UserError
+
+IDS = ["plain", "hashed", "none"]
+KEY_FILE, KEY_BYTES = ".cxr_ids_key", 32
+
+
+@dataclass(frozen=True)
+class Ids:
+    """How files under runs/ name patients, accession numbers and films: `mode` is one of IDS, `key` that of hashes.
+
+    One value has one hash in all files and runs of a key, so that rows of a patient stay together; nobody can try
+    numbers without the key.
+    """
+
+    mode: str = "plain"
+    key: bytes = b""
+
+    def numbers(self, values: Iterable[str]) -> np.ndarray:
+        """Return patient or accession numbers [N] as 16 hex digits if "hashed", "" if "none"; blanks stay blank."""
+        return self._written(values, lambda value: "" if self.mode == "none" else self._hash(value))
+
+    def names(self, values: Iterable[str], prefix: str = "") -> np.ndarray:
+        """Return groups or files [N], which a table must tell apart: the prefix and a hash if "hashed".
+
+        If "none", the prefix and the place of a value among all, in alphabetical order, from 1.
+        """
+        values = [str(value) for value in values]
+        if self.mode == "none":
+            places = {value: place for place, value in enumerate(sorted(set(values)), 1)}
+            return self._written(values, lambda value: f"{prefix}{places[value]}")
+        return self._written(values, lambda value: prefix + self._hash(value))
+
+    def files(self, values: Iterable[str]) -> np.ndarray:
+        """Return files [N] as names does: "file-" and 16 hex digits, or a number. A file's name may be a patient's."""
+        return self.names(values, "file-")
+
+    def _hash(self, value: str) -> str:
+        return hmac.new(self.key, value.encode(), hashlib.sha256).hexdigest()[:16]
+
+    def _written(self, values: Iterable[str], hide: Callable[[str], str]) -> np.ndarray:
+        plain = [str(value) for value in values]
+        return np.array(plain if self.mode == "plain" else [value and hide(value) for value in plain], dtype=object)
+
+
+def open_ids(mode: str, root: Path) -> Ids:
+    """Return how ids are written; the key of "hashed" is the one beside the data, drawn when it is first needed.
+
+    `root` is the folder of the data, or of the run's data for films to predict. The key is KEY_FILE in it, or in a
+    folder around it, or, where nothing can be written there, in DATASETS_ROOT. Says on stderr, once, what is
+    written. Raises UserError for a key that is damaged or cannot be written.
+    """
+    if mode != "hashed":
+        if mode == "plain":
+            _say("files under runs/ hold file names and patient numbers as they are; --ids hashed or none hides them")
+        return Ids(mode)
+    root = root.resolve()
+    places = [folder / KEY_FILE for folder in (root, *root.parents, DATASETS_ROOT)]
+    if (path := next((place for place in places if place.is_file()), None)) is None:
+        path = _draw_key(places[0]) or _draw_key(places[-1])
+    if path is None:
+        raise UserError(f"no key of ids can be written in {root} or {DATASETS_ROOT}; make one of them writable.")
+    _say(f"ids are hashed with the key in {path}; keep it, and never share it with results")
+    return Ids(mode, _read_key(path))
+
+
+def _read_key(path: Path) -> bytes:
+    with contextlib.suppress(ValueError, OSError):
+        if len(key := bytes.fromhex(path.read_text(encoding="utf-8"))) == KEY_BYTES:
+            return key
+    raise UserError(
+        f"{path} cannot be read as a key of ids, {2 * KEY_BYTES} hex digits; restore it, make it readable, or delete "
+        "it: a new one is drawn, which makes other hashes."
+    )
+
+
+def _draw_key(path: Path) -> Path | None:
+    """Write a new key that its owner alone can read, unless another process did; None where that is not possible."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(os.urandom(KEY_BYTES).hex() + "\n")
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)  # whole or not at all, and never over another
+        return path
+    except OSError:
+        return None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@functools.cache
+def _say(line: str) -> None:
+    """Print a line on stderr, once."""
+    print(line, file=sys.stderr)
