@@ -114,7 +114,7 @@ def engine_config(config: FinetuneConfig, labels: int) -> FitConfig:
 
     The learning rate is constant: a schedule would need to know where a training ends that stops by patience.
     """
-    fixed = {"scheduler": "constant", "warmup_epochs": 0, "gradient_clip": 0.0, "checkpoint_every": 500}
+    fixed = {"scheduler": "constant", "warmup_epochs": 0, "gradient_clip": 0.0, "checkpoint_minutes": 5.0}
     return FitConfig(**{**fixed, **part_of(config, FitConfig)}, num_epochs=config.max_evaluations(labels))
 
 

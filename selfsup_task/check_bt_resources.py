@@ -18,11 +18,11 @@ from typing import Any
 from selfsup_task.scan_base import FILES, PRETRAINING, REAL_XRAYS, without
 from utils.scripts import flags, run_script
 
-VARIED = ("backbone", "in_channels", "img_res", "store_res", "batch_size", "num_epochs", "warmup_epochs", "keep_all")
+VARIED = ("backbone", "in_channels", "img_res", "store_res", "batch_size", "num_epochs", "warmup_epochs")
 UNUSED = {"also": [], "start": "random"}  # neither changes what a step costs
 
 config: dict[str, Any] = {
-    **without(PRETRAINING, *VARIED, *UNUSED),  # selfsup_task/scan_base.py
+    **without(PRETRAINING, "keep_all", *VARIED, *UNUSED),  # selfsup_task/scan_base.py
     "run_name": "resources/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
     "backbones": ["resnet18", "efficientnet_b0"],  # resnet18/34/50/101, efficientnet_b0 ... b4
     "channels": [1],  # 1 (gray) | 3
@@ -134,6 +134,4 @@ def grids(table: pd.DataFrame, cells: Mapping[str, Mapping[str, Any]]) -> dict[s
 
 if __name__ == "__main__":
     cell = {"backbone": "resnet18", "in_channels": 1, "img_res": 32, "store_res": 0, "batch_size": 64, **UNUSED}
-    run_script(
-        main, ResourcesConfig, {**cell, "num_epochs": 1, "warmup_epochs": 0, "keep_all": False, **UNUSED, **config}
-    )
+    run_script(main, ResourcesConfig, {**cell, "num_epochs": 1, "warmup_epochs": 0, **config})

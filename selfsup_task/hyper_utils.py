@@ -34,6 +34,7 @@ class ScanConfig(PretrainConfig):
     """The keys of all scans, and of their trials; scan_base.py says what each means."""
 
     finetune: FinetunePart
+    keep_all: bool
     only: list[str]
     least_epochs = 1
 

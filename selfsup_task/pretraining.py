@@ -46,7 +46,6 @@ class PretrainConfig(MonitorConfig, MachineConfig):
     projector_dims: list[int]
     micro_batch_size: int
     deterministic: bool
-    keep_all: bool
     least_epochs = 0  # 0 is EPOCHS, each of one pass, or of EPOCH_STEPS where a pass has fewer
 
     def __post_init__(self) -> None:
@@ -209,8 +208,7 @@ def train(model: BarlowTwins, step: StepFunction, xrays: XRays, config: Pretrain
         run.save_figure("curves", monitor.curves_figure(), step=int(run.rows[-1]["step"]))
         length = {"images": len(indices), "epochs": config.num_epochs, "steps": int(run.rows[-1]["step"])}
         run.finish({**length, **monitor.facts(), **_progress(run.rows)})
-        if not config.keep_all:
-            run.drop_checkpoint()
+        run.drop_checkpoint()
     distributed.barrier()
 
 

@@ -41,8 +41,8 @@ PRETRAINING: dict[str, Any] = {
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves it to torch
     "probe_every": 1000,  # epochs between the probes of a trial's own curves; the last epoch is always probed
-    "checkpoint_every": 500,  # steps between checkpoints inside an epoch; each epoch ends with one
-    "keep_all": False,  # keep the weights and checkpoints of trials that are finished
+    "checkpoint_minutes": 5.0,  # between checkpoints; a signal to stop writes one too
+    "keep_all": False,  # keep the weights of trials that are finished
     "only": [],  # names of trials, to run some of them
 }
 

@@ -39,7 +39,6 @@ config: dict[str, Any] = {
     "also": [],  # more X-rays without labels: FOLDER, or with its layout: covid: chexpert: nih: folder:
     # run
     "run_name": "pretrain/{dataset}",  # runs/<run_name>/; "" derives one from the other keys
-    "keep_all": False,  # keep checkpoint.pt, three times the weights, after the run has finished
     "random_seed": 0,  # of weights, views and the order of images
     # network
     "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
@@ -68,7 +67,7 @@ config: dict[str, Any] = {
     "threads": 0,  # CPU threads; 0 leaves it to torch
     # what to watch
     "probe_every": 2,  # epochs between linear and kNN probes on validation
-    "checkpoint_every": 500,  # steps between checkpoints inside an epoch; each epoch ends with one
+    "checkpoint_minutes": 5.0,  # between checkpoints; a signal to stop writes one too
 }
 # What changes when `dataset` is not a phantom. The evidence is in docs/RESULTS.md: balanced accuracy (%) of a linear
 # probe by 20, 93 and 187 labels on validation, COVID layout. Random weights 49.2, 56.1, 58.5; these 54.8, 62.6, 64.7

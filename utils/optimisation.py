@@ -53,12 +53,12 @@ class FitConfig(OptimiserConfig):
     batch_size: int
     gradient_clip: float
     precision: str
-    checkpoint_every: int
+    checkpoint_minutes: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("precision", self.precision, PRECISIONS)
-        for key, least in {"batch_size": 2, "checkpoint_every": 1, "random_seed": 0, "gradient_clip": 0}.items():
+        for key, least in {"batch_size": 2, "checkpoint_minutes": 0, "random_seed": 0, "gradient_clip": 0}.items():
             check_at_least(key, getattr(self, key), least)
 
 

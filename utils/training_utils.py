@@ -33,7 +33,6 @@ from utils.optimisation import (
 )
 from utils.scripts import Stopped, progress_bar, signals_wait, stop_requested
 
-CHECKPOINT_SECONDS = 300
 MAX_WEIGHT = 1e10  # no training that converges comes near it; the loss may stay finite behind a BatchNorm
 LOG_EVERY = 10  # steps between TensorBoard points and checks that the loss is finite
 
@@ -65,8 +64,8 @@ def fit(
     `stop`, asked before each epoch, may end the training early; it may depend on `run.rows`, which resuming restores.
     With `steps_per_epoch`, an epoch is that many steps of an endless sequence of shuffled passes, however few images
     there are; otherwise it is one pass.
-    A checkpoint is written at the end of an epoch, after `checkpoint_every` steps or CHECKPOINT_SECONDS, and when a
-    signal asks the script to end (utils.scripts), which it then does.
+    A checkpoint is written every `checkpoint_minutes`, after a step or an evaluation, and when a signal asks the script
+    to end (utils.scripts), which it then does.
 
     Raises UserError for a batch larger than the data, a setting that does not exist, a checkpoint that does not
     fit, or a loss or weight that is not finite (the last good checkpoint stays; diverged.json has the step).
@@ -153,13 +152,16 @@ class _Loop:
         while progress.step < self.steps_per_epoch:
             self.take_step(order)
             stopping = self.is_stopping()
-            due = progress.step % config.checkpoint_every == 0 or time.monotonic() > self.saved + CHECKPOINT_SECONDS
-            if stopping or (due and progress.step < self.steps_per_epoch):
+            if stopping or (self.is_due() and progress.step < self.steps_per_epoch):
                 self.save()
             if stopping:
                 raise Stopped
         images = (progress.step - first_step) * config.batch_size
         return images / (time.perf_counter() - start)
+
+    def is_due(self) -> bool:
+        """Whether the last checkpoint is old enough for another one."""
+        return time.monotonic() >= self.saved + 60 * self.config.checkpoint_minutes
 
     def is_stopping(self) -> bool:
         """Whether a signal has asked this process to end; of several processes, which stop together, any of them."""
@@ -233,7 +235,9 @@ class _Loop:
         self.run.log(self.global_step, extra)
         self.run.add_row({"epoch": self.progress.epoch, "step": self.global_step, **means, **extra})
         self.say(_line(self.run.rows[-1], self.config.num_epochs))
-        self.save()
+        self.check_finite()
+        if self.is_due() or self.is_stopping():
+            self.save()
 
     def save(self) -> None:
         self.check_finite()

@@ -24,7 +24,7 @@ CONFIG = FitConfig(
     warmup_epochs=0,
     gradient_clip=0.0,
     precision="float32",
-    checkpoint_every=1,
+    checkpoint_minutes=0,
 )
 
 

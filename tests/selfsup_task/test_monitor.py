@@ -96,11 +96,6 @@ def test_the_best_weights_are_those_of_the_epoch_with_the_best_probe(
     assert not torch.equal(best["conv1.weight"], final["conv1.weight"])
 
 
-def test_a_finished_run_keeps_its_checkpoint_when_asked_to(config: dict[str, Any]) -> None:
-    kept = pretrain({**config, "num_epochs": 1, "warmup_epochs": 0, "keep_all": True})
-    assert (kept.folder / "checkpoint.pt").exists()
-
-
 @pytest.mark.parametrize(("epoch_steps", "steps"), [(5, 10), (2, 6)])  # a pass over 192 X-rays has 3 steps of 64
 def test_a_length_that_is_not_given_has_steps_enough(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, epoch_steps: int, steps: int

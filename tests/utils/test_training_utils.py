@@ -31,7 +31,7 @@ CONFIG = FitConfig(
     warmup_epochs=1,
     gradient_clip=1.0,
     precision="float32",
-    checkpoint_every=2,
+    checkpoint_minutes=0,  # after each step
 )
 X = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
 Y = X.sum(1, keepdim=True)
@@ -139,12 +139,22 @@ def test_a_signal_finishes_the_step_and_writes_a_checkpoint(
     pd.testing.assert_frame_equal(rows.filter(timeless), again.filter(timeless), check_exact=True)
 
 
-def test_a_checkpoint_is_written_after_some_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_utils, "CHECKPOINT_SECONDS", 0)
-    with pytest.raises(Killed):
-        Task(tmp_path, replace(CONFIG, checkpoint_every=1000), kill_at=(0, 3)).fit()
-    state = Run("run", replace(CONFIG, checkpoint_every=1000), "pretraining", tmp_path).checkpoint()
-    assert state is not None and (state["epoch"], state["step"]) == (0, 3)
+def test_checkpoints_are_written_by_the_clock_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes a minute, an evaluation none: checkpoints after steps 5, 10, 15 of 21, in epochs of 7."""
+    config, minutes, saved = replace(CONFIG, checkpoint_minutes=5), iter(range(0, 10**6, 60)), []
+    now = [next(minutes)]
+    monkeypatch.setattr(training_utils.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Run, "save_checkpoint", lambda run, state: saved.append((state["epoch"], state["step"])))
+    task = Task(tmp_path, config)
+    step = task.step
+
+    def minute(batch: Tensor, epoch: int, number: int) -> Mapping[str, Tensor]:
+        now[0] = next(minutes)
+        return step(batch, epoch, number)
+
+    task.step = minute  # type: ignore[method-assign]
+    task.fit()
+    assert saved == [(0, 5), (1, 3), (2, 1), (2, 6)]
 
 
 def damaged(content: bytes, how: str) -> bytes:
@@ -174,14 +184,14 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
     resumed.fit()
     said = capsys.readouterr().err
     assert said.count("checkpoint.pt is damaged") == (how != "gone")
-    assert "epoch 2, step 1" in said  # the one before, at the end of epoch 1; the last is of step 2
+    assert "epoch 2, step 3" in said  # the one before; the last is of step 3
     for mine, other in zip(weights(undisturbed), weights(resumed), strict=True):
         assert torch.equal(mine, other)
 
 
 def test_a_damaged_checkpoint_without_another_is_one_sentence_and_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        Task(tmp_path, CONFIG, kill_at=(0, 2)).fit()
+        Task(tmp_path, CONFIG, kill_at=(0, 1)).fit()
     path = tmp_path / "run" / "checkpoint.pt"
     path.write_bytes(damaged(path.read_bytes(), "one bit"))
     with pytest.raises(UserError, match=r"is damaged \(.*checksum\) and no earlier checkpoint can be read"):
@@ -190,7 +200,7 @@ def test_a_damaged_checkpoint_without_another_is_one_sentence_and_not_overwritte
 
 def test_a_damaged_checkpoint_never_replaces_the_good_one_before(tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        Task(tmp_path, CONFIG, kill_at=(1, 3)).fit()
+        Task(tmp_path, CONFIG, kill_at=(1, 1)).fit()
     path = tmp_path / "run" / "checkpoint.pt"
     path.write_bytes(damaged(path.read_bytes(), "one bit"))
     run = Run("run", CONFIG, "pretraining", tmp_path)
@@ -289,7 +299,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
 
 
 @pytest.mark.parametrize(
-    ("at", "kept"), [((1, 4), "keeps the last good checkpoint"), ((0, 1), "has no checkpoint yet")]
+    ("at", "kept"), [((1, 4), "keeps the last good checkpoint"), ((0, 0), "has no checkpoint yet")]
 )
 @pytest.mark.parametrize("what", ["loss", "weight"])
 def test_what_diverges_is_never_saved_and_its_step_is_written_down(
