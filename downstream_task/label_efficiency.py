@@ -21,7 +21,7 @@ from utils.intervals import (
     savings_sentence,
 )
 from utils.logging_utils import Run
-from utils.metrics import balanced_accuracy, finding_scores, fit_plateau, labels_for
+from utils.metrics import fit_plateau, labels_for, weighted_scores
 
 REPEATS = 500  # resamples of the images behind an interval
 MIN_POINTS = 4  # numbers of labels to which a plateau is fitted
@@ -106,13 +106,12 @@ def _read_cell(rows: pd.DataFrame, folder: Path, file: str) -> Cell:
     first = rows.iloc[0]
     tables = [read_predictions(folder / trial / file) for trial in rows["trial"]]
     labels, predictions = zip(*map(labels_and_probabilities, tables), strict=True)
-    score = balanced_accuracy if labels[0].ndim == 1 else _mean_auroc
-    groups = tables[0]["group"].to_numpy()
+    groups, once = tables[0]["group"].to_numpy(), np.ones((1, len(tables[0])))
     return Cell(
         *(first[key] for key in CELL),
         labels=int(first["labels"]),
-        scores=np.array([score(labels[0], p) for p in predictions]),
-        resampled=resampled_scores(score, predictions, labels[0], groups, REPEATS),
+        scores=np.array([weighted_scores(labels[0], p, once)[0] for p in predictions]),
+        resampled=resampled_scores(weighted_scores, predictions, labels[0], groups, REPEATS),
         units=len(np.unique(groups)),
         encoders=tuple(rows["encoder"]),
     )
@@ -252,7 +251,3 @@ def interval_text_table(table: pd.DataFrame, index: str | list[str]) -> str:
         labels=[f"{n:,} ({100 * share:g}%)" for n, share in zip(table["labels"], table["fraction"], strict=True)],
     )
     return cells.pivot_table("cell", index, "arm", aggfunc="first", sort=False).to_string()
-
-
-def _mean_auroc(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    return finding_scores(labels, probabilities)["auroc"]

@@ -4,6 +4,7 @@ An interval of one network's score speaks of new images. Images of one patient, 
 whole groups are resampled. An interval of the difference between two arms speaks of new draws of labels too.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -23,6 +24,7 @@ SALIENCY_NAMES = {
 }
 
 MIN_GROUPS = 5  # for an interval of a mean over groups
+MAX_COUNTS = 2**21  # of images in resamples, which are scored at once
 
 
 class Difference(NamedTuple):
@@ -140,7 +142,7 @@ def _bounds(now: float, resampled: np.ndarray, units: int, level: float, fewest:
 
 
 def resampled_scores(
-    score: Callable[[np.ndarray, np.ndarray], float],
+    score: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
     predictions: Sequence[np.ndarray] | np.ndarray,
     labels: np.ndarray,
     groups: np.ndarray,
@@ -149,10 +151,14 @@ def resampled_scores(
 ) -> np.ndarray:
     """Return the scores [repeats, K] of one arm's K runs on resampled groups, the same for every arm of one seed.
 
-    score(labels, predictions) takes images of labels [M, ...] and of one run of predictions, K of [M, ...].
+    score(labels, predictions, weights) takes the images' labels [M, ...], one run of predictions, of K [M, ...], and
+    how often each image is drawn in some of the resamples, [r, M]; it returns [r].
     """
-    rows = resamples(groups, repeats, seed)
-    return np.array([[score(labels[drawn], run[drawn]) for run in predictions] for drawn in rows])
+    found, rows = [], resamples(groups, repeats, seed)
+    while drawn := list(itertools.islice(rows, MAX_COUNTS // len(groups) + 1)):
+        weights = np.array([np.bincount(one, minlength=len(groups)) for one in drawn])  # [r, M]
+        found.append(np.stack([score(labels, run, weights) for run in predictions], axis=1))
+    return np.concatenate(found)
 
 
 def paired_difference(

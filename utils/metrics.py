@@ -62,6 +62,44 @@ def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
     return float(roc_auc_score(labels, scores[:, -1]))
 
 
+def weighted_scores(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the score [R] of probabilities [M, C] under each of R weights [R, M] of the images, whole numbers.
+
+    Balanced accuracy over the classes that occur in labels [M], or the mean AUROC of findings [M, C] (1, 0, NaN where
+    unknown) over those with images of both kinds; NaN without any. An image of weight k counts as k equal ones.
+    """
+    if labels.ndim == 1:
+        of_class = np.eye(probabilities.shape[1])[labels]  # [M, C]
+        right = of_class * (probabilities.argmax(1) == labels)[:, None]
+        hits, totals = weights @ right, weights @ of_class  # [R, C]
+        return _mean_ratio(hits, totals)
+    of_findings = [_pairs_won(y, p, weights) for y, p in zip(labels.T, probabilities.T, strict=True)]
+    won, pairs = np.stack(of_findings, axis=2)  # [R, findings] each
+    return _mean_ratio(won, pairs)
+
+
+def _mean_ratio(parts: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """Return the mean [R] of parts / totals [R, C] over the totals that are not 0; NaN where all are."""
+    with np.errstate(invalid="ignore"):
+        return np.divide(parts, totals, out=np.zeros(parts.shape), where=totals > 0).sum(1) / (totals > 0).sum(1)
+
+
+def _pairs_won(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many pairs of a positive and a negative image are in order under weights [R, M], and of how many.
+
+    Their ratio is the AUROC (Mann and Whitney 1947); a pair of equal scores counts half. labels [M] are 1, 0 or NaN.
+    """
+    rows = np.flatnonzero(~np.isnan(labels))
+    rows = rows[np.argsort(scores[rows], kind="stable")]
+    weights, positive = weights[:, rows].astype(np.float64), labels[rows] == 1
+    starts = np.flatnonzero(np.diff(scores[rows], prepend=np.nan))  # of each run of equal scores
+    if not len(starts):
+        return np.zeros(len(weights)), np.zeros(len(weights))
+    up, down = (np.add.reduceat(weights * kind, starts, axis=1) for kind in (positive, ~positive))  # [R, scores]
+    below = down.cumsum(1) - down / 2
+    return (up * below).sum(1), up.sum(1) * down.sum(1)
+
+
 def classification_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """Return scores in 0..1 of probabilities [M, C] for labels [M] in 0..C-1; all but ece are better the larger.
 

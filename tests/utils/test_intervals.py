@@ -19,6 +19,7 @@ from utils.intervals import (
     resampled_scores,
     resamples,
 )
+from utils.metrics import weighted_scores
 
 
 def bootstrap_interval(
@@ -29,7 +30,7 @@ def bootstrap_interval(
 
 
 def compared(
-    score: Callable[[np.ndarray, np.ndarray], float],
+    score: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
     arms: Sequence[np.ndarray],
     labels: np.ndarray,
     groups: np.ndarray,
@@ -37,12 +38,13 @@ def compared(
 ) -> Difference:
     """Difference of two arms, each [K, M] predictions, as comparisons compute it."""
     a, b = (resampled_scores(score, arm, labels, groups, repeats, seed=0) for arm in arms)
-    now_a, now_b = (np.array([score(labels, run) for run in arm]) for arm in arms)
+    once = np.ones((1, len(labels)))
+    now_a, now_b = (np.array([score(labels, run, once)[0] for run in arm]) for arm in arms)
     return paired_difference(now_a, now_b, a, b, len(np.unique(groups)))
 
 
-def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
-    return float(np.add.reduce(labels == predictions) / len(labels))
+def accuracy(labels: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return weights @ (labels == predictions) / weights.sum(1)
 
 
 def some_groups(generator: np.random.Generator, images: int) -> np.ndarray:
@@ -185,11 +187,8 @@ def test_resamples_without_one_class_are_left_out() -> None:
     low, high = bootstrap_interval(area, np.arange(22), repeats=40)
     assert 0 < low < area(np.arange(22)) < high < 1
     one_arm, other = scores[None].repeat(3, 0), np.random.default_rng(0).random((3, 22))
-
-    def paired(labels: np.ndarray, scores: np.ndarray) -> float:
-        return roc_auc_score(labels, scores) if 0 < labels.sum() < len(labels) else float("nan")
-
-    assert np.isfinite(compared(paired, (one_arm, other), labels, np.arange(22), repeats=40)).all()
+    arms = one_arm[..., None], other[..., None]
+    assert np.isfinite(compared(weighted_scores, arms, labels[:, None], np.arange(22), repeats=40)).all()
 
 
 @pytest.mark.parametrize("spread", [0.1, 0.3])

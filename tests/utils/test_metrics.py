@@ -12,6 +12,7 @@ from sklearn.metrics import (
     confusion_matrix,
     f1_score,
     log_loss,
+    recall_score,
     roc_auc_score,
 )
 from sklearn.neighbors import KNeighborsClassifier
@@ -28,6 +29,7 @@ from utils.metrics import (
     fit_temperature,
     knn_scores,
     per_class_scores,
+    weighted_scores,
 )
 
 no_warnings = pytest.mark.filterwarnings("error")
@@ -103,6 +105,29 @@ def test_classification_scores_agree_with_scikit_learn() -> None:
 
 
 @no_warnings
+@pytest.mark.parametrize("kind", ["classes", "findings"])
+def test_scores_of_weighted_images_are_those_of_their_copies(kind: str) -> None:
+    generator = np.random.default_rng(0)
+    scores = generator.integers(0, 12, (80, 3)) / 12  # with ties
+    labels: Any = generator.integers(0, 3, 80)
+    if kind == "findings":
+        labels = generator.choice([0, 1, np.nan], (80, 3), p=[0.6, 0.2, 0.2])
+        labels[:, 2] = np.where(labels[:, 2] == 1, np.nan, labels[:, 2])  # of one kind alone
+    weights = generator.integers(0, 4, (5, 80))
+    weights[4] *= (labels if kind == "classes" else labels[:, 0]) != 1  # without a class, or a finding's positives
+
+    def score(rows: np.ndarray) -> float:
+        if kind == "classes":
+            return recall_score(labels[rows], scores[rows].argmax(1), average="macro", labels=np.unique(labels[rows]))
+        known = [rows[np.isfinite(labels[rows, c])] for c in range(3)]
+        pairs = [(labels[r, c], scores[r, c]) for c, r in enumerate(known) if len(set(labels[r, c])) == 2]
+        return float(np.mean([roc_auc_score(*pair) for pair in pairs]))
+
+    copies = [score(np.repeat(np.arange(80), row)) for row in weights]
+    np.testing.assert_allclose(weighted_scores(labels, scores, weights), copies, rtol=1e-12)
+    assert np.isnan(weighted_scores(np.full((4, 1), np.nan), scores[:4, :1], weights[:1, :4])).all()
+
+
 def test_absent_classes_are_left_out_of_the_averages() -> None:
     labels, probabilities = guesses(300, 4)
     kept = labels != 2
