@@ -31,12 +31,17 @@ def signatures(store: ImageStore) -> np.ndarray:
     copies saved as JPEG of quality 10, at half the size, or with another brightness, contrast or gamma differ in 65 of
     385 bits or fewer; different films differ in 88 or more.
     """
-    path = store.folder / f"signatures_{_WINDOW}_{_FLAT:g}_{_RIM}_{_FREQUENCIES[0]}-{_FREQUENCIES[1]}.npy"
+    path = store.folder / f"signatures_{settings()}.npy"
     if not path.exists():
         blocks = torch.arange(len(store)).split(_BLOCK)
         found = np.concatenate([np.packbits(transform(store.gather(rows)).numpy() > 0, axis=1) for rows in blocks])
         write_atomically(path, lambda file: np.save(file, found))
     return np.load(path)
+
+
+def settings() -> str:
+    """Return the numbers that a signature depends on, for the name of a file that depends on signatures."""
+    return f"{_WINDOW}_{_FLAT:g}_{_RIM}_{_FREQUENCIES[0]}-{_FREQUENCIES[1]}"
 
 
 def transform(images: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from utils.files import write_text
 # Built in: classes, the same with a planted shortcut for the audit, and CheXpert's findings in its layout.
 PHANTOMS = ["phantom", "phantom_marker", "phantom_chexpert"]
 FINDINGS_DATASETS = ["chexpert", "phantom_chexpert", "nih"]  # the others have classes; a folder has either
+MANY_COPIES = 10  # of one film; more are hardly films
 MIN_RES = 8  # pixels per side of what a network sees; fewer show nothing of a chest
 DATASETS = [*PHANTOMS, *READERS]
 DEFAULT_ROOTS = {
@@ -204,6 +205,7 @@ def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] | N
     kind = " (synthetic)" if xrays.synthetic else "" if columns.label_names else " without labels"
     print(f"{config.dataset}{kind}: {len(xrays):,} X-rays, {described}", file=sys.stderr)
     _warn_of_official_parts(columns, parts)
+    _warn_of_copies(columns, parts, duplicates)
     if also is None:
         return xrays
     return replace(xrays, also=_collections(xrays, everything, config.stored_size, device, also))
@@ -225,6 +227,26 @@ def _warn_of_official_parts(columns: Columns, parts: np.ndarray) -> None:
         print(
             f"warning: {shared.sum():,} images of the official train part have the patient or the film of a validation "
             "or test image, so scores may be too good",
+            file=sys.stderr,
+        )
+
+
+def _warn_of_copies(columns: Columns, parts: np.ndarray, duplicates: pd.DataFrame) -> None:
+    """Say where more than MANY_COPIES files show one picture, and of which class and part they are."""
+    files, classes = columns.paths.astype(str), ""
+    if columns.labels.ndim == 1:
+        classes = np.array([f"{name} " for name in columns.label_names], dtype=object)[columns.labels]
+    kinds = pd.Series(classes + "images of the " + parts.astype(object) + " part")
+    pairs = duplicates.loc[np.isin(duplicates[["file", "other"]].to_numpy(str), files).all(1)]
+    picture = pd.Series(joined_groups(columns.paths, columns.paths, pairs))
+    for name in picture.value_counts().loc[lambda count: count > MANY_COPIES].index:
+        copies = (picture == name).to_numpy()
+        exact = "exact " * bool((pairs.loc[pairs["file"].isin(files[copies]), "distance"] == 0).all())
+        shares = [f"{n:,} of {(kinds == kind).sum():,} {kind}" for kind, n in kinds.loc[copies].value_counts().items()]
+        print(
+            f"warning: {copies.sum():,} files are {exact}copies of one picture ({', '.join(files[copies][:3])}, ...), "
+            "perhaps what an export writes for a film that is missing. They are one group, which a drawn split keeps "
+            f"whole: {', '.join(shares)}. If they show no film, move them out of the data.",
             file=sys.stderr,
         )
 

@@ -11,6 +11,7 @@ import torch
 from data_config import data_config
 from PIL import Image, ImageChops, ImageEnhance, ImageOps
 
+from dataset_loader import duplicates, signatures
 from dataset_loader.duplicates import find_copies, find_duplicates, joined_groups
 from dataset_loader.image_store import open_store
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
@@ -169,6 +170,84 @@ def test_a_store_is_searched_once(phantoms: Path, tmp_path: Path) -> None:
     kept.write_text("row,other_row,distance\n0,1,0.25\n")  # what lies there is taken
     assert find_duplicates(store, files).to_numpy().tolist() == [[files[0], files[1], 0.25]]
     assert len(first) <= 10
+
+
+def films_and_copies(phantoms: Path, root: Path) -> dict[str, int]:
+    """Write 24 equal files, 24 of one film saved in different ways, and 6 other films; return the film of each file."""
+    sources, film = sorted((phantoms / COVID_ROOT).glob("*/images/*.png"))[::30], {}
+    root.mkdir()
+    for n in range(54):
+        name, shown = (f"{n:02}.png", max(0, n - 46)) if not 24 <= n < 48 else (f"{n:02}.jpg", 1)
+        with Image.open(sources[shown]) as image:
+            copy = image.convert("L")
+        if shown == 1:
+            copy = ImageEnhance.Brightness(ImageOps.mirror(copy) if n % 3 == 0 else copy).enhance(0.4 + 0.02 * n)
+        copy.save(root / name, quality=n)
+        film[name] = shown
+    return film
+
+
+def test_copies_that_are_connected_are_not_compared_again(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film, compared, aligned = films_and_copies(phantoms, tmp_path / "films"), [], duplicates._aligned
+
+    def counted(maps: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        compared.append(len(maps))
+        return aligned(maps, others)
+
+    monkeypatch.setattr(duplicates, "_aligned", counted)
+    files = [*film]
+    store = open_store(tmp_path / "films", files, 64, tmp_path, show_progress=False)
+    pairs = find_duplicates(store, files)
+    groups = joined_groups(np.array(files), np.array(files), pairs)
+    first = {shown: name for name, shown in reversed(film.items())}
+    assert groups.tolist() == [first[shown] for shown in film.values()]
+    assert len(pairs) == 23 + 23  # of 2 x 276: as many as connect them
+    equal = pairs[pairs["other"] < "24"]
+    assert set(equal["file"]) == {"00.png"} and set(equal["distance"]) == {0}
+    assert sum(compared) <= 23 * 18 + 30  # for the distances of 23 pairs, and what looks alike at first
+
+    copies = [name for name, shown in film.items() if shown < 2 and int(name[:2]) % 2]
+    others = open_store(tmp_path / "films", copies, 64, tmp_path, show_progress=False)
+    between = find_copies(store, files, others, copies)
+    assert set(between["file"]) == {name for name, shown in film.items() if shown < 2}
+    assert set(between["other"]) == set(copies)
+    assert [film[a] for a in between["file"]] == [film[b] for b in between["other"]]
+    assert len(between) < 48 + len(copies)
+
+
+def test_a_picture_in_place_of_many_films_is_said_with_what_it_does_to_the_split(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = sorted((phantoms / COVID_ROOT).glob("*/images/*.png"))
+    for n in range(40):
+        folder = tmp_path / "data" / "AB"[n < 8 or n > 35]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(sources[5 * max(0, n - 15) + 1], folder / f"{n:02}.png")
+    xrays = opened(tmp_path / "data")
+    said = next(line for line in capsys.readouterr().err.splitlines() if "one picture" in line)
+    assert "16 files are exact copies of one picture (A/08.png, A/09.png, A/10.png, ...)" in said
+    (part,) = set(xrays.parts[xrays.columns.groups == "A/08.png"])
+    held = [int(((xrays.columns.labels == label) & (xrays.parts == part)).sum()) for label in (0, 1)]
+    assert f"8 of {held[0]} A images of the {part} part, 8 of {held[1]} B images of the {part} part" in said
+
+
+@pytest.mark.parametrize(
+    "constant",
+    ["MAX_DISTANCE", "_LIKELY", "_COARSE", "_FINE", "_STEP", "_ZOOM", "_RIM", "_MOVES", "MAX_BITS", "_VERSION"],
+)
+def test_a_search_with_other_constants_is_another_one(constant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, value = duplicates._settings(), getattr(duplicates, constant)
+    monkeypatch.setattr(duplicates, constant, {**value, "turned by 5": None} if constant == "_MOVES" else value + 1)
+    assert duplicates._settings() != before
+
+
+@pytest.mark.parametrize("constant", ["_WINDOW", "_FLAT", "_RIM", "_FREQUENCIES"])
+def test_other_signatures_are_stored_and_searched_anew(constant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, value = (duplicates._settings(), signatures.settings()), getattr(signatures, constant)
+    monkeypatch.setattr(signatures, constant, (4, 23) if constant == "_FREQUENCIES" else value + 1)
+    assert duplicates._settings() != before[0] and signatures.settings() != before[1]
 
 
 def test_bounds_of_the_search_are_whole_numbers_which_bfloat16_holds(
