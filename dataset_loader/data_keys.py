@@ -5,7 +5,7 @@ from typing import Any
 DATA: dict[str, Any] = {
     "dataset": "phantom",  # "phantom", "phantom_marker" (synthetic) | "covid" | "chexpert" | "nih" | "folder"
     "data_root": "",  # the data set's folder, from the repo root; "" is where datasets/README.md says
-    "labels": "table",  # of a folder: "table" (labels.csv) | "folders" (an image's class is the folder that holds it)
+    "labels": "table",  # of a folder: "table" (labels.csv) | "folders" (one for each class)
     "laterals": False,  # True: also take lateral views of one's own folder, which are left out and listed
     "store_res": 0,  # side of the cached images, in pixels; 0 is 8/7 of img_res
     "split_seed": 0,  # of train/val/test where the data do not name them; keep it, so that runs can be compared

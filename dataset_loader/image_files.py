@@ -15,6 +15,9 @@ IMAGE_SUFFIXES = _DICOM_SUFFIXES | {
 # Other kinds of images. They are not read, and named, so that nobody takes them for used.
 _UNREAD = (".jp2", ".j2k", ".heic", ".heif", ".avif", ".pgm", ".ppm", ".svg", ".psd", ".raw", ".img")
 _UNREAD += (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
+# Folders of other programs: of a Mac's zips, of network disks (previews, snapshots), waste. None holds X-rays.
+_OF_PROGRAMS = ("__macosx", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin")
+_OF_PROGRAMS += ("recycler", "lost+found", "system volume information", "__pycache__")
 _NAMES_SHOWN = 3
 
 
@@ -53,8 +56,13 @@ def is_visible(name: str) -> bool:
     return not name.startswith((".", "~", "#"))
 
 
+def is_left_out(name: str) -> bool:
+    """Return whether a folder of that name holds no X-rays: hidden, of another program, or masks."""
+    return name.startswith(".") or name.lower() in (*_OF_PROGRAMS, "masks")
+
+
 def image_files(root: Path) -> np.ndarray:
-    """Return the image files below a folder as sorted relative POSIX paths, without hidden ones and masks folders.
+    """Return the image files below a folder as sorted relative POSIX paths, but for those in folders that is_left_out.
 
     A folder that is linked to from several places is read once. Images of a kind that is not read, and folders that may
     not be, are counted on stderr.
@@ -64,7 +72,7 @@ def image_files(root: Path) -> np.ndarray:
     closed: list[str] = []
     for folder, names, _ in os.walk(root, followlinks=True, onerror=lambda error: closed.append(str(error.filename))):
         status = os.stat(folder)
-        names[:] = [name for name in names if not name.startswith(".") and name.lower() != "masks"]
+        names[:] = [name for name in names if not is_left_out(name)]
         if (status.st_dev, status.st_ino) in read:
             names.clear()
             continue

@@ -12,10 +12,10 @@ from torch import Tensor
 from dataset_loader.duplicates import find_copies
 from dataset_loader.image_files import image_files
 from dataset_loader.image_store import ImageStore, open_store
-from dataset_loader.phantoms.dataset import is_synthetic
 from dataset_loader.readers import READERS
 from dataset_loader.signatures import THUMBNAIL, copies_among, signatures
 from dataset_loader.splits import names_hash
+from dataset_loader.synthetic import is_synthetic, without_synthetic
 from utils.config import DATASETS_ROOT, UserError, repo_path
 
 
@@ -139,5 +139,5 @@ def _images_of(root: Path, layout: str) -> tuple[np.ndarray, np.ndarray]:
     if layout in READERS:
         columns = READERS[layout](root)
         return columns.paths, columns.groups
-    paths = image_files(root)
+    paths = without_synthetic(root, image_files(root))
     return paths, paths

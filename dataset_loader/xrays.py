@@ -15,10 +15,12 @@ from torch import Tensor
 from dataset_loader.columns import Columns
 from dataset_loader.duplicates import NO_DUPLICATES, find_duplicates, joined_groups
 from dataset_loader.image_store import ImageStore, open_store
-from dataset_loader.phantoms.dataset import ensure_chexpert_phantoms, ensure_phantoms, is_synthetic
+from dataset_loader.phantoms.dataset import ensure_chexpert_phantoms, ensure_phantoms
 from dataset_loader.readers import READERS
+from dataset_loader.readers.folder_dataset import read_folder
 from dataset_loader.signatures import THUMBNAIL, signatures
 from dataset_loader.splits import PARTS, complete_split, names_hash, split_hash, write_split
+from dataset_loader.synthetic import is_synthetic
 from dataset_loader.unlabelled import Collection, Labelled, collection_of, open_collection
 from utils.config import DATASETS_ROOT, Config, UserError, check_at_least, check_choice, repo_path
 from utils.files import write_text
@@ -59,6 +61,8 @@ class DataConfig(Config):
         check_choice("ids", self.ids, ["plain", "hashed", "none"])
         if self.dataset == "folder" and not self.data_root:
             raise UserError("dataset is 'folder', but data_root is empty; name the folder of images, --data-root DIR.")
+        if self.labels == "folders" and self.dataset != "folder":
+            raise UserError(f"labels is 'folders', which goes with --dataset folder, not {self.dataset!r}.")
         check_at_least("img_res", self.img_res, MIN_RES)
         check_at_least("split_seed", self.split_seed, 0)
         if self.store_res != 0 and self.store_res < self.img_res:
@@ -282,7 +286,8 @@ def read_columns(config: DataConfig) -> Columns:
             return READERS["chexpert"](ensure_chexpert_phantoms(folder))
         marker = config.dataset == "phantom_marker"
         return READERS["folder"](ensure_phantoms(folder, images=2400, unlabelled=3600, planted_marker=marker))
-    return READERS[config.dataset](repo_path(config.data_root or DEFAULT_ROOTS[config.dataset]))
+    root = repo_path(config.data_root or DEFAULT_ROOTS[config.dataset])
+    return read_folder(root, config.labels) if config.dataset == "folder" else READERS[config.dataset](root)
 
 
 def described(columns: Columns) -> dict[str, Any]:

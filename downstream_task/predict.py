@@ -45,7 +45,7 @@ import numpy as np
 import pandas as pd
 
 from dataset_loader.decoding import square_or_reason
-from dataset_loader.phantoms.dataset import is_synthetic
+from dataset_loader.synthetic import is_synthetic
 from downstream_task.clinic.export import write_onnx
 from downstream_task.clinic.films import PATH, find_films
 from downstream_task.clinic.predictor import NetworkConfig, Predictor, open_predictors

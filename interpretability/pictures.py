@@ -13,7 +13,7 @@ from augmentations.transform_utils import plain_view
 from dataset_loader.decoding import BrokenImageError, decode_square, decode_upright
 from dataset_loader.image_files import IMAGE_SUFFIXES
 from dataset_loader.lung_masks import read_mask
-from dataset_loader.phantoms.dataset import is_synthetic
+from dataset_loader.synthetic import is_synthetic
 from dataset_loader.xrays import XRays
 from downstream_task.clinic.films import PATH
 from downstream_task.clinic.predictor import Predictor

@@ -20,12 +20,15 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from dataset_loader.image_files import is_visible, shown
 from dataset_loader.phantoms.chest import Array, Chest, Dice
 from dataset_loader.phantoms.classes import XRay, plan_classes
 from dataset_loader.phantoms.film import annotate, collimate, expose, plant_marker, wires
 from dataset_loader.phantoms.patients import HEADER, plan_patient
 from dataset_loader.phantoms.signs import SIGNS
+from dataset_loader.readers import likely_dataset
 from dataset_loader.readers.folder_dataset import TABLE
+from dataset_loader.synthetic import RECORD
 from utils.config import UserError
 from utils.distributed import exclusive_lock
 from utils.files import write_json, write_text
@@ -35,15 +38,9 @@ from utils.scripts import progress_bar
 VERSION = 3  # of the drawing: images of another version are not those asked for
 COVID_ROOT = "COVID-19_Radiography_Dataset"
 CHEXPERT_ROOT = "CheXpert-v1.0-small"
-RECORD = "phantom.json"  # in the root of each layout: what was asked for
 SOURCES = "sources.csv"  # in the COVID layout with planted markers: which images carry one
 
 _BATCH = 24  # images drawn at a time; their arrays fit in a core's cache
-
-
-def is_synthetic(path: Path) -> bool:
-    """Return whether a file or folder lies in a tree of synthetic X-rays."""
-    return any((folder / RECORD).exists() for folder in (path, *path.parents))
 
 
 def ensure_phantoms(
@@ -55,8 +52,8 @@ def ensure_phantoms(
     `unlabelled` more show other people, of the same classes, and some more show films of validation and test again.
     With `planted_marker` most images of MARKED_CLASS, and few others, carry a bright disc in the lower left corner: a
     shortcut for an audit to find; SOURCES says which of the labelled ones. Images have `size` x `size` pixels. A later
-    call with the same request returns at once. Raises UserError if the root holds something else; nothing is
-    overwritten.
+    call with the same request returns at once. Raises UserError if `folder` holds anything else than phantoms; nothing
+    is written there then.
     """
     counts = {"images": images, "unlabelled": unlabelled}
     request = {"layout": "covid", **counts, "size": size, "seed": seed, "planted_marker": planted_marker}
@@ -117,6 +114,7 @@ def draw(xrays: Sequence[XRay], shape: tuple[int, int]) -> tuple[Array, Array]:
 def _ensure(root: Path, request: dict, plan: Callable[[Path], list[XRay]], shape: tuple[int, int]) -> Path:
     """Draw the images that `plan` lists, unless `root` holds them."""
     request = {"version": VERSION, **request}
+    _check_folder(root.parent)
     if _is_finished(root, request):
         return root
     try:
@@ -126,6 +124,25 @@ def _ensure(root: Path, request: dict, plan: Callable[[Path], list[XRay]], shape
     except OSError as error:
         raise UserError(f"could not write the synthetic X-rays to {root}: {error}.") from error
     return root
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise UserError for a folder that holds anything else than phantoms, guessing which data set was meant."""
+    if not folder.is_dir():
+        return
+    roots = (folder / COVID_ROOT, folder / CHEXPERT_ROOT)
+    others = [
+        path.name
+        for path in folder.iterdir()
+        if is_visible(path.name) and not (path in roots and (path / RECORD).is_file())
+    ]
+    if others:
+        guess = likely_dataset(folder)
+        meant = f"did you mean --dataset {guess}? Else" if guess else "to have phantoms drawn,"
+        raise UserError(
+            f"{folder} holds {shown(sorted(others))}, and synthetic X-rays are drawn into an empty folder alone; "
+            f"{meant} choose an empty or new folder."
+        )
 
 
 def _is_finished(root: Path, request: dict) -> bool:

@@ -2,6 +2,7 @@
 
 import posixpath
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pandas as pd
 from dataset_loader.columns import UNLABELLED, Columns
 from dataset_loader.dicom import RADIOGRAPHS, dicom_facts
 from dataset_loader.image_files import image_files, is_dicom_name, shown
+from dataset_loader.readers.class_folders import by_folder, like_classes, lung_masks
 from dataset_loader.readers.tables import checked_findings, column_of, finding_values, read_table
+from dataset_loader.synthetic import without_synthetic
 from utils.config import UserError
 from utils.scripts import tracked
 
@@ -22,8 +25,10 @@ _SEXES = {"m": "Male", "male": "Male", "f": "Female", "female": "Female"}
 _EXPECTED = "datasets/README.md shows the tables that are read"
 
 
-def read_folder(root: Path) -> Columns:
+def read_folder(root: Path, labels: str = "table") -> Columns:
     """Read every image file below a folder and, if it is there, what `labels.csv` says about them; no pixel is opened.
+
+    With `labels` "folders", an image's class is its top folder, as by_folder says, and labels.csv is not read.
 
     Columns of the table: file (relative to the folder), and either label (a class) or one column for each finding. A
     finding is a column that is not in KNOWN, most of whose cells that are not blank are 1, 0 or -1; then all must be.
@@ -35,10 +40,14 @@ def read_folder(root: Path) -> Columns:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"found no folder {root}; data_root names the folder that holds your images.")
-    files, path = image_files(root), root / TABLE
+    files, path = without_synthetic(root, image_files(root)), root / TABLE
     if not len(files):
         raise UserError(f"found no image below {root}; data_root names the folder that holds your images.")
+    if labels == "folders":
+        return _read_class_folders(root, files)
     if not path.is_file():
+        if counts := like_classes(files):
+            print(f"note: {root} has no {TABLE}; {offer_of_folders(counts)}", file=sys.stderr)
         rows = pd.DataFrame({"file": pd.Series(dtype=object)})
         return described(root, files, rows, np.empty((0, 0), dtype=np.float32), (), path)
     rows = read_table(path).rename(columns=lambda name: name.lower() if name.lower() in KNOWN else name)
@@ -51,15 +60,34 @@ def read_folder(root: Path) -> Columns:
         has_file = column_of(rows, "file").isin(files)
         # a class that only rows without a file have does not count
         written = column_of(rows, "label").where(has_file | (not has_file.any()), "")
-        names, labels = _classes(written, path)
+        names, values = _classes(written, path)
     else:
         names = _findings(rows, path)
-        labels = np.stack([checked_findings(column_of(rows, name), path) for name in names], axis=1)
+        values = np.stack([checked_findings(column_of(rows, name), path) for name in names], axis=1)
         rows = rows.drop(columns=list(names))
-    columns = described(root, files, rows, labels, names, path)
+    columns = described(root, files, rows, values, names, path)
     kind = "classes" if "label" in rows else "findings"
     print(f"{path}: {len(columns.labelled()):,} labelled images, {kind} {', '.join(names)}", file=sys.stderr)
     return columns
+
+
+def offer_of_folders(counts: Mapping[str, int]) -> str:
+    """Return what to do where folders look like classes, of which each has some images."""
+    listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    return f"its folders look like classes ({listed}): --labels folders reads them"
+
+
+def _read_class_folders(root: Path, files: np.ndarray) -> Columns:
+    """Return the columns of images whose class is their top folder; the others are UNLABELLED."""
+    found = by_folder(files, deep=True)
+    found.check(root, "with --labels folders each class has a folder of its own.")
+    found.note_others("so without a label")
+    if (root / TABLE).is_file():
+        print(f"note: {root / TABLE} is not read: labels is 'folders'", file=sys.stderr)
+    names, labelled = found.names, np.flatnonzero(found.classes != "")
+    rows = pd.DataFrame({"file": files[labelled], "label": found.classes[labelled], "part": found.parts[labelled]})
+    rows["mask"] = [mask or "" for mask in lung_masks(root, files[labelled])]
+    return described(root, files, rows, np.searchsorted(names, found.classes[labelled]), tuple(names), root)
 
 
 def described(

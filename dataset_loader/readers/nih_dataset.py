@@ -9,6 +9,7 @@ from dataset_loader.columns import Columns
 from dataset_loader.image_files import image_files
 from dataset_loader.readers.folder_dataset import described
 from dataset_loader.readers.tables import read_table
+from dataset_loader.synthetic import without_synthetic
 from utils.config import UserError
 
 FINDINGS = (
@@ -61,7 +62,7 @@ def read_nih(root: Path) -> Columns:
     missing = [name for name in ("Image Index", "Finding Labels", "Patient ID") if name not in rows]
     if missing:
         raise UserError(f"{table} lacks the column {missing[0]!r}; it has {', '.join(rows.columns)}; {_HOW_TO_PLACE}")
-    files = image_files(root)
+    files = without_synthetic(root, image_files(root))
     labels = _labels(rows.pop("Finding Labels"), table)
     rows = rows.rename(columns=_NAMES)
     tested = (root / TEST_LIST).read_text(encoding="utf-8").split() if (root / TEST_LIST).is_file() else []

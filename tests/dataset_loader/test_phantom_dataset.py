@@ -13,14 +13,15 @@ from PIL import Image
 
 from dataset_loader.phantoms import dataset
 from dataset_loader.phantoms.classes import CLASS_SHARES, MARKED_CLASS, XRay, class_counts, plan_classes
-from dataset_loader.phantoms.dataset import RECORD, SOURCES, draw, ensure_chexpert_phantoms, ensure_phantoms
+from dataset_loader.phantoms.dataset import SOURCES, draw, ensure_chexpert_phantoms, ensure_phantoms
 from dataset_loader.phantoms.film import MARKER_SHARE
 from dataset_loader.phantoms.patients import report
 from dataset_loader.phantoms.signs import SIGNS
 from dataset_loader.readers.chexpert_dataset import FINDINGS, read_chexpert
 from dataset_loader.readers.covid_dataset import read_covid
 from dataset_loader.readers.folder_dataset import TABLE, read_folder
-from dataset_loader.xrays import open_xrays
+from dataset_loader.synthetic import RECORD
+from dataset_loader.xrays import open_xrays, read_columns
 from utils.config import UserError
 
 SIZE = 64
@@ -203,13 +204,45 @@ def test_another_request_is_refused_and_changes_nothing(covid: Path, change: dic
     assert hashes(covid) == before
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    thesis = tmp_path / dataset.COVID_ROOT / "thesis.txt"
-    thesis.parent.mkdir()
-    thesis.write_text("years of work")
-    with pytest.raises(UserError, match="holds no finished synthetic X-rays"):
-        ensure_phantoms(tmp_path, **REQUEST)
-    assert thesis.exists()
+@pytest.mark.parametrize(
+    ("files", "guess"),
+    [
+        (["thesis.txt"], "choose an empty or new folder"),
+        ([f"{dataset.COVID_ROOT}/thesis.txt"], "choose an empty or new folder"),
+        (["labels.csv", "a.png"], "did you mean --dataset folder\\?"),
+        (["2019/a.png"], "did you mean --dataset folder\\?"),
+        ([f"{dataset.COVID_ROOT}/{name}/images/1.png" for name in "ab"], "did you mean --dataset folder"),
+        (["COVID/images/a.png", "Normal/images/a.png"], "did you mean --dataset covid\\?"),
+        (
+            [f"train/{k}/{n}.png" for k in ("NORMAL", "PNEUMONIA") for n in range(5)],
+            "--dataset folder --labels folders",
+        ),
+        (["train.csv", "train/p1/study1/view1.jpg"], "did you mean --dataset chexpert\\?"),
+        (["batch 1/train.csv"], "did you mean --dataset chexpert\\?"),
+        (["Data_Entry_2017_v2020.csv", "images/1.png"], "did you mean --dataset nih\\?"),
+    ],
+)
+def test_nothing_is_drawn_beside_a_persons_files(tmp_path: Path, files: list[str], guess: str) -> None:
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("phantom", "phantom_marker", "phantom_chexpert"):
+        with pytest.raises(UserError, match=guess) as refused:
+            read_columns(data_config(dataset=name, data_root=str(tmp_path)))
+        assert "\n" not in str(refused.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_phantoms_among_ones_own_images_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = ensure_phantoms(tmp_path, images=40, size=SIZE)
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "a.png").touch()
+    assert read_folder(tmp_path).paths.tolist() == ["films/a.png"]
+    told = capsys.readouterr().err
+    assert f"40 of the 41 images below {tmp_path} are synthetic" in told and str(root) in told
+    with pytest.raises(UserError, match="did you mean --dataset folder"):
+        ensure_phantoms(tmp_path, images=40, size=SIZE)
 
 
 def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

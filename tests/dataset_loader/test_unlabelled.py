@@ -11,7 +11,8 @@ from data_config import data_config
 from PIL import Image, ImageEnhance, ImageOps
 
 from dataset_loader.image_files import image_files
-from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT, RECORD, ensure_phantoms
+from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT, ensure_phantoms
+from dataset_loader.synthetic import RECORD
 from dataset_loader.xrays import XRays, open_xrays
 from utils.config import UserError
 

@@ -15,7 +15,8 @@ from finetuning_config import finetuning_config
 from scipy.special import softmax
 from sklearn.metrics import roc_auc_score
 
-from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT, RECORD, ensure_chexpert_phantoms, ensure_phantoms
+from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT, ensure_chexpert_phantoms, ensure_phantoms
+from dataset_loader.synthetic import RECORD
 from downstream_task.clinic.operating_points import choose_threshold
 from downstream_task.finetuning import finetune
 from downstream_task.finished_runs import OpenedData, find_finished
