@@ -56,6 +56,9 @@ class Ids:
         return np.array(plain if self.mode == "plain" else [value and hide(value) for value in plain], dtype=object)
 
 
+PLAIN = Ids()
+
+
 def open_ids(mode: str, root: Path) -> Ids:
     """Return how ids are written; the key of "hashed" is the one beside the data, drawn when it is first needed.
 
@@ -67,14 +70,23 @@ def open_ids(mode: str, root: Path) -> Ids:
         if mode == "plain":
             _say("files under runs/ hold file names and patient numbers as they are; --ids hashed or none hides them")
         return Ids(mode)
-    root = root.resolve()
-    places = [folder / KEY_FILE for folder in (root, *root.parents, DATASETS_ROOT)]
-    if (path := next((place for place in places if place.is_file()), None)) is None:
-        path = _draw_key(places[0]) or _draw_key(places[-1])
+    path = _find_key(root) or _draw_key(root.resolve() / KEY_FILE) or _draw_key(DATASETS_ROOT / KEY_FILE)
     if path is None:
         raise UserError(f"no key of ids can be written in {root} or {DATASETS_ROOT}; make one of them writable.")
     _say(f"ids are hashed with the key in {path}; keep it, and never share it with results")
     return Ids(mode, _read_key(path))
+
+
+def earlier_ids(root: Path) -> list[Ids]:
+    """Return the ways in which an earlier run on the data in `root` can have named files: plain, and by their key."""
+    path = _find_key(root)
+    return [PLAIN, Ids("hashed", _read_key(path))] if path else [PLAIN]
+
+
+def _find_key(root: Path) -> Path | None:
+    root = root.resolve()
+    places = [folder / KEY_FILE for folder in (root, *root.parents, DATASETS_ROOT)]
+    return next((place for place in places if place.is_file()), None)
 
 
 def _read_key(path: Path) -> bytes:

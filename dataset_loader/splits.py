@@ -1,13 +1,14 @@
 """Train, validation and test parts that share no patient; subsets of the labels."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from dataset_loader.columns import Columns
+from dataset_loader.columns import UNLABELLED, Columns
+from dataset_loader.ids import PLAIN, Ids
 from utils.config import UserError
 from utils.files import write_text
 
@@ -21,14 +22,16 @@ def split_by_group(
     strata: np.ndarray,
     seed: int,
     shares: Sequence[float] = tuple(SHARES.values()),
+    kept: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the part of each of N images, [N] of PARTS: whole groups only, stratified.
 
     `strata` is an int per image; a group's stratum is the most frequent one among its images. Each part gets
     its share of the images of each stratum to within one group; the next stratum compensates for the rounding.
     Groups are drawn in the order of a hash of (seed, group): neither the order of the images nor the version of a
-    random generator matters. Raises ValueError for lengths that differ, a path listed twice or shares that do not
-    sum to 1.
+    random generator matters. `kept` [N] holds parts that are fixed, the same for all images of a group, and "" for
+    images to draw, so that kept and drawn ones together have the shares. Raises ValueError for lengths that differ, a
+    path listed twice or shares that do not sum to 1.
     """
     if not len(paths) == len(groups) == len(strata) or len(np.unique(paths)) != len(paths):
         raise ValueError("paths, groups and strata must have one length, and a path must be listed once")
@@ -37,20 +40,27 @@ def split_by_group(
     names, group_of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     stratum_of, size_of = _group_strata(group_of, np.asarray(strata)), np.bincount(group_of)
     drawn = np.argsort([hashlib.sha256(f"{seed}:{name}".encode()).hexdigest() for name in names])
-    part_of = np.empty(len(names), dtype=np.int64)
+    part_of = np.full(len(names), -1)
+    for number, part in enumerate(PARTS if kept is not None else ()):
+        part_of[group_of[kept == part]] = number
     carried = [0.0] * len(PARTS)  # images that each part is owed from the strata so far
     for stratum in np.unique(stratum_of):
         members = drawn[stratum_of[drawn] == stratum]
-        part_of[members], carried = _deal(size_of[members].tolist(), shares, carried)
+        has = [int(size_of[members[part_of[members] == part]].sum()) for part in range(len(PARTS))]
+        new = members[part_of[members] == -1]
+        part_of[new], carried = _deal(size_of[new].tolist(), has, shares, carried)
     return np.array(PARTS)[part_of[group_of]]
 
 
-def complete_split(columns: Columns, seed: int) -> np.ndarray:
+def complete_split(
+    columns: Columns, seed: int, shares: Mapping[str, float] = SHARES, kept: np.ndarray | None = None
+) -> np.ndarray:
     """Return the part of each of N images, [N] of PARTS: the official one where the source gives it.
 
     Images without one are split by group, as split_by_group does, into those parts that the source does not name, in
-    proportion to SHARES, and train; those of an official group go to its part. Where the source names no validation or
-    test part, images of its train part are drawn for it. Without any label, all are the train part.
+    proportion to `shares`, and train; those of an official group go to its part. Where the source names no validation
+    or test part, images of its train part are drawn for it. Parts `kept` [N] of an earlier split ("" where there is
+    none) come before drawing, and after the source's. Without any label, all are the train part.
     """
     if not columns.label_names:
         return np.full(len(columns), "train")
@@ -61,9 +71,9 @@ def complete_split(columns: Columns, seed: int) -> np.ndarray:
     drawn = np.flatnonzero((parts == "") | ((parts == "train") & bool(absent)))
     if len(drawn):
         rows = columns.take(drawn)
-        shares = np.array([share * (part == "train" or part in absent) for part, share in SHARES.items()])
-        shares = (shares / shares.sum()).tolist()
-        parts[drawn] = split_by_group(rows.paths, rows.groups, strata_of(rows.labels), seed, shares)
+        wanted = np.array([share * (part == "train" or part in absent) for part, share in shares.items()])
+        wanted, fixed = (wanted / wanted.sum()).tolist(), None if kept is None else kept[drawn]
+        parts[drawn] = split_by_group(rows.paths, rows.groups, strata_of(rows.labels), seed, wanted, fixed)
     return parts
 
 
@@ -75,13 +85,16 @@ def _group_strata(group_of: np.ndarray, strata: np.ndarray) -> np.ndarray:
     return values[counts.reshape(-1, len(values)).argmax(axis=1)]
 
 
-def _deal(sizes: list[int], shares: Sequence[float], carried: list[float]) -> tuple[list[int], list[float]]:
+def _deal(
+    sizes: list[int], has: list[int], shares: Sequence[float], carried: list[float]
+) -> tuple[list[int], list[float]]:
     """Return the part of each of a stratum's groups, of `sizes` images, and how many images each part is owed then.
 
-    A group goes to the part that is owed most among those that can take it whole; if none can, among all that are
-    owed anything. So no part exceeds its share of the stratum by a whole group.
+    Each part `has` so many images of the stratum before. A group goes to the part that is owed most among those that
+    can take it whole; if none can, among all that are owed anything. So no part exceeds its share of the stratum by a
+    whole group.
     """
-    owed = [share * sum(sizes) for share in shares]
+    owed = [share * (sum(sizes) + sum(has)) - before for share, before in zip(shares, has, strict=True)]
     parts = []
     for size in sizes:
         takers = [part for part, images in enumerate(owed) if images >= size - 1e-9]
@@ -135,11 +148,21 @@ def split_hash(paths: np.ndarray, parts: np.ndarray) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
-def write_split(path: Path, columns: Columns, parts: np.ndarray) -> None:
-    """Write file,label,group,part as CSV; a label is the class's name or the findings that are not blank."""
+def write_split(
+    path: Path, columns: Columns, parts: np.ndarray, unlabelled: Columns | None = None, ids: Ids = PLAIN
+) -> None:
+    """Write file,label,group,part as CSV; a label is the class's name or the findings that are not blank.
+
+    `unlabelled` images of the same data set follow, whose part is UNLABELLED, except with `ids` "none", under which no
+    later run finds a film again. `ids` says how files and groups are named.
+    """
     table = pd.DataFrame(
         {"file": columns.paths, "label": _label_texts(columns), "group": columns.groups, "part": parts}
     )
+    if unlabelled is not None and len(unlabelled) and ids.mode != "none":
+        more = {"file": unlabelled.paths, "label": "", "group": unlabelled.groups, "part": UNLABELLED}
+        table = pd.concat([table, pd.DataFrame(more)])
+    table = table.assign(file=ids.files(table["file"]), group=ids.names(table["group"]))
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 

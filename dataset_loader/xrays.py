@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,17 @@ from torch import Tensor
 
 from dataset_loader.columns import Columns
 from dataset_loader.duplicates import NO_DUPLICATES, find_duplicates, joined_groups
+from dataset_loader.ids import IDS, PLAIN, Ids, open_ids
 from dataset_loader.image_store import ImageStore, open_store
+from dataset_loader.kept_split import KeptSplit, read_kept_split
 from dataset_loader.phantoms.dataset import ensure_chexpert_phantoms, ensure_phantoms
 from dataset_loader.readers import READERS
 from dataset_loader.readers.folder_dataset import read_folder
 from dataset_loader.signatures import THUMBNAIL, signatures
-from dataset_loader.splits import PARTS, complete_split, names_hash, split_hash, write_split
+from dataset_loader.splits import PARTS, SHARES, complete_split, names_hash, split_hash, write_split
 from dataset_loader.synthetic import is_synthetic
 from dataset_loader.unlabelled import Collection, Labelled, collection_of, open_collection
-from utils.config import DATASETS_ROOT, Config, UserError, check_at_least, check_choice, repo_path
+from utils.config import DATASETS_ROOT, Config, UserError, check_at_least, check_between, check_choice, repo_path
 from utils.files import write_text
 
 # Built in: classes, the same with a planted shortcut for the audit, and CheXpert's findings in its layout.
@@ -58,7 +60,7 @@ class DataConfig(Config):
         super().__post_init__()
         check_choice("dataset", self.dataset, DATASETS)
         check_choice("labels", self.labels, ["table", "folders"])
-        check_choice("ids", self.ids, ["plain", "hashed", "none"])
+        check_choice("ids", self.ids, IDS)
         if self.dataset == "folder" and not self.data_root:
             raise UserError("dataset is 'folder', but data_root is empty; name the folder of images, --data-root DIR.")
         if self.labels == "folders" and self.dataset != "folder":
@@ -70,6 +72,18 @@ class DataConfig(Config):
                 f"store_res is {self.store_res} and img_res {self.img_res}: the images would be enlarged; "
                 "set store_res to 0, which derives it from img_res, or to a larger number."
             )
+        for key in ("val_share", "test_share"):
+            check_between(key, getattr(self, key), 0, 1)
+        if self.val_share + self.test_share >= 1:
+            raise UserError(
+                f"val_share is {self.val_share} and test_share {self.test_share}, which leaves nothing to train on; "
+                "their sum must be below 1."
+            )
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Shares of the images whose part is drawn, by PARTS."""
+        return {"train": 1 - self.val_share - self.test_share, "val": self.val_share, "test": self.test_share}
 
     @property
     def stored_size(self) -> int:
@@ -92,7 +106,10 @@ class XRays:
     parts       [N] "train", "val" or "test", by patient or duplicate group
     duplicates  the near-duplicate pairs that were joined into one group: file, other, distance
     source      "covid", "chexpert", "nih", "folder" or, wherever they are stored, "phantom"
+    unlabelled  columns of the data set's images without a label; without any label, all count as labelled
     also        more X-rays for pretraining, without labels; their indices follow those of the data set, N, N + 1, ...
+    ids         how runs name patients and files
+    kept        the earlier split whose parts were kept, or None
     seen        held-out images found in a list of images, by the list's hash: a comparison asks for each fine-tuning
     """
 
@@ -102,7 +119,10 @@ class XRays:
     parts: np.ndarray
     duplicates: pd.DataFrame
     source: str
+    unlabelled: Columns | None = None
     also: tuple[Collection, ...] = ()
+    ids: Ids = PLAIN
+    kept: KeptSplit | None = None
     seen: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -157,12 +177,23 @@ class XRays:
             if len(places):
                 yield places, indices[places] - (ends[number - 1] if number else 0), source
 
+    @functools.cached_property
+    def written(self) -> pd.DataFrame:
+        """N rows of file and group, as tables of a run name them."""
+        return pd.DataFrame({"file": self.ids.files(self.columns.paths), "group": self.ids.names(self.columns.groups)})
+
     def write_split(self, folder: Path) -> None:
         """Write split.csv, the part of each X-ray, and duplicates.csv, for a person to read."""
-        write_split(folder / "split.csv", self.columns, self.parts)
-        left_out = [other.left_out.assign(collection=str(other.root)) for other in self.also]
-        pairs = pd.concat([self.duplicates.assign(collection=""), *left_out])
-        write_text(folder / "duplicates.csv", pairs.to_csv(index=False, lineterminator="\n"))
+        write_split(folder / "split.csv", self.columns, self.parts, self.unlabelled, self.ids)
+        name_of = dict(zip(self.columns.paths, self.written["file"], strict=True))
+        named = {end: [name_of[file] for file in self.duplicates[end]] for end in ("file", "other")}
+        pairs = [self.duplicates.assign(**named, collection="")]
+        for collection in self.also:  # `other` is a held-out image or a patient
+            found, root = collection.left_out, str(collection.root)
+            numbers = zip(found["other"], self.ids.numbers(found["other"]), strict=True)
+            others = [name_of.get(other, number) for other, number in numbers]
+            pairs.append(found.assign(file=self.ids.files(found["file"]), other=others, collection=root))
+        write_text(folder / "duplicates.csv", pd.concat(pairs).to_csv(index=False, lineterminator="\n"))
 
     def facts(self) -> dict[str, object]:
         """Return what a run records about its data."""
@@ -176,6 +207,7 @@ class XRays:
             "duplicate_pairs": len(self.duplicates),
             "images_by_part": counts,
             "split_hash": self.split_hash,
+            **({"kept": self.kept.facts(self.parts)} if self.kept else {}),
             "pixels": [self.store.pixels, *(collection.store.pixels for collection in self.also)],
             "also": [collection.facts() for collection in self.also],
         }
@@ -202,22 +234,39 @@ def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] | N
     columns = replace(columns, details=details, groups=joined_groups(columns.paths, columns.groups, duplicates))
     store = open_store(columns.root, list(columns.paths), config.stored_size, DATASETS_ROOT / ".cache")
     columns = columns.take(store.kept)
-    parts = complete_split(columns, config.split_seed)
+    kept = None
+    if config.keep_split:
+        kept = read_kept_split(config.keep_split, repo_path(config.keep_split), columns)
+    parts = complete_split(columns, config.split_seed, config.shares, kept and kept.parts)
     source = "phantom" if is_synthetic(columns.root / columns.paths[0]) else config.dataset
-    xrays = XRays(columns, store.to(device), signatures(thumbnails)[store.kept], parts, duplicates, source)
+    xrays = XRays(
+        columns,
+        store.to(device),
+        signatures(thumbnails)[store.kept],
+        parts,
+        duplicates,
+        source,
+        unlabelled=everything.labelled(False),
+        ids=PLAIN if source == "phantom" and config.ids == "plain" else open_ids(config.ids, columns.root),
+        kept=kept,
+    )
     described = ", ".join(f"{int((parts == part).sum()):,} {part}" for part in PARTS)
     kind = " (synthetic)" if xrays.synthetic else "" if columns.label_names else " without labels"
     print(f"{config.dataset}{kind}: {len(xrays):,} X-rays, {described}", file=sys.stderr)
-    _warn_of_official_parts(columns, parts)
+    if kept:
+        kept.say(columns, parts)
+    _warn_of_official_parts(columns, parts, config.shares)
     _warn_of_copies(columns, parts, duplicates)
     if also is None:
         return xrays
     return replace(xrays, also=_collections(xrays, everything, config.stored_size, device, also))
 
 
-def _warn_of_official_parts(columns: Columns, parts: np.ndarray) -> None:
+def _warn_of_official_parts(columns: Columns, parts: np.ndarray, shares: Mapping[str, float]) -> None:
     """Say what an official split does not keep apart, and what joins its parts; a drawn one keeps groups whole."""
     named = set(columns.official) & {"val", "test"}
+    if unused := [f"{part}_share" for part in sorted(named) if shares[part] != SHARES[part]]:
+        print(f"warning: {' and '.join(unused)} without effect: the source names these parts", file=sys.stderr)
     joined = (columns.official == "") & np.isin(parts, list(named))
     if joined.any():
         print(

@@ -13,6 +13,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from dataset_loader.ids import open_ids
+from dataset_loader.image_files import image_files
 from dataset_loader.xrays import DataConfig, XRays, described, open_xrays, read_columns
 from downstream_task.classifier import Classifier, load_classifier
 from downstream_task.finetune_config import FinetuneConfig
@@ -99,10 +101,14 @@ class Finished:
         return self.folder / name
 
     def train_files(self) -> frozenset[str]:
-        """Return the files of its data's train part, with links resolved."""
+        """Return the files of its data's train part, with links resolved; none if the run holds no names (ids none)."""
         split = pd.read_csv(self.folder / "split.csv", dtype=str)
         root = Path((read_json(self.folder / "environment.json") or {}).get("data", {}).get("data_root", ""))
-        return frozenset(str((root / file).resolve()) for file in split.loc[split["part"] == "train", "file"])
+        files = split.loc[split["part"] == "train", "file"].tolist()
+        if self.config.ids == "hashed":
+            here = image_files(root)
+            files = here[np.isin(open_ids("hashed", root).files(here), files)]
+        return frozenset(str((root / file).resolve()) for file in files if self.config.ids != "none")
 
     def weights_hash(self) -> str:
         """Return 16 hex digits that name those weights."""
@@ -134,6 +140,10 @@ class Finished:
                 f"{self.folder} was trained under split {self.summary['split_hash']}, but the images at "
                 f"{xrays.columns.root} make split {xrays.split_hash} now: files came or went, or these are "
                 "other data. Restore them, or train again."
+            )
+        if not len(xrays.indices("test")):
+            raise UserError(
+                f"there are no test images in {xrays.columns.root}: test_share is 0, or the table names none."
             )
         note = check_unseen(self.provenance(), xrays, self.config.allow_seen, str(self.weights))
         return read_targets(xrays, self.config), note

@@ -139,6 +139,10 @@ def apply_policy(labels: np.ndarray, uncertain: str, blank: str) -> np.ndarray:
 def check_learnable(targets: Targets, parts: dict[str, np.ndarray]) -> None:
     """Raise UserError if a class, or a finding's positives or negatives, are missing from a part {name: indices}."""
     for part, indices in parts.items():
+        if not len(indices):
+            raise UserError(
+                f"{part} has no images, but choices are made on them; give it some, as --val-share 0.1 does."
+            )
         values = targets.values[indices]
         for c, name in enumerate(targets.names):
             if values.ndim == 1 and not (values == c).any():
@@ -185,7 +189,7 @@ def loss_function(targets: Targets, train: np.ndarray, class_weights: bool) -> L
 
 def predictions_table(xrays: XRays, targets: Targets, indices: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
     """Return file, group, label (for findings one column each), and a probability for each class or finding."""
-    table = pd.DataFrame({"file": xrays.columns.paths[indices], "group": xrays.columns.groups[indices]})
+    table = xrays.written.iloc[indices].reset_index(drop=True)
     values = targets.values[indices]
     if not targets.multilabel:
         table["label"] = [targets.names[value] for value in values]

@@ -77,14 +77,16 @@ def check_unseen(
         seen = known[provenance.list_hash]
         if len(seen) == 0:
             return ""
-        names = ", ".join(xrays.columns.paths[seen[:_NAMES_SHOWN]])
+        files = xrays.written["file"].to_numpy() if allow_seen else xrays.columns.paths  # a note goes into runs
+        names = ", ".join(files[seen[:_NAMES_SHOWN]])
         note = (
             f"{encoder} was trained on {len(seen):,} of the {len(held_out):,} images that it is to be scored on "
             f"({names}{', ...' if len(seen) > _NAMES_SHOWN else ''})"
         )
     if not allow_seen:
         raise UserError(
-            f"{note}, so a score on them would be too good. Pretrain on the train part with the same split_seed, "
-            "or pass --allow-seen; every result will then be marked."
+            f"{note}, so a score on them would be too good. If films came after its training, --keep-split with the "
+            "split.csv beside it keeps their parts; otherwise train it on the train part of this split, or pass "
+            "--allow-seen, which marks every result."
         )
     return f"transductive: {note}"

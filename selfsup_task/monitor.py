@@ -65,8 +65,8 @@ class Monitor:
         self.dtype = choose_precision(config.precision, self.device)
         self.sample = _sample(indices, HEALTH_IMAGES)
         self.labels = probe_labels(xrays.columns.labels)
-        self.draws = _label_draws(xrays, config.split_seed)
         self.val = _sample(xrays.indices("val"), PROBE_TESTS)
+        self.draws = _label_draws(xrays, config.split_seed) if len(self.val) else []
         self.provenance = provenance
 
     def __call__(self, epoch: int, step: int, means: Mapping[str, float]) -> dict[str, float]:
@@ -100,8 +100,8 @@ class Monitor:
         return measure_health(features, embeddings, parts, self.config.batch_size, self.config.views)
 
     def probe(self) -> dict[str, float]:
-        """Return the linear and kNN probe's score on validation, the mean over the draws; {} without labels."""
-        if not self.draws or not len(self.val):
+        """Return the linear and kNN probe's score on validation, the mean over the draws; {} without labels there."""
+        if not self.draws:
             return {}
         pool = np.unique(np.concatenate(self.draws))
         pooled, val = self._features(pool), self._features(self.val)
@@ -113,14 +113,23 @@ class Monitor:
 
     def facts(self) -> dict[str, object]:
         """Return what a summary says of the data, the probes and the network's last epoch."""
-        probes = {"metric": metric_of(self.labels), "chance": self._chance} if self.draws else {}
+        probes = {"metric": metric_of(self.labels), "chance": self._chance}
         return {
             "synthetic": self.xrays.synthetic,
             "verdict": self.health(self.run.rows[-1]).verdict(),
-            **probes,
+            **(probes if self.draws else {"probes_skipped": self.skipped}),
             "split_hash": self.xrays.split_hash,
             "list_hash_seen": self.provenance and self.provenance.list_hash,
         }
+
+    @property
+    def skipped(self) -> str:
+        """Why there are no probes, if there are none."""
+        return (
+            "the validation part is empty (val_share)"
+            if self.xrays.columns.label_names
+            else "the X-rays have no labels"
+        )
 
     @property
     def _chance(self) -> float:
@@ -188,7 +197,7 @@ class Monitor:
             "chance": self._chance,
         }
         title = plots.marked(self.run.name, self.xrays.synthetic)
-        metric = metric_name(metric_of(self.labels)) if self.draws else "no labels, so no probes"
+        metric = metric_name(metric_of(self.labels)) if self.draws else f"no probes: {self.skipped}"
         return plots.training_curves(self.run.rows, title, levels, metric)
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from augmentations.transform_utils import Views, step_generator
 from dataset_loader.columns import UNLABELLED
 from dataset_loader.image_store import open_store
-from dataset_loader.splits import SHARES
 from dataset_loader.xrays import FINDINGS_DATASETS, read_columns
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
 from selfsup_task.monitor import FINDING_LABELS, HEALTH_IMAGES, PROBE_DRAWS, PROBE_LABELS, PROBE_TESTS
@@ -79,7 +78,7 @@ def forecast(costs: Costs, config: PretrainConfig, official: np.ndarray, epochs:
     """
     train = train_images(config, official)
     labels = FINDING_LABELS if config.dataset in FINDINGS_DATASETS else PROBE_LABELS
-    probed = min(train, labels * PROBE_DRAWS) + min(_images_of("val", official), PROBE_TESTS)
+    probed = min(train, labels * PROBE_DRAWS) + min(_images_of("val", config, official), PROBE_TESTS)
     probes = 1 + epochs // config.probe_every
     forwards = (epochs + 1) * min(train, HEALTH_IMAGES) + probes * probed
     steps = epochs * (train // config.batch_size) + FORWARD * forwards / (config.views * config.batch_size)
@@ -90,12 +89,12 @@ def train_images(config: PretrainConfig, official: np.ndarray) -> int:
     """Return about how many images a pretraining takes, by the part [N] that the source gives each (Columns)."""
     if config.pretrain_on == "all":
         return len(official)
-    return _images_of("train", official) + int((official == UNLABELLED).sum())
+    return _images_of("train", config, official) + int((official == UNLABELLED).sum())
 
 
-def _images_of(part: str, official: np.ndarray) -> int:
+def _images_of(part: str, config: PretrainConfig, official: np.ndarray) -> int:
     """Return about how many images a part has: those that the source names, and its share of those that it does not."""
-    return int((official == part).sum() + SHARES[part] * (official == "").sum())
+    return int((official == part).sum() + config.shares[part] * (official == "").sum())
 
 
 def measure_apart(config: PretrainConfig) -> Costs:

@@ -123,6 +123,11 @@ def main(config: PretrainConfig) -> None:
             ) from error
         print(f"weights            {run}/{config.backbone}_final_state_dict.pt")
         print(f"figures            {run}/figures/   (curves: tensorboard --logdir runs)")
+        if config.val_share == 0 and "metric" not in run.summary:
+            print(
+                "\nA comparison needs validation images that the encoder has not seen: pretrain with --val-share 0.1."
+            )
+            return
         first = "" if "metric" in run.summary else "give labels in labels.csv (datasets/README.md), then "
         print(f"\nnext: {first}{comparison(config, run.name, run.summary.get('metric', ''))}")
 
@@ -144,7 +149,7 @@ def report(summary: dict[str, Any], config: PretrainConfig) -> str:
                 f"{metric_name(summary['metric'])} on validation (chance {summary['chance']:.2f})"
             )
     if "metric" not in summary:
-        lines.append("probes             skipped: the X-rays have no labels")
+        lines.append(f"probes             skipped: {summary.get('probes_skipped', 'the X-rays have no labels')}")
     if summary.get("probe/linear", 1) < summary.get("probe/linear_random_network", 0) - WORSE:
         lines.append(f"The probe is below that of the start ({before}): train longer, or change lr or recipe.")
     return "\n".join(lines)

@@ -108,8 +108,8 @@ def pretrainings(runs: Sequence[FoundRun]) -> list[Block]:
         **{"run": "run", "images": count("images"), "epochs": count("epochs")},
         "loss": change("loss_first_epoch", "loss_last_epoch", ".4g"),
         "rank": change("rank_random_network", "rank", ".0f"),
-        "linear probe": change("probe/linear_random_network", "probe/linear", unknown="no labels"),
-        "kNN probe": change("probe/knn_random_network", "probe/knn", unknown="no labels"),
+        "linear probe": change("probe/linear_random_network", "probe/linear", unknown="no probe"),
+        "kNN probe": change("probe/knn_random_network", "probe/knn", unknown="no probe"),
         **{"probes' score": "score", "images/s": number("images_per_second", ",.0f"), "health": "verdict"},
     }
     caption = "Pretrainings (one run each): loss of the first → last epoch; rank and probes at the start → now"
@@ -129,6 +129,7 @@ def pretrainings(runs: Sequence[FoundRun]) -> list[Block]:
 def _labels_by_part(run: FoundRun) -> Table:
     """Count the images of each class, or with each finding, in the parts of a split."""
     split: Any = pd.read_csv(run.folder / "split.csv", dtype=str, keep_default_na=False)
+    split = split[split["part"].isin(PARTS)]
     findings = run.data.get("multilabel", False)
     if findings:  # "Edema=1;Cardiomegaly=-1"
         split = split.assign(label=split["label"].str.split(";")).explode("label")
@@ -147,7 +148,7 @@ def _own(runs: Sequence[FoundRun]) -> list[FoundRun]:
 
 
 def _score(summary: dict[str, Any]) -> str:
-    return f"{metric_name(summary['metric'])}, chance {summary['chance']:.2f}" if "metric" in summary else "no labels"
+    return f"{metric_name(summary['metric'])}, chance {summary['chance']:.2f}" if "metric" in summary else "no probe"
 
 
 def _failures(run: FoundRun, trials: Any) -> list[Block]:
