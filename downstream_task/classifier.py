@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from self_sup_classes.backbones import Backbone, head_of, load_strictly, read_state_dict, set_module
+from self_sup_classes.backbones import Backbone, head_of, set_module
+from self_sup_classes.weights import choose, load_strictly, read_state_dict, say
 from utils.config import UserError, check_choice
 
 # What is trained, by how many of a network's stages (stem, layer1 ... layer4, fc) are frozen.
@@ -69,16 +70,19 @@ class Classifier(nn.Module):
 
 
 def load_classifier(path: Path, name: str, in_channels: int, class_names: Sequence[str]) -> Classifier:
-    """Return the classifier of a saved state_dict; UserError if its architecture, channels or classes are others."""
+    """Return the classifier of a file of weights; UserError if its architecture, channels or classes are others."""
     classifier = Classifier(Backbone(name, in_channels), len(class_names))
-    state, weight = read_state_dict(path), f"{classifier.head_name}.weight"
-    if weight in state and len(state[weight]) != len(class_names):
+    found = choose(classifier.net, read_state_dict(path), classifier.head_name)
+    weight = found.weights.get(f"{classifier.head_name}.weight")
+    if weight is not None and len(weight) != len(class_names):
         raise UserError(
-            f"{path} does not fit: it has {len(state[weight]):,} outputs, but there are {len(class_names)} classes, "
+            f"{path} does not fit: it has {len(weight):,} outputs, but there are {len(class_names)} classes, "
             f"{', '.join(class_names)}. Name each of its outputs; an encoder has no classes yet, so fine-tune it first."
         )
     description = f"{name} with {in_channels} input channel(s) and the classes {', '.join(class_names)}"
-    load_strictly(classifier.net, state, str(path), description)
+    load_strictly(classifier.net, found.weights, str(path), description)
+    if note := found.note(str(path)):
+        say(note)
     return classifier
 
 

@@ -77,6 +77,7 @@ class _Finetuning:
         self.config, self.run, self.xrays, self.device = config, run, xrays, device
         self.dtype = choose_precision(config.precision, device)
         start = start_from(config.encoder, config.backbone, config.in_channels, config.random_seed)
+        self.note_on_weights = start.note
         self.note = check_unseen(start.provenance, xrays, config.allow_seen, config.encoder)
         self.targets = read_targets(xrays, config)
         self.metric = f"val/{self.targets.metric}"
@@ -97,6 +98,7 @@ class _Finetuning:
     def start(self) -> None:
         """Create the run's folder."""
         facts = {"data": self.xrays.facts(), "labels": len(self.train_indices), "note": self.note}
+        facts["weights"] = self.note_on_weights
         self.run.start(device=describe_device(self.device), **facts)
         self.xrays.write_split(self.run.folder)
 

@@ -27,8 +27,8 @@ from downstream_task.targets import (
     read_predictions,
     read_targets,
 )
-from self_sup_classes.backbones import read_state_dict
 from self_sup_classes.provenance import Provenance, check_unseen, provenance_of
+from self_sup_classes.weights import read_state_dict
 from utils.config import RUNS_ROOT, UserError, make_config, part_of, repo_path
 from utils.files import check_files, content_hash, read_json
 from utils.hardware import choose_precision, placed

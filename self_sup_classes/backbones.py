@@ -1,10 +1,8 @@
 """torchvision's backbones for X-rays of one or three channels, and their files."""
 
-import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +11,9 @@ from torchvision import models
 from self_sup_classes.convolution import use_fast_small_convolutions
 from self_sup_classes.provenance import Provenance
 from utils.config import UserError, check_choice
-from utils.files import read_tensors, write_tensors
+from utils.files import write_tensors
 
 BACKBONES = ["resnet18", "resnet34", "resnet50", "resnet101"] + [f"efficientnet_b{i}" for i in range(5)]
-WRAPPED = ("state_dict", "model_state_dict", "model")  # what checkpoints call the state_dict inside them
 IMAGENET_CLASSES = 1000  # of the head that torchvision expects in a file
 
 
@@ -76,57 +73,6 @@ def save_state_dict(path: Path, tensors: Mapping[str, Tensor], provenance: Prove
     if provenance is not None:
         provenance.attach(state)
     write_tensors(path, state)
-
-
-def read_state_dict(path: Path) -> dict[str, Any]:
-    """Return a dict of tensors from a file, without unpickling code; UserError if it is missing or something else.
-
-    It may lie in a checkpoint under a name in WRAPPED, and its names may begin with DataParallel's "module.".
-    """
-    if not path.is_file():
-        raise UserError(f"there is no file {path}; give the path of a *_state_dict.pt under runs/.")
-    try:
-        state = read_tensors(path)
-    except Exception as error:  # torch raises many types for the many ways in which a file can be broken
-        reason = re.sub(r"\x1b\[[\d;]*m", "", str(error)).partition("\n")[0].partition(". ")[0]
-        raise UserError(
-            f"{path} is damaged or not a state_dict that torch can read ({reason}); give a *_state_dict.pt."
-        ) from error
-    if isinstance(state, dict):
-        state = next((state[name] for name in WRAPPED if isinstance(state.get(name), dict)), state)
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise UserError(f"{path} does not hold a state_dict: expected a dict of tensors by name.")
-    if odd := [key for key, value in state.items() if not value.isfinite().all()]:
-        raise UserError(
-            f"{path} holds weights that are not finite, first in {odd[0]}; give those of another epoch or run."
-        )
-    if state and all(name.startswith("module.") for name in state):
-        return {name.removeprefix("module."): value for name, value in state.items()}
-    return state
-
-
-def load_strictly(net: nn.Module, state: Mapping[str, Tensor], source: str, description: str) -> None:
-    """Load `state` into `net`; names and shapes must be the same.
-
-    Otherwise raises UserError with the first differences: `source` does not fit a `description`, such as "resnet18 with
-    1 input channel(s)".
-    """
-    expected = net.state_dict()
-    wrong = [
-        f"{key}: found {_shape(state, key)}, expected {_shape(expected, key)}"
-        for key in {**expected, **state}
-        if _shape(state, key) != _shape(expected, key)
-    ]
-    if wrong:
-        raise UserError(
-            f"{source} does not fit a {description}: {len(wrong)} of {len(expected)} tensors differ, first "
-            f"{'; '.join(wrong[:3])}. Give the --backbone, --in-channels and classes that it was saved with."
-        )
-    net.load_state_dict(state, strict=True)
-
-
-def _shape(tensors: Mapping[str, Tensor], key: str) -> str:
-    return str(tuple(tensors[key].shape)) if key in tensors else "nothing"
 
 
 def head_of(net: nn.Module) -> tuple[str, nn.Linear]:

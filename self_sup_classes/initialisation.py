@@ -2,50 +2,55 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.error import URLError
 
 import torch
 from torch import Tensor
 from torchvision import models
 
-from self_sup_classes.backbones import Backbone, first_conv, load_strictly, read_state_dict
+from self_sup_classes.backbones import Backbone, first_conv
 from self_sup_classes.provenance import NOTHING_SEEN, Provenance, provenance_of
+from self_sup_classes.weights import choose, load_strictly, read_state_dict, say
 from utils.config import UserError, repo_path
 from utils.optimisation import mixed_seed
-
-_ORIGINAL_PREFIX = "backbone.net."  # in the original project's checkpoints, which also hold a projector
 
 
 @dataclass(frozen=True)
 class Start:
-    """A backbone and the chest X-rays that it has seen; None if its file does not say."""
+    """A backbone, and where its weights come from.
+
+    provenance  the chest X-rays that it has seen; None if its file does not say
+    note        what of a file was taken and left out, "" if it holds nothing else
+    """
 
     backbone: Backbone
     provenance: Provenance | None
+    note: str = ""
 
 
 def start_from(encoder: str, name: str, in_channels: int, seed: int) -> Start:
     """Return the backbone `name` with the weights that `encoder` names.
 
     encoder  "random" (a function of the seed) | "imagenet" (torchvision's weights, downloaded) | "imagenet:FILE" (the
-             same from a local file) | a *_state_dict.pt of this repo, of torchvision, or of the original project
+             same from a local file) | a file that self_sup_classes/weights.py reads, from this repo or elsewhere
 
-    Raises UserError if the file is missing or its weights belong to another architecture or channel count.
+    A head or projector is left out, which is said on stderr. Raises UserError if the file is missing or its weights
+    belong to another architecture or channel count.
     """
-    if encoder == "random":
-        return Start(random_backbone(name, in_channels, seed), NOTHING_SEEN)
     backbone = random_backbone(name, in_channels, seed)
-    if encoder == "imagenet":
-        _load(backbone, _download_imagenet(name), "torchvision's ImageNet weights", imagenet=True)
+    if encoder == "random":
         return Start(backbone, NOTHING_SEEN)
-    is_imagenet = encoder.startswith("imagenet:")
-    path = repo_path(encoder.removeprefix("imagenet:"))
-    state = read_state_dict(path)
-    provenance = provenance_of(state)
-    if is_imagenet and (provenance is not None or not _is_torchvisions(state, backbone)):
-        raise UserError(f"{path} is not a file of torchvision's ImageNet weights; name an encoder without imagenet:.")
-    _load(backbone, state, str(path), is_imagenet)
-    return Start(backbone, NOTHING_SEEN if is_imagenet else provenance)
+    of_imagenet = encoder.partition(":")[0] == "imagenet"
+    path = _imagenet_file(name) if encoder == "imagenet" else repo_path(encoder.removeprefix("imagenet:"))
+    tensors = read_state_dict(path)
+    provenance = provenance_of(tensors)
+    if of_imagenet and provenance is not None:
+        raise UserError(f"{path} is an encoder of X-rays, not ImageNet's weights; name it without imagenet:.")
+    note = _load(backbone, tensors, str(path), of_imagenet)
+    if note and encoder != "imagenet":  # everybody knows of its 1,000 classes
+        say(note)
+    return Start(backbone, NOTHING_SEEN if of_imagenet else provenance, note)
 
 
 def seen_by(encoder: str) -> Provenance | None:
@@ -65,41 +70,32 @@ def random_backbone(name: str, in_channels: int, seed: int) -> Backbone:
         return Backbone(name, in_channels)
 
 
-def _download_imagenet(name: str) -> Mapping[str, Tensor]:
+def _imagenet_file(name: str) -> Path:
+    """Return the file of torchvision's ImageNet weights in torch's cache, downloaded if it is not there yet."""
     weights = models.get_model_weights(name)["IMAGENET1K_V1"]
+    file = weights.url.rpartition("/")[2]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file
     try:
-        return weights.get_state_dict(progress=True, check_hash=True)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(weights.url, str(path), hash_prefix=file[-12:-4])  # NAME-HASH.pth
     except (URLError, OSError, RuntimeError) as error:
         raise UserError(
             f"torchvision's ImageNet weights for {name} could not be downloaded ({error}). Download {weights.url} "
             "on another machine and give the file as imagenet:FILE; the other initialisations need no network."
         ) from error
+    return path
 
 
-def _is_torchvisions(state: Mapping[str, Tensor], backbone: Backbone) -> bool:
-    """Return whether these may be weights for colour images, unlike those of X-rays with one channel."""
-    key = f"{first_conv(backbone.net)[0]}.weight"
-    return key not in state or state[key].shape[1] == 3
-
-
-def _load(backbone: Backbone, state: Mapping[str, Tensor], source: str, imagenet: bool) -> None:
-    """Copy the weights, without head or projector, into the backbone."""
-    found = _backbone_part(state, backbone.head_name)
-    conv_name, conv = first_conv(backbone.net)
-    key = f"{conv_name}.weight"
-    if imagenet and conv.in_channels == 1 and key in found and found[key].shape[1] == 3:
-        found[key] = found[key].sum(1, keepdim=True)  # what a gray image in all three channels would give
-    description = f"{backbone.name} with {conv.in_channels} input channel(s)"
-    load_strictly(backbone.net, found, source, description)
-
-
-def _backbone_part(state: Mapping[str, Tensor], head_name: str) -> dict[str, Tensor]:
-    """Return the tensors by torchvision's names, without the head and, in the original's files, the projector."""
-    if any(key.startswith(_ORIGINAL_PREFIX) for key in state):
-        state = {
-            key.removeprefix(_ORIGINAL_PREFIX): value
-            for key, value in state.items()
-            if key.startswith(_ORIGINAL_PREFIX)
-        }
-    head = head_name.split(".")[0] + "."
-    return {key: value for key, value in state.items() if not key.startswith(head)}
+def _load(backbone: Backbone, tensors: Mapping[str, Tensor], source: str, of_imagenet: bool) -> str:
+    """Copy the weights, without head or projector, into the backbone; return a note on what else there is."""
+    found = choose(backbone.net, tensors)
+    name, conv = first_conv(backbone.net)
+    key, weights = f"{name}.weight", dict(found.weights)
+    if of_imagenet and key in weights:
+        if weights[key].shape[1] != 3:
+            raise UserError(f"{source} is for gray images, and ImageNet's are in colour; name it without imagenet:.")
+        if conv.in_channels == 1:
+            weights[key] = weights[key].sum(1, keepdim=True)  # what a gray image in all three channels would give
+    load_strictly(backbone.net, weights, source, f"{backbone.name} with {conv.in_channels} input channel(s)")
+    return found.note(source)

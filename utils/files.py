@@ -165,7 +165,8 @@ def read_tensors(path: Path) -> Any:
             folders = [one.filename for one in archive.infolist() if one.external_attr & ZIP_FOLDER]
             if bad := archive.testzip() or ", ".join(folders):
                 raise ValueError(f"{bad} does not match its checksum")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with path.open("rb") as file:  # of a path torch takes the suffix for the kind
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any] | None, str]:

@@ -55,7 +55,7 @@ class Predictor:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(MachineConfig):
-    """What a state_dict from elsewhere does not say of itself; a run of this repo does.
+    """What a file of weights from elsewhere does not say of itself; a run of this repo does.
 
     classes     its outputs, in their order
     multilabel  whether they are findings
@@ -78,7 +78,7 @@ class NetworkConfig(MachineConfig):
 
 
 def open_predictors(names: Sequence[str], config: NetworkConfig, device: torch.device) -> dict[str, Predictor]:
-    """Return classifiers by a short name: finished runs, and state_dicts from elsewhere, which the config describes.
+    """Return classifiers by a short name: finished runs, and weights from elsewhere, which the config describes.
 
     Raises UserError if one is missing, or is described wrongly.
     """
@@ -97,9 +97,9 @@ def open_predictors(names: Sequence[str], config: NetworkConfig, device: torch.d
 
 
 def is_elsewhere(name: str, config: NetworkConfig) -> bool:
-    """Return whether a checkpoint is a state_dict that no finished run beside it describes."""
+    """Return whether a checkpoint is a file of weights that no finished run beside it describes."""
     path = repo_path(name)
-    return path.suffix == ".pt" and bool(config.classes or not (path.parent / "summary.json").exists())
+    return path.is_file() and bool(config.classes or not (path.parent / "summary.json").exists())
 
 
 def predictor_of(finished: Finished, device: torch.device) -> Predictor:

@@ -18,8 +18,9 @@ from downstream_task.compare_networks import best_by, named_arms, usable_arms
 from downstream_task.train_models_with_frozen_parts import config as FROZEN_DEFAULTS
 from downstream_task.trained_vs_no_trained_compare import CompareConfig, compare
 from downstream_task.trained_vs_no_trained_compare import config as DEFAULTS
-from self_sup_classes.backbones import Backbone, read_state_dict, save_backbone
+from self_sup_classes.backbones import Backbone, save_backbone
 from self_sup_classes.provenance import NOTHING_SEEN, provenance_of
+from self_sup_classes.weights import read_state_dict
 from selfsup_task.train_barlow_twins import config as PRETRAINING
 from utils.config import RUNS_ROOT, UserError, make_config
 from utils.files import read_json, write_json

@@ -16,9 +16,10 @@ from dataset_loader.xrays import open_xrays
 from downstream_task import finetuning
 from downstream_task.classifier import Classifier
 from downstream_task.targets import Targets
-from self_sup_classes.backbones import Backbone, read_state_dict, save_backbone
+from self_sup_classes.backbones import Backbone, save_backbone
 from self_sup_classes.initialisation import random_backbone
 from self_sup_classes.provenance import Provenance, provenance_of
+from self_sup_classes.weights import read_state_dict
 from utils import hardware, logging_utils
 from utils.config import UserError
 from utils.load_tb_logs import read_scalars

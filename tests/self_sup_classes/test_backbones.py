@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torchvision import models
 
-from self_sup_classes.backbones import BACKBONES, Backbone, read_state_dict, save_backbone
+from self_sup_classes.backbones import BACKBONES, Backbone, save_backbone
 from self_sup_classes.provenance import NOTHING_SEEN
+from self_sup_classes.weights import read_state_dict
 from utils.config import UserError
 
 
@@ -39,35 +40,8 @@ def test_export_loads_strictly_into_plain_torchvision_and_gives_the_same_feature
     torch.testing.assert_close(plain.eval()(x), backbone.eval()(x))
 
 
-def test_files_without_weights_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no file"):
-        read_state_dict(tmp_path / "absent.pt")
-    (tmp_path / "text.pt").write_text("not weights")
-    with pytest.raises(UserError, match="not a state_dict that torch can read"):
-        read_state_dict(tmp_path / "text.pt")
-    torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(UserError, match="does not hold a state_dict"):
-        read_state_dict(tmp_path / "list.pt")
-
-
 def test_unknown_names_and_channels_are_refused() -> None:
     with pytest.raises(UserError, match="did you mean 'resnet18'"):
         Backbone("resnet-18", 1)
     with pytest.raises(UserError, match="in_channels is 2"):
         Backbone("resnet18", 2)
-
-
-def test_checkpoints_of_the_usual_kinds_are_read(tmp_path: Path) -> None:
-    state = Backbone("resnet18", 1).net.state_dict()
-    torch.save({"model": {f"module.{name}": value for name, value in state.items()}, "epoch": 3}, tmp_path / "a.pt")
-    read = read_state_dict(tmp_path / "a.pt")
-    assert list(read) == list(state) and all(torch.equal(read[name], value) for name, value in state.items())
-
-
-def test_weights_that_are_not_numbers_or_have_no_names_are_refused(tmp_path: Path) -> None:
-    torch.save({"conv1.weight": torch.tensor([1.0, float("nan")])}, tmp_path / "nan.pt")
-    with pytest.raises(UserError, match=r"not finite, first in conv1\.weight"):
-        read_state_dict(tmp_path / "nan.pt")
-    torch.save({0: torch.zeros(2)}, tmp_path / "numbers.pt")
-    with pytest.raises(UserError, match="does not hold a state_dict"):
-        read_state_dict(tmp_path / "numbers.pt")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_pretraining import TRAIN, Answer, Start, same_result, training
 
-from self_sup_classes.backbones import read_state_dict
+from self_sup_classes.weights import read_state_dict
 from utils.config import RUNS_ROOT, UserError
 
 WAYS = ["truncated", "zeroed", "bit", "emptied", "other type"]
