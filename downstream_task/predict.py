@@ -26,7 +26,7 @@ config: dict[str, Any] = {
     "multilabel": False,  # True: they are findings, of which an X-ray may have several
     "img_res": 0,  # pixels per side at which it was trained
     # run
-    "onnx": False,  # True: also write the classifier as classifier.onnx (pip install -e ".[onnx]")
+    "onnx": False,  # True: also write the classifier as onnx/, for programs without torch (pip install -e ".[onnx]")
     "run_name": "",  # runs/<run_name>/; "" is predict/, the classifier's name and that of the first images
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves it to torch
@@ -46,11 +46,11 @@ import pandas as pd
 
 from dataset_loader.decoding import square_or_reason
 from dataset_loader.synthetic import is_synthetic
-from downstream_task.clinic.export import write_onnx
+from downstream_task.clinic.export import export
 from downstream_task.clinic.films import PATH, find_films
 from downstream_task.clinic.predictor import NetworkConfig, Predictor, open_predictors
 from utils.config import UserError, as_dict
-from utils.files import check_files, stamps_hash
+from utils.files import check_files, stamps_hash, write_bytes
 from utils.hardware import describe_device, prepare, usable_cores
 from utils.logging_utils import Run
 from utils.scripts import progress_bar
@@ -86,8 +86,8 @@ def main(config: PredictConfig) -> None:
     run = Run(run_name, facts, "predictions")
     if run.summary is None:
         run.start(device=describe_device(predictor.device))
-        if config.onnx:
-            write_onnx(predictor, run.folder / "classifier.onnx")
+        for name, content in export(predictor).items() if config.onnx else ():
+            write_bytes(run.folder / "onnx" / name, content)
         predict(predictor, films, run)
     check_files(run.folder, "predictions.csv")
     assert run.summary is not None

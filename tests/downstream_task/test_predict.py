@@ -13,8 +13,8 @@ from finetuning_config import finetuning_config
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logit, softmax
 
-from dataset_loader.decoding import decode_square
 from dataset_loader.phantoms.dataset import COVID_ROOT
+from downstream_task.clinic import export
 from downstream_task.finetuning import finetune
 from utils.config import RUNS_ROOT
 
@@ -99,18 +99,17 @@ def test_a_folder_by_a_state_dict_from_elsewhere(trained: Path, phantoms: Path, 
     np.testing.assert_allclose(differences, np.log(found[first] / found[second]), rtol=1e-6, atol=1e-9)
 
 
-def test_the_onnx_file_gives_the_same_probabilities(trained: Path, phantoms: Path, predicted: Any) -> None:
-    runtime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    flags = ("--classifier", "runs/predict/trained", "--images", str(phantoms / COVID_ROOT / "COVID"), "--onnx")
-    found, _, _ = predicted("exported", *flags)
-    session = runtime.InferenceSession(str(RUNS_ROOT / "predict" / "exported" / "classifier.onnx"))
-    facts = session.get_modelmeta().custom_metadata_map
-    names, size = json.loads(facts["classes"]), int(facts["pixels_per_side"])
-    files = [phantoms / COVID_ROOT / "COVID" / file for file in found["file"]]
-    pixels = np.stack([decode_square(file, size) for file in files])[:, None].astype(np.float32)
-    [p] = session.run(None, {"pixels": pixels})
-    np.testing.assert_allclose(p, found[[f"p {name}" for name in names]], atol=1e-4)
+def test_a_network_for_other_programs_lies_in_a_folder_of_its_own(
+    trained: Path, phantoms: Path, predicted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "_graph", lambda *_: b"the graph")  # test_export.py looks at a real one
+    monkeypatch.setattr(export, "NEEDED", ())
+    films = str(phantoms / COVID_ROOT / "COVID")
+    predicted("exported", "--classifier", "runs/predict/trained", "--images", films, "--onnx")
+    files = {path.name: path.read_bytes() for path in (RUNS_ROOT / "predict" / "exported" / "onnx").iterdir()}
+    assert set(files) == {"classifier.onnx", "predict_onnx.py", "reference.png", "reference.json"}
+    assert files["classifier.onnx"] == b"the graph"
+    assert sum(json.loads(files["reference.json"]).values()) == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize(
