@@ -70,7 +70,7 @@ def open_ids(mode: str, root: Path) -> Ids:
         if mode == "plain":
             _say("files under runs/ hold file names and patient numbers as they are; --ids hashed or none hides them")
         return Ids(mode)
-    path = _find_key(root) or _draw_key(root.resolve() / KEY_FILE) or _draw_key(DATASETS_ROOT / KEY_FILE)
+    path = _find_key(root) or _draw_key(root.resolve()) or _draw_key(DATASETS_ROOT)
     if path is None:
         raise UserError(f"no key of ids can be written in {root} or {DATASETS_ROOT}; make one of them writable.")
     _say(f"ids are hashed with the key in {path}; keep it, and never share it with results")
@@ -99,11 +99,12 @@ def _read_key(path: Path) -> bytes:
     )
 
 
-def _draw_key(path: Path) -> Path | None:
+def _draw_key(folder: Path) -> Path | None:
     """Write a new key that its owner alone can read, unless another process did; None where that is not possible."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    path, temporary = folder / KEY_FILE, folder / f"{KEY_FILE}.{os.getpid()}.tmp"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if folder == DATASETS_ROOT:
+            folder.mkdir(parents=True, exist_ok=True)
         with open(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(os.urandom(KEY_BYTES).hex() + "\n")
         with contextlib.suppress(FileExistsError):

@@ -100,10 +100,15 @@ class Finished:
         check_files(self.folder, name)
         return self.folder / name
 
+    @property
+    def data_root(self) -> Path:
+        """Return the folder of its data, as it was."""
+        return Path((read_json(self.folder / "environment.json") or {}).get("data", {}).get("data_root", ""))
+
     def train_files(self) -> frozenset[str]:
         """Return the files of its data's train part, with links resolved; none if the run holds no names (ids none)."""
         split = pd.read_csv(self.folder / "split.csv", dtype=str)
-        root = Path((read_json(self.folder / "environment.json") or {}).get("data", {}).get("data_root", ""))
+        root = self.data_root
         files = split.loc[split["part"] == "train", "file"].tolist()
         if self.config.ids == "hashed":
             here = image_files(root)

@@ -44,6 +44,7 @@ config: dict[str, Any] = {
     "multilabel": False,  # True: they are findings, of which an X-ray may have several
     "img_res": 0,  # pixels per side at which it was trained
     # run
+    "ids": "plain",  # names of `images` and their patients in what is written: "plain" | "hashed" (keyed) | "none"
     "run_name": "",  # runs/<run_name>/; "" is grad_cam/ and the folder of the checkpoints
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves the number to torch
@@ -60,6 +61,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from dataset_loader.ids import IDS, open_ids
 from downstream_task.clinic.films import PATH, find_films
 from downstream_task.clinic.predictor import NetworkConfig, Predictor, is_elsewhere, open_predictors
 from downstream_task.finished_runs import OpenedData, open_checkpoints
@@ -91,11 +93,13 @@ class MapsConfig(NetworkConfig):
     patch: int
     stride: int
     sanity_check: bool
+    ids: str
     run_name: str
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("method", self.method, list(METHODS))
+        check_choice("ids", self.ids, IDS)
         for key, least in {"per_class": 1, "shown": 1, "patch": 0, "stride": 0}.items():
             check_at_least(key, getattr(self, key), least)
 
@@ -113,7 +117,7 @@ def main(config: MapsConfig) -> Run:
         explained = {
             name: explain(network, question) for name, network in tracked(networks.items(), "explaining", "network")
         }
-        run.start(device=describe_device(device), images=[str(picture.path) for picture in pictures])
+        run.start(device=describe_device(device), images=[picture.name for picture in pictures])
         save_pictures(run, config, pictures, explained, facts)
         tables = {name: found.table for name, found in explained.items()}
         run.save_table("saliency", pd.concat(tables, names=["checkpoint"]).reset_index(level=0))
@@ -155,7 +159,8 @@ def choose_pictures(
 ) -> tuple[list[Picture], dict[str, Any]]:
     """Return the X-rays to explain, and what a reader must know of them: synthetic, transductive, notes."""
     if films is not None:
-        pictures = pictures_of_files(films, next(iter(networks.values())).classes)
+        first = next(iter(networks.values()))
+        pictures = pictures_of_files(films, first.classes, open_ids(config.ids, first.data_root))
         synthetic = [name for name, network in networks.items() if network.origin["synthetic"]]
         notes, transductive = [f"{name} was trained on synthetic X-rays" for name in synthetic], False
     else:
@@ -207,6 +212,8 @@ def print_summary(run: Run) -> None:
             print(f"sanity check of {name}: {found['sanity']}")
     print("".join(f"{note}\n" for note in summary["notes"]))
     print(f"panel   {run}/figures/panel.png\ntables  {run}/saliency.csv")
+    if not summary["synthetic"]:
+        print("Panel and overlays show the films themselves: look for names burnt into them before you share one.")
 
 
 def _table(networks: Mapping[str, Mapping[str, Any]], form: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from augmentations.transform_utils import plain_view
 from dataset_loader.decoding import BrokenImageError, decode_square, decode_upright
+from dataset_loader.ids import PLAIN, Ids
 from dataset_loader.image_files import IMAGE_SUFFIXES
 from dataset_loader.lung_masks import read_mask
 from dataset_loader.synthetic import is_synthetic
@@ -47,24 +48,25 @@ class Picture:
         return is_synthetic(self.path)
 
 
-def pictures_of_files(films: pd.DataFrame, classes: Sequence[str]) -> list[Picture]:
-    """Read the X-rays of find_films; of a table, the columns label and patient count.
+def pictures_of_files(films: pd.DataFrame, classes: Sequence[str], ids: Ids = PLAIN) -> list[Picture]:
+    """Read the X-rays of find_films, named as `ids` says; of a table, the columns label and patient count.
 
     In the COVID-19 layout, mask and class come from the folders around them.
 
     Raises UserError, naming the file, for one that cannot be used.
     """
-    stems = [Path(file).stem for file in films[PATH]]
+    stems, hidden = [Path(file).stem for file in films[PATH]], ids.files(films["file"])
     unique = len(set(stems)) == len(stems)
-    pictures = []
-    for n, film in enumerate(films.fillna("").to_dict("records")):
+    rows = films.fillna("").to_dict("records")
+    groups, pictures = ids.names(str(film.get("patient") or film[PATH]) for film in rows), []
+    for n, film in enumerate(rows):
         file = Path(film[PATH])
         folder = file.parent.parent if file.parent.name.lower() == "images" else None
         beside = sorted((folder / "masks").iterdir()) if folder and (folder / "masks").is_dir() else []
         masks = [path for path in beside if path.stem == file.stem and path.suffix.lower() in IMAGE_SUFFIXES]
         label = str(film.get("label") or (folder.name if folder else ""))
-        name, group = file.stem if unique else f"{n:04d}_{file.stem}", str(film.get("patient") or file)
-        pictures.append(_read(file, name, masks[0] if masks else None, label * (label in classes), group))
+        name = hidden[n] if ids != PLAIN else file.stem if unique else f"{n:04d}_{file.stem}"
+        pictures.append(_read(file, name, masks[0] if masks else None, label * (label in classes), groups[n]))
     return pictures
 
 
@@ -83,12 +85,12 @@ def pictures_of_test(xrays: XRays, targets: Targets, classes: Sequence[str], per
     label_of: dict[int, str] = {}
     for _, i, name in sorted(chosen, key=lambda item: item[0]):
         label_of.setdefault(int(i), name)
-    columns, pictures = xrays.columns, []
+    columns, written, pictures = xrays.columns, xrays.written, []
     for i, label in label_of.items():
         file, mask = Path(columns.paths[i]), columns.masks[i]
-        name = file.with_suffix("").as_posix().replace("/", "_")
+        name = Path(str(written["file"][i])).with_suffix("").as_posix().replace("/", "_")
         mask = None if mask is None else columns.root / mask
-        pictures.append(_read(columns.root / file, name, mask, label, str(columns.groups[i])))
+        pictures.append(_read(columns.root / file, name, mask, label, str(written["group"][i])))
     return pictures
 
 

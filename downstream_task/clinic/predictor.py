@@ -14,7 +14,7 @@ from downstream_task.finished_runs import Finished, open_checkpoints
 from downstream_task.probes import forward
 from downstream_task.targets import probabilities_of
 from self_sup_classes.backbones import check_backbone
-from utils.config import UserError, check_between, check_list, repo_path
+from utils.config import DATASETS_ROOT, UserError, check_between, check_list, repo_path
 from utils.files import content_hash
 from utils.hardware import MachineConfig, choose_precision, placed
 
@@ -28,6 +28,7 @@ class Predictor:
     sizes   pixels per side: decoded, and seen by the network
     origin  facts that identify it: the hash of its weights, and whether it was trained on synthetic X-rays
     learnt_from  the resolved files that it was trained on, as far as they are known
+    data_root    the folder of the data that it was trained on, in which the key of ids is
     """
 
     network: Classifier
@@ -40,6 +41,7 @@ class Predictor:
     name: str
     origin: dict[str, Any]
     learnt_from: frozenset[str] = frozenset()
+    data_root: Path = DATASETS_ROOT
 
     @property
     def device(self) -> torch.device:
@@ -116,6 +118,7 @@ def predictor_of(finished: Finished, device: torch.device) -> Predictor:
         finished.name,
         {"weights": finished.weights_hash(), "synthetic": summary["synthetic"]},
         finished.train_files(),
+        finished.data_root,
     )
 
 

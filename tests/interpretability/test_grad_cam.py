@@ -91,6 +91,21 @@ def test_a_state_dict_from_elsewhere_gives_the_maps_of_its_run(explain: Any, pla
         explain(**images, **description, checkpoints=[str(copies[0])] * 2)
 
 
+def test_pictures_and_patients_are_named_as_ids_says(explain: Any, plain: Run, tmp_path: Path) -> None:
+    for file in sorted(Path(plain.config["data_root"]).glob("Normal/images/*.png"))[:3]:
+        shutil.copy(file, tmp_path / f"miller-{file.name}")
+    files = sorted(path.name for path in tmp_path.glob("*.png"))
+    pd.DataFrame({"file": files, "patient": ["p1", "p1", "p2"]}).to_csv(tmp_path / "films.csv", index=False)
+    for ids in ("hashed", "none"):
+        run = explain(images=[str(tmp_path / "films.csv")], ids=ids, run_name=ids, sanity_check=False)
+        table = pd.read_csv(run.folder / "saliency.csv", dtype=str)
+        assert table["image"].str.match("file-[0-9a-f]{16}$" if ids == "hashed" else "file-[123]$").all()
+        assert table["group"].nunique() == 2 and not table["group"].isin(["p1", "p2"]).any()
+        assert len([*run.folder.rglob("overlays/*/file-*.png")]) == 3
+        assert not [path for path in run.folder.rglob("*") if "miller" in path.name]
+        assert "miller" not in (run.folder / "environment.json").read_text()
+
+
 def test_a_map_lies_on_the_square_that_the_network_saw() -> None:
     corner = np.zeros((4, 4), np.float32)
     corner[0, 0] = 1
