@@ -23,7 +23,7 @@ _TAGS = {
     "modality": "Modality",
 }
 RADIOGRAPHS = ("CR", "DX", "RG", "")  # modalities; "" where the header does not say
-_UNITS_PER_YEAR = {"Y": 1, "M": 12, "W": 365.25 / 7, "D": 365.25}
+_VIEW_TAGS = ("ViewCodeSequence", "PatientOrientation")  # of digital radiographs without a view position
 
 
 def dicom_pixels(file: IO[bytes]) -> np.ndarray:
@@ -73,12 +73,17 @@ def decoders() -> list[str]:
 
 
 def dicom_facts(path: Path) -> dict[str, str]:
-    """Return patient, sex, age in years, view and modality of a DICOM header as text, "" where it does not say."""
+    """Return patient, sex, age, view and modality of a DICOM header as it writes them, "" where it does not say.
+
+    A header without a view position may tell it by its view code, or by which way the rows of its picture run: to the
+    front or the back of the patient only on a lateral film.
+    """
     try:
-        header = dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS.values()))
+        header = dcmread(path, stop_before_pixels=True, specific_tags=[*_TAGS.values(), *_VIEW_TAGS])
         facts = {name: str(header.get(tag) or "").strip() for name, tag in _TAGS.items()}
+        codes, rows = header.get("ViewCodeSequence") or [Dataset()], header.get("PatientOrientation") or [""]
+        coded = str(codes[0].get("CodeMeaning") or "").strip()
+        facts["view"] = facts["view"] or coded or "lateral" * (str(rows[0])[:1] in ("A", "P"))
     except Exception:  # of damaged bytes; the store says why the image is left out
         return dict.fromkeys(_TAGS, "")
-    count, unit = facts["age"][:-1], facts["age"][-1:]
-    facts["age"] = f"{int(count) / _UNITS_PER_YEAR[unit]:.4g}" if count.isdigit() and unit in _UNITS_PER_YEAR else ""
     return facts

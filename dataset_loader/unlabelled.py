@@ -13,6 +13,8 @@ from dataset_loader.duplicates import find_copies
 from dataset_loader.image_files import image_files
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.readers import READERS
+from dataset_loader.readers.folder_dataset import read_films
+from dataset_loader.readers.patients import id_keys
 from dataset_loader.signatures import THUMBNAIL, copies_among, signatures
 from dataset_loader.splits import names_hash
 from dataset_loader.synthetic import is_synthetic, without_synthetic
@@ -80,8 +82,8 @@ def open_collection(entry: str, size: int, device: torch.device, labelled: Label
     """Open one entry of the config's `also`.
 
     entry  LAYOUT:FOLDER with a key of READERS, such as chexpert:FOLDER (lateral views, masks and montages are left out
-           as the data set's reader does), or FOLDER: every image file below it, but for hidden ones and those under
-           "masks"
+           as the data set's reader does), or FOLDER: every image file below it, but for hidden ones, those under
+           "masks", and DICOM files whose header says that they are lateral
 
     What collection_of leaves out is left out. Raises UserError if the folder is missing or no image remains.
     """
@@ -119,7 +121,8 @@ def collection_of(
     pictures, compared = signatures(thumbnails), paths[thumbnails.kept]
     known = copies_among(pictures, labelled.signatures, max_bits=0)
     patients = groups[thumbnails.kept].astype(str)  # an image of which no patient is known is its own group
-    held_out = (source == labelled.source) & (patients != compared) & np.isin(patients, labelled.groups.astype(str))
+    same = np.isin(id_keys(patients), id_keys(labelled.groups))
+    held_out = (source == labelled.source) & (patients != compared) & same
     left_out = pd.DataFrame({"file": compared[held_out], "other": patients[held_out], "distance": np.nan})
     if labelled.thumbnails is not None:
         copies = find_copies(thumbnails, compared.tolist(), labelled.thumbnails, labelled.files, device)
@@ -135,9 +138,9 @@ def collection_of(
 
 
 def _images_of(root: Path, layout: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return paths and groups [n]; an image of a plain folder is a group of its own."""
+    """Return paths and groups [n]; the patients of a plain folder are those of its DICOM headers."""
     if layout in READERS:
         columns = READERS[layout](root)
-        return columns.paths, columns.groups
-    paths = without_synthetic(root, image_files(root))
-    return paths, paths
+    else:
+        columns = read_films(root, without_synthetic(root, image_files(root)))
+    return columns.paths, columns.groups

@@ -19,7 +19,7 @@ from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.kept_split import KeptSplit, read_kept_split
 from dataset_loader.phantoms.dataset import ensure_chexpert_phantoms, ensure_phantoms
 from dataset_loader.readers import READERS
-from dataset_loader.readers.folder_dataset import read_folder
+from dataset_loader.readers.folder_dataset import FOREIGN_ID, read_folder
 from dataset_loader.signatures import THUMBNAIL, signatures
 from dataset_loader.splits import PARTS, SHARES, complete_split, names_hash, split_hash, write_split
 from dataset_loader.synthetic import is_synthetic
@@ -314,7 +314,10 @@ def _collections(
     held_out = xrays.parts != "train"
     files = xrays.columns.paths[held_out].tolist()
     thumbnails = open_store(xrays.columns.root, files, THUMBNAIL, DATASETS_ROOT / ".cache") if files else None
-    groups = everything.groups[np.isin(everything.paths, files)]  # patients, as the source names them
+    theirs = np.isin(everything.groups, everything.groups[np.isin(everything.paths, files)])
+    groups = everything.groups[theirs]  # patients, as the source names them and, where they differ, DICOM headers
+    if FOREIGN_ID in everything.details:
+        groups = np.concatenate([groups, everything.details[FOREIGN_ID].dropna()[theirs]])
     labelled = Labelled(xrays.source, xrays.signatures[~held_out], groups, thumbnails, files)
     root, paths = unlabelled.root, unlabelled.paths
     own = collection_of(xrays.source, root, paths, unlabelled.groups, size, device, labelled)
@@ -336,7 +339,9 @@ def read_columns(config: DataConfig) -> Columns:
         marker = config.dataset == "phantom_marker"
         return READERS["folder"](ensure_phantoms(folder, images=2400, unlabelled=3600, planted_marker=marker))
     root = repo_path(config.data_root or DEFAULT_ROOTS[config.dataset])
-    return read_folder(root, config.labels) if config.dataset == "folder" else READERS[config.dataset](root)
+    if config.dataset == "folder":
+        return read_folder(root, config.labels, config.laterals)
+    return READERS[config.dataset](root)
 
 
 def described(columns: Columns) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from torch import Tensor
 from augmentations.transform_utils import plain_view
 from dataset_loader.lung_masks import masks_of
 from dataset_loader.phantoms.dataset import SOURCES
+from dataset_loader.readers.known_columns import known_columns
+from dataset_loader.readers.listed_files import below, file_finder
+from dataset_loader.readers.tables import UNKNOWN, column_of, once, read_table, without_unknown
 from dataset_loader.xrays import XRays
 from downstream_task.finished_runs import Finished
 from downstream_task.probes import fit_linear_head, linear_probe, probed_classes
@@ -200,10 +203,7 @@ def read_sources(name: str, root: Path) -> pd.DataFrame | None:
         if name:
             raise UserError(f"there is no source_table {path}; give a CSV with the columns file and source, or ''.")
         return None
-    try:
-        return pd.DataFrame(pd.read_csv(path, dtype=str))
-    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
-        raise UserError(f"{path} is not a readable CSV table: {str(error).strip()}") from error
+    return known_columns(read_table(path), path, lambda cell: (root / cell).is_file(), ("file", "source"))
 
 
 def known_sources(xrays: XRays, table: pd.DataFrame | None) -> np.ndarray:
@@ -218,10 +218,12 @@ def known_sources(xrays: XRays, table: pd.DataFrame | None) -> np.ndarray:
     missing = sorted({"file", "source"} - set(table.columns))
     if missing:
         raise UserError(f"source_table lacks the column {missing[0]}; it needs file and source.")
-    twice = table.loc[table["file"].duplicated(), "file"].tolist()
-    if twice:
-        raise UserError(f"source_table lists {twice[0]!r} more than once; keep one row per file.")
-    source_of = dict(zip(table["file"], table["source"].fillna("").astype(str), strict=True))
+    find = file_finder(columns.paths)
+    listed = [find(below(name, columns.root) or name) or name for name in table["file"]]
+    rows = once(pd.DataFrame({"file": listed, "source": table["source"]}), Path("source_table"))
+    source_of = dict(
+        zip(rows["file"], without_unknown(column_of(rows, "source"), UNKNOWN, "source_table"), strict=True)
+    )
     sources = np.array([source_of.get(path, "") for path in columns.paths.tolist()])
     if not (sources != "").any():
         raise UserError(

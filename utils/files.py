@@ -137,7 +137,7 @@ def read_json(path: Path, checked: bool = False) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))  # an editor may have added a mark
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); repair it or delete the run's folder.") from error
     if not isinstance(value, dict):

@@ -95,7 +95,7 @@ def with_configs(scalars: pd.DataFrame, folder: Path) -> pd.DataFrame:
     configs = []
     for run in scalars["run"].unique():
         try:
-            config = json.loads((folder / run / "config.json").read_text(encoding="utf-8"))
+            config = json.loads((folder / run / "config.json").read_text(encoding="utf-8-sig"))
         except (OSError, ValueError):
             config = {}
         flat = pd.json_normalize(config if isinstance(config, dict) else {}).add_prefix("config.")

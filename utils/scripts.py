@@ -51,7 +51,7 @@ def flags(
             stream.reconfigure(errors="replace", line_buffering=True)  # a Windows console may lack a character
     comments: dict[str, str] = {}
     for path in reversed(files):
-        comments |= key_comments(Path(path).read_text(encoding="utf-8"))
+        comments |= key_comments(Path(path).read_text(encoding="utf-8-sig"))
     try:
         if launched_processes() > 1 and not torchrun:
             raise UserError(NO_TORCHRUN)

@@ -1,7 +1,9 @@
 """Any folder of X-rays, and what a table says about some of them."""
 
-import posixpath
+import os
 import sys
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,62 +14,76 @@ from dataset_loader.columns import UNLABELLED, Columns
 from dataset_loader.dicom import RADIOGRAPHS, dicom_facts
 from dataset_loader.image_files import image_files, is_dicom_name, shown
 from dataset_loader.readers.class_folders import by_folder, like_classes, lung_masks
-from dataset_loader.readers.tables import checked_findings, column_of, finding_values, read_table
+from dataset_loader.readers.known_columns import COLUMNS, column_key, has_meaning, known_columns
+from dataset_loader.readers.listed_files import below, file_finder
+from dataset_loader.readers.patients import NO_PATIENT, joined_patients
+from dataset_loader.readers.tables import (
+    UNKNOWN,
+    checked_findings,
+    clean,
+    column_of,
+    counted,
+    finding_values,
+    once,
+    read_table,
+    without_unknown,
+)
+from dataset_loader.readers.values import part_of, projection, read_ages, read_sexes, read_views
 from dataset_loader.synthetic import without_synthetic
 from utils.config import UserError
 from utils.scripts import tracked
 
 TABLE = "labels.csv"
-KNOWN = ("file", "label", "patient", "mask", "sex", "age", "view", "source", "part")
-_DETAILS = ("sex", "age", "view", "source")
-_PARTS = {"": "", "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_SEXES = {"m": "Male", "male": "Male", "f": "Female", "female": "Female"}
+FOREIGN_ID = "DICOM patient"  # a detail, where headers write other ids than the table
+_DETAILS = ("sex", "age", "view", "source", "study")
+_UNREAD_TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers", ".gz", ".json")
 _EXPECTED = "datasets/README.md shows the tables that are read"
 
 
-def read_folder(root: Path, labels: str = "table") -> Columns:
+def read_folder(root: Path, labels: str = "table", laterals: bool = False) -> Columns:
     """Read every image file below a folder and, if it is there, what `labels.csv` says about them; no pixel is opened.
 
     With `labels` "folders", an image's class is its top folder, as by_folder says, and labels.csv is not read.
 
-    Columns of the table: file (relative to the folder), and either label (a class) or one column for each finding. A
-    finding is a column that is not in KNOWN, most of whose cells that are not blank are 1, 0 or -1; then all must be.
-    Other columns are details, and so is every unknown column beside a label. Files without a row, or with a blank
-    label, are UNLABELLED; all of them without a table.
-    Rows without a file are counted on stderr and left out.
+    The table's columns are those of known_columns: file, and either label (a class) or one column for each finding. A
+    finding is a column without another meaning, most of whose cells that are not blank are 1, 0, -1 or words for them;
+    then all must be. Other columns are details, and so is every unknown column beside a label. Files without a row, or
+    with a blank label, are UNLABELLED; all of them without a table. Lateral views, by the table or the DICOM header,
+    are counted on stderr and left out unless `laterals`, and so are rows without a file.
     Raises UserError if there is no image, or the table cannot be understood.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"found no folder {root}; data_root names the folder that holds your images.")
-    files, path = without_synthetic(root, image_files(root)), root / TABLE
+    files = without_synthetic(root, image_files(root))
     if not len(files):
         raise UserError(f"found no image below {root}; data_root names the folder that holds your images.")
     if labels == "folders":
-        return _read_class_folders(root, files)
-    if not path.is_file():
+        columns = _read_class_folders(root, files)
+        return columns if laterals else _without_laterals(columns)
+    if (path := _table_of(root)) is None:
         if counts := like_classes(files):
             print(f"note: {root} has no {TABLE}; {offer_of_folders(counts)}", file=sys.stderr)
-        rows = pd.DataFrame({"file": pd.Series(dtype=object)})
-        return described(root, files, rows, np.empty((0, 0), dtype=np.float32), (), path)
-    rows = read_table(path).rename(columns=lambda name: name.lower() if name.lower() in KNOWN else name)
-    if "file" not in rows:
-        raise UserError(f"{path} has no column 'file', but {', '.join(rows.columns)}; {_EXPECTED}.")
-    for name in rows.columns.intersection(["file", "mask"]):
-        written = [(file, f"{path}, line {line}, column {name!r},") for line, file in column_of(rows, name).items()]
-        rows[name] = [_relative(file, root, where) if file or name == "file" else "" for file, where in written]
-    if "label" in rows:
-        has_file = column_of(rows, "file").isin(files)
-        # a class that only rows without a file have does not count
-        written = column_of(rows, "label").where(has_file | (not has_file.any()), "")
-        names, values = _classes(written, path)
-    else:
-        names = _findings(rows, path)
-        values = np.stack([checked_findings(column_of(rows, name), path) for name in names], axis=1)
-        rows = rows.drop(columns=list(names))
-    columns = described(root, files, rows, values, names, path)
+        return read_films(root, files, laterals)
+    columns = _read_table(root, files, path)
+    return columns if laterals else _without_laterals(columns)
+
+
+def _read_table(root: Path, files: np.ndarray, path: Path) -> Columns:
+    """Return the columns of files [N] of which a table describes some; what it holds is said on stderr."""
+    rows, aliased = _rows(root, files, path)
+    if aliased and len(mixed := _finding_columns(rows)) > 1:
+        raise UserError(
+            f"{path} has {aliased!r}, which may be the label, and columns that may be findings: "
+            f"{', '.join(mixed)}; call it 'label', or leave it out."
+        )
     kind = "classes" if "label" in rows else "findings"
+    labels, names = _classes(rows, files, path) if kind == "classes" else _findings(rows, path)
+    rows = rows.drop(columns=[] if kind == "classes" else list(names))
+    columns = described(root, files, rows, labels, names, path)
     print(f"{path}: {len(columns.labelled()):,} labelled images, {kind} {', '.join(names)}", file=sys.stderr)
+    if details := [name for name in rows if name not in COLUMNS]:
+        print(f"{path}: other columns kept as details: {', '.join(details)}", file=sys.stderr)
     return columns
 
 
@@ -90,37 +106,79 @@ def _read_class_folders(root: Path, files: np.ndarray) -> Columns:
     return described(root, files, rows, np.searchsorted(names, found.classes[labelled]), tuple(names), root)
 
 
+def read_films(root: Path, files: np.ndarray, laterals: bool = False) -> Columns:
+    """Return the columns of files [N] that no table describes, only DICOM headers; without laterals as read_folder."""
+    rows = pd.DataFrame({"file": pd.Series(dtype=object)})
+    columns = described(root, files, rows, np.empty((0, 0), dtype=np.float32), (), root)
+    return columns if laterals else _without_laterals(columns)
+
+
+def _table_of(root: Path) -> Path | None:
+    """Return labels.csv, in upper or lower case, or None; UserError if it is there as another kind of file."""
+    names = sorted(entry.name for entry in os.scandir(root) if entry.is_file())
+    if found := [name for name in names if name.lower() == TABLE]:
+        return root / (TABLE if TABLE in found else found[0])
+    tables = [name for name in names if name.lower().endswith(_UNREAD_TABLES) and not name.startswith((".", "~"))]
+    if meant := [name for name in tables if name.lower().startswith("label")]:
+        raise UserError(
+            f"{root} holds {meant[0]}, but no {TABLE}; save it as CSV (UTF-8) under the name {TABLE}, or move it "
+            "elsewhere if there are no labels."
+        )
+    if tables := [name for name in tables if not name.lower().endswith((".txt", ".json"))]:
+        print(f"note: {root} has no {TABLE}, so nothing is labelled; not read: {shown(tables)}", file=sys.stderr)
+    return None
+
+
+def _rows(root: Path, files: np.ndarray, path: Path) -> tuple[pd.DataFrame, str]:
+    """Return what a table says about each file once, and which column is the label under another name, or ""."""
+    find = file_finder(files)
+    table = read_table(path)
+    rows = known_columns(table, path, lambda cell: find(below(cell, root) or ""))
+    if "file" not in rows:
+        raise UserError(f"{path} has no column 'file', but {', '.join(table)}; {_EXPECTED}.")
+    for name in rows.columns.intersection(["file", "mask"]):
+        for line, cell in column_of(rows, name).items():
+            if below(cell, root) is None and (cell or name == "file"):
+                where = f"{path}, line {line}, column {name!r},"
+                raise UserError(f"{where} holds {cell!r}; expected a path below {root}, relative to it.")
+        written = [below(cell, root) or "" for cell in column_of(rows, name)]
+        rows[name] = [find(cell) or cell for cell in written]
+        if other := [f"{cell} for {file}" for cell, file in zip(written, rows[name], strict=True) if cell != file]:
+            print(f"{path}: files found under another spelling: {shown(other)}", file=sys.stderr)
+    rows = once(rows, path)
+    for name in [name for name in rows if name in COLUMNS and name not in ("file", "label")]:
+        rows[name] = without_unknown(column_of(rows, name), NO_PATIENT if name == "patient" else UNKNOWN, str(path))
+    label = next((old for old, new in zip(table, rows, strict=True) if new == "label"), "label")
+    return rows, "" if column_key(label) == "label" else label
+
+
 def described(
     root: Path, files: np.ndarray, rows: pd.DataFrame, labels: np.ndarray, names: tuple[str, ...], table: Path
 ) -> Columns:
     """Return the columns of the files [N], of which the rows [M] of a `table` describe some.
 
-    rows    text; file, and any of the KNOWN columns and of details
+    rows    text; file, and any of COLUMNS and of details
     labels  [M] class indices, -1 where blank, or findings [M, C]
     names   the classes or findings
 
-    Raises UserError if a file is listed twice, no row has a file, a part is unknown or an image without a label is
+    Raises UserError if no row has a file, a part is unknown or an image without a label is
     in an official validation or test part.
     """
     masks = set(column_of(rows, "mask"))
     files = np.array([file for file in files if file not in masks], dtype=object)
     place = _places(files, rows, table)  # -1 without a row, which takes the last, a blank one
     known = pd.concat([rows, pd.DataFrame("", index=[0], columns=rows.columns)]).iloc[place].reset_index(drop=True)
-    _fill_from_headers(known, root, files)
+    header_ids = _fill_from_headers(known, root, files)
     blank = np.full((1, *labels.shape[1:]), -1 if labels.ndim == 1 else np.nan, dtype=labels.dtype)
     labels = np.concatenate([labels, blank])[place]
     unlabelled = (place < 0) | (labels == -1 if labels.ndim == 1 else False)
-    parts = column_of(known, "part").str.lower()
-    if not parts.isin(_PARTS).all():
-        wrong = parts[~parts.isin(_PARTS)].iloc[0]
-        raise UserError(f"{table} holds {wrong!r} as 'part'; expected train, val, test or blank.")
-    official = parts.map(_PARTS).to_numpy(dtype="<U10")
+    official = _official(column_of(known, "part"), table)
     kept = np.flatnonzero(~unlabelled | ~np.isin(official, ("val", "test")))
     if len(kept) < len(files):
         lost = len(files) - len(kept)
         print(f"warning: {lost:,} images of the official validation or test part left out: no label", file=sys.stderr)
     official[unlabelled] = UNLABELLED
-    patients = column_of(known, "patient").to_numpy()
+    patients, foreign = joined_patients(column_of(known, "patient").to_numpy(), header_ids, files, table)
     return Columns(
         root=root,
         paths=files,
@@ -129,22 +187,27 @@ def described(
         groups=np.where(patients == "", files, patients),
         masks=_existing_masks(root, column_of(known, "mask"), table),
         official=official,
-        details=_details(known),
+        details=_details(known, foreign, str(table)),
     ).take(kept)
 
 
-def _relative(written: str, root: Path, where: str) -> str:
-    """Return the POSIX path below root of a file as a table writes it; UserError if it lies elsewhere."""
-    name = posixpath.normpath(written.replace("\\", "/"))
-    for top in {root.as_posix(), root.resolve().as_posix()}:
-        name = name.removeprefix(f"{top}/")
-    if not written or name.startswith(("/", "../")) or name in (".", "..") or name[1:2] == ":":
-        raise UserError(f"{where} holds {written!r}; expected a path below {root}, relative to it.")
-    return name
+def _official(parts: pd.Series, table: Path) -> np.ndarray:
+    """Return [N] the parts that a table names: "train", "val", "test" or ""."""
+    part = {word: part_of(word) for word in parts.unique()}
+    if wrong := [word for word in part if part[word] is None]:
+        raise UserError(f"{table} holds {wrong[0]!r} as 'part'; expected train, val, test or blank.")
+    return np.array([part[word] for word in parts], dtype="<U10")
 
 
-def _classes(written: pd.Series, path: Path) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return the class names and, for each row, the index of its class, -1 where the label is blank."""
+def _classes(rows: pd.DataFrame, files: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return for each row the index of its class, -1 where the label is blank, and the names of the classes.
+
+    "none" is a class, and "-" beside "+". A class that only rows without a file have does not count.
+    """
+    cells = column_of(rows, "label")
+    written = without_unknown(cells, UNKNOWN - {"none"} - ({"-"} if "+" in set(cells) else set()), str(path))
+    has_file = column_of(rows, "file").isin(files)
+    written = _one_spelling(written.where(has_file | (not has_file.any()), ""), path)
     names = sorted(set(written) - {""})
     if len(names) < 2:
         found = f"only the class {names[0]!r}" if names else "no class"
@@ -154,30 +217,55 @@ def _classes(written: pd.Series, path: Path) -> tuple[tuple[str, ...], np.ndarra
             f"{path} holds {len(names):,} different labels for {count:,} images, such as {names[0]!r}; expected the "
             f"name of one class in each row. {_EXPECTED}."
         )
-    return tuple(names), np.array([names.index(label) if label else -1 for label in written], dtype=np.int64)
+    indices = {name: index for index, name in enumerate(names)} | {"": -1}
+    return np.array([indices[label] for label in written], dtype=np.int64), tuple(names)
 
 
-def _findings(rows: pd.DataFrame, path: Path) -> tuple[str, ...]:
-    """Return the columns of findings; one wrong cell does not turn a finding into a detail."""
-    names = []
-    for name in rows.columns.difference(KNOWN, sort=False):
-        values, wrong = finding_values(column_of(rows, name))
-        if (np.isfinite(values) & ~wrong).sum() > wrong.sum():
-            names.append(name)
+def _one_spelling(labels: pd.Series, path: Path) -> pd.Series:
+    """Return labels; those that differ only in case, blanks and invisible characters are written as most of them."""
+    counts = Counter(labels)
+    best: dict[str, str] = {}
+    for written in sorted(counts, key=lambda word: (-counts[word], word)):
+        best.setdefault(clean(written).casefold(), clean(written))
+    for name in sorted(set(best.values())):
+        if others := [word for word in counts if clean(word).casefold() == name.casefold() and word != name]:
+            again = counted(word for word in labels if word in others)
+            print(f"warning: {path}: {again} read as the class {name!r}", file=sys.stderr)
+    return labels.map({written: best[clean(written).casefold()] for written in counts})
+
+
+def _findings(rows: pd.DataFrame, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return the findings [M, C] of the rows and their names; how words are read is said on stderr."""
+    names = _finding_columns(rows)
     if not names:
         raise UserError(
             f"{path} has neither a column 'label' nor one for each finding (1, 0, -1, blank); its columns are "
             f"{', '.join(rows.columns)}. {_EXPECTED}."
         )
-    return tuple(names)
+    values = np.stack([checked_findings(column_of(rows, name), path) for name in names], axis=1)
+    read: dict[float, set[str]] = {1: set(), 0: set(), -1: set()}
+    for name, found in zip(names, values.T, strict=True):
+        for value, words in read.items():
+            words |= {word for word in column_of(rows, name).to_numpy()[found == value] if not word[-1:].isdigit()}
+    if any(read.values()):
+        said = "; ".join(f"{value} for {', '.join(map(repr, sorted(words)))}" for value, words in read.items() if words)
+        print(f"{path}: findings are read as {said}", file=sys.stderr)
+    return values, tuple(names)
+
+
+def _finding_columns(rows: pd.DataFrame) -> list[str]:
+    """Return the columns of findings; one wrong cell does not turn a finding into a detail."""
+    names = []
+    for name in rows:
+        values, wrong = finding_values(column_of(rows, name))
+        if not has_meaning(name) and (np.isfinite(values) & ~wrong).sum() > wrong.sum():
+            names.append(name)
+    return names
 
 
 def _places(files: np.ndarray, rows: pd.DataFrame, table: Path) -> np.ndarray:
     """Return the row [N] of each file, -1 without one; rows without a file are counted on stderr."""
     listed = column_of(rows, "file")
-    again = listed[listed.duplicated()].tolist()
-    if again:
-        raise UserError(f"{table} lists {shown(again)} more than once; keep one row for each file.")
     lost = sorted(set(listed) - set(files))
     if lost and len(lost) == len(rows):
         raise UserError(
@@ -189,40 +277,59 @@ def _places(files: np.ndarray, rows: pd.DataFrame, table: Path) -> np.ndarray:
     return pd.Index(listed).get_indexer(pd.Index(files))
 
 
-def _fill_from_headers(known: pd.DataFrame, root: Path, files: np.ndarray) -> None:
-    """Fill what the table leaves blank of patient, sex, age and view from the headers of DICOM files."""
+def _fill_from_headers(known: pd.DataFrame, root: Path, files: np.ndarray) -> np.ndarray:
+    """Fill what the table leaves blank of sex, age and view from the headers of DICOM files; return their patients [N].
+
+    "" is the patient where a header names none, and where all name the same: a program wrote it in place of theirs.
+    """
     rows = [row for row, file in enumerate(files) if is_dicom_name(file)]
     if not rows:
-        return
+        return np.full(len(files), "", dtype=object)
     facts = pd.DataFrame([dicom_facts(root / files[row]) for row in tracked(rows, "DICOM headers", "img")], index=rows)
-    others = facts.pop("modality").value_counts().drop(list(RADIOGRAPHS), errors="ignore")
+    others = column_of(facts, "modality").value_counts().drop(list(RADIOGRAPHS), errors="ignore")
     if len(others):
         counts = ", ".join(f"{count:,} {name}" for name, count in others.items())
         print(
             f"warning: {root} has DICOM files of other modalities than radiographs: {counts}; take them out",
             file=sys.stderr,
         )
-    if len(rows) > 1 and len(set(column_of(facts, "patient")) - {""}) == 1:
-        facts["patient"] = ""  # what a program wrote in place of the patients
-    for name in facts:
-        column = column_of(known, str(name))
-        known[name] = column.mask(column == "", facts[name].reindex(known.index, fill_value=""))
+    where = f"DICOM headers below {root}"
+    for name in facts.columns.intersection(["sex", "age", "view"]):
+        column = column_of(known, name)
+        found = without_unknown(column_of(facts, name), UNKNOWN, where).reindex(known.index, fill_value="")
+        known[name] = column.mask(column == "", found)
+    patients = without_unknown(column_of(facts, "patient"), NO_PATIENT, where)
+    if len(patients) > 1 and patients.nunique() == 1 and (patients != "").any():
+        print(f"{where}, column 'patient': all are {patients.iloc[0]!r}, so nobody is known by it", file=sys.stderr)
+        patients = patients.mask(patients != "", "")
+    return patients.reindex(known.index, fill_value="").to_numpy(dtype=object)
 
 
 def _existing_masks(root: Path, written: pd.Series, table: Path) -> np.ndarray:
-    """Return [N] the masks that exist, as they are written, and None; the others are counted on stderr."""
-    masks = [name if name and (root / name).is_file() else None for name in written]
-    lost = [name for name, mask in zip(written, masks, strict=True) if name and not mask]
+    """Return [N] the masks that exist, as they are on the disk, and None; the others are counted on stderr."""
+    forms = {name: (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)) for name in written}
+    found = {name: next((one for one in forms[name] if one and (root / one).is_file()), None) for name in forms}
+    lost = [name for name in written if name and not found[name]]
     if lost:
         print(f"warning: {table} names masks that do not exist, left out: {shown(lost)}", file=sys.stderr)
-    return np.array(masks, dtype=object)
+    return np.array([found[name] for name in written], dtype=object)
 
 
-def _details(known: pd.DataFrame) -> pd.DataFrame:
-    """Return sex ("Male", "Female" or as written), age in years, view, source, and whatever else the table has."""
-    details = known.drop(columns=[name for name in KNOWN if name in known and name not in _DETAILS])
-    if "sex" in details:
-        details["sex"] = [_SEXES.get(sex.lower(), sex) for sex in details["sex"]]
-    if "age" in details:
-        details["age"] = pd.to_numeric(details["age"].str.replace(",", "."), errors="coerce")
+def _details(known: pd.DataFrame, foreign: np.ndarray, where: str) -> pd.DataFrame:
+    """Return sex, age in years, view, source, study, FOREIGN_ID, and whatever else the table has, as it is written."""
+    details = known.drop(columns=[name for name in COLUMNS if name in known and name not in _DETAILS])
+    for name, read in {"sex": read_sexes, "age": read_ages, "view": read_views}.items():
+        if name in details:
+            details[name] = read(column_of(details, name), where)
+    if (foreign != "").any():
+        details[FOREIGN_ID] = foreign
     return details.replace("", np.nan)
+
+
+def _without_laterals(columns: Columns) -> Columns:
+    """Return the columns without those whose view is lateral, which are counted on stderr."""
+    lateral = np.array([projection(view) == "lateral" for view in column_of(columns.details, "view").fillna("")], bool)
+    if lateral.any():
+        lost = shown(columns.paths[lateral].tolist())
+        print(f"note: left out lateral films: {lost}; --laterals takes them all the same", file=sys.stderr)
+    return columns.take(np.flatnonzero(~lateral))

@@ -8,7 +8,7 @@ import pandas as pd
 from dataset_loader.columns import Columns
 from dataset_loader.image_files import image_files
 from dataset_loader.readers.folder_dataset import described
-from dataset_loader.readers.tables import read_table
+from dataset_loader.readers.tables import file_text, once, read_table
 from dataset_loader.synthetic import without_synthetic
 from utils.config import UserError
 
@@ -63,12 +63,10 @@ def read_nih(root: Path) -> Columns:
     if missing:
         raise UserError(f"{table} lacks the column {missing[0]!r}; it has {', '.join(rows.columns)}; {_HOW_TO_PLACE}")
     files = without_synthetic(root, image_files(root))
+    rows = once(rows.rename(columns=_NAMES), table)
     labels = _labels(rows.pop("Finding Labels"), table)
-    rows = rows.rename(columns=_NAMES)
-    tested = (root / TEST_LIST).read_text(encoding="utf-8").split() if (root / TEST_LIST).is_file() else []
+    tested = file_text(root / TEST_LIST).split() if (root / TEST_LIST).is_file() else []
     rows["part"] = np.where(rows["file"].isin(tested), "test", "train" if tested else "")
-    if "age" in rows:
-        rows["age"] = rows["age"].str.rstrip("Yy")  # "058Y" in some copies
     path_of = {file.rpartition("/")[2]: file for file in files}
     rows["file"] = [path_of.get(name, name) for name in rows["file"]]
     if not path_of.keys() & set(rows["file"].str.rpartition("/")[2]):

@@ -7,6 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from dataset_loader.image_files import image_files
+from dataset_loader.readers.known_columns import known_columns
+from dataset_loader.readers.listed_files import on_disk
 from dataset_loader.readers.tables import read_table
 from utils.config import UserError, repo_path
 
@@ -41,7 +43,8 @@ def find_films(names: Sequence[str]) -> pd.DataFrame:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    table = read_table(path).rename(columns=lambda name: "file" if name.lower() == "file" else name)
+    written, folder = read_table(path), path.parent
+    table = known_columns(written, path, lambda cell: (folder / cell).is_file(), ("file", "label", "patient"))
     if "file" not in table or not len(table):
-        raise UserError(f"{path} has the columns {', '.join(map(str, table))}; expected a column file, and rows.")
-    return table.assign(**{PATH: [str((path.parent / file).resolve()) for file in table["file"]]})
+        raise UserError(f"{path} has the columns {', '.join(map(str, written))}; expected a column file, and rows.")
+    return table.assign(**{PATH: [str(file.resolve()) for file in on_disk(folder, table["file"].tolist())]})

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pydicom.data
 import pytest
+from pydicom.config import IGNORE, settings
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
@@ -147,9 +148,26 @@ def test_files_are_found_by_magic_number_and_headers_fill_the_columns(tmp_path: 
 def test_a_table_wins_over_headers(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("file,label,patient,age\na.dcm,x,q9,50\nIM0001,y,,\nb.DCM,y,,\n")
     columns = folder(tmp_path)
-    assert columns.groups.tolist() == ["p1", "p2", "q9", "b.DCM"]
+    assert columns.groups.tolist() == ["q9", "p2", "q9", "b.DCM"]  # the first two files have one patient's header
     assert columns.details["age"].fillna(0).tolist() == [0.5, 0, 50, 0]
     assert columns.details["sex"].fillna("").tolist() == ["", "Male", "Female", ""]
+
+
+def test_what_headers_of_real_devices_say_about_age_and_view(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "writing_validation_mode", IGNORE)
+    coded = Dataset()
+    coded.CodeMeaning = "left lateral"
+    write(tmp_path / "a.dcm", PatientAge="51", ViewPosition="LL")
+    write(tmp_path / "b.dcm", PatientAge="ADULT", ViewCodeSequence=[coded])
+    write(tmp_path / "c.dcm", PatientAge="013M", PatientOrientation=["A", "F"])
+    write(tmp_path / "d.dcm", PatientAge="62", PatientOrientation=["L", "F"])
+    assert read_folder(tmp_path).paths.tolist() == ["d.dcm"]
+    said = capsys.readouterr().err
+    assert "left out lateral films: 3 (a.dcm, b.dcm, c.dcm)" in said
+    assert "1 of 4 ages are not understood: 'ADULT' (1)" in said
+    assert read_folder(tmp_path, laterals=True).details["age"].fillna(0).tolist() == [51, 0, 1.083, 62]
 
 
 def test_one_patient_for_all_is_none(tmp_path: Path) -> None:

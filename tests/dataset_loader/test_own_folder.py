@@ -10,6 +10,7 @@ import pytest
 import torch
 from data_config import data_config
 from PIL import Image, ImageEnhance
+from test_dicom import write
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.readers.folder_dataset import read_folder
@@ -63,6 +64,41 @@ def test_other_images_of_held_out_patients_are_not_taken(own: Path) -> None:
     (others,) = opened(own, []).also
     assert "50.png" not in others.paths and "51.png" in others.paths
     assert ["50.png", "p0"] in others.left_out[["file", "other"]].to_numpy().tolist()
+
+
+@pytest.fixture
+def clinic(own: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The films as DICOM: two of each of 20 patients in a table that has lost the zeros of their ids, 1 to 5 held out.
+
+    20 more films show patients 1 to 10, one here and one in an archive.
+    """
+    archive = tmp_path_factory.mktemp("archive")
+    table = pd.read_csv(own / "labels.csv")
+    for number in range(60):
+        file = own / f"{number:02d}.png"
+        with Image.open(file) as image:
+            gray = np.asarray(image.convert("L"))
+        place = (archive if number >= 40 and number % 2 else own) / f"{number:02d}.dcm"
+        write(place, gray, bits=8, PatientID=f"00{number % 40 // 2 + 1}")
+        file.unlink()
+    (own / "copy.png").unlink()
+    table["file"] = table["file"].str.replace("png", "dcm")
+    table.assign(**{"Patient ID": table.index // 2 + 1}).to_csv(own / "labels.csv", index=False)
+    return own, archive
+
+
+@pytest.mark.parametrize("prefix", ["", "P"])
+def test_more_films_of_held_out_patients_are_not_pretrained_on_whatever_became_of_their_ids(
+    clinic: tuple[Path, Path], prefix: str
+) -> None:
+    """Ids without their zeros, or pseudonyms that only the films with both ids explain."""
+    root, archive = clinic
+    table = pd.read_csv(root / "labels.csv")
+    table.assign(**{"Patient ID": [f"{prefix}{one}" for one in table["Patient ID"]]}).to_csv(root / "labels.csv")
+    xrays = opened(root, [str(archive)])
+    assert len(set(xrays.columns.details["patient"])) == 20
+    taken = sorted(int(path[:2]) for also in xrays.also for path in also.paths)
+    assert taken == list(range(50, 60))
 
 
 def test_near_duplicates_across_an_official_split_are_said(own: Path, capsys: pytest.CaptureFixture[str]) -> None:

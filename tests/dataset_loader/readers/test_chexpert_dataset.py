@@ -153,7 +153,7 @@ def put(column: str, value: object):
         (drop("Edema"), "'Edema'"),
         (drop("Path"), "'Path'"),
         (put("Edema", 2), "'2' as 'Edema' in line 2"),
-        (put("Edema", "yes"), "'yes' as 'Edema' in line 2"),
+        (put("Edema", "seen"), "'seen' as 'Edema' in line 2"),
         (put("Frontal/Lateral", "Lateral"), "no frontal image"),
         (put("Path", "view1_frontal.jpg"), "holds the path 'view1_frontal.jpg'"),
         (put("Path", ""), "holds the path ''"),

@@ -1,6 +1,7 @@
 """Any folder of images with a table, as radiologists write them and as they go wrong; nothing is lost silently."""
 
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,122 @@ def test_findings_are_told_from_details(root: Path, capsys: pytest.CaptureFixtur
     assert "findings Nodule, Effusion" in capsys.readouterr().err
 
 
+def test_columns_as_other_people_call_them(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    columns = read(
+        root,
+        "Image Index;Diagnosis;Patient ID;Gender;Age_years;View-Position;Dataset;Hospital;Scanner;smoker",
+        "a.png;sick;p1;w;062J;p.a.;training;Mitte;X;yes",
+        "deep/b;sick;p1;M;13 months;AP;Test;Nord;Y;no",
+        "D.GIF;well;n/a;unbekannt;?;pa;test;Nord;X;no",
+        "e.png;well;p2;2;51,5;;valid;Nord;X;yes",
+    )
+    assert columns.label_names == ("sick", "well")
+    labelled = columns.labelled()
+    assert labelled.paths.tolist() == ["a.png", "d.gif", "deep/b.JPG", "e.png"]
+    assert labelled.groups.tolist() == ["p1", "d.gif", "p1", "p2"]
+    assert labelled.official.tolist() == ["train", "test", "test", "val"]
+    details = labelled.details.astype(object).fillna("")
+    assert details["sex"].tolist() == ["Female", "", "Male", "Female"]
+    assert details["age"].tolist() == [62, "", 1.083, 51.5]
+    assert details["view"].tolist() == ["PA", "PA", "AP", ""]
+    assert details["source"].tolist() == ["Mitte", "Nord", "Nord", "Nord"]
+    assert details["smoker"].tolist() == ["yes", "no", "no", "yes"]
+    said = capsys.readouterr().err
+    assert "reading 'Image Index' as file, 'Diagnosis' as label, 'Patient ID' as patient, 'Gender' as sex" in said
+    assert "'Dataset' as part, 'Hospital' as source" in said
+    assert "files found under another spelling: 2 (deep/b for deep/b.JPG, D.GIF for d.gif)" in said
+    assert "column 'sex': read as blank: 'unbekannt' (1)" in said
+    assert "sex 1 is read as male, 2 as female" in said
+    assert "other columns kept as details: Scanner, smoker" in said
+
+
+def test_what_does_not_fit_or_looks_mistyped_is_a_warning(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    columns = read(
+        root,
+        "file,Edema,TB,patinet,fold,position,dataset,mrn,Patient",
+        "a.png,TRUE,yes,p1,0,3,Mitte,7,p8",
+        "d.gif,FALSE,no,p1,1,4,Mitte,7,p9",
+        "e.png,1,?,p2,2,3,Nord,8,p8",
+    )
+    assert columns.label_names == ("Edema", "TB")
+    labelled = columns.labelled()
+    np.testing.assert_array_equal(labelled.labels, np.array([[1, 1], [0, 0], [1, -1]], dtype=np.float32))
+    assert labelled.groups.tolist() == ["p8", "p9", "p8"] and set(labelled.official) == {""}
+    assert labelled.details["source"].tolist() == ["Mitte", "Mitte", "Nord"]
+    said = capsys.readouterr().err
+    assert "column 'fold' is not read as 'part': it holds '0', '1', '2'" in said
+    assert "column 'position' is not read as 'view'" in said
+    assert "column 'mrn' is not read: 'Patient' is the patient" in said
+    assert "findings are read as 1 for 'TRUE', 'yes'; 0 for 'FALSE', 'no'; -1 for '?'" in said
+    assert "other columns kept as details: patinet, fold, position, mrn" in said
+    read(root, "file,lable,finding,gendr,spilt", "a.png,x,1,F,train", "d.gif,y,0,M,test")
+    said = capsys.readouterr().err
+    for mistyped, meant in {"lable": "label", "gendr": "sex", "spilt": "part"}.items():
+        assert f"column {mistyped!r} is not read as {meant!r}, which may have been meant" in said
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["file,class,diagnosis", "a.png,x,u", "e.png,y,v"], "several columns for 'label': 'class', 'diagnosis'"),
+        (
+            ["file,class,Edema,Mass", "a.png,x,1,0", "e.png,y,0,1"],
+            "'class', which may be the label, and .* Edema, Mass",
+        ),
+        (["filename,label", "gone.png,x", "lost.png,y"], "no column 'file', but filename, label"),
+        (["file,label,patient", "a.png,x,7.2E+05", "e.png,y,3"], "a spreadsheet has shortened the id"),
+    ],
+)
+def test_columns_that_nobody_can_choose_are_one_sentence(root: Path, lines: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read(root, *lines)
+
+
+def test_rows_that_say_the_same_twice_are_read_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    columns = read(root, "file,label", "a.png,x", "e.png,y", "./a.png,X ")
+    assert columns.labelled().labels.tolist() == [0, 1]
+    assert "says the same in 1 more rows (line 4): read once" in capsys.readouterr().err
+
+
+def test_class_names_that_look_equal_are_one_class(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / unicodedata.normalize("NFD", "Füße.png")).touch()
+    columns = read(
+        root, "file,label", "a.png,Tbc", "d.gif,tbc", "e.png,No\u00a0 \u200bfinding", "deep/b.JPG,No finding",
+        "Füße.png,Tbc", "lungs/a.png,unknown", "deep/er/c (1).tif,none",
+    )  # fmt: skip
+    assert columns.label_names == ("No finding", "Tbc", "none")
+    assert [sum(columns.labels == label) for label in (0, 1, 2)] == [2, 3, 1]
+    said = capsys.readouterr().err
+    assert "'tbc' (1) read as the class 'Tbc'" in said and "read as blank: 'unknown' (1)" in said
+
+
+@pytest.mark.parametrize("name", ["labels.xlsx", "Labels.ods", "labels.csv.gz", "label.csv"])
+def test_labels_in_another_kind_of_file_are_refused(root: Path, name: str) -> None:
+    (root / name).touch()
+    with pytest.raises(UserError, match=f"holds {name}, but no labels.csv; save it as CSV"):
+        read_folder(root)
+
+
+def test_another_table_is_named_and_case_of_its_name_does_not_matter(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "films.xlsx").touch()
+    read_folder(root)
+    assert "has no labels.csv, so nothing is labelled; not read: 1 (films.xlsx)" in capsys.readouterr().err
+    (root / "LABELS.CSV").write_text("file,label\na.png,x\ne.png,y\n")
+    assert len(read_folder(root).labelled()) == 2
+
+
+def test_lateral_films_are_left_out_and_listed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["file,label,view", "a.png,x,PA", "d.gif,x,Left lateral", "e.png,y,AP supine", "deep/b.JPG,y,swimmer"]
+    columns = read(root, *lines, "lungs/a.png,y,L")
+    assert set(columns.paths) == {"a.png", "e.png", "deep/b.JPG", "deep/er/c (1).tif"}
+    said = capsys.readouterr().err
+    assert "left out lateral films: 2 (d.gif, lungs/a.png); --laterals takes them all the same" in said
+    assert "1 of 6 views are not understood: 'swimmer' (1)" in said
+    assert len(read_folder(root, laterals=True)) == 6
+
+
 def test_held_out_images_without_a_label_are_not_pretrained_on(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     columns = read(root, "file,label,part", "a.png,x,", "e.png,y,", "d.gif,,test", "deep/b.JPG,x,", "lungs/a.png,y,")
     assert "d.gif" not in columns.paths
@@ -126,8 +243,11 @@ def test_unread_kinds_of_images_are_named(root: Path, capsys: pytest.CaptureFixt
     ("lines", "message"),
     [
         (["name,label", "a.png,x"], "no column 'file', but name, label"),
-        (["file,label", "a.png,x", "e.png,y", "a.png,y"], r"lists 1 \(a.png\) more than once"),
-        (["file,label", "a.png,x", "./a.png,y"], "more than once"),
+        (
+            ["file,label", "a.png,x", "e.png,y", "a.png,y"],
+            "about 'a.png': column 'label' holds 'x' in line 2 and 'y' in line 4",
+        ),
+        (["file,label", "a.png,x", "./A.PNG,y"], "contradicts itself about 'a.png'"),
         (["file,label", "../a.png,x"], "line 2, column 'file', holds '../a.png'; expected a path below"),
         (["file,label", "/else/a.png,x"], "holds '/else/a.png'"),
         (["file,label", "C:\\x\\a.png,x"], "holds 'C:"),
@@ -136,10 +256,11 @@ def test_unread_kinds_of_images_are_named(root: Path, capsys: pytest.CaptureFixt
         (["file,label", "a.png,x"], "only the class 'x'"),
         (["file,label"], "no class"),
         (["file,label", "a.png,clear lungs", "e.png,a nodule", "d.gif,scars"], "3 different labels for 3 images"),
-        (["file,label", "a,x", "b,x", "c,y", "d,y"], "no row for any image .* names 'a', and there is 'a.png'"),
+        (["file,label", "x/a,x", "b,x", "c,y", "x,y"], "no row for any image .* names 'b', and there is 'a.png'"),
         (["file,label,part", "a.png,x,", "e.png,y,fold 1", "d.gif,x,", "deep/b.JPG,y,"], "holds 'fold 1' as 'part'"),
-        (["file,Nodule", "a.png,yes", "e.png,no"], "neither a column 'label' nor one for each finding"),
-        (["file,Nodule", "a.png,1", "e.png,0", "d.gif,yes"], "holds 'yes' as 'Nodule' in line 4"),
+        (["file,Nodule", "a.png,big", "e.png,small"], "neither a column 'label' nor one for each finding"),
+        (["file,Nodule", "a.png,1", "e.png,no", "d.gif,big"], "holds 'big' as 'Nodule' in line 4"),
+        (["file,Nodule", "a.png,1", "e.png,0", "d.gif,x"], "holds 'x' as 'Nodule' in line 4"),
         (["file,Nodule", "a.png,1", "e.png,0", "d.gif,2"], "holds '2' as 'Nodule' in line 4"),
     ],
 )

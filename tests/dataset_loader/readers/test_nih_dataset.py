@@ -52,6 +52,16 @@ def test_findings_patients_and_the_official_test_part(tmp_path: Path, capsys: py
     assert capsys.readouterr().err == ""
 
 
+def test_ages_in_months_and_days_and_a_test_list_from_another_editor(tmp_path: Path) -> None:
+    root = make_tree(tmp_path)
+    table, tested = root / "Data_Entry_2017.csv", root / "test_list.txt"
+    table.write_text(table.read_text().replace(",41,", ",058Y,").replace(",42,", ",013M,").replace(",43,", ",011D,"))
+    tested.write_text(tested.read_text(), encoding="utf-16")
+    columns = read_nih(root)
+    assert columns.details["age"].round(2).tolist()[:7] == [58, 58, 1.08, 1.08, 0.03, 0.03, 44]
+    assert (columns.official == "test").sum() == 10
+
+
 def test_a_partial_download_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = make_tree(tmp_path)
     for file in (root / "images_002" / "images").iterdir():

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dataset_loader.readers.tables import checked_findings, column_of, read_table
+from dataset_loader.readers.tables import checked_findings, clean, column_of, read_table
 from utils.config import UserError
 
 TEXT = "file,label,ward\na.png,Müll,1\nb.png,,2\n"
@@ -33,13 +34,30 @@ CELLS = [["a.png", "Müll", "1"], ["b.png", "", "2"]]
         TEXT.replace("\n", ",\n").encode(),
         TEXT.replace("a.png", '"a.png"').encode(),
         gzip.compress(TEXT.encode(), mtime=0),
+        ("sep=;\r\n" + TEXT.replace(",", ";").replace("\n", "\r\n")).encode("utf-8-sig"),
+        ('"sep=\t"\n' + TEXT.replace(",", "\t")).encode("utf-16"),
+        ("sep=;\n" + TEXT).encode(),  # saved again with commas
+        TEXT.replace(",", "|").encode(),
+        TEXT.replace("file,", '"file",').replace(",", ";").encode(),
+        TEXT.encode("utf-16-le"),
+        TEXT.encode("utf-32"),
+        ("\ufeff" + TEXT.replace("a.png", "\u200ba.png\u00a0")).encode("utf-8-sig"),
+        unicodedata.normalize("NFD", TEXT).replace("la", "l\u00ada").encode(),
     ],
 )
 def test_one_table_in_many_encodings(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "t.csv").write_bytes(content)
     table = read_table(tmp_path / "t.csv")
     assert table.columns.tolist() == ["file", "label", "ward"]
-    assert table.to_numpy().tolist() == CELLS
+    assert [[clean(cell) for cell in row] for row in table.to_numpy()] == CELLS
+
+
+def test_lines_are_those_of_the_file_and_another_encoding_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_bytes(b"sep=;\r\nfile;label\r\n\r\na.png;M\xfcll\r\n")
+    assert read_table(tmp_path / "t.csv").index.tolist() == [4]
+    assert "is not UTF-8, so it is read as Windows-1252, such as 'Müll'" in capsys.readouterr().err
 
 
 def test_damaged_rows_are_counted_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,6 +90,27 @@ def test_what_is_not_a_table_is_one_sentence(tmp_path: Path, content: bytes, mes
         read_table(tmp_path / "t.csv")
 
 
+@pytest.mark.parametrize(
+    ("cells", "values"),
+    [
+        ("TRUE FALSE true", [1, 0, 1]),
+        ("yes No 1.0", [1, 0, 1]),
+        ("ja nein 0.0", [1, 0, 0]),
+        ("positiv NEG unklar", [1, 0, -1]),
+        ("Present absent ?", [1, 0, -1]),
+        ("t f F", [1, 0, 0]),
+        ("+ - -", [1, 0, 0]),
+        ("X x n/a", [1, 1, np.nan]),
+        ("1 0 #N/A", [1, 0, -1]),
+        ("1 NaN -", [1, np.nan, np.nan]),
+    ],
+)
+def test_findings_in_words(tmp_path: Path, cells: str, values: list[float]) -> None:
+    (tmp_path / "t.csv").write_text("\n".join(["a", *cells.split()]))
+    found = checked_findings(column_of(read_table(tmp_path / "t.csv"), "a"), tmp_path / "t.csv")
+    np.testing.assert_array_equal(found, np.array(values, dtype=np.float32))
+
+
 def test_findings_are_numbers_or_blank(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a;b\n1;1\n0,0;x\n-1.0;0\n;0\nnan;1\n")
     table = read_table(tmp_path / "t.csv")
@@ -81,7 +120,7 @@ def test_findings_are_numbers_or_blank(tmp_path: Path) -> None:
         checked_findings(column_of(table, "b"), tmp_path / "t.csv")
 
 
-CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+CELL = st.text(st.characters(exclude_categories=["Cs", "Cf"], exclude_characters="\0"), max_size=8)
 WRITTEN = st.tuples(st.sampled_from(",;\t"), st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]), st.booleans())
 
 

@@ -1,0 +1,135 @@
+"""The columns of a table that have a meaning here, under the names that people give them."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dataset_loader.image_files import IMAGE_SUFFIXES
+from dataset_loader.readers.tables import UNKNOWN, clean, column_of, finding_values
+from dataset_loader.readers.values import SEXES, part_of, projection, years
+from utils.config import UserError
+
+# Each column's own name, and the others, in lower case without blanks and signs: "Patient ID" is patientid.
+_WORDS = {
+    "file": "filename filepath files path image imageid imagefile imagename imagepath imageindex img imgpath imgname "
+    "xray film datei dateiname bild fichier",
+    "label": "labels class classname classlabel diagnosis category dx groundtruth diagnose klasse befund diagnostic "
+    "classe",
+    "patient": "patientid patid pid patientnumber patientnr patientno subject subjectid mrn case caseid personid "
+    "medicalrecordnumber patienten patientenid patientennummer patnr fall",
+    "mask": "maskfile maskpath maskname lungmask masks maske",
+    "sex": "gender patientsex patientgender geschlecht sexe",
+    "age": "ageyears ageinyears patientage ageatstudy ageatexam alter agey alterjahre",
+    "view": "viewposition projection position views viewpos projektion strahlengang",
+    "part": "split splits fold set subset partition dataset datasplit phase usage splitname traintest "
+    "traintestsplit parts",
+    "source": "hospital site institution scanner dataset center centre clinic origin device sourceid siteid hospitalid "
+    "manufacturer klinik krankenhaus quelle sources",
+    "study": "studyid accession accessionnumber accessionno studyinstanceuid studyuid exam examid visit visitid studie "
+    "untersuchung",
+}
+COLUMNS = {name: tuple(words.split()) for name, words in _WORDS.items()}
+_ONE = ("file", "label", "part")  # of several that fit, nobody can choose; of the others, the first word counts
+_MOST_FILMS = 20  # of one patient, on average: a column with more for each of its values holds something else
+
+
+def column_key(name: str) -> str:
+    """Return a column's name in lower case without blanks and signs."""
+    return "".join(letter for letter in clean(name).casefold() if letter.isalnum())
+
+
+def has_meaning(column: str) -> bool:
+    """Return whether a column's name, or another word for it, is one of COLUMNS."""
+    key = column_key(column)
+    return key in COLUMNS or any(key in others for others in COLUMNS.values())
+
+
+def known_columns(
+    table: pd.DataFrame, path: Path, is_file: Callable[[str], object], names: Sequence[str] = tuple(COLUMNS)
+) -> pd.DataFrame:
+    """Return a table whose columns that have a meaning are called as in COLUMNS, of these `names`.
+
+    A column under its own name is taken. Else one under another word is, if its values fit, which is said on stderr, as
+    are words whose values do not fit and names that look mistyped. `is_file` tells whether a cell names an image.
+    Raises UserError if several columns fit one name and differ.
+    """
+    keys = {column: column_key(column) for column in table}
+    chosen: dict[str, str] = {}
+    said, doubts = [], []
+    for name in names:
+        own = [column for column, key in keys.items() if key == name]
+        words = {key: place for place, key in enumerate(COLUMNS[name])}
+        others = [column for column, key in keys.items() if key in words and column not in chosen]
+        fitting = [column for column in others if _fits(name, column_of(table, column), is_file)]
+        if not (found := own or sorted(fitting, key=lambda column: words[keys[column]])):
+            doubts += [
+                (column, f"is not read as {name!r}: it holds {_examples(column_of(table, column))}")
+                for column in others
+            ]
+            continue
+        if name in _ONE and any(not table[column].equals(table[found[0]]) for column in found):
+            listed = ", ".join(map(repr, found))
+            raise UserError(f"{path} has several columns for {name!r}: {listed}; call the one that counts {name!r}.")
+        chosen[found[0]] = name
+        if not own:
+            said.append(f"{found[0]!r} as {name}")
+        if name in (*_ONE, "patient"):
+            doubts += [(other, f"is not read: {found[0]!r} is the {name}") for other in fitting if other != found[0]]
+    for column, key in keys.items():
+        near = [name for name in names if name not in chosen.values() and _mistyped(key, (name, *COLUMNS[name]))]
+        if near and not has_meaning(column):
+            doubts.append((column, f"is not read as {near[0]!r}, which may have been meant; then call it so"))
+    if said:
+        print(f"{path}: reading {', '.join(said)}", file=sys.stderr)
+    for column, why in doubts:
+        if column not in chosen and (column_of(table, column) != "").any():
+            print(f"warning: {path}: column {column!r} {why}", file=sys.stderr)
+    return table.rename(columns=chosen)
+
+
+def _fits(name: str, cells: pd.Series, is_file: Callable[[str], object]) -> bool:
+    """Return whether a column that another word names holds what `name` holds, in most cells that say something."""
+    tests: dict[str, Callable[[str], object]] = {
+        "file": is_file,
+        "mask": lambda word: os.path.splitext(word)[1].lower() in IMAGE_SUFFIXES,
+        "sex": lambda word: word.casefold() in SEXES or word in ("0", "1", "2"),
+        "age": lambda word: not np.isnan(years(word)),
+        "view": projection,
+        "part": part_of,
+    }
+    words = [cell for cell in cells if clean(cell).casefold() not in UNKNOWN]
+    if name in tests:
+        return 2 * sum(bool(tests[name](word)) for word in words) > len(words)
+    kinds = len({clean(word).casefold() for word in words})
+    if name == "label":
+        return 2 <= kinds <= max(2, len(words) // 2)
+    if name == "patient":
+        values, wrong = finding_values(cells)
+        is_finding = bool(np.isfinite(values).any()) and not wrong.any()
+        return kinds > 1 and kinds * _MOST_FILMS > len(words) and not is_finding
+    return bool(words)
+
+
+def _examples(cells: pd.Series) -> str:
+    values = list(dict.fromkeys(cell for cell in cells if cell))
+    return ", ".join(map(repr, values[:3])) + ", ..." * (len(values) > 3)
+
+
+def _mistyped(key: str, names: Iterable[str]) -> bool:
+    """Return whether a name has its letters in another order, or (from five on) one letter more, less or other."""
+    for name in names:
+        head = _same(key, name)
+        tail = _same(key[head:][::-1], name[head:][::-1])
+        one, other = key[head : len(key) - tail], name[head : len(name) - tail]
+        if (sorted(one) == sorted(other) and len(one) <= 3) or (max(len(one), len(other)) <= 1 and len(name) > 4):
+            return True
+    return False
+
+
+def _same(one: str, other: str) -> int:
+    """Return how many letters two words start with together."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

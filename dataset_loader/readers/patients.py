@@ -1,0 +1,152 @@
+"""Who is who: the patients of a table and those of DICOM headers, which write one id in several ways."""
+
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from dataset_loader.readers.tables import UNKNOWN, clean
+from utils.config import UserError
+
+# What stands in place of an id: of a patient whom nobody knows.
+NO_PATIENT = UNKNOWN | {"anonymous", "anonymized", "anonymised", "anonym", "anonymisiert", "anon", "removed", "xxx"}
+_MAX_PATIENTS = 10  # of the table whose films share one id in their headers: more, and a program wrote it for all
+_MIN_FILMS = 20  # of one patient, from which on half of all films is a mistake
+_SHORTENED = re.compile(r"\d+([.,]\d+)?E\+\d+", re.IGNORECASE)
+
+
+def id_keys(ids: Iterable[str]) -> np.ndarray:
+    """Return [N] str: ids without what spreadsheets and devices change in them.
+
+    That is leading zeros, upper and lower case, blanks, the .0 of a number, and Excel's apostrophe or ="...".
+    """
+    ids = list(map(str, ids))
+    key_of = {one: _id_key(one) for one in set(ids)}
+    return np.array([key_of[one] for one in ids], dtype=object)
+
+
+def _id_key(one: str) -> str:
+    key = "".join(clean(one).casefold().strip("'=\"").split())
+    key = re.sub(r"^(\d+)[.,]0+$", r"\1", key)
+    return key.lstrip("0") or key[-1:]
+
+
+def joined_patients(
+    ids: np.ndarray, header_ids: np.ndarray, files: np.ndarray, table: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the patient [N] of each of N films, from the ids of a table and of DICOM headers, "" where unknown.
+
+    Ids that differ only as id_keys says are one patient, and so are the two ids of a film: whoever has one of them is
+    in one part of a split. A patient is called as the table writes it. Ids of headers that mostly differ from the
+    table's are of another kind, and equal ones mean nothing; then these ids are returned too, [N], else blanks. What
+    was joined is counted on stderr.
+    Raises UserError if a spreadsheet has shortened ids, or the ids contradict each other so that half of all films
+    would be one patient's.
+    """
+    if short := sorted(filter(_SHORTENED.fullmatch, ids)):
+        raise UserError(
+            f"{table} holds {short[0]!r} as a patient: a spreadsheet has shortened the id; format the column as text "
+            "there, get the ids again, and save the table."
+        )
+    known = id_keys(ids)
+    headers = _without_shared(known, id_keys(header_ids), header_ids, table)
+    both = (known != "") & (headers != "")
+    differ = both & (known != headers)
+    same_kind = 2 * differ.sum() <= both.sum()
+    headers = headers if same_kind else np.where(headers == "", "", "header " + headers)
+    person = _components(known, headers)
+    name_of = {-1: ""}
+    for named, written in ((known != "", ids), (headers != "", header_ids)):
+        for one, name in sorted(zip(person[named].tolist(), written[named].tolist(), strict=True)):
+            name_of.setdefault(one, name)
+    patients = np.array([name_of[one] for one in person.tolist()], dtype=object)
+    _say_joined(ids, header_ids, known, headers, person, same_kind, table)
+    if same_kind and differ.any():
+        row = int(differ.argmax())
+        print(
+            f"warning: {differ.sum():,} films have another patient in {table} than in their DICOM header, such as "
+            f"{files[row]} ({ids[row]!r}, {header_ids[row]!r}): both ids count as one patient",
+            file=sys.stderr,
+        )
+    _check_largest(patients, known, table)
+    foreign = np.where((headers == "") | same_kind, "", header_ids)
+    return patients, foreign.astype(object)
+
+
+def _without_shared(known: np.ndarray, headers: np.ndarray, header_ids: np.ndarray, table: Path) -> np.ndarray:
+    """Return the headers' ids without those that films of many patients share, which is said on stderr."""
+    patients: dict[str, set[str]] = {}
+    for one, header in zip(known.tolist(), headers.tolist(), strict=True):
+        if one and header:
+            patients.setdefault(header, set()).add(one)
+    shared = [header for header, ones in patients.items() if len(ones) > _MAX_PATIENTS]
+    for header in shared:
+        print(
+            f"warning: the DICOM headers of {len(patients[header]):,} patients of {table} hold the one id "
+            f"{header_ids[headers == header][0]!r}: not read",
+            file=sys.stderr,
+        )
+    return np.where(np.isin(headers, shared), "", headers)
+
+
+def _components(known: np.ndarray, headers: np.ndarray) -> np.ndarray:
+    """Return for each film [N] the number of the person whom its ids lead to, -1 without one."""
+    names, nodes = np.unique(np.concatenate([known, headers]).astype(str), return_inverse=True)
+    one, other = nodes[: len(known)], nodes[len(known) :]
+    both = (known != "") & (headers != "")
+    graph = coo_array((np.ones(both.sum()), (one[both], other[both])), shape=(len(names), len(names)))
+    component = connected_components(graph, directed=False)[1]
+    return np.where(known != "", component[one], np.where(headers != "", component[other], -1))
+
+
+def _say_joined(
+    ids: np.ndarray,
+    header_ids: np.ndarray,
+    known: np.ndarray,
+    headers: np.ndarray,
+    person: np.ndarray,
+    same_kind: bool,
+    table: Path,
+) -> None:
+    """Say on stderr how many ids of a table and of headers lead to one person."""
+    written, keys = set(ids[known != ""]), set(known) - {""}
+    if len(written) > len(keys):
+        again = len(written) - len(keys)
+        print(f"{table}: {again:,} patient ids differ only in zeros, case or blanks: joined", file=sys.stderr)
+    header_keys, both = set(headers) - {""}, (headers != "") & np.isin(person, person[known != ""])
+    if keys and header_keys:
+        changed = len(set(headers[both & ~np.isin(header_ids, list(written))]))
+        how = f"{changed:,} of them without leading zeros, case and blanks" if same_kind else "by films that have both"
+        print(
+            f"patients: {len(keys):,} ids of {table} and {len(header_keys):,} of DICOM headers, "
+            f"{len(set(headers[both])):,} joined, {how}",
+            file=sys.stderr,
+        )
+    chains: dict[int, set[str]] = {}
+    for one, key in zip(person[known != ""].tolist(), known[known != ""].tolist(), strict=True):
+        chains.setdefault(one, set()).add(key)
+    if several := [sorted(chain) for chain in chains.values() if len(chain) > 1]:
+        print(
+            f"warning: DICOM headers join {sum(map(len, several)):,} patients of {table} to {len(several):,}, such as "
+            f"{', '.join(map(repr, several[0][:3]))}",
+            file=sys.stderr,
+        )
+
+
+def _check_largest(patients: np.ndarray, known: np.ndarray, table: Path) -> None:
+    """Warn if one patient has more than half of the films; UserError if only joined ids make it so."""
+    names, counts = np.unique(patients[patients != ""].astype(str), return_counts=True)
+    if not len(names) or counts.max() <= max(_MIN_FILMS, len(patients) / 2):
+        return
+    name, share = names[counts.argmax()], f"{counts.max():,} of {len(patients):,} films"
+    ids = sorted(set(known[patients == name]) - {""})
+    if len(ids) > 1:
+        raise UserError(
+            f"DICOM headers join {len(ids):,} patients of {table} to one with {share} "
+            f"({', '.join(map(repr, ids[:3]))}, ...): the ids contradict each other; correct the column patient."
+        )
+    print(f"warning: {share} are of one patient, {str(name)!r}", file=sys.stderr)
