@@ -3,7 +3,7 @@
 import glob
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from self_sup_classes.provenance import check_unseen
 from utils.config import UserError, make_config, part_of, repo_path
 from utils.hardware import prepare
 from utils.logging_utils import Run
-from utils.sweeps import check_all_finished, run_trials
+from utils.sweeps import check_all_finished, errors_of, run_trials, with_reasons
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,13 @@ def _matching(encoder: str) -> tuple[str, ...]:
     return tuple(str(folder / file.relative_to(repo_path(folder))) for file in found)
 
 
-def usable_arms(config: TrainingConfig, encoders: list[str], xrays: XRays) -> list[Arm]:
-    """Return the arms whose weights can be loaded; ImageNet's, which need a network, are left out with a warning.
+def usable_arms(config: TrainingConfig, arms: Sequence[Arm], xrays: XRays) -> tuple[list[Arm], dict[str, str]]:
+    """Return the arms whose weights can be loaded, and why ImageNet's, which need a network, are left out if they are.
 
     Raises UserError for any other that cannot be loaded or has seen held-out images, and if no arm remains.
     """
-    usable = []
-    for arm in named_arms(encoders):
+    usable, left_out = [], {}
+    for arm in arms:
         try:
             for encoder in arm.encoders:
                 start = start_from(encoder, config.backbone, config.in_channels, config.random_seed)
@@ -136,22 +136,27 @@ def usable_arms(config: TrainingConfig, encoders: list[str], xrays: XRays) -> li
         except UserError as error:
             if arm.encoders != ("imagenet",):
                 raise
-            print(f"warning: left out: {error}", file=sys.stderr)
+            print(f"warning: {arm.name} is left out: {error}", file=sys.stderr)
+            left_out[arm.name] = str(error)
     if not usable:
-        raise UserError("encoders names nothing that can be run; give 'random' and a *_state_dict.pt under runs/.")
-    return usable
+        raise UserError(f"encoders names nothing that can be run: {with_reasons(left_out)}.")
+    return usable, left_out
 
 
 def open_comparison(
     config: TrainingConfig, encoders: list[str], fractions: Sequence[float], draws: int, run: Run
-) -> tuple[XRays, Targets, list[Arm]]:
-    """Open the data, check the arms and label subsets of a comparison, and start its run."""
+) -> tuple[XRays, Targets, list[Arm], dict[str, str]]:
+    """Open the data, check the arms and label subsets of a comparison, and start its run.
+
+    Returns the X-rays, their targets, the arms, and which others are left out, with the reason.
+    """
     xrays = open_xrays(config, prepare(config.device, config.threads))
     targets = read_targets(xrays, config)
-    arms = usable_arms(config, encoders, xrays)
+    named = named_arms(encoders)
+    arms, left_out = usable_arms(config, named, xrays)
     check_subsets(fractions, draws, targets, xrays, config.split_seed)
-    run.start(alone=False, data=xrays.facts(), arms={arm.name: list(arm.encoders) for arm in arms})
-    return xrays, targets, arms
+    run.start(alone=False, data=xrays.facts(), arms={arm.name: list(arm.encoders) for arm in named})
+    return xrays, targets, arms, left_out
 
 
 def check_subsets(fractions: Sequence[float], draws: int, targets: Targets, xrays: XRays, seed: int) -> None:
@@ -168,11 +173,14 @@ def run_of(trial: Trial, config: TrainingConfig) -> Run:
     return Run(f"{config.run_name}/{trial.name}", trial.config(config), "fine-tuning")
 
 
-def run_side_by_side(run: Run, trials: Sequence[Trial], config: TrainingConfig, xrays: XRays) -> pd.DataFrame:
-    """Fine-tune all trials that are not finished; return one row per trial, in their order.
+def run_side_by_side(
+    run: Run, trials: Sequence[Trial], config: TrainingConfig, xrays: XRays, left_out: dict[str, str]
+) -> pd.DataFrame:
+    """Fine-tune all trials that are not finished; return one row per trial of the arms of which none failed, in order.
 
     Columns: trial, arm, setting, encoder, method, trainable, fraction, draw, labels, score, every score on validation,
-    and what the runs' summaries say besides. Raises UserError if trials failed; the others are finished then.
+    and what the runs' summaries say besides. The other arms are added to `left_out`, with their trials and the reason.
+    Raises UserError if no arm remains.
     """
     runs = {trial.name: run_of(trial, config) for trial in trials}
 
@@ -180,11 +188,30 @@ def run_side_by_side(run: Run, trials: Sequence[Trial], config: TrainingConfig, 
         finetune(make_config(FinetuneConfig, one.config), xrays, one, show_progress=False)
 
     table = run_trials(run, runs, work)
-    check_all_finished(table, list(runs))
-    table = table.set_index("trial").loc[list(runs)].reset_index()
-    table.insert(1, "arm", [trial.arm.name for trial in trials])
-    table.insert(2, "setting", [trial.setting.name for trial in trials])
+    for arm in dict.fromkeys(trial.arm.name for trial in trials):
+        if failed := errors_of(table, [trial.name for trial in trials if trial.arm.name == arm]):
+            left_out[arm] = with_reasons(failed)
+    remaining = [trial for trial in trials if trial.arm.name not in left_out]
+    if not remaining:
+        check_all_finished(table, list(runs))
+    table = table.set_index("trial").loc[[trial.name for trial in remaining]].reset_index()
+    table.insert(1, "arm", [trial.arm.name for trial in remaining])
+    table.insert(2, "setting", [trial.setting.name for trial in remaining])
     return table.drop(columns=["classes", "error"]).rename(columns=lambda name: name.removeprefix("val/"))
+
+
+def lines_of(left_out: Mapping[str, str]) -> list[str]:
+    """Return a report's lines on the arms that are left out."""
+    return [f"left out: {arm}: {reason}" for arm, reason in left_out.items()]
+
+
+def check_complete(run: Run) -> None:
+    """Raise UserError if the comparison, whose report has been printed, had to leave arms out."""
+    if left_out := (run.summary or {}).get("left_out"):
+        raise UserError(
+            f"{', '.join(left_out)} left out for the reason above, so {run} compares the other arms only; the same "
+            "command tries again."
+        )
 
 
 def best_by(table: pd.DataFrame, column: str) -> dict[tuple[str, float], str]:
@@ -195,8 +222,11 @@ def best_by(table: pd.DataFrame, column: str) -> dict[tuple[str, float], str]:
     return {cell: max(found, key=lambda value: float(np.mean(found[value]))) for cell, found in scores.items()}
 
 
-def shared_summary(table: pd.DataFrame, arms: Sequence[Arm], targets: Targets, xrays: XRays) -> dict[str, Any]:
+def shared_summary(
+    table: pd.DataFrame, arms: Sequence[Arm], left_out: Mapping[str, str], targets: Targets, xrays: XRays
+) -> dict[str, Any]:
     """Return what every comparison's summary.json holds, given the rows of its runs."""
+    arms = [arm for arm in arms if arm.name not in left_out]
     return {
         "synthetic": xrays.synthetic,
         "metric": targets.metric,
@@ -204,6 +234,7 @@ def shared_summary(table: pd.DataFrame, arms: Sequence[Arm], targets: Targets, x
         "chance": targets.chance,
         "classes": list(targets.names),
         "arms": {arm.name: list(arm.encoders) for arm in arms},
+        "left_out": dict(left_out),
         "pretrainings": max(table.loc[table["arm"] == arm.name, "encoder"].nunique() for arm in arms),
         "transductive": bool(table["transductive"].any()),
         "notes": sorted(set(table["note"]) - {""}),

@@ -98,7 +98,7 @@ class _Finetuning:
     def start(self) -> None:
         """Create the run's folder."""
         facts = {"data": self.xrays.facts(), "labels": len(self.train_indices), "note": self.note}
-        facts["weights"] = self.note_on_weights
+        facts["note_on_weights"] = self.note_on_weights
         self.run.start(device=describe_device(self.device), **facts)
         self.xrays.write_split(self.run.folder)
 

@@ -79,6 +79,7 @@ from utils.hardware import MachineConfig, prepare
 from utils.intervals import metric_name
 from utils.logging_utils import Run
 from utils.scripts import progress_bar
+from utils.sweeps import errors_of, with_reasons
 
 RECIPES = {(False, False): "none", (True, False): "supervised", (False, True): "crop", (True, True): "supervised+crop"}
 
@@ -216,8 +217,9 @@ def conclude(study: optuna.Study, config: SearchConfig, labels: int, xrays: XRay
     run.save_table("summary", table)
     states = table["state"].tolist() if len(table) else []
     counts = {state: states.count(state) for state in ("complete", "pruned", "failed")}
+    failed = errors_of(table, table["trial"].tolist()) if len(table) else {}
     if not counts["complete"]:
-        raise UserError(f"no trial in {run} was completed; summary.csv has their errors.")
+        raise UserError(f"no trial in {run} was completed: {with_reasons(failed) or 'all were pruned'}.")
     best = settings(study.best_trial.params, labels)
     best = {**best, **{key: getattr(config, key) for key in ("head", "backbone_lr_factor", "optimizer")}}
     del best["patience"]
@@ -236,8 +238,8 @@ def conclude(study: optuna.Study, config: SearchConfig, labels: int, xrays: XRay
         "next   put lr, head and backbone_lr_factor into SETTINGS of downstream_task/trained_vs_no_trained_compare.py,"
     )
     print("       the other values into its config, and run it")
-    if counts["failed"]:
-        raise UserError(f"{counts['failed']} of {len(table)} trials failed; {run}/summary.csv has their errors.")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(table)} trials failed: {with_reasons(failed)}.")
 
 
 if __name__ == "__main__":

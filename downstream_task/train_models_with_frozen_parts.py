@@ -28,7 +28,7 @@ config: dict[str, Any] = {
     # arms
     "encoders": [  # "random" | "imagenet" | "imagenet:FILE" | *_state_dict.pt
         "random",
-        "runs/pretrain/phantom/resnet18_final_state_dict.pt",
+        "runs/pretrain/{dataset}/resnet18_final_state_dict.pt",
     ],
     "parts": ["fc", "layer4+fc", "layer3-4+fc", "layer2-4+fc", "layer1-4+fc", "all"],  # layers that are trained
     "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
@@ -73,6 +73,8 @@ from downstream_task.classifier import FROZEN_STAGES
 from downstream_task.compare_networks import (
     Setting,
     Trial,
+    check_complete,
+    lines_of,
     open_comparison,
     run_side_by_side,
     shared_summary,
@@ -108,16 +110,18 @@ class FrozenPartsConfig(TrainingConfig, StartConfig):
 def main(config: FrozenPartsConfig) -> None:
     """Fine-tune every arm with every part of the network trained; print the table and draw the figure."""
     run = Run(config.run_name, config, "frozen parts")
-    if run.summary is None:
+    if run.summary is None or run.summary.get("left_out"):
         train_parts(config, run)
     check_files(run.folder, "summary.csv", "table.csv")
     assert run.summary is not None
     print("\n".join(run.summary["report"]))
+    check_complete(run)
 
 
 def train_parts(config: FrozenPartsConfig, run: Run) -> None:
     """Run the experiment; its summary holds what main prints."""
-    xrays, targets, arms = open_comparison(config, config.encoders, [config.label_fraction], config.draws, run)
+    fractions = [config.label_fraction]
+    xrays, targets, arms, left_out = open_comparison(config, config.encoders, fractions, config.draws, run)
     setting = Setting(**part_of(config, StartConfig))
     trials = [
         Trial(arm, setting, config.label_fraction, draw, part)
@@ -125,7 +129,8 @@ def train_parts(config: FrozenPartsConfig, run: Run) -> None:
         for part in config.parts
         for arm in arms
     ]
-    table = run_side_by_side(run, trials, config, xrays)
+    table = run_side_by_side(run, trials, config, xrays, left_out)
+    run.save_table("summary", table)
 
     scores = pd.concat(
         label_efficiency.curve_table(label_efficiency.read_cells(rows, run.folder, "predictions_val.csv")).assign(
@@ -135,7 +140,7 @@ def train_parts(config: FrozenPartsConfig, run: Run) -> None:
     )
     run.save_table("table", scores)
     labels = int(table["labels"].iloc[0])
-    summary = {**shared_summary(table, arms, targets, xrays), "labels": labels}
+    summary = {**shared_summary(table, arms, left_out, targets, xrays), "labels": labels}
     title = plots.marked(
         f"Frozen parts, {labels:,} labelled X-rays, validation", summary["synthetic"], summary["transductive"]
     )
@@ -148,6 +153,7 @@ def train_parts(config: FrozenPartsConfig, run: Run) -> None:
         "",
         f"tables and figure   {run}/",
         "next                python utils/make_report.py",
+        *lines_of(left_out),
     ]
     run.finish({**summary, "report": lines})
 

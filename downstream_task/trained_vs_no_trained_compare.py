@@ -4,12 +4,14 @@
     python downstream_task/trained_vs_no_trained_compare.py --dataset covid --run-name compare/covid \\
         --encoders random imagenet runs/pretrain/covid/resnet18_final_state_dict.pt
 
-By default it compares random weights, ImageNet's and the encoder of selfsup_task/train_barlow_twins.py on built-in
-synthetic X-rays. Arms get the same split, label subsets, budget and menu of ways to train. For each arm and share of
-the labels, the way of fine-tuning is chosen by the mean validation score of the first draws, and whether it or the
-linear probe is the arm's best method by that of all draws. Differences are to the best method of the first arm. A
-fine-tuning continues until validation stops rising, within a cap that is the same for all arms. Scores are of the
-validation part, also used to make choices; confusion_matrix.py reads the test part, for what was chosen.
+By default it compares random weights and the encoder of selfsup_task/train_barlow_twins.py on built-in synthetic
+X-rays, and on real ones ImageNet's weights too. Arms get the same split, label subsets, budget and menu of ways to
+train. For each arm and share of the labels, the way of fine-tuning is chosen by the mean validation score of the first
+draws, and whether it or the linear probe is the arm's best method by that of all draws. Differences are to the best
+method of the first arm. A fine-tuning continues until validation stops rising, within a cap that is the same for all
+arms. Scores are of the validation part, also used to make choices; confusion_matrix.py reads the test part, for what
+was chosen. An arm that cannot be run is left out and named at the end, with the reason; the exit is then not 0, and the
+same command tries it again.
 
 runs/<run_name>/ holds summary.csv (one row per run), curves.csv and differences.csv (with intervals for new images and
 new draws), plateaus.csv (how many labels for a score?) and figures/. The same command resumes; several processes may
@@ -34,8 +36,7 @@ config: dict[str, Any] = {
     # arms
     "encoders": [  # "random" | "imagenet" | "imagenet:FILE" | *_state_dict.pt | a pattern; the first is the reference
         "random",
-        "imagenet",
-        "runs/pretrain/phantom/resnet18_final_state_dict.pt",
+        "runs/pretrain/{dataset}/resnet18_final_state_dict.pt",
     ],
     "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
     "in_channels": 1,  # 1 (gray) | 3
@@ -74,7 +75,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 # What changes when `dataset` is not a phantom; flags win over both. With 187 labels a patience of 6 ended half of the
 # fine-tunings of random weights before they rose again (docs/RESULTS.md, "Is the budget long enough").
-real_xrays: dict[str, Any] = {"img_res": 64, "patience": 12, "passes": 10}
+real_xrays: dict[str, Any] = {
+    "encoders": ["random", "imagenet", "runs/pretrain/{dataset}/resnet18_final_state_dict.pt"],
+    "img_res": 64,
+    "patience": 12,
+    "passes": 10,
+}
 
 if __name__ == "__main__":
     files = __file__, data_keys.__file__, target_keys.__file__
@@ -93,6 +99,8 @@ from downstream_task.compare_networks import (
     Setting,
     Trial,
     best_by,
+    check_complete,
+    lines_of,
     open_comparison,
     run_of,
     run_side_by_side,
@@ -135,16 +143,17 @@ class CompareConfig(TrainingConfig):
 def main(config: CompareConfig) -> None:
     """Train every arm on the same label subsets; compare their scores; print what pretraining saves."""
     run = Run(config.run_name, config, "comparison")
-    if run.summary is None:
+    if run.summary is None or run.summary.get("left_out"):
         compare(config, run)
     check_files(run.folder, "summary.csv", "curves.csv", "differences.csv")
     assert run.summary is not None
     print("\n".join(run.summary["report"]))
+    check_complete(run)
 
 
 def compare(config: CompareConfig, run: Run) -> None:
     """Run the comparison; its summary holds what main prints."""
-    xrays, targets, arms = open_comparison(config, config.encoders, config.fractions, config.draws, run)
+    xrays, targets, arms, left_out = open_comparison(config, config.encoders, config.fractions, config.draws, run)
     menu = [UNTUNED.get(name) or Setting(name=name, **SETTINGS[name]) for name in config.menu]
     trials = [
         Trial(arm, setting, fraction, draw)
@@ -153,40 +162,44 @@ def compare(config: CompareConfig, run: Run) -> None:
         for setting in menu
         for arm in arms
     ]
-    table = train_and_choose(config, trials, xrays, run)
+    table = train_and_choose(config, trials, xrays, run, left_out)
 
     cells = label_efficiency.read_cells(table.query("chosen"), run.folder, "predictions_val.csv")
     summary = {
-        **shared_summary(table, arms, targets, xrays),
+        **shared_summary(table, arms, left_out, targets, xrays),
         "target_score": config.target_score,
         "at_cap": stopped_at_cap(table),
-        "left_out": [name for name in config.encoders if name == "imagenet" and name not in [arm.name for arm in arms]],
         "part": "validation",
     }
     save_convergence(run, table, summary)
     lines = [
         label_efficiency.report(run, summary, label_efficiency.with_best(cells, table)),
         *choices(table, summary["at_cap"]),
-        *(f"left out: {name}" for name in summary["left_out"]),
         *summary["notes"],
         "",
         f"tables and figures   {run}/",
         f"next                 python downstream_task/confusion_matrix.py --runs {run}",
+        *lines_of(left_out),
     ]
     run.finish({**summary, "report": lines})
 
 
-def train_and_choose(config: CompareConfig, trials: list[Trial], xrays: XRays, run: Run) -> pd.DataFrame:
+def train_and_choose(
+    config: CompareConfig, trials: list[Trial], xrays: XRays, run: Run, left_out: dict[str, str]
+) -> pd.DataFrame:
     """Train what each arm and fraction needs, choosing by validation; return summary.csv, one row per run.
 
+    Arms of which a trial fails are added to `left_out`, with the reason, and have no rows.
     chosen  whether it is not fine-tuned, or a fine-tuning by the setting that was best on the first `menu_draws` draws
     best    whether it is of the chosen method, such as linear probe or fine-tuning, that is better on all draws
     """
     tried = [trial for trial in trials if not trial.setting.name or trial.draw < config.menu_draws]
-    table = run_side_by_side(run, tried, config, xrays)
+    table = run_side_by_side(run, tried, config, xrays, left_out)
+    trials = [trial for trial in trials if trial.arm.name not in left_out]
     setting = best_by(table.query("method == 'finetune' and draw < @config.menu_draws"), "setting")
     taken = [trial for trial in trials if trial in tried or trial.setting.name == setting[trial.cell]]
-    table = run_side_by_side(run, taken, config, xrays)
+    table = run_side_by_side(run, taken, config, xrays, left_out)
+    taken = [trial for trial in taken if trial.arm.name not in left_out]
     table["chosen"] = [not trial.setting.name or trial.setting.name == setting[trial.cell] for trial in taken]
     method = best_by(table.query("chosen"), "method")
     is_best = [trial.setting.method == method[trial.cell] for trial in taken]

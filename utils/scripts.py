@@ -38,8 +38,8 @@ def flags(
     Each key becomes a typed flag, `--num-epochs 20`; --help shows it with the comment at the end of its line in the
     Python `files`, the script's own first, and exits. A first argument that is not a flag is the value of `first`.
     Where `dataset` is not a phantom, the values of `real_xrays` replace those of `config`, and flags win over both;
-    --help shows them too. `{dataset}` in a run_name becomes the value of that key. An unknown flag or a value of the
-    wrong type ends the script with one sentence, and so does torchrun, unless the script expects it.
+    --help shows them too. `{dataset}` in run_name and encoders becomes the value of that key. An unknown flag or a
+    value of the wrong type ends the script with one sentence, and so does torchrun, unless the script expects it.
     From here on a signal ends the script without a traceback; see Stopped.
     """
     _stop_on_signals()
@@ -60,6 +60,8 @@ def flags(
         _end(f"error: {error}")
     if "dataset" in chosen and "run_name" in chosen:
         chosen["run_name"] = chosen["run_name"].replace("{dataset}", chosen["dataset"])
+    if "dataset" in chosen and "encoders" in chosen:
+        chosen["encoders"] = [encoder.replace("{dataset}", chosen["dataset"]) for encoder in chosen["encoders"]]
     return chosen
 
 

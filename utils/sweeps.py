@@ -68,13 +68,24 @@ def ranked(table: pd.DataFrame, by: str) -> pd.DataFrame:
 
 def check_all_finished(table: pd.DataFrame, names: Sequence[str]) -> None:
     """Raise UserError with the list of those of the trials `names` that failed, if there are any."""
-    rows = table.to_dict("records")
-    failed = [f"{row['trial']} ({row['error']})" for row in rows if row["error"] and row["trial"] in names]
-    if failed:
+    if failed := errors_of(table, names):
         raise UserError(
-            f"{len(failed)} of {len(names)} trials failed: {'; '.join(failed)}. Finished ones are kept; the same "
+            f"{len(failed)} of {len(names)} trials failed: {with_reasons(failed)}. Finished ones are kept; the same "
             "command tries the failed ones again."
         )
+
+
+def errors_of(table: pd.DataFrame, names: Collection[str]) -> dict[str, str]:
+    """Return why those of the trials `names` failed that did."""
+    return {row["trial"]: row["error"] for row in table.to_dict("records") if row["error"] and row["trial"] in names}
+
+
+def with_reasons(errors: Mapping[str, str]) -> str:
+    """Return what failed and why, each reason once."""
+    by_reason: dict[str, list[str]] = {}
+    for name, error in errors.items():
+        by_reason.setdefault(error, []).append(str(name))
+    return "; ".join(f"{', '.join(names)} ({error})" for error, names in by_reason.items())
 
 
 def inner_runs(run: Run, except_for: Collection[str] = ()) -> dict[str, Run]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.xrays import XRays, open_xrays
 from downstream_task import compare_networks
 from downstream_task.compare_networks import best_by, named_arms, usable_arms
+from downstream_task.train_models_with_frozen_parts import FrozenPartsConfig
 from downstream_task.train_models_with_frozen_parts import config as FROZEN_DEFAULTS
-from downstream_task.trained_vs_no_trained_compare import CompareConfig, compare
+from downstream_task.train_models_with_frozen_parts import main as train_main
+from downstream_task.trained_vs_no_trained_compare import CompareConfig, compare, main
 from downstream_task.trained_vs_no_trained_compare import config as DEFAULTS
 from self_sup_classes.backbones import Backbone, save_backbone
 from self_sup_classes.provenance import NOTHING_SEEN, provenance_of
@@ -72,8 +75,8 @@ def compared(config: CompareConfig) -> Run:
 def test_defaults_name_the_encoder_of_the_default_pretraining() -> None:
     name = PRETRAINING["run_name"].replace("{dataset}", PRETRAINING["dataset"])
     expected = f"runs/{name}/{PRETRAINING['backbone']}_final_state_dict.pt"
-    assert expected in DEFAULTS["encoders"]
-    assert expected in FROZEN_DEFAULTS["encoders"]
+    for defaults in (DEFAULTS, FROZEN_DEFAULTS):
+        assert expected in [one.replace("{dataset}", PRETRAINING["dataset"]) for one in defaults["encoders"]]
 
 
 def test_scripts_from_labels_to_the_test_part(phantoms: Path, script: Any, name: str) -> None:
@@ -177,22 +180,10 @@ def test_a_comparison_never_reads_the_test_part(phantoms: Path, name: str, monke
         assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
 
 
-def test_all_arms_get_the_same_labels_and_a_missing_imagenet_is_left_out(
-    phantoms: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def without_network(encoder: str, *rest: Any) -> Any:
-        if encoder == "imagenet":
-            raise UserError("ImageNet's weights could not be downloaded")
-        return start_from(encoder, *rest)
-
-    start_from = compare_networks.start_from
-    monkeypatch.setattr(compare_networks, "start_from", without_network)
+def test_all_arms_get_the_same_labels(phantoms: Path, name: str, tmp_path: Path) -> None:
     save_backbone(tmp_path / "encoder.pt", Backbone("resnet18", 1), NOTHING_SEEN)
-    encoders = ["random", "imagenet", str(tmp_path / "encoder.pt")]
+    encoders = ["random", str(tmp_path / "encoder.pt")]
     run = compared(small(phantoms, name, encoders=encoders, draws=2, menu=["linear"]))
-    assert run.summary is not None
-    assert run.summary["left_out"] == ["imagenet"]
-    assert "left out: ImageNet's weights could not be downloaded" in capsys.readouterr().err
     table = pd.read_csv(run.folder / "summary.csv")
     seen = {}
     for row in table.to_dict("records"):
@@ -201,6 +192,60 @@ def test_all_arms_get_the_same_labels_and_a_missing_imagenet_is_left_out(
         seen[row["arm"], row["draw"]] = provenance.seen.tolist()
     assert seen["random", 0] == seen["pretrained", 0] != seen["random", 1]
     assert seen["random", 1] == seen["pretrained", 1]
+
+
+@pytest.mark.parametrize("script_main", [main, train_main])
+def test_arms_that_fail_are_named_at_the_end_and_tried_again(
+    phantoms: Path,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    script_main: Any,
+) -> None:
+    """The others are compared; ImageNet's weights cannot be had, and a trial of another encoder stops."""
+    save_backbone(tmp_path / "encoder.pt", Backbone("resnet18", 1), NOTHING_SEEN)
+    encoders = ["random", "imagenet", str(tmp_path / "encoder.pt")]
+    config = small(phantoms, name, encoders=encoders, draws=2, menu=["linear"])
+    if script_main is train_main:
+        shared = {key: value for key, value in vars(config).items() if key in FROZEN_DEFAULTS}
+        config = make_config(FrozenPartsConfig, {**FROZEN_DEFAULTS, **shared, "parts": ["fc"], "label_fraction": 0.2})
+    broken, started, finetune = {"imagenet", encoders[2]}, [], compare_networks.finetune
+
+    def start(encoder: str, *rest: Any) -> Any:
+        if encoder in broken and encoder == "imagenet":
+            raise UserError("no network")
+        return start_from(encoder if encoder != "imagenet" else "random", *rest)
+
+    def train(one: Any, *rest: Any, **named: Any) -> Any:
+        started.append(one.run_name)
+        if one.encoder in broken and one.label_draw == 1:
+            raise UserError("its outputs are not finite")
+        return finetune(one, *rest, **named)
+
+    start_from = compare_networks.start_from
+    monkeypatch.setattr(compare_networks, "start_from", start)
+    monkeypatch.setattr("downstream_task.finetuning.start_from", start)
+    monkeypatch.setattr(compare_networks, "finetune", train)
+    with pytest.raises(UserError, match="imagenet, pretrained left out for the reason above"):
+        script_main(config)
+    shown = capsys.readouterr().out.strip().splitlines()
+    assert shown[-2] == "left out: imagenet: no network"
+    assert re.fullmatch(r"left out: pretrained: pretrained_\S+_d1 \(its outputs are not finite\)", shown[-1])
+    folder = RUNS_ROOT / name
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary["arms"]) == ["random"] and list(summary["left_out"]) == ["imagenet", "pretrained"]
+    assert set(pd.read_csv(folder / "summary.csv")["arm"]) == {"random"}
+
+    broken.clear()
+    started.clear()
+    script_main(config)
+    assert "left out" not in capsys.readouterr().out
+    assert {one.split("/")[-1].partition("_")[0] for one in started} == {"imagenet", "pretrained"}
+    assert list(json.loads((folder / "summary.json").read_text())["arms"]) == ["random", "imagenet", "pretrained"]
+    started.clear()
+    script_main(config)
+    assert not started
 
 
 def test_without_any_usable_arm_there_is_nothing_to_compare(
@@ -212,7 +257,7 @@ def test_without_any_usable_arm_there_is_nothing_to_compare(
     monkeypatch.setattr(compare_networks, "start_from", refuse)
     config = small(phantoms, name, encoders=["imagenet"])
     with pytest.raises(UserError, match="nothing that can be run"):
-        usable_arms(config, config.encoders, open_xrays(config, torch.device("cpu")))
+        usable_arms(config, named_arms(config.encoders), open_xrays(config, torch.device("cpu")))
 
 
 def test_arms_are_named_after_their_runs_and_never_twice() -> None:

@@ -46,7 +46,9 @@ def comparison(run: FoundRun) -> list[Block]:
     }
     scope = interval_scope(run.summary.get("pretrainings", 1))
     caption = f"differences of {metric} in points, with 95% intervals for {scope}"
-    notes = [*run.summary.get("notes", []), *(f"left out: {name}" for name in run.summary.get("left_out", []))]
+    left_out = run.summary.get("left_out", {})  # of an earlier version: names alone
+    reasons = [f"left out: {name}" + (f": {left_out[name]}" if isinstance(left_out, dict) else "") for name in left_out]
+    notes = [*run.summary.get("notes", []), *reasons]
     blocks: list[Block] = [*_curves(run), run.table(where, rows, {**setting, **scores})]
     blocks += [run.table(caption, differences, gaps)] if len(differences) else []
     return [*blocks, *(Note(note, f"{run.name}:") for note in notes)]
