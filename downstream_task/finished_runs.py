@@ -140,6 +140,11 @@ class Finished:
         Raises UserError if they are split in another way than for its training, or if it has seen held-out images and
         its config does not allow that.
         """
+        if "comparison" in self.summary:
+            raise UserError(
+                f"{self.folder} was trained on all labelled films, so that none is left to test it on; its scores are "
+                f"those of {self.summary['comparison']}. It serves predict.py, and grad_cam.py with --images."
+            )
         if self.summary["split_hash"] != xrays.split_hash:
             raise UserError(
                 f"{self.folder} was trained under split {self.summary['split_hash']}, but the images at "

@@ -145,6 +145,8 @@ def report(
         f"probabilities at temperature {predictor.temperature:.2f}",
         pd.DataFrame(rows, index=predictor.classes).to_string(),
     ]
+    if predictor.note:
+        lines.append(f"{predictor.note}.")
     if num_seen:
         lines.append(f"{num_seen:,} of them are labelled images of its train part, which says nothing about new X-rays")
     if num_rejected:

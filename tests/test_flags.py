@@ -22,6 +22,7 @@ KINDS = {
     "downstream_task.train_models_with_frozen_parts": "FrozenPartsConfig",
     "downstream_task.scan_best_supervised_hyperparameters": "SearchConfig",
     "downstream_task.confusion_matrix": "ScoreConfig",
+    "downstream_task.train_on_all_films": "FinalConfig",
     "downstream_task.predict": "PredictConfig",
     "interpretability.grad_cam": "MapsConfig",
     "interpretability.shortcut_audit": "AuditConfig",

@@ -29,6 +29,7 @@ class Predictor:
     origin  facts that identify it: the hash of its weights, and whether it was trained on synthetic X-rays
     learnt_from  the resolved files that it was trained on, as far as they are known
     data_root    the folder of the data that it was trained on, in which the key of ids is
+    note         whose scores belong to it, where they are not its own
     """
 
     network: Classifier
@@ -42,6 +43,7 @@ class Predictor:
     origin: dict[str, Any]
     learnt_from: frozenset[str] = frozenset()
     data_root: Path = DATASETS_ROOT
+    note: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -119,6 +121,7 @@ def predictor_of(finished: Finished, device: torch.device) -> Predictor:
         {"weights": finished.weights_hash(), "synthetic": summary["synthetic"]},
         finished.train_files(),
         finished.data_root,
+        summary["note"] if "comparison" in summary else "",
     )
 
 

@@ -98,7 +98,7 @@ def test_pictures_and_patients_are_named_as_ids_says(explain: Any, plain: Run, t
     pd.DataFrame({"file": files, "patient": ["p1", "p1", "p2"]}).to_csv(tmp_path / "films.csv", index=False)
     for ids in ("hashed", "none"):
         run = explain(images=[str(tmp_path / "films.csv")], ids=ids, run_name=ids, sanity_check=False)
-        table = pd.read_csv(run.folder / "saliency.csv", dtype=str)
+        table: Any = pd.read_csv(run.folder / "saliency.csv", dtype=str)
         assert table["image"].str.match("file-[0-9a-f]{16}$" if ids == "hashed" else "file-[123]$").all()
         assert table["group"].nunique() == 2 and not table["group"].isin(["p1", "p2"]).any()
         assert len([*run.folder.rglob("overlays/*/file-*.png")]) == 3

@@ -20,6 +20,7 @@ from utils.report.content import Column, Figure, Table, table
 KINDS = (
     *("pretraining", "fine-tuning", "comparison", "frozen parts", "test", "test comparison", "external test"),
     *("predictions", "maps", "audit", "scan", "search", "learning rates", "resources", "trial"),
+    "classifier of all films",
 )
 SWEEPS = ("scan", "resources")  # their result is summary.csv, one row per trial; it grows with each trial
 TRACES = ("metrics.csv", "summary.json", "environment.json", "events.out.tfevents*", "*.pt", "*.pth")  # only in runs

@@ -1,0 +1,149 @@
+"""The classifier to use: what a comparison chose, trained again on all labelled films, test part included.
+
+    python downstream_task/train_on_all_films.py
+    python downstream_task/train_on_all_films.py --comparison runs/compare/covid --arm pretrained
+    python downstream_task/predict.py --classifier runs/final/compare/covid --images new_films/
+
+Takes the way that the arm's validation chose at the most labels, the start of its first draw, and the optimiser steps
+of its draws (the median). Nothing is left to choose by or to test on: the temperature is that of the comparison's first
+draw on validation, and the scores are those of the comparison, whose classifiers saw fewer films and no test film. Run
+confusion_matrix.py first, so that they are of the test part. runs/<run_name>/ is a fine-tuning run for predict.py and
+for grad_cam.py --images; what reads the test part refuses it. About as long as one run of the comparison.
+"""
+
+from typing import Any
+
+from utils.scripts import flags, run_script
+
+config: dict[str, Any] = {
+    "comparison": "runs/compare/phantom",  # a finished comparison under runs/
+    "arm": "",  # name of one of its arms; "" is the best on validation at the most labels
+    "run_name": "",  # runs/<run_name>/; "" is final/ and the comparison's name
+    "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
+    "threads": 0,  # CPU threads; 0 leaves it to torch
+}
+
+if __name__ == "__main__":
+    config = flags(config, __doc__, __file__)  # before the slow imports
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dataset_loader.xrays import XRays, open_xrays
+from downstream_task.finetuning import finetune
+from downstream_task.finished_runs import Finished, find_finished, run_name
+from downstream_task.targets import read_predictions, read_targets
+from utils.config import RUNS_ROOT, UserError, check_choice, repo_path
+from utils.hardware import MachineConfig, prepare
+from utils.intervals import interval_text, metric_name
+from utils.logging_utils import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalConfig(MachineConfig):
+    """The config above, checked."""
+
+    comparison: str
+    arm: str
+    run_name: str
+
+
+@dataclass(frozen=True)
+class AllFilms(XRays):
+    """All films as the train part; `watched` [n] of them are the validation part too, by which nothing is chosen."""
+
+    watched: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+    def indices(self, part: str) -> np.ndarray:
+        """Return the positions [n] of a part."""
+        return self.watched if part == "val" else super().indices(part)
+
+
+def main(config: FinalConfig) -> None:
+    """Train on all films what the comparison chose; print whose scores belong to it."""
+    folder = repo_path(config.comparison)
+    rows = best_rows(folder, config.arm)
+    [first] = find_finished(str(folder / rows["trial"].iloc[0]))
+    steps = max(1, int(np.median(rows["step_best"])))
+    trained = replace(
+        first.config,
+        run_name=config.run_name or f"final/{run_name(folder)}",
+        **{"device": config.device, "threads": config.threads},
+        **{"label_fraction": 1.0, "label_draw": 0, "choose_by": "cross-validation", "allow_seen": True},
+        **{"min_steps": steps, "evaluate_every": steps, "passes": 0},  # one evaluation, after the last step
+        keep_split="" if first.config.ids == "none" else str(first.folder / "split.csv"),
+    )
+    run = Run(trained.run_name, trained, "classifier of all films")
+    if "comparison" not in (run.summary or {}):
+        device = prepare(config.device, config.threads)
+        xrays = open_xrays(trained, device)
+        if list(read_targets(xrays, trained).names) != (names := first.summary["classes"]):
+            raise UserError(
+                f"{xrays.columns.root} has other classes or findings now than {', '.join(names)}; compare again."
+            )
+        values = {one.name: getattr(xrays, one.name) for one in fields(xrays)}
+        everything = AllFilms(**{**values, "parts": np.full(len(xrays), "train"), "watched": xrays.indices("val")})
+        finetune(trained, everything, run)
+        run = Run(trained.run_name, trained, run.kind)
+        finish(run, first, folder, rows)
+    assert run.summary is not None
+    print("\n".join(run.summary["report"]))
+
+
+def best_rows(folder: Path, arm: str) -> pd.DataFrame:
+    """Return the runs of the arm's best way at the most labels, by draw; UserError if the comparison has none."""
+    path = folder / "summary.csv"
+    finished = path.exists() and (folder / "summary.json").exists()
+    table = pd.read_csv(path, dtype={"arm": str}) if finished else pd.DataFrame()
+    if "best" not in table:
+        raise UserError(f"{folder} is no finished comparison; trained_vs_no_trained_compare.py makes one.")
+    rows = table.loc[table["best"] & (table["labels"] == table["labels"].max())]
+    means = rows.groupby("arm", sort=False)["score"].mean()
+    arm = arm or str(means.idxmax())
+    check_choice("arm", arm, [str(name) for name in means.index])
+    rows = rows.loc[rows["arm"] == arm].sort_values("draw")
+    if (rows["method"] == "as_is").any():
+        raise UserError(
+            f"the best way of {arm} is its file as it is, which nothing is trained for; name another --arm."
+        )
+    return rows
+
+
+def finish(run: Run, first: Finished, folder: Path, rows: pd.DataFrame) -> None:
+    """Put the comparison's validation predictions and scores in the place of those on films that were trained on."""
+    name, row, found = run_name(folder), rows.iloc[0], dict(run.summary or {})
+    run.save_table("predictions_val", read_predictions(first.folder / "predictions_val.csv"))
+    tested = RUNS_ROOT / "test" / name / "all" / "curves.csv"
+    curves = pd.read_csv(tested if tested.exists() else folder / "curves.csv", dtype={"arm": str})
+    curve = curves.query("method == 'best' and arm == @row.arm and labels == @row.labels").iloc[0]
+    part = (
+        "the test part" if tested.exists() else "validation, which chose it (confusion_matrix.py reads the test part)"
+    )
+    score = f"{metric_name(row['metric'])} {interval_text(curve['mean'], curve['low'], curve['high'])} on {part}"
+    note = (
+        f"{score} is that of {row['arm']} in the comparison {name}, whose classifiers learnt from {row['labels']:,} "
+        "labels and saw no film that they were scored on. This one has seen all films, so nothing here can score it"
+    )
+    way = row["method"] if row["method"] == "linear" else f"fine-tuned for {found['steps']:,} steps"
+    kept = {key: value for key, value in found.items() if not key.startswith("val/") and key != "encoder_knn"}
+    run.finish(
+        {
+            **kept,
+            "comparison": name,
+            "part": "test" if tested.exists() else "validation",
+            **{"score": curve["mean"], "low": curve["low"], "high": curve["high"]},
+            "note": note,
+            "report": [
+                f"\n{run}: {row['arm']}, {way}, on all {found['labels']:,} labelled films, test part included",
+                f"{note}.",
+                f"\nnext   python downstream_task/predict.py --classifier {run} --images FOLDER",
+            ],
+        }
+    )
+
+
+if __name__ == "__main__":
+    run_script(main, FinalConfig, config)
