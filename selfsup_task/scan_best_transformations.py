@@ -50,6 +50,7 @@ from dataset_loader.xrays import XRays
 from selfsup_task import scan_plots
 from selfsup_task.hyper_utils import Scan, ScanConfig
 from utils import plots
+from utils.jobs import with_jobs
 
 VIEWS_SHOWN = 4  # of each recipe
 
@@ -81,4 +82,4 @@ def contact_sheet(xrays: XRays, recipes: Sequence[str], size: int) -> dict[str, 
 
 
 if __name__ == "__main__":
-    run_script(main, RecipesConfig, {"recipe": "none", **config})  # each trial has its own
+    run_script(with_jobs(main), RecipesConfig, {"recipe": "none", **config})  # each trial has its own
