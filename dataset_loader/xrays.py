@@ -211,6 +211,7 @@ class XRays:
             "duplicate_pairs": len(self.duplicates),
             "images_by_part": counts,
             "split_hash": self.split_hash,
+            "ids": self.ids.fact,
             **({"kept": self.kept.facts(self.parts)} if self.kept else {}),
             "pixels": [self.store.pixels, *(collection.store.pixels for collection in self.also)],
             "also": [collection.facts() for collection in self.also],
