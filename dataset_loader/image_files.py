@@ -1,12 +1,18 @@
-"""Which files of a folder are images: by their names, and DICOM files without a suffix by their first bytes."""
+"""Which files of a folder are X-rays: by their names, and DICOM files of any name by their first bytes."""
 
+import functools
 import os
+import re
+import struct
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+
+from dataset_loader.dicom import pictureless_kind
 
 _DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 IMAGE_SUFFIXES = _DICOM_SUFFIXES | {
@@ -18,6 +24,12 @@ _UNREAD += (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 # Folders of other programs: of a Mac's zips, of network disks (previews, snapshots), waste. None holds X-rays.
 _OF_PROGRAMS = ("__macosx", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin")
 _OF_PROGRAMS += ("recycler", "lost+found", "system volume information", "__pycache__")
+_NOT_OPENED = frozenset({".csv", ".txt", ".json", ".xml", ".html"})  # to see whether they are DICOM: often one an image
+# Names of what holds masks, as words in lower case, and of folders that hold images inside of such a folder.
+_MASKS = re.compile(r"(?<!with )(?<!and )masks?(?: \d+| png| jpe?g)*$|^labels ?t[rs]$")
+_MASKS_OR_SET = re.compile(r"\b(?:segmentations?|segs?|ground ?truths?|gt)(?: \d+| png| jpe?g)*$")
+_MASK_FILE = re.compile(r"\bmasks?\d*\b|masks?$|\bseg(?:mentation)?$")
+_IMAGES = re.compile(r"\b(?:images?|imgs?|cxrs?|x ?rays?|radiographs?|films?)\b")
 _NAMES_SHOWN = 3
 
 
@@ -26,21 +38,34 @@ def is_image(entry: os.DirEntry[str]) -> bool:
     if not is_visible(entry.name) or not _is_utf8(entry.name) or not entry.is_file():
         return False
     suffix = os.path.splitext(entry.name)[1].lower()
-    # A UID as a name ends in a number.
-    return suffix in IMAGE_SUFFIXES or ((not suffix or suffix[1:].isdigit()) and _is_dicom(entry.path))
+    return suffix in IMAGE_SUFFIXES or (suffix not in _NOT_OPENED and _is_dicom(entry.path))
 
 
-def has_dicom_magic(file: IO[bytes]) -> bool:
-    """Return whether an open file starts as DICOM files do: 128 bytes of anything, then DICM; rewinds it."""
-    start = file.read(132)
+def starts_as_dicom(file: IO[bytes]) -> bool:
+    """Return whether an open file starts as DICOM files do, with 128 bytes of anything and DICM or without; rewinds it.
+
+    Without, two elements in the order of their tags begin it, of the groups that come first (PS3.5, 7.1).
+    """
+    start = file.read(1024)
     file.seek(0)
-    return start[128:] == b"DICM"
+    return start[128:132] == b"DICM" or any(_starts_with_elements(start, order) for order in "<>")
+
+
+def _starts_with_elements(start: bytes, order: str) -> bool:
+    try:
+        tag, vr = struct.unpack(f"{order}2H", start[:4]), start[4:6]
+        short = vr.isalpha() and vr.isupper()  # an explicit type of value, before a length of 2 bytes
+        (length,) = struct.unpack_from(order + ("H" if short else "I"), start, 6 if short else 4)
+        following = struct.unpack_from(f"{order}2H", start, 8 + length)
+    except struct.error:
+        return False
+    return tag[0] in (0x0002, 0x0008) and tag < following < (0x0011, 0)
 
 
 def _is_dicom(path: str) -> bool:
     try:
         with open(path, "rb") as file:
-            return has_dicom_magic(file)
+            return starts_as_dicom(file)
     except OSError:
         return False
 
@@ -58,21 +83,26 @@ def is_visible(name: str) -> bool:
 
 def is_left_out(name: str) -> bool:
     """Return whether a folder of that name holds no X-rays: hidden, of another program, or masks."""
-    return name.startswith(".") or name.lower() in (*_OF_PROGRAMS, "masks")
+    return _is_foreign(name) or _holds_masks(name)
+
+
+def _is_foreign(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _OF_PROGRAMS
 
 
 def image_files(root: Path) -> np.ndarray:
-    """Return the image files below a folder as sorted relative POSIX paths, but for those in folders that is_left_out.
+    """Return the X-rays below a folder as sorted relative POSIX paths.
 
-    A folder that is linked to from several places is read once. Images of a kind that is not read, and folders that may
-    not be, are counted on stderr.
+    A folder that is linked to from several places is read once. Hidden ones and those of other programs are not; masks,
+    by the names of files and folders, DICOM objects without a picture (DICOMDIR, reports, ...), images of a kind that
+    is not read, and folders that cannot be, are left out and counted on stderr.
     """
     found, unread = [], []
     read: set[tuple[int, int]] = set()  # folders by device and inode: a link may lead to a folder above it
     closed: list[str] = []
     for folder, names, _ in os.walk(root, followlinks=True, onerror=lambda error: closed.append(str(error.filename))):
         status = os.stat(folder)
-        names[:] = [name for name in names if not is_left_out(name)]
+        names[:] = [name for name in names if not _is_foreign(name)]
         if (status.st_dev, status.st_ino) in read:
             names.clear()
             continue
@@ -86,7 +116,47 @@ def image_files(root: Path) -> np.ndarray:
     note_unread(unread)
     if closed:
         print(f"warning: left out folders that cannot be read: {shown(closed)}", file=sys.stderr)
-    return np.array(sorted(found), dtype=object)
+    return np.array(sorted(_without_objects(root, _without_masks(root, found))), dtype=object)
+
+
+def _without_masks(root: Path, files: list[str]) -> list[str]:
+    masks = [file for file in files if is_mask(file)]
+    if masks:
+        folders = Counter(file.rpartition("/")[0] or str(root) for file in sorted(masks))
+        counts = [f"{count:,} in {folder}" for folder, count in folders.items()]
+        more = f" and {len(counts) - _NAMES_SHOWN:,} more folders" if len(counts) > _NAMES_SHOWN else ""
+        listed = ", ".join(counts[:_NAMES_SHOWN]) + more
+        print(f"note: left out {len(masks):,} masks, by the names of files or folders: {listed}", file=sys.stderr)
+    return sorted({*files} - {*masks})
+
+
+def is_mask(file: str) -> bool:
+    """Return whether a relative POSIX path is that of a mask, by the name of the file or of a folder around it."""
+    folder, _, name = file.rpartition("/")
+    return bool(_MASK_FILE.search(_words(os.path.splitext(name)[0]))) or _holds_masks(folder)
+
+
+@functools.cache
+def _holds_masks(folder: str) -> bool:
+    """Return whether a folder or one around it is that of masks; the innermost folder that says what it holds counts.
+
+    Below a folder such as "lung segmentation" there may be X-rays, too: only its own files are masks.
+    """
+    inner, *outer = [_words(name) for name in reversed(folder.split("/"))]
+    said = [name for name in (inner, *outer) if _IMAGES.search(name) or _MASKS.search(name)]
+    return bool(_MASKS_OR_SET.search(inner) or (said and _MASKS.search(said[0])))
+
+
+def _words(name: str) -> str:
+    return " ".join(re.findall(r"[a-z0-9]+", name.lower()))
+
+
+def _without_objects(root: Path, files: list[str]) -> list[str]:
+    kinds = {file: pictureless_kind(root / file) for file in files if is_dicom_name(file)}
+    if counts := Counter(filter(None, kinds.values())):
+        listed = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
+        print(f"note: left out {counts.total():,} DICOM files that hold no X-ray: {listed}", file=sys.stderr)
+    return [file for file in files if not kinds.get(file)]
 
 
 def is_unread(name: str) -> bool:

@@ -73,9 +73,9 @@ def open_store(root: Path, paths: Sequence[str], size: int, cache_dir: Path, sho
 
     The store is the folder `cache_dir/<key>/`, where the key hashes `root`, the files' names, sizes and modification
     times, and the beginnings of some of them: a changed file makes a new store. A build that was killed resumes where
-    it stopped, and a damaged store is built again; of several processes one builds and the others wait. Broken files
-    are left out and counted on stderr (unless `show_progress` is off), reasons in rejected.csv. Raises UserError if too
-    many are broken or smaller than `size`, or the disk is too full.
+    it stopped, and a damaged store is built again; of several processes one builds and the others wait. Broken files,
+    masks and the like are left out and counted on stderr (unless `show_progress` is off), reasons in rejected.csv.
+    Raises UserError if too many are broken or smaller than `size`, none is an X-ray, or the disk is too full.
     """
     root, names = Path(root), [str(path) for path in paths]
     if not names:
@@ -85,8 +85,9 @@ def open_store(root: Path, paths: Sequence[str], size: int, cache_dir: Path, sho
     images, kept = _map_images(folder), np.load(folder / KEPT)
     store = ImageStore(images, kept, size, facts["pixels_crc32"], folder, torch.device("cpu"))
     if show_progress and len(store) < len(names):
-        lost = len(names) - len(store)
-        print(f"{lost:,} of {len(names):,} images left out: see {folder / REJECTED}", file=sys.stderr)
+        no_xrays = f" (no X-rays: {facts['no_xrays']})" if facts["no_xrays"] else ""
+        lost = f"{len(names) - len(store):,} of {len(names):,} images left out{no_xrays}"
+        print(f"{lost}: see {folder / REJECTED}", file=sys.stderr)
     return store
 
 

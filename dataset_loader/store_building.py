@@ -5,7 +5,7 @@ A store is a folder of
 images.npy     uint8 [M, 1, S, S], appended to while it is built
 kept.npy       int64 [M]: which of the N requested files the M rows are
 rejected.csv   file and reason of the N - M others
-store.json     written last, with checksums: a folder without it holds an unfinished build
+store.json     written last, with counts and checksums: a folder without it holds an unfinished build
 verified.json  size, time and inode of images.npy when it last matched its checksum
 progress.json  until the build is finished: how far it is
 
@@ -21,6 +21,7 @@ import os
 import shutil
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from dataset_loader.decoding import square_or_reason
+from dataset_loader.decoding import square_or_error
+from dataset_loader.image_errors import BrokenImageError, NoXRayError
 from utils.config import UserError
 from utils.distributed import exclusive_lock
 from utils.files import (
@@ -44,10 +46,10 @@ from utils.files import (
 from utils.hardware import usable_cores
 from utils.scripts import progress_bar
 
-FORMAT = 3  # part of a store's key: raise it when the decoding or these files change
+FORMAT = 4  # part of a store's key: raise it when the decoding or these files change
 IMAGES, KEPT, REJECTED, FINISHED = "images.npy", "kept.npy", "rejected.csv", "store.json"
 
-# More broken files than this mean a wrong store_res or an incomplete download.
+# More broken files than this mean a wrong store_res or an incomplete download. Masks and the like are not broken.
 MAX_REJECTED_SHARE = 0.1
 
 _VERIFIED, _PROGRESS = "verified.json", "progress.json"
@@ -98,7 +100,7 @@ def _crc_of(images: IO[bytes], count: int) -> int:
 def build_store(root: Path, names: list[str], size: int, folder: Path, show_progress: bool) -> dict[str, Any]:
     """Decode the N files `root/names` into a store in `folder`, or wait while another process does; return store.json.
 
-    Raises UserError if more than MAX_REJECTED_SHARE of them cannot be used, or the disk is too full.
+    Raises UserError if more than MAX_REJECTED_SHARE of them are broken, none is an X-ray or the disk is too full.
     """
     with exclusive_lock(folder / "lock", f"decoding the same images into {folder}"):
         facts = finished_store(folder, size)
@@ -117,15 +119,35 @@ def build_store(root: Path, names: list[str], size: int, folder: Path, show_prog
 
 @dataclass
 class _Progress:
-    """Files that were decoded, which of them were rejected and why, and the CRC-32 of the pixels of the others."""
+    """How far a build is.
+
+    done      files that were decoded
+    rejected  which of them are not in the store, and why
+    no_xrays  which of these are whole files that are no X-rays
+    crc       CRC-32 of the pixels of the others
+    """
 
     done: int
     rejected: dict[int, str]
+    no_xrays: list[int]
     crc: int
 
     @property
     def kept(self) -> int:
         return self.done - len(self.rejected)
+
+    def add(self, images: IO[bytes], name: str, image: np.ndarray | BrokenImageError, size: int) -> None:
+        """Append the next file's image [size, size] to images.npy, or note why there is none."""
+        if isinstance(image, BrokenImageError):
+            self.rejected[self.done] = str(image)
+            self.no_xrays += [self.done] if isinstance(image, NoXRayError) else []
+        elif image.dtype != np.uint8 or image.shape != (size, size):  # it would shift all rows after it
+            raise TypeError(f"{name} was decoded to {image.dtype} {image.shape}, expected uint8 {(size, size)}")
+        else:
+            pixels = image.tobytes()
+            images.write(pixels)
+            self.crc = zlib.crc32(pixels, self.crc)
+        self.done += 1
 
 
 def _read_progress(folder: Path, size: int) -> _Progress:
@@ -133,7 +155,7 @@ def _read_progress(folder: Path, size: int) -> _Progress:
     progress = read_checked_json(folder / _PROGRESS)
     if progress is not None and (folder / IMAGES).exists():
         rejected = {int(row): reason for row, reason in progress["rejected"].items()}
-        state = _Progress(progress["done"], rejected, progress["pixels_crc32"])
+        state = _Progress(progress["done"], rejected, progress["no_xrays"], progress["pixels_crc32"])
         with (folder / IMAGES).open("rb") as images:
             images.seek(_HEADER_BYTES)
             if (
@@ -141,7 +163,7 @@ def _read_progress(folder: Path, size: int) -> _Progress:
                 and images.tell() == _HEADER_BYTES + state.kept * size**2
             ):
                 return state
-    return _Progress(0, {}, 0)
+    return _Progress(0, {}, [], 0)
 
 
 def _check_disk(needed: int, folder: Path) -> None:
@@ -164,35 +186,39 @@ def _decode_all(root: Path, names: list[str], size: int, folder: Path, state: _P
         try:
             for start in range(state.done, len(names), chunk):
                 files = [f"{root}/{name}" for name in names[start : start + chunk]]
-                for position, image in enumerate(pool.map(partial(square_or_reason, size=size), files), start):
-                    if isinstance(image, str):
-                        state.rejected[position] = image
-                    else:
-                        images.write(image.data)
-                        state.crc = zlib.crc32(image.data, state.crc)
+                for file, image in zip(files, pool.map(partial(square_or_error, size=size), files), strict=True):
+                    state.add(images, file, image, size)
                     bar.update()
                 images.flush()
                 os.fsync(images.fileno())  # the images first, then the record that they exist
-                state.done = start + len(files)
-                record = {"done": state.done, "rejected": state.rejected, "pixels_crc32": state.crc}
-                write_checked_json(folder / _PROGRESS, record)
-                _check_rejected(state.rejected, state.done, names, folder)
+                counts = {"done": state.done, "rejected": state.rejected, "no_xrays": state.no_xrays}
+                write_checked_json(folder / _PROGRESS, {**counts, "pixels_crc32": state.crc})
+                _check_rejected(state, names, folder)
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest of the chunk
 
 
-def _check_rejected(rejected: dict[int, str], done: int, names: list[str], folder: Path) -> None:
-    if len(rejected) <= MAX_REJECTED_SHARE * len(names):
+def _check_rejected(state: _Progress, names: list[str], folder: Path) -> None:
+    broken = {names[row]: reason for row, reason in state.rejected.items() if row not in set(state.no_xrays)}
+    all_known, no_xrays = state.done == len(names), len(state.no_xrays)
+    if len(broken) <= MAX_REJECTED_SHARE * (len(names) - no_xrays) and (state.kept or not all_known):
         return
-    _write_rejected(rejected, names, folder)
+    _write_rejected(state.rejected, names, folder)
     for name in (IMAGES, _PROGRESS):  # so that the next call reads the files again
         (folder / name).unlink()
-    examples = "; ".join(f"{names[row]}: {reason}" for row, reason in list(rejected.items())[:3])
+    if not broken:
+        raise UserError(f"none of the {len(names):,} files is an X-ray: {_counted(state)}; see {folder / REJECTED}.")
+    examples = "; ".join(f"{name}: {reason}" for name, reason in list(broken.items())[:3])
     raise UserError(
-        f"{len(rejected):,} of {'the first ' if done < len(names) else ''}{done:,} images cannot be used, "
+        f"{len(broken):,} of {'' if all_known else 'the first '}{state.done - no_xrays:,} images cannot be used, "
         f"more than {MAX_REJECTED_SHARE:.0%} of all: {examples}. All reasons are in {folder / REJECTED}. "
         "Lower store_res or img_res if images are too small (64 px is the least)."
     )
+
+
+def _counted(state: _Progress) -> str:
+    """Return how many files are no X-rays, by the reason."""
+    return ", ".join(f"{n:,} {reason}" for reason, n in Counter(state.rejected[row] for row in state.no_xrays).items())
 
 
 def _write_rejected(rejected: dict[int, str], names: list[str], folder: Path) -> None:
@@ -215,7 +241,7 @@ def _finish(root: Path, names: list[str], size: int, folder: Path, state: _Progr
     _write_rejected(state.rejected, names, folder)
     counts = {"requested": len(names), "kept": len(kept), "rejected": len(state.rejected)}
     checksums = {"pixels_crc32": state.crc, "kept_crc32": zlib.crc32(rows.getvalue())}
-    facts = {"root": str(root), "size": size, "format": FORMAT, **counts, **checksums}
+    facts = {"root": str(root), "size": size, "format": FORMAT, **counts, "no_xrays": _counted(state), **checksums}
     write_checked_json(folder / FINISHED, facts)
     (folder / _PROGRESS).unlink()
     return facts

@@ -82,8 +82,8 @@ def open_collection(entry: str, size: int, device: torch.device, labelled: Label
     """Open one entry of the config's `also`.
 
     entry  LAYOUT:FOLDER with a key of READERS, such as chexpert:FOLDER (lateral views, masks and montages are left out
-           as the data set's reader does), or FOLDER: every image file below it, but for hidden ones, those under
-           "masks", and DICOM files whose header says that they are lateral
+           as the data set's reader does), or FOLDER: every X-ray below it that image_files finds, but for DICOM files
+           whose header says that they are lateral
 
     What collection_of leaves out is left out. Raises UserError if the folder is missing or no image remains.
     """

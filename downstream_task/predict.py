@@ -44,7 +44,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dataset_loader.decoding import square_or_reason
+from dataset_loader.decoding import square_or_error
+from dataset_loader.image_errors import BrokenImageError
 from dataset_loader.synthetic import is_synthetic
 from downstream_task.clinic.export import export
 from downstream_task.clinic.films import PATH, find_films
@@ -97,12 +98,12 @@ def main(config: PredictConfig) -> None:
 def predict(predictor: Predictor, films: pd.DataFrame, run: Run) -> None:
     """Decode and predict the films in batches; write predictions.csv, rejected.csv and the summary."""
     started, found, rejected = time.monotonic(), {}, {}
-    decode = partial(square_or_reason, size=predictor.sizes[0])
+    decode = partial(square_or_error, size=predictor.sizes[0])
     with ThreadPoolExecutor(usable_cores()) as pool, progress_bar(len(films), "predicting") as bar:
         for start in range(0, len(films), AT_ONCE):
             images = dict(enumerate(pool.map(decode, films[PATH][start : start + AT_ONCE]), start))
-            rejected |= {row: image for row, image in images.items() if isinstance(image, str)}
-            usable = {row: image for row, image in images.items() if not isinstance(image, str)}
+            rejected |= {row: str(image) for row, image in images.items() if isinstance(image, BrokenImageError)}
+            usable = {row: image for row, image in images.items() if not isinstance(image, BrokenImageError)}
             if usable:
                 probabilities = predictor.probabilities(np.stack([*usable.values()])[:, None])
                 found |= dict(zip(usable, probabilities, strict=True))

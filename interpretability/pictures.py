@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from augmentations.transform_utils import plain_view
-from dataset_loader.decoding import BrokenImageError, decode_square, decode_upright
+from dataset_loader.decoding import decode_square, decode_upright
 from dataset_loader.ids import PLAIN, Ids
+from dataset_loader.image_errors import BrokenImageError
 from dataset_loader.image_files import IMAGE_SUFFIXES
 from dataset_loader.lung_masks import read_mask
 from dataset_loader.synthetic import is_synthetic
@@ -75,7 +76,7 @@ def pictures_of_test(xrays: XRays, targets: Targets, classes: Sequence[str], per
 
     The classes alternate, so that the first few pictures show all of them. An X-ray of several findings comes once.
     """
-    test = fixed_order("pictures of the test part", xrays.indices("test"))
+    test = fixed_order(xrays.indices("test"))
     values = targets.values[test]
     names = classes or targets.names
     positive = [values == c if values.ndim == 1 else values[:, c] == 1 for c in map(targets.names.index, names)]

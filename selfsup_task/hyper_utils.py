@@ -17,7 +17,6 @@ from selfsup_task.pretraining import PretrainConfig, build_model, partners_of, p
 from utils.config import UserError, as_dict, part_of
 from utils.distributed import exclusive_lock
 from utils.hardware import placed, prepare
-from utils.jobs import JobsConfig
 from utils.logging_utils import Run
 from utils.sweeps import check_all_finished, check_trial_names, ranked, run_trials
 from utils.training_utils import check_batch_size
@@ -31,7 +30,7 @@ class FinetunePart(BudgetConfig, StartConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScanConfig(PretrainConfig, JobsConfig):
+class ScanConfig(PretrainConfig):
     """The keys of all scans, and of their trials; scan_base.py says what each means."""
 
     finetune: FinetunePart
@@ -65,7 +64,7 @@ class Scan:
         check_trial_names([*trials], config.only)
         self.varied = trials
         varied_keys = {key for values in trials.values() for key in values}
-        left_out = {*varied_keys, *lists, "only", "run_name", "jobs"}
+        left_out = {*varied_keys, *lists, "only", "run_name"}
         shared = {key: value for key, value in as_dict(config).items() if key not in left_out}
         self.run = Run(config.run_name, {"varied": [*lists], **shared}, "scan")
         self.trials = {

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_loader.decoding import BrokenImageError, decode_square, decode_upright, upright_size
+from dataset_loader.decoding import decode_square, decode_upright, upright_size
+from dataset_loader.image_errors import BrokenImageError, NoXRayError
 
 SIZE = 32
 # A corner that is unlike the others, so that a turned image is noticed.
@@ -103,8 +104,7 @@ def test_a_hot_pixel_does_not_flatten_the_image(tmp_path: Path):
     square[3, 3] = expected[3, 3]
     np.testing.assert_allclose(square, expected, atol=1.1)
     few = (np.arange(SIZE * SIZE).reshape(SIZE, SIZE) < 2).astype(np.uint16)
-    square = decode_square(save(tmp_path / "b.png", few), SIZE)  # both percentiles are 0
-    np.testing.assert_array_equal(square, few * 255)
+    np.testing.assert_array_equal(decode_upright(save(tmp_path / "b.png", few)), few * 255)  # both percentiles are 0
 
 
 def wide_png(path: Path, channels: np.ndarray) -> Path:
@@ -147,8 +147,41 @@ def test_a_tiff_whose_zeros_are_white_is_inverted(tmp_path: Path, dtype: type):
 
 
 def test_one_bit_is_black_and_white(tmp_path: Path):
-    square = decode_square(save(tmp_path / "a.png", Image.fromarray(GRAY > 100)), SIZE)
+    square = decode_upright(save(tmp_path / "a.png", Image.fromarray(GRAY > 100)))
     np.testing.assert_array_equal(square, np.where(GRAY > 100, 255, 0))
+
+
+def lungs(side: int = 128) -> np.ndarray:
+    """Two ellipses, bool [side, side]."""
+    y, x = np.mgrid[:side, :side] / side
+    return ((abs(x - 0.5) - 0.2) / 0.15) ** 2 + ((y - 0.5) / 0.3) ** 2 < 1
+
+
+@pytest.mark.parametrize("levels", [(0, 255), (0, 1), (30, 220), (255, 0)])
+@pytest.mark.parametrize("way", ["png", "16 bits", "jpeg", "resized", "resized jpeg"])
+def test_a_mask_is_no_xray(tmp_path: Path, levels: tuple[int, int], way: str):
+    if levels == (0, 1) and way not in ("png", "16 bits"):
+        return
+    mask = np.where(lungs(), *levels[::-1]).astype(np.uint16 if way == "16 bits" else np.uint8)
+    picture = Image.fromarray(mask)
+    picture = picture.resize((512, 512), Image.Resampling.BICUBIC) if "resized" in way else picture
+    path = tmp_path / ("a.jpg" if "jpeg" in way else "a.png")
+    picture.save(path, quality=60)
+    with pytest.raises(NoXRayError, match="a mask: two gray levels"):
+        decode_square(path, SIZE)
+    assert decode_upright(path).shape == picture.size  # as lung masks are read
+
+
+def test_a_map_of_organs_is_no_xray_but_a_faint_or_framed_xray_is_one(tmp_path: Path):
+    organs = lungs() * 85 + lungs()[:, ::-1] * np.arange(128)[None] // 64 * 85
+    with pytest.raises(NoXRayError, match="a mask: few gray levels"):
+        decode_square(save(tmp_path / "a.png", organs.astype(np.uint8)), SIZE)
+    noise = np.random.default_rng(0).integers(0, 20, (128, 128))
+    faint = (120 + lungs() * 30 + noise).astype(np.uint8)
+    framed = np.full((320, 320), 255, np.uint8)  # 84% of it white
+    framed[96:224, 96:224] = faint
+    for picture in (faint, framed):
+        assert len(np.unique(decode_square(save(tmp_path / "b.png", picture), SIZE))) > 10
 
 
 def test_cmyk_is_not_taken_for_its_negative(tmp_path: Path):

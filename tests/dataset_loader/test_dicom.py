@@ -4,15 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
+import pydicom.config
 import pydicom.data
 import pytest
 from pydicom.config import IGNORE, settings
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dataset_loader import image_store
 from dataset_loader.columns import Columns
-from dataset_loader.decoding import BrokenImageError, decode_square, decode_upright, upright_size
+from dataset_loader.decoding import decode_square, decode_upright, upright_size
+from dataset_loader.image_errors import BrokenImageError, NoXRayError
 from dataset_loader.image_files import image_files
 from dataset_loader.readers.folder_dataset import read_folder
 
@@ -21,7 +24,7 @@ SIZE = 64
 RAMP = np.linspace(0, 4095, SIZE * SIZE).reshape(SIZE, SIZE).astype(np.uint16)
 
 
-def write(path: Path, pixels: np.ndarray | None = RAMP, bits: int = 12, **header: object) -> Path:
+def write(path: Path, pixels: Any = RAMP, bits: Any = 12, **header: Any) -> Path:
     """A digital radiograph with the pixels [H, W], or [frames, H, W], and some attributes."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
@@ -32,6 +35,7 @@ def write(path: Path, pixels: np.ndarray | None = RAMP, bits: int = 12, **header
         dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
         dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8 * pixels.itemsize, bits, bits - 1
         dataset.PixelRepresentation, dataset.PixelData = 0, pixels.tobytes()
+        dataset["PixelData"].VR = "OW"
     for name, value in header.items():
         setattr(dataset, name, value)
     dataset.save_as(path, enforce_file_format=True)
@@ -95,12 +99,12 @@ def test_one_image_in_many_transfer_syntaxes(name: str) -> None:
         ("examples_rgb_color", r"DICOM in colour \(RGB\)"),
         ("examples_palette", r"DICOM in colour \(PALETTE COLOR\)"),
         ("rtdose", "DICOM of 15 frames, expected one"),
-        ("reportsi", r"DICOM without pixels \(SR\)"),
-        ("waveform_ecg", "DICOM without pixels"),
-        ("MR_truncated", "less than expected"),
+        ("reportsi", r"DICOM object without a picture \(SR\)"),
+        ("waveform_ecg", r"DICOM object without a picture \(ECG\)"),
+        ("MR_truncated", "DICOM that is cut off: 8,130 of 8,192 bytes of pixels"),
         ("JPEGLSNearLossless_16", r"no installed decoder reads \(JPEG-LS Lossy"),
-        ("badVR", "invalid literal"),
-        ("no_meta", "not an image"),
+        ("badVR", "DICOM of 15 frames, expected one"),
+        ("meta_missing_tsyntax", "does not say how many rows and columns"),
     ],
 )
 def test_what_cannot_be_used_says_why(name: str, reason: str) -> None:
@@ -118,9 +122,181 @@ def test_every_file_that_pydicom_ships_is_an_image_or_has_a_reason() -> None:
             assert str(error).strip()
 
 
-def test_encrypted_attributes_are_named(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.dcm", None, EncryptedAttributesSequence=[Dataset()])
-    with pytest.raises(BrokenImageError, match=r"without pixels \(encrypted\)"):
+def test_only_an_object_without_a_picture_is_no_broken_image(tmp_path: Path) -> None:
+    with pytest.raises(BrokenImageError, match="it is encrypted") as caught:
+        decode_square(write(tmp_path / "a.dcm", None, EncryptedAttributesSequence=[Dataset()]), SIZE)
+    assert not isinstance(caught.value, NoXRayError)
+    with pytest.raises(NoXRayError, match=r"DICOM object without a picture \(DX\)"):
+        decode_square(write(tmp_path / "a.dcm", None), SIZE)
+
+
+def table(entries: int, first: int, bits: int, data: object) -> list[Dataset]:
+    """A sequence of one lookup table."""
+    item = Dataset()
+    item.LUTDescriptor, item.LUTData = [entries, first, bits], data
+    return [item]
+
+
+RISING = np.arange(4096, dtype=np.uint16).tobytes()
+# Of the ramp of 12 bits, whose picture is known: what differs from a sound header, and the pixels where they differ.
+SAME_PICTURE: dict[str, dict[str, Any]] = {
+    "12 bits at the top of 16": {"pixels": RAMP << 4, "HighBit": 15},
+    "12 bits in the middle, others in use": {"pixels": (RAMP << 2) | 0x8001, "HighBit": 13},
+    "an overlay in the upper bits": {"pixels": RAMP | ((RAMP % 7 == 0) * np.uint16(0x4000))},
+    "too few bits": {"BitsStored": 8, "HighBit": 7},
+    "more bits than there are": {"BitsStored": 20, "HighBit": 19},
+    "a high bit below the bits": {"HighBit": 3},
+    "signed, the sign not extended": {"pixels": ((RAMP.astype(np.int16) - 2048) & 0xFFF), "PixelRepresentation": 1},
+    "rescale without values": {"RescaleSlope": "", "RescaleIntercept": ""},
+    "a slope alone": {"RescaleSlope": "2"},
+    "a slope of zero": {"RescaleSlope": "0", "RescaleIntercept": "0"},
+    "a modality table of 12 bits": {"ModalityLUTSequence": table(4096, 0, 12, RISING)},
+    "a modality table that is short": {"ModalityLUTSequence": table(4096, 0, 16, RISING[:999])},
+    "a modality table of 0 entries, 65536": {"ModalityLUTSequence": table(0, 0, 16, RISING * 16)},
+    "a table of 8 bits": {
+        "pixels": (RAMP // 16).astype(np.uint8),
+        "BitsStored": 8,
+        "HighBit": 7,
+        "VOILUTSequence": table(256, 0, 8, bytes(range(256))),
+    },
+    "a VOI table without data": {"VOILUTSequence": table(4096, 0, 12, b"")},
+    "a VOI table that is short": {"VOILUTSequence": table(4096, 0, 12, RISING[:2000])},
+    "a VOI table without a descriptor": {"VOILUTSequence": [Dataset()]},
+    "no VOI table in its sequence": {"VOILUTSequence": []},
+    "a first window without values": {"WindowCenter": ["", "2048"], "WindowWidth": ["", "4096"]},
+    "a negative window": {"WindowCenter": 2048, "WindowWidth": -4096},
+    "a window of 1": {"WindowCenter": 2048, "WindowWidth": 1},
+    "a window beside the picture": {"WindowCenter": -50000, "WindowWidth": 400},
+    "a center without a width": {"WindowCenter": 2048},
+    "two functions": {"VOILUTFunction": ["LINEAR", "SIGMOID"], "WindowCenter": 2048, "WindowWidth": 4096},
+    "an unknown function": {"VOILUTFunction": "LOGARITHMIC", "WindowCenter": 2048, "WindowWidth": 4096},
+    "an exact function": {"VOILUTFunction": "linear_exact", "WindowCenter": 2047.5, "WindowWidth": 4095},
+    "lower case": {"PhotometricInterpretation": "monochrome2"},
+    "with a space": {"PhotometricInterpretation": "MONOCHROME 2"},
+    "empty": {"PhotometricInterpretation": ""},
+    "no samples, frames and representation": {
+        "SamplesPerPixel": None,
+        "NumberOfFrames": "",
+        "PixelRepresentation": None,
+    },
+    "no frames": {"NumberOfFrames": 0},
+    "one frame": {"NumberOfFrames": 1},
+    "no bits": {"BitsAllocated": None, "BitsStored": None, "HighBit": None},
+    "an identity presentation": {"PresentationLUTShape": "IDENTITY"},
+    "padding without a value": {"PixelPaddingValue": None},
+    "three equal samples": {"pixels": np.stack([RAMP] * 3, axis=-1), "SamplesPerPixel": 3},
+    "equal red, green and blue": {
+        "pixels": np.stack([RAMP] * 3, axis=-1),
+        "SamplesPerPixel": 3,
+        "PhotometricInterpretation": "RGB",
+    },
+    "equal planes": {"pixels": np.stack([RAMP] * 3), "SamplesPerPixel": 3, "PlanarConfiguration": 1},
+    "luminance with neutral colours": {
+        "pixels": np.stack([RAMP // 16, *[np.full_like(RAMP, 128)] * 2], axis=-1).astype(np.uint8),
+        "SamplesPerPixel": 3,
+        "PhotometricInterpretation": "YBR_FULL",
+        "BitsStored": 8,
+        "HighBit": 7,
+    },
+    "32 bits": {"pixels": RAMP.astype(np.uint32) * 70000, "BitsStored": 32, "HighBit": 31},
+    "7 of 8 bits": {"pixels": (RAMP // 32).astype(np.uint8), "BitsStored": 7, "HighBit": 6},
+}
+
+
+@pytest.fixture
+def any_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let pydicom write what the standard does not allow."""
+    monkeypatch.setattr(pydicom.config.settings, "writing_validation_mode", pydicom.config.IGNORE)
+
+
+@pytest.mark.usefixtures("any_header")
+@pytest.mark.parametrize("kind", SAME_PICTURE)
+def test_headers_that_are_a_little_wrong_do_not_change_the_picture(tmp_path: Path, kind: str) -> None:
+    changes = dict(SAME_PICTURE[kind])
+    pixels = changes.pop("pixels", RAMP)
+    header = {"Rows": SIZE, "Columns": SIZE, "PlanarConfiguration": 0, **changes}
+    square = decode_square(write(tmp_path / "a.dcm", pixels, **header), SIZE)
+    levels = 128 if "7 of" in kind else 256 if pixels.dtype == np.uint8 or "luminance" in kind else 4096
+    np.testing.assert_allclose(square, scaled(RAMP.astype(float) * levels // 4096), atol=2)
+
+
+def test_a_decimal_comma_is_one_and_words_are_no_numbers(tmp_path: Path) -> None:
+    header = {"WindowCenter": "1111.1", "WindowWidth": "2222.2", "RescaleSlope": "3333.3"}
+    content = write(tmp_path / "a.dcm", **header).read_bytes()
+    for written, expected in (
+        ([b"1024,5", b"2048,0", b"0,5   "], ((RAMP / 2 - 1024) / 2047 + 0.5).clip(0, 1) * 255),
+        ([b"AUTO  ", b"AUTO  ", b"none  "], scaled(RAMP.astype(float))),
+    ):
+        changed = content
+        for old, new in zip(header.values(), written, strict=True):
+            changed = changed.replace(old.encode(), new)
+        (tmp_path / "b.dcm").write_bytes(changed)
+        np.testing.assert_allclose(decode_square(tmp_path / "b.dcm", SIZE), expected, atol=2)
+
+
+@pytest.mark.usefixtures("any_header")
+@pytest.mark.parametrize("syntax", ["implicit", "explicit", "big"])
+@pytest.mark.parametrize("has_meta", [True, False])
+def test_files_without_a_preamble_are_read(tmp_path: Path, syntax: str, has_meta: bool) -> None:
+    dataset = pydicom.dcmread(write(tmp_path / "a.dcm", VOILUTSequence=table(4096, 0, 12, RISING)))
+    if syntax == "big":
+        dataset.PixelData = RAMP.byteswap().tobytes()
+        dataset.VOILUTSequence[0].LUTData = np.arange(4096, dtype=">u2").tobytes()
+    syntaxes = {"implicit": ImplicitVRLittleEndian, "explicit": ExplicitVRLittleEndian, "big": ExplicitVRBigEndian}
+    dataset.file_meta.TransferSyntaxUID = syntaxes[syntax]
+    pydicom.dcmwrite(tmp_path / "IM01", dataset, implicit_vr=syntax == "implicit", little_endian=syntax != "big")
+    content = (tmp_path / "IM01").read_bytes()[132:]
+    group_length = 12 + int.from_bytes(content[8:12], "little")
+    (tmp_path / "IM01").write_bytes(content if has_meta else content[group_length:])
+    assert image_files(tmp_path).tolist() == ["IM01", "a.dcm"]
+    np.testing.assert_array_equal(decode_square(tmp_path / "IM01", SIZE), decode_square(tmp_path / "a.dcm", SIZE))
+
+
+@pytest.mark.parametrize(("function", "curve"), [("SIGMOID", lambda t: 1 / (1 + np.exp(-4 * t)))])
+def test_a_function_shapes_the_window(tmp_path: Path, function: str, curve: Any) -> None:
+    path = write(tmp_path / "a.dcm", WindowCenter=[2000, 1], WindowWidth=[1500, 1], VOILUTFunction=[function, "LINEAR"])
+    np.testing.assert_allclose(decode_square(path, SIZE), scaled(curve((RAMP - 2000.0) / 1500)), atol=1)
+
+
+def test_an_inverse_presentation_is_inverted_once(tmp_path: Path) -> None:
+    expected = 255 - scaled(RAMP.astype(float))
+    for kind in ("MONOCHROME1", "MONOCHROME2"):
+        header = {"PhotometricInterpretation": kind, "PresentationLUTShape": "INVERSE"}
+        np.testing.assert_allclose(decode_square(write(tmp_path / "a.dcm", **header), SIZE), expected, atol=1)
+
+
+def test_pixels_may_be_floats(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.dcm", BitsAllocated=32)
+    dataset = pydicom.dcmread(path)
+    del dataset.PixelData
+    dataset.FloatPixelData = (RAMP / 4096).astype(np.float32).tobytes()
+    dataset.save_as(path)
+    np.testing.assert_allclose(decode_square(path, SIZE), scaled(RAMP.astype(float)), atol=1)
+
+
+@pytest.mark.parametrize("planar", [0, 1])
+def test_colour_is_told_from_equal_samples(tmp_path: Path, planar: int) -> None:
+    gray = (RAMP // 16).astype(np.uint8)
+    colours = np.stack([gray, gray, gray[::-1]], axis=0 if planar else -1)
+    shape = {"Rows": SIZE, "Columns": SIZE, "SamplesPerPixel": 3, "PlanarConfiguration": planar}
+    path = write(tmp_path / "a.dcm", colours, bits=8, PhotometricInterpretation="RGB", **shape)
+    with pytest.raises(BrokenImageError, match=r"DICOM in colour \(RGB\), expected gray"):
+        decode_square(path, SIZE)
+
+
+def test_a_gray_palette_is_gray(tmp_path: Path) -> None:
+    palette: dict[str, Any] = {}
+    for colour in ("Red", "Green", "Blue"):
+        palette[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        palette[f"{colour}PaletteColorLookupTableData"] = (np.arange(256, dtype=np.uint16)[::-1] * 257).tobytes()
+    gray = (RAMP // 16).astype(np.uint8)
+    path = write(tmp_path / "a.dcm", gray, bits=8, PhotometricInterpretation="PALETTE COLOR", **palette)
+    np.testing.assert_allclose(decode_square(path, SIZE), scaled(255.0 - gray), atol=1)
+
+
+def test_more_pixels_than_one_frame_has_are_not_read_as_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.dcm", np.stack([RAMP] * 3), Rows=SIZE, Columns=SIZE)
+    with pytest.raises(BrokenImageError, match="DICOM of 3 frames, expected one"):
         decode_square(path, SIZE)
 
 
@@ -189,6 +365,35 @@ def test_padding_does_not_squeeze_the_tissue(tmp_path: Path) -> None:
     header = {"PhotometricInterpretation": "MONOCHROME1", "PixelPaddingValue": 65000, "PixelPaddingRangeLimit": 65535}
     path = write(tmp_path / "b.dcm", padded, bits=16, **header)
     np.testing.assert_allclose(decode_square(path, SIZE), scaled(negative), atol=1)
+
+
+@pytest.mark.usefixtures("any_header")
+@pytest.mark.parametrize(("stored", "bits", "vr", "value"), [(-20000, 16, "US", 45536), (65535, 16, "SS", -1)])
+@pytest.mark.parametrize("limit", [False, True])
+def test_padding_is_known_by_its_bits(tmp_path: Path, stored: int, bits: int, vr: str, value: int, limit: bool) -> None:
+    padded = RAMP.astype(np.int32) - 1000 * (stored < 0)
+    lowest = padded.min()
+    padded[:, : SIZE // 3] = stored
+    padded[0, 0] = stored + (1 if stored < 0 else -1) * limit
+    path = write(tmp_path / "a.dcm", padded.astype("<i4").astype("<u2"), bits=bits, PixelRepresentation=int(stored < 0))
+    dataset = pydicom.dcmread(path)
+    dataset.add_new("PixelPaddingValue", vr, value)
+    if limit:
+        dataset.add_new("PixelPaddingRangeLimit", vr, value + (1 if stored < 0 else -1))
+    dataset.save_as(path)
+    expected = padded.astype(float)
+    expected[:, : SIZE // 3] = padded[:, SIZE // 3 :].min()
+    assert expected.min() >= lowest
+    np.testing.assert_allclose(decode_square(path, SIZE), scaled(expected), atol=1)
+
+
+def test_padding_may_lie_in_bits_that_are_not_stored(tmp_path: Path) -> None:
+    padded = RAMP.copy()
+    padded[:, : SIZE // 3] = 0xF830
+    expected = padded.astype(float)
+    expected[:, : SIZE // 3] = padded[:, SIZE // 3 :].min()
+    path = write(tmp_path / "a.dcm", padded, PixelPaddingValue=0xF830)
+    np.testing.assert_allclose(decode_square(path, SIZE), scaled(expected), atol=1)
 
 
 def test_files_of_another_modality_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

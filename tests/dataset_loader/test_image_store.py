@@ -11,7 +11,8 @@ from images import SIZE, count_decodings, make_images
 from PIL import Image
 
 from dataset_loader import image_store
-from dataset_loader.decoding import decode_square
+from dataset_loader.decoding import decode_square, square_or_error
+from dataset_loader.image_errors import NoXRayError
 from dataset_loader.image_store import open_store
 from dataset_loader.readers.chexpert_dataset import read_chexpert
 from dataset_loader.readers.covid_dataset import read_covid
@@ -80,7 +81,7 @@ def test_images_of_equal_names_sizes_and_times_are_not_mistaken(tmp_path: Path, 
     def draw(folder: Path, gray: int) -> None:
         folder.mkdir(exist_ok=True)
         for name in names:
-            Image.fromarray(np.diag(np.full(SIZE, gray, np.uint8))).save(folder / name)
+            Image.fromarray(np.diag(np.linspace(0, gray, SIZE).astype(np.uint8))).save(folder / name)
             os.utime(folder / name, ns=(1, 1))
 
     draw(tmp_path / "in", 100)
@@ -144,3 +145,5 @@ def test_real_images_are_all_usable(tmp_path: Path):
         store = open_store(columns.root, columns.paths.tolist(), 224, tmp_path, show_progress=False)
         assert len(store) == len(columns)
         assert 60 < store.gather(np.arange(len(store))).float().mean() < 190
+    for mask in sorted((data / "COVID-19_Radiography_Dataset").glob("*/masks/*")):
+        assert isinstance(square_or_error(mask, 64), NoXRayError)

@@ -26,7 +26,7 @@ def save(path: Path, pixels: np.ndarray) -> Path:
 
 @pytest.mark.parametrize("shape", [(299, 299), (240, 320), (320, 240)])
 def test_a_mask_of_another_resolution_lies_where_the_image_says(tmp_path: Path, shape: tuple[int, int]) -> None:
-    image = save(tmp_path / "image.png", (50 + 150 * ellipse(*shape)).astype(np.uint8))
+    image = save(tmp_path / "image.png", (50 + 150 * ellipse(*shape) + np.arange(shape[1]) % 50).astype(np.uint8))
     small = ellipse(round(shape[0] * 0.85), round(shape[1] * 0.85))
     mask = save(tmp_path / "mask.png", np.repeat(small[..., None].astype(np.uint8) * 255, 3, axis=2))  # RGB, as real
     found = read_mask(mask, shape)

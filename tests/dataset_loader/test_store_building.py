@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from images import SIZE, contents, count_decodings, make_images
+from PIL import Image
 
 from dataset_loader import image_store, store_building
+from dataset_loader.image_errors import BrokenImageError
 from dataset_loader.image_store import open_store
 from utils.config import UserError
 from utils.files import write_checked_json
@@ -50,6 +52,63 @@ def test_the_share_of_broken_files_has_a_limit(tmp_path: Path):
     assert len(open_store(tmp_path / "in", names[:40], SIZE, tmp_path / "cache")) == 36
     with pytest.raises(UserError, match=r"4 of 39 images cannot be used, more than 10%.*0001\.png: not an image"):
         open_store(tmp_path / "in", names[:39], SIZE, tmp_path / "cache")
+
+
+WRONG = {
+    "three samples": np.zeros((SIZE, SIZE, 3), np.uint8),
+    "a channel": np.zeros((1, SIZE, SIZE), np.uint8),
+    "float": np.zeros((SIZE, SIZE), np.float32),
+    "16 bits": np.zeros((SIZE, SIZE), np.uint16),
+    "bool": np.zeros((SIZE, SIZE), bool),
+    "another size": np.zeros((SIZE, SIZE + 1), np.uint8),
+    "flat": np.zeros(SIZE * SIZE, np.uint8),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_an_image_of_a_wrong_type_or_shape_never_reaches_the_store(
+    tmp_path: Path, wrong: str, monkeypatch: pytest.MonkeyPatch
+):
+    names = make_images(tmp_path / "in", 50, broken=(7,))
+    sound = open_store(tmp_path / "in", names, SIZE, tmp_path / "sound").folder
+    decode = store_building.square_or_error
+
+    def decode_wrongly(path: str, size: int) -> np.ndarray | BrokenImageError:
+        return WRONG[wrong] if path.endswith(names[30]) else decode(path, size)
+
+    monkeypatch.setattr(store_building, "_CHUNK_BYTES", 20 * SIZE**2)
+    monkeypatch.setattr(store_building, "square_or_error", decode_wrongly)
+    for _ in range(2):
+        with pytest.raises(TypeError, match=r"0030\.png was decoded to .*, expected uint8 \(32, 32\)"):
+            open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
+    monkeypatch.setattr(store_building, "square_or_error", decode)
+    decoded = count_decodings(monkeypatch)
+    mended = open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
+    assert min(decoded) == names[20]
+    assert contents(mended.folder) == contents(sound)
+
+
+def test_the_order_of_pixels_in_memory_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    names = make_images(tmp_path / "in", 10)
+    sound = open_store(tmp_path / "in", names, SIZE, tmp_path / "sound").folder
+    decode = store_building.square_or_error
+    monkeypatch.setattr(
+        store_building, "square_or_error", lambda path, size: np.asfortranarray(decode(path, size))[::-1][::-1]
+    )
+    assert contents(open_store(tmp_path / "in", names, SIZE, tmp_path / "cache").folder) == contents(sound)
+
+
+def test_masks_are_no_broken_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    names = make_images(tmp_path / "in", 40, broken=(7,))
+    for n in range(20, 40):
+        Image.fromarray(np.tri(SIZE, SIZE, n - 30, np.uint8) * 255).save(tmp_path / "in" / names[n])
+    store = open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
+    np.testing.assert_array_equal(store.kept, [n for n in range(20) if n != 7])
+    assert "21 of 40 images left out (no X-rays: 20 a mask: two gray levels): see" in capsys.readouterr().err
+    with pytest.raises(UserError, match="none of the 20 files is an X-ray: 20 a mask"):
+        open_store(tmp_path / "in", names[20:], SIZE, tmp_path / "cache")
+    with pytest.raises(UserError, match=r"1 of 5 images cannot be used, .*: 0007\.png: not an image"):
+        open_store(tmp_path / "in", [*names[4:8], names[9], *names[20:]], SIZE, tmp_path / "cache")
 
 
 def test_a_full_disk_is_reported_before_the_first_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -231,7 +290,12 @@ def test_lost_pixels_are_decoded_again(tmp_path: Path, monkeypatch: pytest.Monke
     expected = contents(folder)
     (folder / "store.json").unlink()
     (folder / "images.npy").write_bytes(expected["images.npy"][:5000])
-    record = {"done": 10, "rejected": {}, "pixels_crc32": zlib.crc32(expected["images.npy"][128 : 128 + 10 * SIZE**2])}
+    record = {
+        "done": 10,
+        "rejected": {},
+        "no_xrays": [],
+        "pixels_crc32": zlib.crc32(expected["images.npy"][128 : 128 + 10 * SIZE**2]),
+    }
     write_checked_json(folder / "progress.json", record)
     open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
     assert contents(folder) == expected

@@ -43,7 +43,6 @@ SMALL = {
     "passes": 0,
     "batch_size": 8,
     "threads": 1,
-    "jobs": 1,
 }
 
 
