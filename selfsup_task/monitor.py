@@ -134,7 +134,7 @@ class Monitor:
     @property
     def _chance(self) -> float:
         """The probes' score for a guess."""
-        if self.labels.ndim > 1:
+        if self.labels.ndim > 1 or not self.draws:
             return 0.5
         return 1 / max(1, len(probed_classes(self.labels[self.draws[0]], self.labels[self.val])))
 

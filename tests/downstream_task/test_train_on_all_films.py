@@ -44,6 +44,9 @@ def test_all_films_are_trained_on_and_the_scores_are_the_comparisons(
     assert provenance is not None and len(provenance.seen) == 240
     assert script(FINAL, "--comparison", f"runs/{name}").stdout == done.stdout
 
+    for folder in (RUNS_ROOT / name, RUNS_ROOT / "test" / name, final):
+        named = [path for path in folder.rglob("*.*") if path.suffix in (".csv", ".json", ".txt")]
+        assert named and not [path for path in named if "/images/" in path.read_text()], "a run names films"
     films = ["--images", str(root / "Normal"), "--run-name", f"{name}/predicted", "--threads", "1"]
     predicted = script("downstream_task/predict.py", "--classifier", str(final), *films)
     assert predicted.returncode == 0, predicted.stderr
