@@ -65,9 +65,9 @@ def denormalise(views: Tensor) -> Tensor:
     return (views * GRAY_STD).add_(GRAY_MEAN).clamp_(0, 1)
 
 
-def step_generator(seed: int, epoch: int, step: int) -> torch.Generator:
-    """A generator seeded by its arguments (>= 0), well mixed, alone: a resumed run draws the same."""
-    return torch.Generator().manual_seed(mixed_seed(seed, epoch, step))
+def step_generator(purpose: str, seed: int, epoch: int, step: int) -> torch.Generator:
+    """A generator seeded by its arguments alone, well mixed: a resumed run draws the same, and no other purpose."""
+    return torch.Generator().manual_seed(mixed_seed(purpose, seed, epoch, step))
 
 
 def move_at_once(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
@@ -193,7 +193,7 @@ def operator_views(recipe: str, out_size: int) -> dict[str, View]:
 
 def plain_view(images: Tensor, out_size: int, in_channels: int) -> Tensor:
     """uint8 [B, 1, S, S] as a network of `in_channels` is shown it without augmentation: float32 [B, C, R, R]."""
-    return Views("none", out_size).single(images, step_generator(0, 0, 0)).expand(-1, in_channels, -1, -1)
+    return Views("none", out_size).single(images, step_generator("plain view", 0, 0, 0)).expand(-1, in_channels, -1, -1)
 
 
 class Views:

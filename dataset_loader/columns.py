@@ -1,6 +1,6 @@
 """Plain columns about N X-rays, which every data set is read into before any pixel is opened."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ class Columns:
     official     [N] the part that the source itself gives: "train", "val", "test", UNLABELLED, or "" for none
     details      N rows of whatever else the source knows (sex, age, view, ...); of opened data also patient, the group
                  before near-duplicates were joined
+    left_out     file and reason of further X-rays, which are not taken
     """
 
     root: Path
@@ -33,6 +34,7 @@ class Columns:
     masks: np.ndarray
     official: np.ndarray
     details: pd.DataFrame
+    left_out: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"file": [], "reason": []}, dtype=object))
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -29,6 +29,11 @@ class Ids:
     mode: str = "plain"
     key: bytes = b""
 
+    @property
+    def fact(self) -> str:
+        """The mode and what tells keys apart: a run is not resumed with another key."""
+        return f"hashed {hashlib.sha256(self.key).hexdigest()[:8]}" if self.mode == "hashed" else self.mode
+
     def numbers(self, values: Iterable[str]) -> np.ndarray:
         """Return patient or accession numbers [N] as 16 hex digits if "hashed", "" if "none"; blanks stay blank."""
         return self._written(values, lambda value: "" if self.mode == "none" else self._hash(value))
@@ -70,10 +75,12 @@ def open_ids(mode: str, root: Path) -> Ids:
         if mode == "plain":
             _say("files under runs/ hold file names and patient numbers as they are; --ids hashed or none hides them")
         return Ids(mode)
-    path = _find_key(root) or _draw_key(root.resolve()) or _draw_key(DATASETS_ROOT)
+    found = _find_key(root)
+    path = found or _draw_key(root.resolve()) or _draw_key(DATASETS_ROOT)
     if path is None:
         raise UserError(f"no key of ids can be written in {root} or {DATASETS_ROOT}; make one of them writable.")
-    _say(f"ids are hashed with the key in {path}; keep it, and never share it with results")
+    kind = "key" if found else "key that was just drawn"
+    _say(f"ids are hashed with the {kind} in {path}; keep it, and never share it with results")
     return Ids(mode, _read_key(path))
 
 

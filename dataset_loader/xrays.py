@@ -183,7 +183,7 @@ class XRays:
         return pd.DataFrame({"file": self.ids.files(self.columns.paths), "group": self.ids.names(self.columns.groups)})
 
     def write_split(self, folder: Path) -> None:
-        """Write split.csv, the part of each X-ray, and duplicates.csv, for a person to read."""
+        """Write split.csv, the part of each X-ray, duplicates.csv and left_out.csv, for a person to read."""
         write_split(folder / "split.csv", self.columns, self.parts, self.unlabelled, self.ids)
         name_of = dict(zip(self.columns.paths, self.written["file"], strict=True))
         named = {end: [name_of[file] for file in self.duplicates[end]] for end in ("file", "other")}
@@ -194,6 +194,10 @@ class XRays:
             others = [name_of.get(other, number) for other, number in numbers]
             pairs.append(found.assign(file=self.ids.files(found["file"]), other=others, collection=root))
         write_text(folder / "duplicates.csv", pd.concat(pairs).to_csv(index=False, lineterminator="\n"))
+        left_out = self.columns.left_out
+        if len(left_out):
+            left_out = left_out.assign(file=self.ids.names(left_out["file"], "left-out-"))
+            write_text(folder / "left_out.csv", left_out.to_csv(index=False, lineterminator="\n"))
 
     def facts(self) -> dict[str, object]:
         """Return what a run records about its data."""
@@ -207,6 +211,7 @@ class XRays:
             "duplicate_pairs": len(self.duplicates),
             "images_by_part": counts,
             "split_hash": self.split_hash,
+            "ids": self.ids.fact,
             **({"kept": self.kept.facts(self.parts)} if self.kept else {}),
             "pixels": [self.store.pixels, *(collection.store.pixels for collection in self.also)],
             "also": [collection.facts() for collection in self.also],

@@ -224,7 +224,7 @@ def classify_step(classifier: Classifier, xrays: XRays, loss_of: LossFunction, c
     views = Views(config.recipe, config.img_res)
 
     def step(batch: Tensor, epoch: int, step_in_epoch: int) -> Mapping[str, Tensor]:
-        generator = step_generator(config.random_seed, epoch, step_in_epoch)
+        generator = step_generator("fine-tuning views", config.random_seed, epoch, step_in_epoch)
         y = views.single(xrays.batch(batch), generator).expand(-1, config.in_channels, -1, -1)
         return {"loss": loss_of(classifier(y), batch)}
 

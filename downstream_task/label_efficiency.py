@@ -22,6 +22,7 @@ from utils.intervals import (
 )
 from utils.logging_utils import Run
 from utils.metrics import fit_plateau, labels_for, weighted_scores
+from utils.optimisation import mixed_seed
 
 REPEATS = 500  # resamples of the images behind an interval
 MIN_POINTS = 4  # numbers of labels to which a plateau is fitted
@@ -150,7 +151,7 @@ def labels_needed(cell: Cell, curve: Sequence[Cell], seed: int = 0) -> dict[str,
     curve = sorted(curve, key=lambda point: point.labels)
     labels = np.array([point.labels for point in curve])
     now = _crossing(labels, np.array([point.scores.mean() for point in curve]), cell.scores.mean())
-    generator, units = np.random.default_rng(seed), draw_units(cell, *curve)
+    generator, units = np.random.default_rng(mixed_seed("labels needed", seed)), draw_units(cell, *curve)
     crossings = []
     for r in range(len(cell.resampled)):
         draws = np.concatenate([units[k] for k in generator.integers(0, len(units), len(units))])
@@ -189,7 +190,7 @@ def plateau_table(cells: Sequence[Cell], target: float, seed: int = 0) -> pd.Dat
         if len(curve) < MIN_POINTS or draws < 2:
             continue
         labels = np.array([cell.labels for cell in curve], dtype=float)
-        generator, units = np.random.default_rng(seed), draw_units(*curve)
+        generator, units = np.random.default_rng(mixed_seed("plateaus", seed)), draw_units(*curve)
         means = [[cell.scores.mean() for cell in curve]]
         for r in range(len(curve[0].resampled)):
             drawn = np.concatenate([units[k] for k in generator.integers(0, len(units), len(units))])

@@ -48,7 +48,8 @@ config: dict[str, Any] = {
     "backbone_lr_factor": 1.0,  # the backbone learns at this share of the head's rate
     "precision": "auto",  # "auto" | "float32" | "bfloat16"
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
-    "threads": 0,  # CPU threads; 0 leaves it to torch
+    "threads": 0,  # CPU threads of a process; 0 leaves it to torch
+    "jobs": 0,  # processes that share the trials; 0 is one for each GPU or else for each core, with one thread each
 }
 
 # What changes when `dataset` is not a phantom; flags win over both.
@@ -75,8 +76,9 @@ from self_sup_classes.initialisation import start_from
 from self_sup_classes.provenance import check_unseen
 from utils import plots
 from utils.config import UserError, as_dict, check_at_least, check_list, part_of
-from utils.hardware import MachineConfig, prepare
+from utils.hardware import prepare
 from utils.intervals import metric_name
+from utils.jobs import JobsConfig, with_jobs
 from utils.logging_utils import Run
 from utils.scripts import progress_bar
 from utils.sweeps import errors_of, with_reasons
@@ -85,10 +87,9 @@ RECIPES = {(False, False): "none", (True, False): "supervised", (False, True): "
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig(DataConfig, TargetConfig, MachineConfig):
+class SearchConfig(DataConfig, TargetConfig, JobsConfig):
     """The config above, checked."""
 
-    run_name: str
     random_seed: int
     num_trials: int
     storage: str
@@ -123,7 +124,7 @@ class SearchConfig(DataConfig, TargetConfig, MachineConfig):
 
 def main(config: SearchConfig) -> None:
     """Search, draw, print the winner ready to paste."""
-    own = {key: value for key, value in as_dict(config).items() if key not in ("num_trials", "threads")}
+    own = {key: value for key, value in as_dict(config).items() if key not in ("num_trials", "threads", "jobs")}
     run, xrays = Run(config.run_name, own, "search"), open_xrays(config, prepare(config.device, config.threads))
     labels = count_labels(config, xrays)
     run.start(alone=False, data=xrays.facts())
@@ -243,4 +244,4 @@ def conclude(study: optuna.Study, config: SearchConfig, labels: int, xrays: XRay
 
 
 if __name__ == "__main__":
-    run_script(main, SearchConfig, config)
+    run_script(with_jobs(main), SearchConfig, config)

@@ -53,7 +53,7 @@ def open_study(storage: str, name: str, folder: Path, identity: dict[str, Any]) 
         known = study.user_attrs.get("config", identity)
         study.set_user_attr("config", known)
         # a process that joins or resumes must not repeat the draws of those before
-        seed = mixed_seed(identity["random_seed"], len(study.trials)) % 2**32
+        seed = mixed_seed("search", identity["random_seed"], len(study.trials)) % 2**32
         study.sampler = optuna.samplers.TPESampler(n_startup_trials=RANDOM_START, seed=seed)
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError, RuntimeError) as error:
         raise UserError(
@@ -84,7 +84,7 @@ def importances(study: optuna.Study) -> dict[str, float]:
     scores = [trial.value for trial in study.get_trials(states=[TrialState.COMPLETE])]
     if len(scores) < RANDOM_START or len(set(scores)) < 2:
         return {}
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=mixed_seed("importances") % 2**32)
     return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
 
 

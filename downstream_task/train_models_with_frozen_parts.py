@@ -54,7 +54,8 @@ config: dict[str, Any] = {
     "optimizer_weight_decay": 1e-5,  # of weights; not of biases and BatchNorm
     "precision": "auto",  # "auto" | "float32" | "bfloat16"
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
-    "threads": 0,  # CPU threads; 0 leaves it to torch
+    "threads": 0,  # CPU threads of a process; 0 leaves it to torch
+    "jobs": 0,  # processes that share the trials; 0 is one for each GPU or else for each core, with one thread each
 }
 
 # What changes when `dataset` is not a phantom; flags win over both.
@@ -84,11 +85,12 @@ from utils import plots
 from utils.config import check_above_zero, check_between, check_choice, check_list, part_of
 from utils.files import check_files
 from utils.intervals import metric_name
+from utils.jobs import JobsConfig, identity, with_jobs
 from utils.logging_utils import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrozenPartsConfig(TrainingConfig, StartConfig):
+class FrozenPartsConfig(TrainingConfig, StartConfig, JobsConfig):
     """The config above, checked."""
 
     encoders: list[str]
@@ -109,7 +111,7 @@ class FrozenPartsConfig(TrainingConfig, StartConfig):
 
 def main(config: FrozenPartsConfig) -> None:
     """Fine-tune every arm with every part of the network trained; print the table and draw the figure."""
-    run = Run(config.run_name, config, "frozen parts")
+    run = Run(config.run_name, identity(config), "frozen parts")
     if run.summary is None or run.summary.get("left_out"):
         train_parts(config, run)
     check_files(run.folder, "summary.csv", "table.csv")
@@ -159,4 +161,4 @@ def train_parts(config: FrozenPartsConfig, run: Run) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, FrozenPartsConfig, config)
+    run_script(with_jobs(main), FrozenPartsConfig, config)

@@ -62,7 +62,8 @@ config: dict[str, Any] = {
     "optimizer_weight_decay": 1e-5,  # of weights; not of biases and BatchNorm
     "precision": "auto",  # "auto" | "float32" | "bfloat16"
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
-    "threads": 0,  # CPU threads; 0 leaves it to torch
+    "threads": 0,  # CPU threads of a process; 0 leaves it to torch
+    "jobs": 0,  # processes that share the trials; 0 is one for each GPU or else for each core, with one thread each
 }
 
 # Ways to fine-tune. `head` starts from the linear "probe" (LP-FT) or from "zeros"; the backbone learns at the share
@@ -111,13 +112,14 @@ from utils import plots
 from utils.config import check_above_zero, check_between, check_choice, check_list
 from utils.files import check_files
 from utils.intervals import metric_name
+from utils.jobs import JobsConfig, identity, with_jobs
 from utils.logging_utils import Run
 
 UNTUNED = {"linear": LINEAR, "as_is": AS_IS}
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(TrainingConfig):
+class CompareConfig(TrainingConfig, JobsConfig):
     """The config above, checked."""
 
     encoders: list[str]
@@ -142,7 +144,7 @@ class CompareConfig(TrainingConfig):
 
 def main(config: CompareConfig) -> None:
     """Train every arm on the same label subsets; compare their scores; print what pretraining saves."""
-    run = Run(config.run_name, config, "comparison")
+    run = Run(config.run_name, identity(config), "comparison")
     if run.summary is None or run.summary.get("left_out"):
         compare(config, run)
     check_files(run.folder, "summary.csv", "curves.csv", "differences.csv")
@@ -241,4 +243,4 @@ def save_convergence(run: Run, table: pd.DataFrame, summary: dict[str, Any]) -> 
 
 
 if __name__ == "__main__":
-    run_script(main, CompareConfig, config)
+    run_script(with_jobs(main), CompareConfig, config)

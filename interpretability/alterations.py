@@ -33,7 +33,7 @@ def shuffled(images: Tensor, masks: Tensor, indices: np.ndarray) -> Tensor:
     side = patch * GRID
     patches = images[..., :side, :side].reshape(n, GRID, patch, GRID, patch).transpose(2, 3).flatten(1, 2)
     for row, index in enumerate(indices):
-        order = np.random.default_rng(mixed_seed(0, int(index))).permutation(GRID * GRID)
+        order = np.random.default_rng(mixed_seed("shuffled patches", int(index))).permutation(GRID * GRID)
         patches[row] = patches[row, torch.from_numpy(order).to(images.device)]
     whole = images.clone()
     whole[..., :side, :side] = patches.view(n, 1, GRID, GRID, patch, patch).transpose(3, 4).reshape(n, 1, side, side)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from interpretability.saliency import IMAGES_AT_ONCE, blocks, plain_copy
+from utils.optimisation import mixed_seed
 
 CURVE_POINTS = 20  # of the deletion and insertion curves, after the first
 MAX_CORRELATION = 0.5  # mean rank correlation with a random network's maps; from there on, maps are not trusted
@@ -84,7 +85,7 @@ def randomised_from_the_head(network: nn.Module, seed: int) -> Iterator[tuple[st
     """
     net = plain_copy(network)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(mixed_seed("random layers", seed))
         for name in reversed(blocks(net)):
             layers = [layer for layer in net.get_submodule(name).modules() if hasattr(layer, "reset_parameters")]
             for layer in layers:

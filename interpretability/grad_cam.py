@@ -135,7 +135,7 @@ def main(config: MapsConfig) -> Run:
         )
     check_files(run.folder, "saliency.csv", "figures/panel.png")
     print_summary(run)
-    if not config.classes:
+    if not config.classes and not any(network.note for network in networks.values()):
         print(f"next    python interpretability/shortcut_audit.py --checkpoints {shlex.join(config.checkpoints)}")
     return run
 

@@ -76,7 +76,7 @@ def pictures_of_test(xrays: XRays, targets: Targets, classes: Sequence[str], per
 
     The classes alternate, so that the first few pictures show all of them. An X-ray of several findings comes once.
     """
-    test = fixed_order(xrays.indices("test"))
+    test = fixed_order("pictures of the test part", xrays.indices("test"))
     values = targets.values[test]
     names = classes or targets.names
     positive = [values == c if values.ndim == 1 else values[:, c] == 1 for c in map(targets.names.index, names)]

@@ -126,7 +126,7 @@ def audit(run: Run, finished: Finished, data: OpenedData, table: pd.DataFrame | 
 
 def save_embedding(run: Run, audited: Audited) -> None:
     """Write the features of the test part for TensorBoard's projector, with thumbnails and labels."""
-    test = fixed_order(audited.xrays.indices("test"))[:PROJECTED]
+    test = fixed_order("projector of TensorBoard", audited.xrays.indices("test"))[:PROJECTED]
     values, names = audited.targets.values[test], np.array(audited.targets.names)
     labels = names[values].tolist() if values.ndim == 1 else [", ".join(names[value == 1]) or "-" for value in values]
     pixels = audited.xrays.batch(torch.from_numpy(test)).cpu().float().div_(255)

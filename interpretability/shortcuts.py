@@ -118,7 +118,7 @@ class Audited:
         if len(known) < 2:
             return {}
         train, test = (part[np.isin(sources[part], known)] for part in (train, test))
-        train = fixed_order(train)[:MAX_REFIT]
+        train = fixed_order("source probe", train)[:MAX_REFIT]
         labels, test_labels = (np.searchsorted(known, sources[part]) for part in (train, test))
         p = linear_probe(self.features(train), labels, self.features(test))
         groups = self.xrays.columns.groups[test]
@@ -141,7 +141,7 @@ class Audited:
 
     def _part(self, part: str, needs_masks: bool) -> tuple[np.ndarray, Tensor]:
         """Return X-rays of a part [n], by one fixed order, and their masks, [n, S, S], or [n, 1, 1] without any."""
-        indices = fixed_order(self.xrays.indices(part))
+        indices = fixed_order("altered images", self.xrays.indices(part))
         if needs_masks:
             indices = indices[[mask is not None for mask in self.xrays.columns.masks[indices]]]
         indices = indices[: None if part == "test" else MAX_REFIT]

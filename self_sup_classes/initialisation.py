@@ -66,7 +66,7 @@ def seen_by(encoder: str) -> Provenance | None:
 def random_backbone(name: str, in_channels: int, seed: int) -> Backbone:
     """Return a backbone whose weights are a function of the seed; torch's global generator is not touched."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(mixed_seed(seed, 0))
+        torch.manual_seed(mixed_seed("backbone", seed))
         return Backbone(name, in_channels)
 
 

@@ -17,6 +17,7 @@ from selfsup_task.pretraining import PretrainConfig, build_model, partners_of, p
 from utils.config import UserError, as_dict, part_of
 from utils.distributed import exclusive_lock
 from utils.hardware import placed, prepare
+from utils.jobs import JobsConfig
 from utils.logging_utils import Run
 from utils.sweeps import check_all_finished, check_trial_names, ranked, run_trials
 from utils.training_utils import check_batch_size
@@ -30,7 +31,7 @@ class FinetunePart(BudgetConfig, StartConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScanConfig(PretrainConfig):
+class ScanConfig(PretrainConfig, JobsConfig):
     """The keys of all scans, and of their trials; scan_base.py says what each means."""
 
     finetune: FinetunePart
@@ -64,7 +65,7 @@ class Scan:
         check_trial_names([*trials], config.only)
         self.varied = trials
         varied_keys = {key for values in trials.values() for key in values}
-        left_out = {*varied_keys, *lists, "only", "run_name"}
+        left_out = {*varied_keys, *lists, "only", "run_name", "jobs"}
         shared = {key: value for key, value in as_dict(config).items() if key not in left_out}
         self.run = Run(config.run_name, {"varied": [*lists], **shared}, "scan")
         self.trials = {

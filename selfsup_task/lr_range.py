@@ -13,7 +13,7 @@ from torch import nn
 
 from utils.config import UserError
 from utils.hardware import choose_precision
-from utils.optimisation import FitConfig, build_optimizer, endless_order, gradient_step
+from utils.optimisation import FitConfig, build_optimizer, endless_order, gradient_step, mixed_seed
 from utils.scripts import progress_bar
 from utils.training_utils import StepFunction
 
@@ -54,7 +54,7 @@ def lr_range_test(
         module.train()
         with progress_bar(num_steps, "learning rates", unit="step") as bar:
             for n, (lr, batch) in enumerate(zip(lrs, order.chunk(num_steps), strict=True)):
-                torch.manual_seed(n)  # dropout
+                torch.manual_seed(mixed_seed("dropout of a range test", config.random_seed, n))
                 forward = functools.partial(step, batch, 0, n)
                 metrics = gradient_step(module, optimizer, forward, float(lr), config.gradient_clip, dtype)
                 loss = metrics["loss"].item()

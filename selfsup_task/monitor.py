@@ -63,9 +63,9 @@ class Monitor:
         self.views = Views(config.recipe, config.img_res, config.views)
         self.device = next(model.parameters()).device
         self.dtype = choose_precision(config.precision, self.device)
-        self.sample = _sample(indices, HEALTH_IMAGES)
+        self.sample = _sample("health", indices, HEALTH_IMAGES)
         self.labels = probe_labels(xrays.columns.labels)
-        self.val = _sample(xrays.indices("val"), PROBE_TESTS)
+        self.val = _sample("probe tests", xrays.indices("val"), PROBE_TESTS)
         self.draws = _label_draws(xrays, config.split_seed) if len(self.val) else []
         self.provenance = provenance
 
@@ -155,7 +155,7 @@ class Monitor:
     def _fixed_views(self, n: int) -> tuple[Tensor, list[Tensor]]:
         """Pixels uint8 [n, 1, S, S] of the first n images of the sample, and the views [n, 1, R, R] of them."""
         images = self.xrays.batch(torch.from_numpy(self.sample[:n]))
-        return images, self.views(images, step_generator(self.config.random_seed, 0, 0))
+        return images, self.views(images, step_generator("fixed views", self.config.random_seed, 0, 0))
 
     def views_figure(self) -> Figure:
         """Return what the network has to see as the same: some images, each with its views."""
@@ -167,7 +167,7 @@ class Monitor:
     def recipe_figure(self) -> Figure:
         """Return one X-ray through each operator of the recipe alone, a few draws of it."""
         image = self.xrays.batch(torch.from_numpy(self.sample[:1])).expand(DRAWS_SHOWN, -1, -1, -1).float() / 255
-        generator = step_generator(self.config.random_seed, 0, 0)
+        generator = step_generator("picture of operators", self.config.random_seed, 0, 0)
         alone = operator_views(self.config.recipe, self.config.img_res)
         pictures = {"X-ray": image} | {name: denormalise(view(image, generator)) for name, view in alone.items()}
         return self._grid(pictures, f"An X-ray through each operator of recipe {self.config.recipe!r} alone")
@@ -211,6 +211,6 @@ def _label_draws(xrays: XRays, seed: int) -> list[np.ndarray]:
     return [train[label_subset(paths, strata, fraction, draw, seed)] for draw in range(PROBE_DRAWS)]
 
 
-def _sample(indices: np.ndarray, most: int) -> np.ndarray:
+def _sample(purpose: str, indices: np.ndarray, most: int) -> np.ndarray:
     """At most `most` of the indices, always the same ones, in ascending order."""
-    return np.sort(fixed_order(indices)[:most])
+    return np.sort(fixed_order(purpose, indices)[:most])

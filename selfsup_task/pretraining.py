@@ -101,7 +101,7 @@ def build_model(config: PretrainConfig) -> BarlowTwins:
     """Return the network on the CPU: the backbone that config.start names, and a random projector."""
     backbone = start_from(config.start, config.backbone, config.in_channels, config.random_seed).backbone
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(mixed_seed(config.random_seed, 1))  # 0 is the backbone's
+        torch.manual_seed(mixed_seed("projector", config.random_seed))
         return BarlowTwins(backbone, config.projector_dims, config.barlow_lambda, config.micro_batch_size)
 
 
@@ -172,7 +172,10 @@ def twin_step(
     views = Views(config.recipe, config.img_res, config.views)
 
     def step(batch: Tensor, epoch: int, step_in_epoch: int) -> Mapping[str, Tensor]:
-        generator, place = step_generator(config.random_seed, epoch, step_in_epoch), distributed.place(len(batch))
+        generator, place = (
+            step_generator("twin views", config.random_seed, epoch, step_in_epoch),
+            distributed.place(len(batch)),
+        )
         if partners is None:
             drawn = views(images_of(batch), generator, place)  # float32 [B, 1, R, R] each
         else:

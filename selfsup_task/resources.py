@@ -155,7 +155,9 @@ def time_steps(config: PretrainConfig, images_of: Callable[[Tensor], Tensor], de
     pixels = images_of(batch)
     return {
         "reading": median_seconds(lambda: images_of(batch), STEPS, device),
-        "views": median_seconds(lambda: views(pixels, step_generator(config.random_seed, 0, 0)), STEPS, device),
+        "views": median_seconds(
+            lambda: views(pixels, step_generator("timed views", config.random_seed, 0, 0)), STEPS, device
+        ),
         "step": median_seconds(lambda: take(0), STEPS, device, STEP_SECONDS),
     }
 

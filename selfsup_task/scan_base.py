@@ -48,6 +48,7 @@ PRETRAINING: dict[str, Any] = {
 
 SCAN_BASE: dict[str, Any] = {
     **PRETRAINING,
+    "jobs": 0,  # processes that share the trials; 0 is one for each GPU or else for each core, with one thread each
     "finetune": {  # how an encoder is judged, beside a linear probe
         **TARGETS,  # downstream_task/target_keys.py
         "label_fraction": 1.0,  # of the train part's labels

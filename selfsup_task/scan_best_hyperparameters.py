@@ -40,6 +40,7 @@ from selfsup_task.hyper_utils import Scan, ScanConfig
 from utils import plots
 from utils.config import UserError
 from utils.intervals import metric_name
+from utils.jobs import with_jobs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,4 +88,5 @@ def widths(projector: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    run_script(main, GridConfig, {"barlow_lambda": 0.0, "projector_dims": [2], **config})  # each trial has its own
+    own = {"barlow_lambda": 0.0, "projector_dims": [2]}  # each trial has its own
+    run_script(with_jobs(main), GridConfig, {**own, **config})

@@ -50,6 +50,7 @@ from dataset_loader.xrays import XRays
 from selfsup_task import scan_plots
 from selfsup_task.hyper_utils import Scan, ScanConfig
 from utils import plots
+from utils.jobs import with_jobs
 
 VIEWS_SHOWN = 4  # of each recipe
 
@@ -76,9 +77,11 @@ def main(config: RecipesConfig) -> None:
 def contact_sheet(xrays: XRays, recipes: Sequence[str], size: int) -> dict[str, np.ndarray]:
     """Return what each recipe makes of one training X-ray: [VIEWS_SHOWN, size, size] in 0..1 by recipe."""
     image = xrays.batch(torch.from_numpy(xrays.indices("train")[:1]).expand(VIEWS_SHOWN))
-    views = {recipe: Views(recipe, size).single(image, step_generator(0, 0, 0)) for recipe in recipes}
+    views = {
+        recipe: Views(recipe, size).single(image, step_generator("pictures of recipes", 0, 0, 0)) for recipe in recipes
+    }
     return {recipe: denormalise(view)[:, 0].cpu().numpy() for recipe, view in views.items()}
 
 
 if __name__ == "__main__":
-    run_script(main, RecipesConfig, {"recipe": "none", **config})  # each trial has its own
+    run_script(with_jobs(main), RecipesConfig, {"recipe": "none", **config})  # each trial has its own

@@ -50,6 +50,7 @@ from utils import plots
 from utils.config import RUNS_ROOT, UserError, as_dict, check_between, check_choice
 from utils.distributed import exclusive_lock
 from utils.hardware import placed
+from utils.jobs import with_jobs
 from utils.logging_utils import Run
 from utils.optimisation import SCHEDULERS
 
@@ -105,7 +106,7 @@ def schedule(name: str, num_epochs: int) -> dict[str, Any]:
 
 def range_run(task: str, config: RatesConfig, xrays: XRays) -> Run:
     """Return the finished range test of a task: lr_range.csv, its figure, and a summary of what it suggests."""
-    left_out = ("tasks", "schedulers", "only", "keep_all")
+    left_out = ("tasks", "schedulers", "only", "keep_all", "jobs")
     needed = {key: value for key, value in as_dict(config).items() if key not in left_out}
     run = Run(f"{config.run_name}/range_{task}", needed, "learning rates")
     with exclusive_lock(run.folder / ".range.lock", f"running {run}"):
@@ -151,4 +152,5 @@ def report(found: Mapping[str, float | None]) -> str:
 
 
 if __name__ == "__main__":
-    run_script(main, RatesConfig, {"scheduler": "constant", "warmup_epochs": 0, **config})  # of the range tests
+    constant = {"scheduler": "constant", "warmup_epochs": 0}  # of the range tests
+    run_script(with_jobs(main), RatesConfig, {**constant, **config})

@@ -78,6 +78,25 @@ def test_packages_are_listed_and_nobody_touches_the_import_path() -> None:
         assert "sys.path" not in path.read_text(encoding="utf-8"), path
 
 
+def test_no_two_places_draw_from_one_stream() -> None:
+    """Each place that draws names its purpose once; the phantoms, whose seeds are tuples, number theirs."""
+    purposes: dict[str, str] = {}
+    for path in (path for path in sources() if "phantoms" not in path.parts):
+        for call in (
+            node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
+        ):
+            name, place = ast.unparse(call.func).split(".")[-1], f"{path}:{call.lineno}"
+            if name in ("default_rng", "manual_seed"):
+                assert "mixed_seed(" in (seed := ast.unparse(call)) or "noise_seed" in seed, (
+                    f"{place} draws for no purpose"
+                )
+            if name in ("mixed_seed", "step_generator", "fixed_order", "_sample"):
+                purpose = ast.literal_eval(call.args[0]) if isinstance(call.args[0], ast.Constant) else ""
+                assert purpose or ast.unparse(call.args[0]) == "purpose", place
+                assert not purpose or purposes.setdefault(purpose, place) == place, f"{place} and {purposes[purpose]}"
+    assert len(purposes) > 15
+
+
 def code_lines(path: Path) -> list[str]:
     """The lines of an entry script's functions, without their docstrings."""
     source = path.read_text(encoding="utf-8")

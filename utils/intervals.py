@@ -13,6 +13,8 @@ import numpy as np
 from scipy.special import expit, logit
 from scipy.stats import t as student
 
+from utils.optimisation import mixed_seed
+
 ABBREVIATIONS = {word.lower(): word for word in ("AUROC", "AUPRC", "ECE", "F1")}
 
 METHOD_NAMES = {"best": "best method", "linear": "linear probe", "finetune": "fine-tuning", "as_is": "as it is"}
@@ -74,7 +76,7 @@ def resamples(groups: np.ndarray, repeats: int, seed: int) -> Iterator[np.ndarra
     group_of = np.unique(groups, return_inverse=True)[1]
     by_group, sizes = np.argsort(group_of, kind="stable"), np.bincount(group_of)
     starts = sizes.cumsum() - sizes
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(mixed_seed("resamples of groups", seed))
     for _ in range(repeats):
         drawn = generator.integers(0, len(sizes), len(sizes))
         images = sizes[drawn]

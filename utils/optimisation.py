@@ -1,8 +1,9 @@
 """What training is made of: seeds and orders of images, optimisers, schedules, frozen parts.
 
-Seeds and orders are functions of (seed, epoch, step): there is no hidden state, so a run resumes exactly.
+Seeds and orders are functions of (purpose, seed, epoch, step): there is no hidden state, so a run resumes exactly.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -62,19 +63,24 @@ class FitConfig(OptimiserConfig):
             check_at_least(key, getattr(self, key), least)
 
 
-def mixed_seed(*keys: int) -> int:
-    """Return one well-mixed seed for several numbers (seed, epoch, step, ...)."""
-    return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def mixed_seed(purpose: str, *keys: int) -> int:
+    """Return a seed from 0 to 2^63 - 1 for numbers (seed, epoch, step, ...) and what is drawn with it.
+
+    Each place that draws has its own `purpose`, so no two share a stream, whatever their numbers: a hash keeps apart
+    what numpy's SeedSequence takes for one, such as (0,) and (0, 0).
+    """
+    written = repr((purpose, *map(int, keys))).encode()
+    return int.from_bytes(hashlib.sha256(written).digest()[:8], "little") >> 1
 
 
-def fixed_order(indices: np.ndarray) -> np.ndarray:
-    """Return a permutation of `indices` that is always the same; its first n are a random sample."""
-    return np.random.default_rng(0).permutation(indices)
+def fixed_order(purpose: str, indices: np.ndarray) -> np.ndarray:
+    """Return a permutation of `indices` that is always the same for a purpose; its first n are a random sample."""
+    return np.random.default_rng(mixed_seed(purpose)).permutation(indices)
 
 
 def epoch_order(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """Return the images of one epoch in their order: a permutation of `indices` that depends on (seed, epoch)."""
-    return np.random.default_rng([seed, epoch]).permutation(indices)
+    return np.random.default_rng(mixed_seed("order of an epoch", seed, epoch)).permutation(indices)
 
 
 def endless_order(indices: np.ndarray, seed: int, first: int, count: int) -> np.ndarray:

@@ -183,7 +183,7 @@ class _Loop:
         progress, config = self.progress, self.config
         lr = config.lr * lr_multiplier(self.global_step, self.steps_per_epoch, config)
         # dropout and stochastic depth draw from torch's global generator
-        torch.manual_seed(mixed_seed(config.random_seed, progress.epoch, progress.step, distributed.rank()))
+        torch.manual_seed(mixed_seed("dropout", config.random_seed, progress.epoch, progress.step, distributed.rank()))
         first = progress.step * config.batch_size + distributed.rank() * self.local_batch_size
         batch = torch.from_numpy(order[first : first + self.local_batch_size])
         forward = functools.partial(self.step, batch, progress.epoch, progress.step)

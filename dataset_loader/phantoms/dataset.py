@@ -35,7 +35,7 @@ from utils.files import write_json, write_text
 from utils.hardware import keep_freed_memory, usable_cores
 from utils.scripts import progress_bar
 
-VERSION = 3  # of the drawing: images of another version are not those asked for
+VERSION = 4  # of the drawing: images of another version are not those asked for
 COVID_ROOT = "COVID-19_Radiography_Dataset"
 CHEXPERT_ROOT = "CheXpert-v1.0-small"
 SOURCES = "sources.csv"  # in the COVID layout with planted markers: which images carry one
@@ -99,8 +99,8 @@ def draw(xrays: Sequence[XRay], shape: tuple[int, int]) -> tuple[Array, Array]:
     slip = film.uniform(-0.006, 0.006)  # a second film of a scene is moved by less than a pixel
     chest = Chest(person, scene, slip, severity("Cardiomegaly"), shape)
     for number, (name, add_sign) in enumerate(SIGNS.items()):
-        if severity(name).any():
-            add_sign(chest, severity(name), Dice([(*x.scene, number) for x in xrays]))
+        if severity(name).any():  # numpy takes a seed that ends in 0 for one without, the scene's own
+            add_sign(chest, severity(name), Dice([(*x.scene, number or len(SIGNS)) for x in xrays]))
     density = chest.density() + wires(scene, severity("Support Devices").ravel() > 0, shape)
     pictures = expose(density, film)
     collimate(pictures, scene)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from dataset_loader.columns import Columns
 from dataset_loader.readers.tables import checked_findings, column_of, read_table
+from dataset_loader.readers.values import read_ages
 from utils.config import UserError
 
 FINDINGS = (
@@ -32,7 +33,7 @@ FINDINGS = (
 MAX_MISSING_SHARE = 0.1
 
 _NEEDED = ("Path", "Frontal/Lateral", *FINDINGS)
-_DETAILS = {"Sex": "sex", "Age": "age", "AP/PA": "view"}
+_DETAILS = {"Sex": "sex", "AP/PA": "view"}
 _EXAMPLE_PATH = "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg"
 _HOW_TO_PLACE = (
     "get CheXpert from Stanford AIMI (https://stanfordaimi.azurewebsites.net, after registration), place it "
@@ -69,7 +70,7 @@ def read_chexpert(root: Path) -> Columns:
         groups=rows["patient"].to_numpy(dtype=str),
         masks=np.full(len(rows), None, dtype=object),
         official=rows["official"].to_numpy(dtype="<U10"),
-        details=rows.filter(("study", *_DETAILS.values())),
+        details=rows.filter(("study", "sex", "age", "view")),
     )
 
 
@@ -101,7 +102,7 @@ def read_chexpert_table(csv_path: Path) -> pd.DataFrame:
     rows = _split_paths(frontal["Path"].tolist(), csv_path)
     for column, name in _DETAILS.items():
         rows[name] = column_of(frontal, column).replace("", np.nan).to_numpy()
-    rows["age"] = pd.to_numeric(rows["age"], errors="coerce")
+    rows["age"] = read_ages(column_of(frontal, "Age"), str(csv_path)).to_numpy()
     for finding in FINDINGS:
         rows[finding] = checked_findings(frontal[finding], csv_path)
     return rows.sort_values("path", ignore_index=True)

@@ -5,6 +5,7 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,7 @@ def described(
     if len(kept) < len(files):
         lost = len(files) - len(kept)
         print(f"warning: {lost:,} images of the official validation or test part left out: no label", file=sys.stderr)
+    left_out = pd.DataFrame({"file": np.delete(files, kept), "reason": "validation or test image without a label"})
     official[unlabelled] = UNLABELLED
     patients, foreign = joined_patients(column_of(known, "patient").to_numpy(), header_ids, files, table)
     return Columns(
@@ -188,6 +190,7 @@ def described(
         masks=_existing_masks(root, column_of(known, "mask"), table),
         official=official,
         details=_details(known, foreign, str(table)),
+        left_out=left_out,
     ).take(kept)
 
 
@@ -332,4 +335,6 @@ def _without_laterals(columns: Columns) -> Columns:
     if lateral.any():
         lost = shown(columns.paths[lateral].tolist())
         print(f"note: left out lateral films: {lost}; --laterals takes them all the same", file=sys.stderr)
-    return columns.take(np.flatnonzero(~lateral))
+    left_out = pd.DataFrame({"file": columns.paths[lateral], "reason": "lateral view"})
+    left_out = pd.concat([columns.left_out, left_out], ignore_index=True)
+    return replace(columns.take(np.flatnonzero(~lateral)), left_out=left_out)

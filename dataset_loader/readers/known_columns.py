@@ -110,7 +110,8 @@ def _fits(name: str, cells: pd.Series, is_file: Callable[[str], object]) -> bool
     if name == "patient":
         values, wrong = finding_values(cells)
         is_finding = bool(np.isfinite(values).any()) and not wrong.any()
-        return kinds > 1 and kinds * _MOST_FILMS > len(words) and not is_finding
+        like_ids = kinds > 2 or any(letter.isdigit() for word in words for letter in word)  # not case and control
+        return kinds > 1 and kinds * _MOST_FILMS > len(words) and like_ids and not is_finding
     return bool(words)
 
 

@@ -21,7 +21,9 @@ from utils.metrics import one_against_rest
 def external_data(entry: str, trained: FinetuneConfig) -> DataConfig:
     """Return the data that an entry of `external` names, at the sizes of a run's own data."""
     dataset, _, root = entry.partition(":")
-    return make_config(DataConfig, {**part_of(trained, DataConfig), "dataset": dataset, "data_root": root})
+    return make_config(
+        DataConfig, {**part_of(trained, DataConfig), "dataset": dataset, "data_root": root, "keep_split": ""}
+    )
 
 
 def collection_name(config: DataConfig) -> str:

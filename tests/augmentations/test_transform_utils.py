@@ -35,8 +35,8 @@ def with_recipe(monkeypatch: pytest.MonkeyPatch, recipe: list, size: int = 40) -
 def test_every_recipe_gives_two_sane_views(recipe, size):
     images = batch(size=size)
     views = Views(recipe, 32)
-    first, second = views(images, step_generator(0, 0, 0))
-    for view in (first, second, views.single(images, step_generator(0, 0, 0))):
+    first, second = views(images, step_generator("test", 0, 0, 0))
+    for view in (first, second, views.single(images, step_generator("test", 0, 0, 0))):
         assert view.shape == (8, 1, 32, 32)
         assert view.dtype == torch.float32
         assert torch.isfinite(view).all()
@@ -47,8 +47,8 @@ def test_every_recipe_gives_two_sane_views(recipe, size):
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_the_same_generator_gives_the_same_views_to_the_bit(recipe):
-    once = Views(recipe, 32)(batch(), step_generator(1, 2, 3))
-    again = Views(recipe, 32)(batch(), step_generator(1, 2, 3))
+    once = Views(recipe, 32)(batch(), step_generator("test", 1, 2, 3))
+    again = Views(recipe, 32)(batch(), step_generator("test", 1, 2, 3))
     assert torch.equal(once[0], again[0])
     assert torch.equal(once[1], again[1])
 
@@ -56,44 +56,47 @@ def test_the_same_generator_gives_the_same_views_to_the_bit(recipe):
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_a_process_with_some_images_of_a_batch_gives_them_the_views_that_one_with_all_does(recipe):
     images = batch(24, size=64)
-    whole = Views(recipe, 32)(images, step_generator(1, 2, 3))
+    whole = Views(recipe, 32)(images, step_generator("test", 1, 2, 3))
     places = [slice(0, 8), slice(8, 16), slice(16, 24)]
-    shares = [Views(recipe, 32)(images[rows], step_generator(1, 2, 3), Place(rows, 24)) for rows in places]
+    shares = [Views(recipe, 32)(images[rows], step_generator("test", 1, 2, 3), Place(rows, 24)) for rows in places]
     for view, parts in zip(whole, zip(*shares, strict=True), strict=True):
         torch.testing.assert_close(torch.cat(parts), view)
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_a_batch_that_passes_in_parts_has_the_views_of_one_that_passes_at_once(recipe, monkeypatch):
-    images, given = batch(24, size=64), {"generator": step_generator(1, 2, 3), "place": Place(slice(24, 48), 60)}
+    images, given = (
+        batch(24, size=64),
+        {"generator": step_generator("test", 1, 2, 3), "place": Place(slice(24, 48), 60)},
+    )
     whole = Views(recipe, 32, count=3)(images, **given)
     monkeypatch.setattr(transform_utils, "IMAGES_AT_ONCE", 10)
-    given["generator"] = step_generator(1, 2, 3)
+    given["generator"] = step_generator("test", 1, 2, 3)
     for view, in_parts in zip(whole, Views(recipe, 32, count=3)(images, **given), strict=True):
         torch.testing.assert_close(in_parts, view)
 
 
 def test_every_argument_of_the_step_generator_matters_and_neighbours_are_unrelated():
     cells = list(itertools.product((0, 73), range(6), range(40)))
-    draws = torch.stack([torch.rand(64, generator=step_generator(*cell)) for cell in cells])
+    draws = torch.stack([torch.rand(64, generator=step_generator("test", *cell)) for cell in cells])
     assert len({tuple(row.tolist()) for row in draws}) == len(cells)
     correlation = torch.corrcoef(draws) - torch.eye(len(cells))
     assert correlation.abs().max() < 0.65  # 5.5 standard deviations of chance
     assert (draws[:, 0].mean() - 0.5).abs() < 0.05  # first draws of the generators, over all of them
     torch.manual_seed(5)
-    assert torch.equal(torch.rand(64, generator=step_generator(*cells[7])), draws[7])  # no global state
+    assert torch.equal(torch.rand(64, generator=step_generator("test", *cells[7])), draws[7])  # no global state
 
 
 def test_other_steps_give_other_views():
     views = Views("base", 32)
     cells = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]
-    drawn = [views.single(batch(), step_generator(*cell)) for cell in cells]
+    drawn = [views.single(batch(), step_generator("test", *cell)) for cell in cells]
     assert all(not torch.equal(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
 
 
 def test_every_image_draws_its_own_parameters():
     images = batch(1).repeat(16, 1, 1, 1)
-    first, second = Views("base", 32)(images, step_generator(0, 0, 0))
+    first, second = Views("base", 32)(images, step_generator("test", 0, 0, 0))
     both = torch.cat((first, second)).flatten(1)
     assert (torch.cdist(both, both) + torch.eye(32) * 1e3).min() > 0.5
 
@@ -102,8 +105,8 @@ def test_every_image_draws_its_own_parameters():
 def test_an_image_is_not_changed_by_what_its_neighbours_show(recipe):
     images, others = batch(seed=1), batch(seed=2)
     others[3] = images[3]
-    for a, b in zip(Views(recipe, 32)(images, step_generator(0, 0, 0)),
-                    Views(recipe, 32)(others, step_generator(0, 0, 0)), strict=True):  # fmt: skip
+    for a, b in zip(Views(recipe, 32)(images, step_generator("test", 0, 0, 0)),
+                    Views(recipe, 32)(others, step_generator("test", 0, 0, 0)), strict=True):  # fmt: skip
         assert torch.equal(a[3], b[3])
         assert not torch.equal(a[2], b[2])
 
@@ -111,7 +114,7 @@ def test_an_image_is_not_changed_by_what_its_neighbours_show(recipe):
 def test_an_operator_with_a_probability_works_on_the_drawn_rows_alone(monkeypatch):
     images = batch(400, size=20)
     views = with_recipe(monkeypatch, [("equalize", {"p": 0.3})], 20)
-    for view in views(images, step_generator(0, 0, 0)):
+    for view in views(images, step_generator("test", 0, 0, 0)):
         levels = (denormalise(view) * 255).round().to(torch.uint8)
         untouched = (levels == images).flatten(1).all(1)
         equalized = (levels == tv.equalize(images)).flatten(1).all(1)
@@ -121,15 +124,15 @@ def test_an_operator_with_a_probability_works_on_the_drawn_rows_alone(monkeypatc
 
 def test_geometry_is_applied_in_the_recipes_order(monkeypatch):
     crop = ("crop", {"scale": (0.2, 0.4)})
-    cropped = with_recipe(monkeypatch, [crop]).single(batch(), step_generator(0, 0, 0))
-    flipped = with_recipe(monkeypatch, [crop, ("hflip", {})]).single(batch(), step_generator(0, 0, 0))
+    cropped = with_recipe(monkeypatch, [crop]).single(batch(), step_generator("test", 0, 0, 0))
+    flipped = with_recipe(monkeypatch, [crop, ("hflip", {})]).single(batch(), step_generator("test", 0, 0, 0))
     assert (flipped.flip(-1) - cropped).abs().max() < 1e-4  # the crop, flipped; not another crop
 
 
 def test_noise_is_new_for_every_view_and_step(monkeypatch):
     views = with_recipe(monkeypatch, [("noise", {})])
     gray = torch.full((1, 1, 40, 40), 128, dtype=torch.uint8)
-    drawn = [view for step in range(3) for view in views(gray, step_generator(0, 0, step))]
+    drawn = [view for step in range(3) for view in views(gray, step_generator("test", 0, 0, step))]
     correlation = torch.corrcoef(torch.stack(drawn).flatten(1)) - torch.eye(6)
     assert correlation.abs().max() < 0.125  # 5 standard deviations of chance
 
@@ -138,7 +141,7 @@ def test_another_operators_probability_does_not_change_an_operators_draws(monkey
     images = batch(64)
     alone = with_recipe(monkeypatch, [("blur", {"p": 0}), ("brightness", {"p": 0.5})])
     some = with_recipe(monkeypatch, [("blur", {"p": 0.5}), ("brightness", {"p": 0.5})])
-    a, b = (views.single(images, step_generator(0, 0, 0)) for views in (alone, some))
+    a, b = (views.single(images, step_generator("test", 0, 0, 0)) for views in (alone, some))
     same = (a == b).flatten(1).all(1)
     assert abs(same.float().mean() - 0.5) < 0.2  # those not blurred are as if nobody was
     assert not torch.equal(a[same], normalise(images[same] / 255))
@@ -147,29 +150,29 @@ def test_another_operators_probability_does_not_change_an_operators_draws(monkey
 def test_flips_come_up_half_of_the_time():
     image = torch.zeros(2000, 1, 8, 8, dtype=torch.uint8)
     image[..., :4, :4] = 255
-    first, second = (denormalise(v) for v in Views("supervised", 8)(image, step_generator(0, 0, 0)))
+    first, second = (denormalise(v) for v in Views("supervised", 8)(image, step_generator("test", 0, 0, 0)))
     flipped = torch.stack((first, second))[..., 1, 6].squeeze() > 0.5  # [2, 2000]
     assert (flipped.float().mean(1) - 0.5).abs().max() < 0.04
     assert abs((flipped[0] == flipped[1]).float().mean() - 0.5) < 0.04  # two views, two coins
-    vflip = denormalise(Views("base+vflip", 8).single(image, step_generator(0, 0, 0)))
+    vflip = denormalise(Views("base+vflip", 8).single(image, step_generator("test", 0, 0, 0)))
     lower_half_brighter = vflip[:, 0, 4:].sum((1, 2)) > vflip[:, 0, :4].sum((1, 2))
     assert abs(lower_half_brighter.float().mean() - 0.5) < 0.1
 
 
 def test_none_is_the_image_itself_at_its_own_size_and_a_plain_resize_at_another():
     images = batch(size=32)
-    same = Views("none", 32).single(images, step_generator(0, 0, 0))
+    same = Views("none", 32).single(images, step_generator("test", 0, 0, 0))
     assert torch.equal((denormalise(same) * 255).round().to(torch.uint8), images)
-    resized = Views("none", 24).single(images, step_generator(0, 0, 0))
+    resized = Views("none", 24).single(images, step_generator("test", 0, 0, 0))
     expected = tv.resize(images / 255, [24, 24], tv.InterpolationMode.BICUBIC, antialias=False)
     assert (denormalise(resized) - expected.clamp(0, 1)).abs().max() < 1e-4
-    assert torch.equal(resized, Views("none", 24).single(images, step_generator(9, 9, 9)))
+    assert torch.equal(resized, Views("none", 24).single(images, step_generator("test", 9, 9, 9)))
 
 
 def test_the_imagenet_recipe_has_two_different_views():
     """The paper's: the first always blurred, the second rarely, and solarized one time in five."""
     images = batch(600, size=24)
-    first, second = Views("imagenet", 24)(images, step_generator(0, 0, 0))
+    first, second = Views("imagenet", 24)(images, step_generator("test", 0, 0, 0))
     roughness = [(v[..., 1:] - v[..., :-1]).abs().mean() for v in (first, second)]
     assert roughness[0] < 0.7 * roughness[1]
     assert Views("imagenet", 24).views[0].intensity[1][1] == 1.0
@@ -179,7 +182,7 @@ def test_the_imagenet_recipe_has_two_different_views():
 def test_more_views_are_further_draws_after_the_same_two(recipe: str) -> None:
     """So two views are what they are however many can be asked for; a pair of recipes alternates."""
     images = batch()
-    two, four = (Views(recipe, 24, count)(images, step_generator(0, 0, 0)) for count in (2, 4))
+    two, four = (Views(recipe, 24, count)(images, step_generator("test", 0, 0, 0)) for count in (2, 4))
     assert [view.shape for view in four] == [two[0].shape] * 4
     assert torch.equal(two[0], four[0]) and torch.equal(two[1], four[1])
     assert all(not torch.equal(first, second) for first, second in itertools.combinations(four, 2))
@@ -193,27 +196,27 @@ def test_each_operator_alone_works_on_every_image(monkeypatch):
     views = operator_views("tried", 40)
     assert list(views) == ["vflip", "blur", "blur 2"]
     images = batch().float() / 255
-    flipped = denormalise(views["vflip"](images, step_generator(0, 0, 0)))
+    flipped = denormalise(views["vflip"](images, step_generator("test", 0, 0, 0)))
     assert torch.allclose(flipped, images.flip(2), atol=1e-6)
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_every_recipe_can_be_taken_apart(recipe):
     for view in operator_views(recipe, 32).values():
-        assert torch.isfinite(view(batch().float() / 255, step_generator(0, 0, 0))).all()
+        assert torch.isfinite(view(batch().float() / 255, step_generator("test", 0, 0, 0))).all()
 
 
 def test_bilinear_is_a_recipes_choice(monkeypatch):
     bicubic = with_recipe(monkeypatch, [("crop", {})], 32)
     bilinear = with_recipe(monkeypatch, [("resample", {"interpolation": "bilinear"}), ("crop", {})], 32)
-    a, b = (views.single(batch(), step_generator(0, 0, 0)) for views in (bicubic, bilinear))
+    a, b = (views.single(batch(), step_generator("test", 0, 0, 0)) for views in (bicubic, bilinear))
     assert 0.01 < (a - b).abs().mean() < 0.5
 
 
 def test_autocast_does_not_touch_the_views():
-    outside = Views("imagenet", 32)(batch(), step_generator(0, 0, 0))
+    outside = Views("imagenet", 32)(batch(), step_generator("test", 0, 0, 0))
     with torch.autocast("cpu", torch.bfloat16):
-        inside = Views("imagenet", 32)(batch(), step_generator(0, 0, 0))
+        inside = Views("imagenet", 32)(batch(), step_generator("test", 0, 0, 0))
     assert all(torch.equal(a, b) for a, b in zip(outside, inside, strict=True))
 
 
@@ -251,8 +254,8 @@ def test_an_unknown_recipe_is_refused_with_the_nearest():
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_a_gpu_draws_the_same_parameters_as_the_cpu(recipe):
     images = batch(64)
-    on_cpu = Views(recipe, 32)(images, step_generator(0, 0, 0))
-    on_gpu = Views(recipe, 32)(images.cuda(), step_generator(0, 0, 0))
+    on_cpu = Views(recipe, 32)(images, step_generator("test", 0, 0, 0))
+    on_gpu = Views(recipe, 32)(images.cuda(), step_generator("test", 0, 0, 0))
     for cpu, gpu in zip(on_cpu, on_gpu, strict=True):
         assert gpu.device.type == "cuda"
         assert torch.isfinite(gpu).all()
@@ -274,7 +277,7 @@ def xrays() -> Tensor:
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_views_of_real_xrays_are_sane(recipe, xrays):
-    for view in Views(recipe, 224)(xrays, step_generator(0, 0, 0)):
+    for view in Views(recipe, 224)(xrays, step_generator("test", 0, 0, 0)):
         gray = denormalise(view)
         assert torch.isfinite(view).all()
         assert (gray.std(dim=(1, 2, 3)) > 0.01).all()  # nobody came out blank

@@ -131,7 +131,7 @@ def measure(config: PretrainConfig, rounds: int, compiled: bool) -> str:
         model.backbone = torch.compile(model.backbone)  # type: ignore[assignment]  # it acts as the module
     views = Views(config.recipe, config.img_res, config.views)
     whole = seconds_of(lambda: take(0)["loss"].item(), rounds, device)
-    drawing = statistics.median(seconds_of(lambda: views(pixels, step_generator(0, 0, 0)), rounds, device))
+    drawing = statistics.median(seconds_of(lambda: views(pixels, step_generator("benchmark", 0, 0, 0)), rounds, device))
     updating = statistics.median(seconds_of(optimizer.step, rounds, device))
     taken = statistics.median(whole)
     rest = taken - least - drawing - updating

@@ -145,7 +145,7 @@ def steps_of(
         return store.gather(torch.from_numpy(order.integers(0, images, config.batch_size)))
 
     def draw(number: int) -> list[Tensor]:
-        return views(pixels, step_generator(config.random_seed, 0, number))
+        return views(pixels, step_generator("benchmark", config.random_seed, 0, number))
 
     def train_on_drawn(passes: Callable[..., BarlowTwinsLoss]) -> None:
         gradient_step(model, optimizer, lambda: passes(*drawn)._asdict(), config.lr, config.gradient_clip, dtype)

@@ -67,7 +67,7 @@ def rerun(backbone: Backbone, xrays: XRays, size: int, epochs: int) -> float:
     for epoch in range(epochs):
         for batch in torch.from_numpy(epoch_order(train, 0, epoch)).split(BATCH):
             with torch.no_grad():
-                features = backbone(views.single(xrays.batch(batch), step_generator(0, 0, 0)))
+                features = backbone(views.single(xrays.batch(batch), step_generator("benchmark", 0, 0, 0)))
             loss = F.cross_entropy(head(features), labels[batch])
             optimizer.zero_grad()
             loss.backward()

@@ -152,7 +152,7 @@ def time_variant(kind: str, config: LoopConfig, files: list[Path], folder: Path)
     device, b = choose_device(config.device), config.batch_size
     if kind != "classic" and "kept memory" not in kind:
         keep_freed_memory()
-    views, generator = Views("original", config.img_res), step_generator(0, 0, 0)
+    views, generator = Views("original", config.img_res), step_generator("benchmark", 0, 0, 0)
     root = Path(os.path.commonpath([file.parent for file in files]))
     names = [file.relative_to(root).as_posix() for file in files]
     store = open_store(root, names, STORE_RES, folder, show_progress=False).to(device)

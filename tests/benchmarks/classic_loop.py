@@ -26,7 +26,7 @@ def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result
 def plain_resnet18(in_channels: int, seed: int) -> nn.Module:
     """Return torchvision's ResNet-18 with the weights that `random_backbone` gives this seed; the head's differ."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(mixed_seed(seed, 0))
+        torch.manual_seed(mixed_seed("backbone", seed))
         return torchvision_model("resnet18", in_channels)
 
 

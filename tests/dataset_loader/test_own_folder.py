@@ -56,6 +56,21 @@ def test_labelled_images_alone_or_with_the_others(own: Path, capsys: pytest.Capt
     assert pretrained.batch(torch.from_numpy(rows[-1:])).float().mean().item() == pytest.approx(wanted, abs=2)
 
 
+def test_a_run_lists_what_the_reader_left_out(own: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    table = pd.read_csv(own / "labels.csv").assign(view="PA")
+    table.loc[39, "view"] = "LL"
+    table.loc[0, "label"] = ""  # of the test part
+    table.to_csv(own / "labels.csv", index=False)
+    folder = tmp_path_factory.mktemp("run")
+    xrays = opened(own)
+    xrays.write_split(folder)
+    assert len(xrays) == 38
+    assert pd.read_csv(folder / "left_out.csv").to_numpy().tolist() == [
+        ["00.png", "validation or test image without a label"],
+        ["39.png", "lateral view"],
+    ]
+
+
 def test_other_images_of_held_out_patients_are_not_taken(own: Path) -> None:
     table = pd.read_csv(own / "labels.csv").assign(patient="")
     table["patient"] = [f"p{number}" for number in range(40)]

@@ -12,6 +12,7 @@ from data_config import data_config
 from PIL import Image
 
 from dataset_loader.phantoms import dataset
+from dataset_loader.phantoms.chest import Dice
 from dataset_loader.phantoms.classes import CLASS_SHARES, MARKED_CLASS, XRay, class_counts, plan_classes
 from dataset_loader.phantoms.dataset import SOURCES, draw, ensure_chexpert_phantoms, ensure_phantoms
 from dataset_loader.phantoms.film import MARKER_SHARE
@@ -112,6 +113,14 @@ def test_a_sign_grows_with_its_severity_and_shows_in_the_lungs(name: str) -> Non
     faint, plain = change(0.3), change(1.0)
     assert 0.5 < faint[lungs].mean() < plain[lungs].mean()
     assert plain[lungs].mean() > 2 * plain[~lungs].mean()
+
+
+def test_signs_draw_from_streams_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = [Dice([(0, 1)]).uniform(0, 1).item()]  # of the scene
+    signs = {name: lambda chest, severity, dice: first.append(dice.uniform(0, 1).item()) for name in SIGNS}
+    monkeypatch.setattr("dataset_loader.phantoms.dataset.SIGNS", signs)
+    draw([XRay("", (0, 0), (0, 1), (0, 2), dict.fromkeys(SIGNS, 1.0))], (SIZE, SIZE))
+    assert len(set(first)) == len(SIGNS) + 1
 
 
 def test_brightness_predicts_no_class(covid: Path) -> None:

@@ -43,6 +43,7 @@ SMALL = {
     "passes": 0,
     "batch_size": 8,
     "threads": 1,
+    "jobs": 1,
 }
 
 

@@ -13,7 +13,7 @@ from downstream_task.finished_runs import OpenedData, find_finished
 from interpretability import shortcut_audit
 from interpretability.alterations import ALTERATIONS, AS_IS, GRID, NO_LUNGS, ONLY_BORDER, ONLY_LUNGS, SHUFFLED
 from interpretability.shortcut_audit import verdict
-from interpretability.shortcuts import REFITTED, TRAINED, Scores, known_sources
+from interpretability.shortcuts import REFITTED, TRAINED, Scores, known_sources, read_sources
 from utils.config import UserError, make_config
 from utils.logging_utils import Run
 
@@ -121,6 +121,19 @@ def test_sources_that_do_not_fit_are_refused(marked: Run) -> None:
     with pytest.raises(UserError, match="none of the X-rays"):
         known_sources(xrays, pd.DataFrame({"file": ["a.png"], "source": ["x"]}))
     assert (known_sources(xrays, None) == "").all()
+
+
+def test_sources_are_read_as_other_tables_are(marked: Run, tmp_path: Path) -> None:
+    xrays = OpenedData(torch.device("cpu")).of(find_finished(str(marked.folder))[0].config)
+    one, other = xrays.columns.paths[:2]
+    rows = f"sep=;\nImage;Hospital\n./{one.upper()};Süd\n{other};unknown\n{one};süd\n"
+    (tmp_path / "t.csv").write_text(rows, encoding="cp1252")
+    table = read_sources(str(tmp_path / "t.csv"), xrays.columns.root)
+    assert known_sources(xrays, table).tolist() == ["Süd", *[""] * (len(xrays) - 1)]
+    assert table is not None
+    table.loc[5, "source"] = "Nord"
+    with pytest.raises(UserError, match="contradicts itself"):
+        known_sources(xrays, table)
 
 
 def scores(**values: tuple[float, float, float]) -> Scores:

@@ -7,7 +7,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from utils.optimisation import LARS, assert_unchanged, endless_order, epoch_order, frozen_tensors, train_mode
+from utils.optimisation import (
+    LARS,
+    assert_unchanged,
+    endless_order,
+    epoch_order,
+    fixed_order,
+    frozen_tensors,
+    mixed_seed,
+    train_mode,
+)
+
+
+def test_purposes_and_numbers_all_matter_to_a_seed() -> None:
+    keys = [(), (0,), (0, 0), (0, 0, 0), (1,), (0, 1), (1, 0), (10,), (2**32,), (2**32 + 1,), (1, 1)]
+    seeds = {mixed_seed(purpose, *numbers) for purpose in ("views", "dropout", "views, 0") for numbers in keys}
+    assert len(seeds) == 3 * len(keys) and all(0 <= seed < 2**63 for seed in seeds)
+    assert mixed_seed("views", 3) == 5311697709753562135  # on every machine
+    assert fixed_order("views", np.arange(50)).tolist() != fixed_order("dropout", np.arange(50)).tolist()
 
 
 @given(st.integers(1, 9), st.integers(1, 40), st.integers(0, 3))

@@ -139,6 +139,12 @@ def test_columns_as_other_people_call_them(root: Path, capsys: pytest.CaptureFix
     assert "other columns kept as details: Scanner, smoker" in said
 
 
+def test_cases_and_controls_are_no_patients(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    columns = read(root, "file,label,case", "a.png,x,case", "e.png,y,control", "d.gif,x,case")
+    assert len(set(columns.groups)) == len(columns)
+    assert "column 'case' is not read as 'patient': it holds 'case', 'control'" in capsys.readouterr().err
+
+
 def test_what_does_not_fit_or_looks_mistyped_is_a_warning(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     columns = read(
         root,

@@ -1,0 +1,119 @@
+"""Several processes for one sweep, which share its trials by locks: one for each GPU, or for each processor core."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import torch
+
+from utils.config import RUNS_ROOT, as_dict, check_between
+from utils.hardware import MachineConfig, choose_device, usable_cores
+
+MAX_JOBS = 256
+JOB_BYTES = 3 * 2**30  # that a process on a CPU may take, most of it for activations and their gradients
+MEMORY = Path("/proc/meminfo")  # on Linux
+SHOWN = 2000  # characters of what a process that failed has said
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobsConfig(MachineConfig):
+    """The run of a sweep, and the number of processes that share it; 0 is one for each GPU or else for each core."""
+
+    run_name: str
+    jobs: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_between("jobs", self.jobs, 0, MAX_JOBS)
+
+
+AnyJobs = TypeVar("AnyJobs", bound=JobsConfig)
+
+
+def with_jobs(main: Callable[[AnyJobs], object]) -> Callable[[AnyJobs], None]:
+    """Return `main` of a sweep, run by several processes unless its run is finished."""
+
+    def shared(config: AnyJobs) -> None:
+        if (RUNS_ROOT / config.run_name / "summary.json").exists():
+            config = replace(config, jobs=1)
+        with shared_by_jobs(config) as own:
+            main(own)
+
+    return shared
+
+
+def identity(config: JobsConfig) -> dict[str, Any]:
+    """Return the config that identifies a sweep: it may be resumed by another number of processes."""
+    return {key: value for key, value in as_dict(config).items() if key != "jobs"}
+
+
+@contextmanager
+def shared_by_jobs(config: AnyJobs) -> Iterator[AnyJobs]:
+    """Start the other processes of a sweep, by this script's own command; yield the config of this one.
+
+    Several processes on a CPU have one thread each unless `threads` says otherwise, since threads of busy processes
+    wait for each other. When the block ends, waits for the others, or stops them if it ends by an exception, and shows
+    what one that failed has said.
+    """
+    device = choose_device(config.device)
+    jobs = config.jobs or _number_of_jobs(device, config.threads)
+    if jobs > 1 and device.type == "cpu":
+        config = replace(config, threads=config.threads or 1)
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    with ExitStack() as stack:
+        others = []
+        for number in range(1, jobs):
+            said = stack.enter_context(tempfile.TemporaryFile())
+            others.append((_started(config.threads, number % gpus if gpus else None, said, stack), said))
+        if others:
+            where = f"on {gpus} GPU(s)" if gpus else f"of {config.threads} CPU thread(s) each"
+            print(f"{jobs} processes {where} share the trials", file=sys.stderr)
+        yield config
+        for process, said in others:
+            if process.wait():
+                said.seek(0)
+                text = said.read().decode(errors="replace")[-SHOWN:]
+                print(f"warning: one of the {jobs} processes failed; it said:\n{text}", file=sys.stderr)
+
+
+def _number_of_jobs(device: torch.device, threads: int) -> int:
+    """Return one for each GPU, or for so many threads of the cores as memory has room for."""
+    if device.type != "cpu":
+        return max(1, torch.cuda.device_count())
+    cores = usable_cores() // max(1, threads)
+    room = _free_memory() // JOB_BYTES
+    if room < cores:
+        print(
+            f"memory has room for {max(1, room)} of {cores} processes ({JOB_BYTES / 2**30:.0f} GiB each); --jobs sets "
+            "their number",
+            file=sys.stderr,
+        )
+    return max(1, min(cores, room, MAX_JOBS))
+
+
+def _free_memory() -> int:
+    """Return the bytes of memory that are available, or a guess of half of what there is."""
+    if MEMORY.exists():
+        line = next(line for line in MEMORY.read_text().splitlines() if line.startswith("MemAvailable"))
+        return int(line.split()[1]) * 1024
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return JOB_BYTES  # Windows: one process, unless jobs says more
+
+
+def _started(threads: int, gpu: int | None, said: IO[bytes], stack: ExitStack) -> "subprocess.Popen[bytes]":
+    """Start this script's command once more, until `stack` closes; what it prints goes to the file `said`."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    own = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": visible.split(",")[gpu] if visible else str(gpu)}
+    command = [sys.executable, *sys.argv, "--jobs", "1", "--threads", str(threads)]
+    process = stack.enter_context(
+        subprocess.Popen(command, env={**os.environ, **own}, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+    )  # which waits for it at the end ...
+    stack.callback(process.terminate)  # ... after it was asked to stop, if it has not ended by itself
+    return process
