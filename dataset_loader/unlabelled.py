@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from dataset_loader.columns import Columns
 from dataset_loader.duplicates import find_copies
 from dataset_loader.image_files import image_files
 from dataset_loader.image_store import ImageStore, open_store
@@ -19,6 +20,8 @@ from dataset_loader.signatures import THUMBNAIL, copies_among, signatures
 from dataset_loader.splits import names_hash
 from dataset_loader.synthetic import is_synthetic, without_synthetic
 from utils.config import DATASETS_ROOT, UserError, repo_path
+
+PUBLIC = ("covid", "chexpert", "nih")  # sources whose patients have the same ids in every folder
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Collection:
     rows        [M] their places in the store
     store       pixels
     signatures  [M, 49] uint8, by which their pictures are known
+    visits      [M] str, the same for X-rays of one patient and study
     left_out    near-duplicates of held-out images: file, other (the held-out image), distance; and images of held-out
                 patients: file, other (the patient), NaN
     """
@@ -58,6 +62,7 @@ class Collection:
     rows: np.ndarray
     store: ImageStore
     signatures: np.ndarray
+    visits: np.ndarray
     left_out: pd.DataFrame
 
     def __len__(self) -> int:
@@ -95,32 +100,27 @@ def open_collection(entry: str, size: int, device: torch.device, labelled: Label
     if not root.is_dir():
         raise UserError(f"also holds {entry!r}, but there is no folder {root}.")
     source = "phantom" if is_synthetic(root) else layout if layout in READERS else "folder"
-    collection = collection_of(source, root, *_images_of(root, layout), size, device, labelled)
+    collection = collection_of(source, _columns_of(root, layout), size, device, labelled)
     if collection is None:
         raise UserError(f"also holds {entry!r}, but no image file below {root} is new to the data set.")
     return collection
 
 
 def collection_of(
-    source: str,
-    root: Path,
-    paths: np.ndarray,
-    groups: np.ndarray,
-    size: int,
-    device: torch.device,
-    labelled: Labelled,
+    source: str, columns: Columns, size: int, device: torch.device, labelled: Labelled
 ) -> Collection | None:
-    """Return the files `paths` [n] of `groups` [n] below a folder as a collection, or None if nothing remains.
+    """Return some X-rays as a collection, whose labels do not matter, or None if nothing remains.
 
     Left out are the data set's own images under any name, those of patients of its validation and test parts,
     near-duplicates of images there, and images of fewer than THUMBNAIL px, which cannot be compared with them.
     """
+    root, paths = columns.root, columns.paths
     if not len(paths):
         return None
     thumbnails = open_store(root, list(paths), THUMBNAIL, DATASETS_ROOT / ".cache")
     pictures, compared = signatures(thumbnails), paths[thumbnails.kept]
     known = copies_among(pictures, labelled.signatures, max_bits=0)
-    patients = groups[thumbnails.kept].astype(str)  # an image of which no patient is known is its own group
+    patients = columns.groups[thumbnails.kept].astype(str)  # an image of which no patient is known is its own group
     same = np.isin(id_keys(patients), id_keys(labelled.groups))
     held_out = (source == labelled.source) & (patients != compared) & same
     left_out = pd.DataFrame({"file": compared[held_out], "other": patients[held_out], "distance": np.nan})
@@ -134,13 +134,25 @@ def collection_of(
     store = open_store(root, list(paths), size, DATASETS_ROOT / ".cache")
     rows = np.flatnonzero(np.isin(store.kept, thumbnails.kept[new]))
     usable = np.isin(thumbnails.kept, store.kept) & new
-    return Collection(source, root, compared[usable], rows, store.to(device), pictures[usable], left_out)
+    visits = visits_of(source, columns.take(thumbnails.kept[usable]))
+    return Collection(source, root, compared[usable], rows, store.to(device), pictures[usable], visits, left_out)
 
 
-def _images_of(root: Path, layout: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return paths and groups [n]; the patients of a plain folder are those of its DICOM headers."""
+def visits_of(source: str, columns: Columns) -> np.ndarray:
+    """Return [N] str, the same for X-rays of one patient and study, whatever folder of a PUBLIC source they are in.
+
+    Elsewhere, one id in two folders may be two patients. An X-ray of which no patient is known is alone.
+    """
+    patients = np.asarray(columns.details.get("patient", columns.groups), dtype=str)  # before duplicates were joined
+    known = patients != columns.paths
+    origins = np.where(known & (source in PUBLIC), source, str(columns.root.resolve()))
+    names = np.where(known, id_keys(patients), columns.paths)
+    studies = columns.details["study"].astype(str) if "study" in columns.details else [""] * len(columns)
+    return np.array(list(map("\n".join, zip(origins, names, studies, strict=True))), dtype=object)
+
+
+def _columns_of(root: Path, layout: str) -> Columns:
+    """Return what is known of the X-rays; the patients of a plain folder are those of its DICOM headers."""
     if layout in READERS:
-        columns = READERS[layout](root)
-    else:
-        columns = read_films(root, without_synthetic(root, image_files(root)))
-    return columns.paths, columns.groups
+        return READERS[layout](root)
+    return read_films(root, without_synthetic(root, image_files(root)))

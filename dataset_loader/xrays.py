@@ -23,7 +23,7 @@ from dataset_loader.readers.folder_dataset import FOREIGN_ID, read_folder
 from dataset_loader.signatures import THUMBNAIL, signatures
 from dataset_loader.splits import PARTS, SHARES, complete_split, names_hash, split_hash, write_split
 from dataset_loader.synthetic import is_synthetic
-from dataset_loader.unlabelled import Collection, Labelled, collection_of, open_collection
+from dataset_loader.unlabelled import Collection, Labelled, collection_of, open_collection, visits_of
 from utils.config import DATASETS_ROOT, Config, UserError, check_at_least, check_between, check_choice, repo_path
 from utils.files import write_text
 
@@ -160,13 +160,21 @@ class XRays:
         """Return signatures [n, 49] uint8, by which an encoder's file lists the images that it was trained on."""
         return np.concatenate([self.signatures, *(source.signatures for source in self.also)])[indices]
 
+    def visits(self) -> np.ndarray:
+        """Return [N + M] the number of each X-ray's patient and study, those of the collections included.
+
+        An X-ray of which no patient is known has a number of its own.
+        """
+        own = visits_of(self.source, self.columns)
+        return pd.factorize(np.concatenate([own, *(source.visits for source in self.also)]))[0]
+
     def _by_source(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, Collection]]:
         """Yield the places [n] of the indices that belong to each source, their indices in it, and the source.
 
         The first source is the data set itself. Raises IndexError for an index that belongs to none.
         """
-        columns, rows = self.columns, np.arange(len(self))
-        itself = Collection(self.source, columns.root, columns.paths, rows, self.store, self.signatures, NO_DUPLICATES)
+        columns, rows, known = self.columns, np.arange(len(self)), (self.signatures, np.empty(0), NO_DUPLICATES)
+        itself = Collection(self.source, columns.root, columns.paths, rows, self.store, *known)
         sources = [itself, *self.also]
         ends = np.cumsum([len(source) for source in sources])
         if len(indices) and not 0 <= indices.min() <= indices.max() < ends[-1]:
@@ -324,8 +332,7 @@ def _collections(
     if FOREIGN_ID in everything.details:
         groups = np.concatenate([groups, everything.details[FOREIGN_ID].dropna()[theirs]])
     labelled = Labelled(xrays.source, xrays.signatures[~held_out], groups, thumbnails, files)
-    root, paths = unlabelled.root, unlabelled.paths
-    own = collection_of(xrays.source, root, paths, unlabelled.groups, size, device, labelled)
+    own = collection_of(xrays.source, unlabelled, size, device, labelled)
     opened = {"its images without a label": own} if own else {}
     opened |= {entry: open_collection(entry, size, device, labelled) for entry in entries}
     for name, collection in opened.items():

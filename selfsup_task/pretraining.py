@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -108,15 +107,12 @@ def build_model(config: PretrainConfig) -> BarlowTwins:
 class Partners:
     """For each X-ray of a pretraining, the others of the same patient and study (MedAug, arXiv 2102.10663).
 
-    An X-ray without another is its own partner. Raises UserError if that holds for all.
+    Those without a label, and those of collections whose reader knows the patients, are among them. An X-ray without
+    another is its own partner. Raises UserError if that holds for all.
     """
 
     def __init__(self, xrays: XRays, indices: np.ndarray):
-        columns = xrays.columns
-        study = columns.details["study"].astype(str) if "study" in columns.details else ""
-        visits = pd.factorize(columns.details["patient"].astype(str) + "/" + study)[0]
-        alone = visits.max() + 1 + np.arange(sum(map(len, xrays.also)))  # nobody knows the patients of collections
-        key = np.concatenate([visits, alone])[indices]
+        key = xrays.visits()[indices]
         order = np.argsort(key, kind="stable")
         self.members = torch.from_numpy(indices[order])  # [n], by patient and study
         counts = np.bincount(key)

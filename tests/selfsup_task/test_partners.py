@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from data_config import data_config
+from PIL import Image
 
 from augmentations.transform_utils import plain_view
-from dataset_loader.phantoms.dataset import CHEXPERT_ROOT
+from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
+from dataset_loader.unlabelled import visits_of
 from dataset_loader.xrays import XRays, open_xrays
 from selfsup_task.pretraining import Partners, PretrainConfig, partners_of, twin_step
 from selfsup_task.train_barlow_twins import config as DEFAULTS
@@ -48,6 +51,54 @@ def test_a_partner_is_another_xray_of_the_patient_among_those_of_the_pretraining
     for rows in (slice(0, half), slice(half, len(batch))):  # as two processes draw them
         again = partners.draw(batch[rows], generator(0), Place(rows, len(batch)))
         np.testing.assert_array_equal(drawn[0][rows], again.numpy())
+
+
+def written(root: Path, xrays: XRays, rows: list[tuple[str, str]]) -> Path:
+    """Write a folder of X-rays with a table; `rows` are label and patient of each."""
+    root.mkdir()
+    for n, _ in enumerate(rows):
+        Image.fromarray(xrays.batch(torch.tensor([n]))[0, 0].numpy()).resize((80, 80)).save(root / f"{n:02}.png")
+    table = pd.DataFrame(rows, columns=["label", "patient"])
+    table["file"] = [f"{n:02}.png" for n in range(len(rows))]
+    held_out = np.where(np.arange(len(rows)) % 8 == 7, "test", "val")  # of those without a patient
+    table["part"] = np.where(table["label"] == "", "", np.where(table["patient"] == "", held_out, "train"))
+    table.to_csv(root / "labels.csv", index=False)
+    return root
+
+
+def test_partners_are_found_among_films_without_a_label_but_not_among_other_peoples(
+    phantoms: Path, tmp_path: Path
+) -> None:
+    pixels = {
+        dataset: open_xrays(data_config(dataset=dataset, data_root=str(phantoms / root)), torch.device("cpu"))
+        for dataset, root in {"covid": COVID_ROOT, "chexpert": CHEXPERT_ROOT}.items()
+    }
+    labelled = [("a", "p1"), ("b", "p2"), ("a", "p3"), ("b", "")] * 3
+    here = written(tmp_path / "here", pixels["covid"], [*labelled, ("", "p1"), ("", "p4"), ("", "p4"), ("", "")])
+    there = written(tmp_path / "there", pixels["chexpert"], [("c", "p1"), ("c", "p1"), ("d", "p5"), ("d", "p6")])
+    config = data_config(dataset="folder", data_root=str(here), store_res=32, img_res=32)
+    xrays = open_xrays(config, torch.device("cpu"), [f"folder:{there}"])
+    assert [len(one) for one in xrays.also] == [4, 4]
+    rows = xrays.pretraining_indices("train")
+    partners, whole = Partners(xrays, rows), Place(slice(None), len(rows))
+    drawn = np.array([partners.draw(torch.from_numpy(rows), generator(seed), whole).numpy() for seed in range(60)])
+    of = {row: set(column.tolist()) for row, column in zip(rows.tolist(), drawn.T, strict=True)}
+    n = len(xrays)
+    p1 = {*np.flatnonzero(xrays.columns.details["patient"].to_numpy() == "p1").tolist(), n}
+    assert of[n] == p1 - {n} and all(of[row] == p1 - {row} for row in p1)
+    assert (of[n + 1], of[n + 2], of[n + 3]) == ({n + 2}, {n + 1}, {n + 3})
+    assert (of[n + 4], of[n + 5], of[n + 6]) == ({n + 5}, {n + 4}, {n + 6})  # the p1 of another folder
+
+
+def test_patients_of_a_public_source_are_the_same_in_every_folder(xrays: XRays, phantoms: Path) -> None:
+    columns = xrays.columns
+    moved = replace(columns, root=columns.root / "elsewhere")
+    assert visits_of("chexpert", columns).tolist() == visits_of("chexpert", moved).tolist()
+    assert not set(visits_of("folder", columns)) & set(visits_of("folder", moved))
+    unknown = replace(moved, groups=columns.paths, details=columns.details.drop(columns="patient"))
+    assert len(
+        {*visits_of("chexpert", unknown), *visits_of("chexpert", replace(unknown, root=columns.root))}
+    ) == 2 * len(columns)
 
 
 def test_another_study_is_another_visit(xrays: XRays) -> None:
