@@ -15,6 +15,7 @@ logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 _TAGS = {
     "patient": "PatientID",
+    "accession": "AccessionNumber",
     "sex": "PatientSex",
     "age": "PatientAge",
     "view": "ViewPosition",
@@ -44,7 +45,7 @@ def pictureless_kind(path: Path | str) -> str:
 
 
 def dicom_facts(path: Path) -> dict[str, str]:
-    """Return patient, sex, age, view and modality of a DICOM header as it writes them, "" where it does not say.
+    """Return patient, accession, sex, age, view and modality as a DICOM header writes them, "" where it does not.
 
     A header without a view position may tell it by its view code, or by which way the rows of its picture run: to the
     front or the back of the patient only on a lateral film.

@@ -97,6 +97,11 @@ def image_files(root: Path) -> np.ndarray:
     by the names of files and folders, DICOM objects without a picture (DICOMDIR, reports, ...), images of a kind that
     is not read, and folders that cannot be, are left out and counted on stderr.
     """
+    return sorted_files(root)[0]
+
+
+def sorted_files(root: Path) -> tuple[np.ndarray, dict[str, tuple[str, str]]]:
+    """Return what image_files does, and what it leaves out: by path, its kind and the reason."""
     found, unread = [], []
     read: set[tuple[int, int]] = set()  # folders by device and inode: a link may lead to a folder above it
     closed: list[str] = []
@@ -116,18 +121,23 @@ def image_files(root: Path) -> np.ndarray:
     note_unread(unread)
     if closed:
         print(f"warning: left out folders that cannot be read: {shown(closed)}", file=sys.stderr)
-    return np.array(sorted(_without_objects(root, _without_masks(root, found))), dtype=object)
+    masks = _masks(root, found)
+    objects = _objects(root, [file for file in found if file not in masks])
+    left_out = {file: ("no X-ray", reason) for file, reason in (masks | objects).items()}
+    left_out |= {_printable(file): ("not read", "a kind of image or a name that is not read") for file in unread}
+    left_out |= {os.path.relpath(folder, root): ("not read", "a folder that cannot be read") for folder in closed}
+    return np.array(sorted({*found} - {*left_out}), dtype=object), left_out
 
 
-def _without_masks(root: Path, files: list[str]) -> list[str]:
-    masks = [file for file in files if is_mask(file)]
+def _masks(root: Path, files: list[str]) -> dict[str, str]:
+    masks = sorted(file for file in files if is_mask(file))
     if masks:
-        folders = Counter(file.rpartition("/")[0] or str(root) for file in sorted(masks))
+        folders = Counter(file.rpartition("/")[0] or str(root) for file in masks)
         counts = [f"{count:,} in {folder}" for folder, count in folders.items()]
         more = f" and {len(counts) - _NAMES_SHOWN:,} more folders" if len(counts) > _NAMES_SHOWN else ""
         listed = ", ".join(counts[:_NAMES_SHOWN]) + more
         print(f"note: left out {len(masks):,} masks, by the names of files or folders: {listed}", file=sys.stderr)
-    return sorted({*files} - {*masks})
+    return dict.fromkeys(masks, "a mask, by its name or folder")
 
 
 def is_mask(file: str) -> bool:
@@ -151,12 +161,12 @@ def _words(name: str) -> str:
     return " ".join(re.findall(r"[a-z0-9]+", name.lower()))
 
 
-def _without_objects(root: Path, files: list[str]) -> list[str]:
-    kinds = {file: pictureless_kind(root / file) for file in files if is_dicom_name(file)}
+def _objects(root: Path, files: list[str]) -> dict[str, str]:
+    kinds = {file: pictureless_kind(root / file) for file in sorted(files) if is_dicom_name(file)}
     if counts := Counter(filter(None, kinds.values())):
         listed = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
         print(f"note: left out {counts.total():,} DICOM files that hold no X-ray: {listed}", file=sys.stderr)
-    return [file for file in files if not kinds.get(file)]
+    return {file: f"DICOM without a picture ({kind})" for file, kind in kinds.items() if kind}
 
 
 def is_unread(name: str) -> bool:
@@ -178,8 +188,12 @@ def note_unread(files: Iterable[str]) -> None:
 
 def shown(names: list[str]) -> str:
     """Return the number of names and the first of them, for a message."""
-    first = ", ".join(names[:_NAMES_SHOWN]).encode("utf-8", "replace").decode()
+    first = ", ".join(map(_printable, names[:_NAMES_SHOWN]))
     return f"{len(names):,} ({first}{', ...' if len(names) > _NAMES_SHOWN else ''})"
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "replace").decode()
 
 
 def _is_utf8(name: str) -> bool:

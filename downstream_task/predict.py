@@ -5,11 +5,13 @@
     python downstream_task/predict.py --classifier resnet18_state_dict.pt --classes COVID Normal --img-res 224 \\
         --images films.csv
 
-`classifier` is a fine-tuning run, or a state_dict from elsewhere, which the keys under it describe. runs/<run_name>/
-holds predictions.csv (file, the probability of each class or finding as `p <name>`, the most probable class, and the
-other columns of a table), rejected.csv (files that cannot be used, and why) and summary.json. Probabilities of a run
-are scaled by the temperature that fits its validation part; those of a state_dict are as the network gives them. By
-default it predicts synthetic X-rays by a run of trained_vs_no_trained_compare.py: some seconds.
+`classifier` is a fine-tuning run, or weights from elsewhere, which the keys under it describe. Each call makes a new
+run, runs/<run_name>/, <run_name>-2, ...; if nothing is new, it prints what is there. A run holds predictions.csv (file,
+path, patient, accession number and view of tables and DICOM headers; the most probable class, close calls and the
+probability of each class or finding as `p <name>`; a table's other columns), rejected.csv (files that are left out,
+broken ones, lateral views and what is no X-ray, and why) and summary.json. Probabilities of a run are scaled by the
+temperature that fits its validation part; those of other weights are as the network gives them. By default it predicts
+synthetic X-rays by a run of trained_vs_no_trained_compare.py: some seconds.
 """
 
 from typing import Any
@@ -19,6 +21,7 @@ from utils.scripts import flags, run_script
 config: dict[str, Any] = {
     "classifier": "runs/compare/phantom/pretrained_finetune_*_f1_d0",  # a fine-tuning run | *_state_dict.pt
     "images": ["datasets/phantom"],  # files, folders (all below), or a CSV whose column `file` is relative to it
+    "laterals": False,  # True: also predict lateral views, which are left out and listed
     # a state_dict only: a run knows these
     "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
     "in_channels": 1,  # 1 (gray) | 3
@@ -27,7 +30,8 @@ config: dict[str, Any] = {
     "img_res": 0,  # pixels per side at which it was trained
     # run
     "onnx": False,  # True: also write the classifier as onnx/, for programs without torch (pip install -e ".[onnx]")
-    "run_name": "",  # runs/<run_name>/; "" is predict/, the classifier's name and that of the first images
+    "ids": "plain",  # names of films and patients in what is written: "plain" | "hashed" (keyed) | "none"
+    "run_name": "",  # runs/<run_name>/ or, if there is one, <run_name>-2 ...; "" is predict/<classifier>/<first images>
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves it to torch
 }
@@ -36,27 +40,24 @@ if __name__ == "__main__":
     config = flags(config, __doc__, __file__)  # before the slow imports
 
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from dataset_loader.decoding import square_or_error
-from dataset_loader.image_errors import BrokenImageError
+from dataset_loader.ids import IDS, open_ids
 from dataset_loader.synthetic import is_synthetic
 from downstream_task.clinic.export import export
-from downstream_task.clinic.films import PATH, find_films
+from downstream_task.clinic.films import FACTS, PATH, Films, find_films
 from downstream_task.clinic.predictor import NetworkConfig, Predictor, open_predictors
-from utils.config import UserError, as_dict
-from utils.files import check_files, stamps_hash, write_bytes
-from utils.hardware import describe_device, prepare, usable_cores
-from utils.logging_utils import Run
-from utils.scripts import progress_bar
+from utils.config import UserError, as_dict, check_choice, repo_path
+from utils.files import write_bytes
+from utils.hardware import describe_device, prepare
+from utils.logging_utils import Run, new_run, same_run
 
-AT_ONCE = 128  # images decoded and predicted together
+CLOSE = 0.1  # between the probabilities of two answers that hardly differ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +66,14 @@ class PredictConfig(NetworkConfig):
 
     classifier: str
     images: list[str]
+    laterals: bool
     onnx: bool
+    ids: str
     run_name: str
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choice("ids", self.ids, IDS)
         if not self.images:
             raise UserError("images is empty; name X-ray files, folders that hold them, or a CSV with a column file.")
 
@@ -80,78 +84,107 @@ def main(config: PredictConfig) -> None:
     predictor, *others = opened.values()
     if others:
         raise UserError(f"{config.classifier} stands for {len(opened)} runs; name one, such as runs/{predictor.name}.")
-    films = find_films(config.images)
-    first, *others = config.images
-    run_name = config.run_name or f"predict/{predictor.name}/{Path(first).stem}{'_and_more' if others else ''}"
-    facts = {**as_dict(config), **predictor.origin, "files": stamps_hash(map(Path, films[PATH]))}
-    run = Run(run_name, facts, "predictions")
-    if run.summary is None:
+    films = find_films(config.images, config.laterals)
+    facts = {**as_dict(config), **predictor.origin, "films": films.content_hash()}
+    name = config.run_name or f"predict/{predictor.name}/{name_of(config)}"
+    run = same_run(name, facts, "predictions", ["predictions.csv", "rejected.csv"])
+    if run is None:
+        onnx = export(predictor) if config.onnx else {}
+        probabilities, seconds = predict(predictor, films)
+        run = new_run(name, facts, "predictions")  # only now: what fails leaves nothing behind
         run.start(device=describe_device(predictor.device))
-        for name, content in export(predictor).items() if config.onnx else ():
-            write_bytes(run.folder / "onnx" / name, content)
-        predict(predictor, films, run)
-    check_files(run.folder, "predictions.csv")
+        for file, content in onnx.items():
+            write_bytes(run.folder / "onnx" / file, content)
+        save(config, predictor, films, probabilities, seconds, run)
+    else:
+        print(f"nothing is new since {run} was written:")
     assert run.summary is not None
     print("\n".join(run.summary["report"]))
 
 
-def predict(predictor: Predictor, films: pd.DataFrame, run: Run) -> None:
-    """Decode and predict the films in batches; write predictions.csv, rejected.csv and the summary."""
-    started, found, rejected = time.monotonic(), {}, {}
-    decode = partial(square_or_error, size=predictor.sizes[0])
-    with ThreadPoolExecutor(usable_cores()) as pool, progress_bar(len(films), "predicting") as bar:
-        for start in range(0, len(films), AT_ONCE):
-            images = dict(enumerate(pool.map(decode, films[PATH][start : start + AT_ONCE]), start))
-            rejected |= {row: str(image) for row, image in images.items() if isinstance(image, BrokenImageError)}
-            usable = {row: image for row, image in images.items() if not isinstance(image, BrokenImageError)}
-            if usable:
-                probabilities = predictor.probabilities(np.stack([*usable.values()])[:, None])
-                found |= dict(zip(usable, probabilities, strict=True))
-            bar.update(len(images))
-    reasons = pd.DataFrame({"file": films["file"].iloc[[*rejected]], "reason": [*rejected.values()]})
-    run.save_table("rejected", reasons)
-    if not found:
-        first = reasons.iloc[0]
-        raise UserError(f"none of the {len(films):,} files can be used; the first, {first['file']}: {first['reason']}.")
-    seen = int(films[PATH].iloc[[*found]].isin(predictor.learnt_from).sum())
-    table, minutes = films.iloc[[*found]].drop(columns=PATH), (time.monotonic() - started) / 60
-    probabilities = np.stack([*found.values()])  # [n, C]
-    table[[f"p {name}" for name in predictor.classes]] = probabilities
-    if not predictor.multilabel:
-        table["predicted"] = [predictor.classes[c] for c in probabilities.argmax(1)]
+def name_of(config: PredictConfig) -> str:
+    """Return a name for the images, short enough for a folder; none that tells of a patient if ids are hidden."""
+    first, *others = map(repo_path, config.images)
+    name = "films" if config.ids != "plain" else (first.name if first.is_dir() else first.stem).strip()[:40].strip()
+    return f"{name or 'films'}{'_and_more' if others else ''}"
+
+
+def predict(predictor: Predictor, films: Films) -> tuple[np.ndarray, float]:
+    """Return the probabilities [n, C] of the films that can be used, the only ones in `films` then, and the seconds."""
+    started = time.monotonic()
+    batches = films.batches(predictor.sizes[0], "predicting")
+    found = [predictor.probabilities(squares[:, None]) for squares in batches]
+    return np.concatenate(found), time.monotonic() - started
+
+
+def save(
+    config: PredictConfig, predictor: Predictor, films: Films, probabilities: np.ndarray, seconds: float, run: Run
+) -> None:
+    """Write predictions.csv, rejected.csv and the summary."""
+    ids = open_ids(config.ids, predictor.data_root)
+    known, left_out = films.written(ids)
+    answers = answers_of(predictor, probabilities)
+    facts = [name for name in ("file", PATH, *FACTS) if name in known]
+    others = known.drop(columns=facts).rename(columns=lambda name: f"{name} (table)" if name in answers else name)
+    table = pd.concat([known[facts], answers, others], axis=1)
+    run.save_table("rejected", left_out)
     run.save_table("predictions", table)
+    seen = sum(path in predictor.learnt_from for path in films.table[PATH])
+    per_minute = 60 * (len(films.table) + len(films.left_out)) / seconds
     run.finish(
         {
             "images": len(table),
-            "rejected": len(rejected),
+            "rejected": len(left_out),
+            "rejected_kinds": dict(Counter(left_out["kind"])),
+            "close_calls": sum(map(bool, answers["close call"])),
             "classes": predictor.classes,
             "temperature": predictor.temperature,
-            "synthetic": any(is_synthetic(folder) for folder in {Path(path).parent for path in films[PATH]}),
-            "report": report(table, predictor, seen, len(rejected), len(films) / minutes, run),
+            "synthetic": any(is_synthetic(folder) for folder in {Path(path).parent for path in films.table[PATH]}),
+            "report": report(answers, predictor, films, seen, per_minute, run),
         }
     )
 
 
+def answers_of(predictor: Predictor, p: np.ndarray) -> pd.DataFrame:
+    """Return the most probable class, close calls and probabilities [n, C] as columns.
+
+    A close call is a class or finding whose probability is within CLOSE of the next best answer's, which for a finding
+    is that it is absent.
+    """
+    names = np.array(predictor.classes, dtype=object)
+    columns = {f"p {name}": p[:, c] for c, name in enumerate(names)}
+    if predictor.multilabel:
+        close = ["; ".join(names[row]) for row in np.abs(2 * p - 1) <= CLOSE]
+        return pd.DataFrame({"close call": close, **columns})
+    second, best = p.argsort(axis=1)[:, -2:].T
+    rows = np.arange(len(p))
+    is_close = p[rows, best] - p[rows, second] <= CLOSE
+    close = [f"{names[a]} or {names[b]}" if it else "" for a, b, it in zip(best, second, is_close, strict=True)]
+    return pd.DataFrame({"predicted": names[best], "close call": close, **columns})
+
+
 def report(
-    table: pd.DataFrame, predictor: Predictor, num_seen: int, num_rejected: int, per_minute: float, run: Run
+    answers: pd.DataFrame, predictor: Predictor, films: Films, num_seen: int, per_minute: float, run: Run
 ) -> list[str]:
     """Return lines to print: how many X-rays of each class, or the mean probability of each finding."""
-    mean = table[[f"p {name}" for name in predictor.classes]].mean().to_numpy()
+    mean = answers[[f"p {name}" for name in predictor.classes]].mean().to_numpy()
     rows = {"mean probability": [f"{p:.3f}" for p in mean]}
     if not predictor.multilabel:
-        rows = {"X-rays": [str((table["predicted"] == name).sum()) for name in predictor.classes], **rows}
+        rows = {"X-rays": [str((answers["predicted"] == name).sum()) for name in predictor.classes], **rows}
     trained = " (trained on synthetic X-rays)" if predictor.origin["synthetic"] else ""
     lines = [
-        f"\n{len(table):,} X-rays by {predictor.name}{trained}, {per_minute:,.0f} per minute, "
+        f"\n{len(answers):,} X-rays by {predictor.name}{trained}, {per_minute:,.0f} per minute, "
         f"probabilities at temperature {predictor.temperature:.2f}",
         pd.DataFrame(rows, index=predictor.classes).to_string(),
     ]
     if predictor.note:
         lines.append(f"{predictor.note}.")
+    if close := sum(map(bool, answers["close call"])):
+        lines.append(f"{close:,} of them are close calls: two answers within {CLOSE}")
     if num_seen:
         lines.append(f"{num_seen:,} of them are labelled images of its train part, which says nothing about new X-rays")
-    if num_rejected:
-        lines.append(f"{num_rejected:,} files could not be used: see {run}/rejected.csv")
+    if left_out := len(films.left_out):
+        lines.append(f"{left_out:,} files are left out ({films.counts()}): see {run}/rejected.csv")
     return [*lines, "Research code: nothing here is a medical finding.", f"\ntables  {run}/"]
 
 

@@ -7,9 +7,10 @@
         --classes COVID Normal --img-res 224
 
 Takes X-rays (files, folders, tables, or some of each class from the test part) and fine-tuning runs, or state_dicts
-from elsewhere. Writes to runs/<run_name>/: figures/panel.png (one row per network, one column per X-ray, lungs outlined
-where a mask is known), overlays/ (one picture per network and X-ray, at the X-ray's own size), saliency.csv (one row
-per network and X-ray), sanity.csv and summary.json. The numbers:
+from elsewhere. Writes to runs/<run_name>/, or <run_name>-2, ... if there are other maps: figures/panel.png (one row per
+network, one column per X-ray, lungs outlined where a mask is known), overlays/ (one picture per network and X-ray, at
+the X-ray's own size), saliency.csv (one row per network and X-ray), rejected.csv (files that are left out, as
+predict.py has it), sanity.csv and summary.json. The numbers:
   lung mass        share of the evidence inside the lungs; over their share of the area, 1 is chance
   peak in lungs    share of the X-rays whose strongest evidence lies in the lungs (pointing game)
   deletion, insertion  area under the class's probability as pixels are removed or added, strongest evidence first
@@ -28,6 +29,7 @@ config: dict[str, Any] = {
         "runs/compare/phantom/pretrained_finetune_*_f1_d0",
     ],
     "images": [],  # files, folders, or a CSV with the column file; [] takes some of the first run's test part
+    "laterals": False,  # True: also explain lateral views among `images`, which are left out and listed
     "per_class": 20,  # X-rays of each class, from the test part
     "only": [],  # classes to take from the test part; [] takes all
     "shown": 8,  # X-rays on the panel; the tables hold all
@@ -45,7 +47,7 @@ config: dict[str, Any] = {
     "img_res": 0,  # pixels per side at which it was trained
     # run
     "ids": "plain",  # names of `images` and their patients in what is written: "plain" | "hashed" (keyed) | "none"
-    "run_name": "",  # runs/<run_name>/; "" is grad_cam/ and the folder of the checkpoints
+    "run_name": "",  # runs/<run_name>/ or, if there is one, <run_name>-2 ...; "" is grad_cam/<checkpoints' folder>
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves the number to torch
 }
@@ -56,13 +58,12 @@ if __name__ == "__main__":
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 import torch
 
-from dataset_loader.ids import IDS, open_ids
-from downstream_task.clinic.films import PATH, find_films
+from dataset_loader.ids import IDS, Ids, open_ids
+from downstream_task.clinic.films import Films, find_films
 from downstream_task.clinic.predictor import NetworkConfig, Predictor, is_elsewhere, open_predictors
 from downstream_task.finished_runs import OpenedData, open_checkpoints
 from interpretability.explanations import QUANTITIES, Explained, Question, differences, explain
@@ -70,10 +71,9 @@ from interpretability.overlays import overlay, panel
 from interpretability.pictures import Picture, pictures_of_files, pictures_of_test
 from interpretability.saliency import METHODS, Settings
 from utils.config import UserError, as_dict, check_at_least, check_choice
-from utils.files import check_files, stamps_hash
 from utils.hardware import describe_device, prepare
 from utils.intervals import SALIENCY_NAMES, interval_text
-from utils.logging_utils import Run
+from utils.logging_utils import Run, new_run, same_run
 from utils.plots import marked
 from utils.scripts import tracked
 
@@ -84,6 +84,7 @@ class MapsConfig(NetworkConfig):
 
     checkpoints: list[str]
     images: list[str]
+    laterals: bool
     per_class: int
     only: list[str]
     shown: int
@@ -108,16 +109,20 @@ def main(config: MapsConfig) -> Run:
     """Explain every picture with every network; write maps and numbers, print the numbers."""
     device = prepare(config.device, config.threads)
     networks = open_predictors(config.checkpoints, config, device)
-    films = find_films(config.images) if config.images else None
-    run = open_run(config, networks, films)
-    if run.summary is None:
+    films = find_films(config.images, config.laterals) if config.images else None
+    name, facts_of_run = named(config, networks, films)
+    run = same_run(name, facts_of_run, "maps", ["saliency.csv", "figures/panel.png"])
+    if run is None:
         pictures, facts = choose_pictures(config, networks, films, device)
         settings = Settings(config.method, config.layer, config.patch, config.stride)
         question = Question(pictures, config.target, settings, config.sanity_check)
         explained = {
             name: explain(network, question) for name, network in tracked(networks.items(), "explaining", "network")
         }
+        run = new_run(name, facts_of_run, "maps")  # only now: what fails leaves nothing behind
         run.start(device=describe_device(device), images=[picture.name for picture in pictures])
+        if films is not None:
+            run.save_table("rejected", films.written(ids_of(config, networks))[1])
         save_pictures(run, config, pictures, explained, facts)
         tables = {name: found.table for name, found in explained.items()}
         run.save_table("saliency", pd.concat(tables, names=["checkpoint"]).reset_index(level=0))
@@ -133,15 +138,14 @@ def main(config: MapsConfig) -> Run:
                 "differences": differences(tables),
             }
         )
-    check_files(run.folder, "saliency.csv", "figures/panel.png")
     print_summary(run)
     if not config.classes and not any(network.note for network in networks.values()):
         print(f"next    python interpretability/shortcut_audit.py --checkpoints {shlex.join(config.checkpoints)}")
     return run
 
 
-def open_run(config: MapsConfig, networks: Mapping[str, Predictor], films: pd.DataFrame | None) -> Run:
-    """Return the run of this config, these weights and these files; UserError for a class that a network lacks."""
+def named(config: MapsConfig, networks: Mapping[str, Predictor], films: Films | None) -> tuple[str, dict[str, Any]]:
+    """Return the run's name and what it depends on; UserError for a class that a network lacks."""
     for network in networks.values():
         for name in config.only:
             check_choice("only", name, network.classes)
@@ -150,19 +154,27 @@ def open_run(config: MapsConfig, networks: Mapping[str, Predictor], films: pd.Da
     first = next(iter(networks.values())).name
     run_name = config.run_name or f"grad_cam/{first if len(networks) == 1 else first.rpartition('/')[0] or first}"
     weights = {name: network.origin["weights"] for name, network in networks.items()}
-    files = "" if films is None else stamps_hash(map(Path, films[PATH]))
-    return Run(run_name, {**as_dict(config), "weights": weights, "files": files}, "maps")
+    return run_name, {**as_dict(config), "weights": weights, "films": "" if films is None else films.content_hash()}
+
+
+def ids_of(config: MapsConfig, networks: Mapping[str, Predictor]) -> Ids:
+    """Return how films that a user names are written."""
+    return open_ids(config.ids, next(iter(networks.values())).data_root)
 
 
 def choose_pictures(
-    config: MapsConfig, networks: Mapping[str, Predictor], films: pd.DataFrame | None, device: torch.device
+    config: MapsConfig, networks: Mapping[str, Predictor], films: Films | None, device: torch.device
 ) -> tuple[list[Picture], dict[str, Any]]:
     """Return the X-rays to explain, and what a reader must know of them: synthetic, transductive, notes."""
     if films is not None:
-        first = next(iter(networks.values()))
-        pictures = pictures_of_files(films, first.classes, open_ids(config.ids, first.data_root))
+        for _ in films.batches(max(network.sizes[0] for network in networks.values()), "reading"):
+            pass  # afterwards it holds those that can be decoded
+        classes = next(iter(networks.values())).classes
+        pictures = pictures_of_files(films.table, classes, ids_of(config, networks))
         synthetic = [name for name, network in networks.items() if network.origin["synthetic"]]
         notes, transductive = [f"{name} was trained on synthetic X-rays" for name in synthetic], False
+        if len(films.left_out):
+            notes.append(f"{len(films.left_out):,} files are left out ({films.counts()}): see rejected.csv")
     else:
         if elsewhere := [name for name in config.checkpoints if is_elsewhere(name, config)]:
             raise UserError(f"{elsewhere[0]} does not say which X-rays it was tested on; name some, --images FILES.")

@@ -2,10 +2,11 @@
 
 import gc
 import io
+import itertools
 import json
 import sys
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from utils.distributed import exclusive_lock, holder, try_lock
 from utils.files import (
     drop_checkpoint,
     plain_json,
+    plain_refusals,
     read_checkpoint,
     read_json,
     remove_leftovers,
@@ -256,3 +258,36 @@ class Run:
             kept = int(self.rows[-1]["step"]) + 1 if self.rows and "step" in self.rows[-1] else 0
             self._writer = SummaryWriter(str(self.folder), purge_step=max(step, kept))
         return self._writer
+
+
+def same_run(
+    name: str, config: Mapping[str, Any], kind: str, files: Sequence[str], runs_root: Path = RUNS_ROOT
+) -> Run | None:
+    """Return the finished run of this config and these versions among `name`, name-2, name-3, ..., or None.
+
+    It still has its `files`.
+    """
+    check_run_name(name, runs_root)
+    now = environment()
+    for each in itertools.takewhile(lambda each: (runs_root / each).exists(), _numbered(name)):
+        with suppress(UserError):  # of another config, or no run
+            run = Run(each, config, kind, runs_root)
+            before = read_json(run.folder / "environment.json")
+            whole = run.summary is not None and all((run.folder / file).exists() for file in files)
+            if whole and before is not None and not changes(before, now):
+                return run
+    return None
+
+
+def new_run(name: str, config: Mapping[str, Any], kind: str, runs_root: Path = RUNS_ROOT) -> Run:
+    """Return a run in a new folder, the first of `name`, name-2, name-3, ... that is not there."""
+    for each in _numbered(name):
+        with plain_refusals(runs_root / each), suppress(FileExistsError):
+            (runs_root / each).mkdir(parents=True)
+            return Run(each, config, kind, runs_root)
+    raise AssertionError("numbers do not end")
+
+
+def _numbered(name: str) -> Iterator[str]:
+    plain = Path(name).as_posix()
+    return itertools.chain([plain], (f"{plain}-{number}" for number in itertools.count(2)))

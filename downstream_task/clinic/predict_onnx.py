@@ -14,9 +14,11 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession(Path(__file__).with_name("classifier.onnx"))
-names = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+facts = session.get_modelmeta().custom_metadata_map
+names, size = json.loads(facts["classes"]), 2 * int(facts["decoded_to"])
 for file in sys.argv[1:]:
     opened = Image.open(file)
+    opened.draft("L", (size, size))  # of a large JPEG, decode no more than is needed
     image = ImageOps.exif_transpose(opened)
     if image.mode.startswith(("I", "F")):  # more than 8 bits: from these percentiles to 0..255
         white_is_zero = getattr(opened, "tag_v2", {}).get(262) == 0  # of a TIFF

@@ -1,20 +1,27 @@
 """predict.py: calibrated probabilities for tables, folders and state_dicts; inputs that cannot be used."""
 
+import importlib
 import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from finetuning_config import finetuning_config
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logit, softmax
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from downstream_task.clinic import export
+from downstream_task.clinic.films import PATH
 from downstream_task.finetuning import finetune
 from utils.config import RUNS_ROOT
 
@@ -31,13 +38,15 @@ def trained(phantoms: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def predicted(trained: Path, script: Any) -> Any:
-    """predicted(name, *flags): predictions.csv and rejected.csv of a run of the script; asserts that it succeeds."""
+    """predicted(name, *flags): both tables and the output of a call of the script; asserts that it succeeds."""
 
     def run(name: str, *flags: str) -> tuple[pd.DataFrame, pd.DataFrame, str]:
         done = script(PREDICT, "--run-name", f"predict/{name}", "--threads", "1", *flags)
         assert done.returncode == 0, done.stderr
-        folder = RUNS_ROOT / "predict" / name
-        return pd.read_csv(folder / "predictions.csv"), pd.read_csv(folder / "rejected.csv"), done.stdout
+        folder = Path(done.stdout.split()[-1])
+        assert folder.parent == RUNS_ROOT / "predict" and folder.name.startswith(name)
+        read = partial(pd.read_csv, keep_default_na=False)
+        return read(folder / "predictions.csv"), read(folder / "rejected.csv"), done.stdout
 
     return run
 
@@ -71,13 +80,17 @@ def test_a_table_gets_probabilities_at_the_temperature_of_validation(
     assert found["predicted"].tolist() == names[log_p.argmax(1)].tolist()
     assert found["file"].tolist() == files
     assert found["patient"].tolist() == table["patient"].tolist()[:-1]
-    assert rejected.to_numpy().tolist() == [["broken.png", "not an image"]]
-    assert "1 files could not be used" in printed
+    assert found[PATH].tolist() == files
+    assert rejected.to_numpy().tolist() == [["broken.png", str(tmp_path / "broken.png"), "broken", "not an image"]]
+    assert "1 files are left out (1 broken)" in printed
     assert "train part" not in printed
     train = pd.read_csv(trained / "split.csv").query("part == 'train'")["file"]
     own = predicted("own", *flags[:2], "--images", str(phantoms / COVID_ROOT / train.iloc[0]))
     assert "1 of them are labelled images of its train part" in own[2]
-    assert predicted("table", *flags)[2] == printed, "the same command prints the stored result"
+    again = predicted("table", *flags)[2]
+    assert again == f"nothing is new since {RUNS_ROOT / 'predict' / 'table'} was written:\n{printed}"
+    table.assign(patient="p9").to_csv(tmp_path / "films.csv", index=False)
+    assert predicted("table", *flags)[2].split()[-1] == f"{RUNS_ROOT / 'predict' / 'table-2'}/"
 
 
 def test_a_folder_by_a_state_dict_from_elsewhere(trained: Path, phantoms: Path, predicted: Any, tmp_path: Path) -> None:
@@ -99,6 +112,77 @@ def test_a_folder_by_a_state_dict_from_elsewhere(trained: Path, phantoms: Path, 
     np.testing.assert_allclose(differences, np.log(found[first] / found[second]), rtol=1e-6, atol=1e-9)
 
 
+def write_dicom(path: Path, gray: np.ndarray, **header: object) -> None:
+    """A digital radiograph of 8 bits."""
+    film = Dataset()
+    film.file_meta = FileMetaDataset()
+    film.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    film.SOPClassUID, film.SOPInstanceUID, film.Modality = "1.2.840.10008.5.1.4.1.1.1.1", "1.2.3", "DX"
+    film.Rows, film.Columns = gray.shape
+    film.SamplesPerPixel, film.PhotometricInterpretation, film.PixelRepresentation = 1, "MONOCHROME2", 0
+    film.BitsAllocated, film.BitsStored, film.HighBit, film.PixelData = 8, 8, 7, gray.tobytes()
+    for name, value in header.items():
+        setattr(film, name, value)
+    film.save_as(path, enforce_file_format=True)
+
+
+def test_a_folder_of_a_clinic_day_by_day(trained: Path, phantoms: Path, predicted: Any, tmp_path: Path) -> None:
+    day = tmp_path / "in the morning"
+    day.mkdir()
+    file = next((phantoms / COVID_ROOT).glob("Normal/images/*.png"))
+    gray = np.asarray(Image.open(file))
+    shutil.copy(file, day / "plain.png")
+    write_dicom(day / "IM0001", gray, PatientID="0715", AccessionNumber="A77", ViewPosition="PA")
+    write_dicom(day / "IM0002", gray, ViewPosition="LATERAL")
+    write_dicom(day / "IM0003", gray, Modality="CT")
+    write_dicom(day / "report.dcm", gray, SOPClassUID="1.2.840.10008.5.1.4.1.1.88.22")
+    Image.fromarray(gray).save(day / "plain_mask.png")
+    (day / "cut.png").write_bytes(file.read_bytes()[:-100])
+    flags = ("--classifier", "runs/predict/trained", "--images", str(day))
+    found, rejected, printed = predicted("daily", *flags)
+    rows = found.set_index("file")
+    assert rows.index.tolist() == ["IM0001", "plain.png"]
+    assert rows.loc["IM0001", ["patient", "accession", "view"]].tolist() == ["0715", "A77", "PA"]
+    assert rows.loc["plain.png", ["patient", "accession", "view"]].tolist() == ["", "", ""]
+    assert rows.loc["IM0001", PATH] == str(day / "IM0001")
+    kinds = {"IM0002": "lateral", "IM0003": "no X-ray", "report.dcm": "no X-ray", "plain_mask.png": "no X-ray"}
+    assert dict(zip(rejected["file"], rejected["kind"], strict=True)) == {**kinds, "cut.png": "broken"}
+    assert (rejected["reason"] != "").all()
+    assert "5 files are left out (3 no X-ray, 1 lateral, 1 broken)" in printed
+    shutil.copy(file, day / "new.png")
+    found, _, printed = predicted("daily", *flags, "--laterals")
+    assert found["file"].tolist() == ["IM0001", "IM0002", "new.png", "plain.png"]
+    assert printed.split()[-1] == f"{RUNS_ROOT / 'predict' / 'daily-2'}/"
+    hidden, rejected, _ = predicted("hidden", *flags, "--ids", "none")
+    assert hidden["file"].tolist() == ["file-1", "file-2", "file-3"] and PATH not in hidden
+    assert (hidden[["patient", "accession"]] == "").all(axis=None)
+    assert not rejected["file"].isin(kinds).any() and PATH not in rejected
+
+
+def test_what_is_mistyped_leaves_nothing_and_what_it_meant_can_follow(
+    trained: Path, phantoms: Path, predicted: Any, script: Any, tmp_path: Path
+) -> None:
+    file = next((phantoms / COVID_ROOT).glob("Normal/images/*.png"))
+    (tmp_path / "films.csv").write_text("file\nnowhere.png\n")
+    flags = ("--classifier", "runs/predict/trained", "--images", str(tmp_path / "films.csv"))
+    assert script(PREDICT, "--run-name", "predict/corrected", *flags).returncode == 1
+    assert not (RUNS_ROOT / "predict" / "corrected").exists()
+    (tmp_path / "films.csv").write_text(f"file\n{file}\n")
+    assert predicted("corrected", *flags)[2].split()[-1] == f"{RUNS_ROOT / 'predict' / 'corrected'}/"
+
+
+def test_answers_that_hardly_differ_are_marked() -> None:
+    answers_of: Any = importlib.import_module("downstream_task.predict").answers_of
+    network: Any = SimpleNamespace(classes=["a", "b", "c"], multilabel=False)
+    found = answers_of(network, np.array([[0.5, 0.42, 0.08], [0.3, 0.1, 0.6], [0.1, 0.44, 0.46]]))
+    assert found["predicted"].tolist() == ["a", "c", "c"]
+    assert found["close call"].tolist() == ["a or b", "", "c or b"]
+    network.multilabel = True
+    found = answers_of(network, np.array([[0.46, 0.54, 0.9], [0.1, 0.2, 0.44]]))
+    assert found["close call"].tolist() == ["a; b", ""]
+    assert "predicted" not in found and found["p c"].tolist() == [0.9, 0.44]
+
+
 def test_a_network_for_other_programs_lies_in_a_folder_of_its_own(
     trained: Path, phantoms: Path, predicted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +202,8 @@ def test_a_network_for_other_programs_lies_in_a_folder_of_its_own(
         (["--images", "nowhere.png"], "does not exist"),
         (["--images", "{tmp}"], "no image below"),
         (["--images", "{tmp}/no_file.csv"], "expected a column file"),
-        (["--images", "{tmp}/gone.csv"], "none of the 1 files can be used; the first, gone.png"),
+        (["--images", "{tmp}/films.xlsx"], "save its table as CSV"),
+        (["--images", "{tmp}/gone.csv"], r"none of the 1 files can be used (1 broken); gone.png: cannot be read"),
         (["--classifier", "{tmp}/weights.pt"], "give --classes"),
         (
             ["--classifier", "{tmp}/weights.pt", "--classes", "a", "b", "--img-res", "32"],

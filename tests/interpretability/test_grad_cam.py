@@ -1,6 +1,7 @@
 """grad_cam.py as its user runs it: files or the test part, pictures, tables, and what it refuses."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from interpretability import grad_cam
 from interpretability.overlays import heat_on, outline, overlay
 from utils.config import UserError, make_config
 from utils.files import read_json, write_json
-from utils.logging_utils import Run
+from utils.logging_utils import Run, new_run, same_run
 
 
 @pytest.fixture
 def explain(plain: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """main() with the default config and changes, on the network trained on plain phantoms."""
-    monkeypatch.setattr(grad_cam, "Run", lambda name, config, kind: Run(name, config, kind, tmp_path / "runs"))
+    for opened in (same_run, new_run):
+        monkeypatch.setattr(grad_cam, opened.__name__, partial(opened, runs_root=tmp_path / "runs"))
 
     def run(**changes: Any) -> Run:
         config = {**grad_cam.config, "checkpoints": [str(plain.folder)], "per_class": 2, **changes}
@@ -104,6 +106,26 @@ def test_pictures_and_patients_are_named_as_ids_says(explain: Any, plain: Run, t
         assert len([*run.folder.rglob("overlays/*/file-*.png")]) == 3
         assert not [path for path in run.folder.rglob("*") if "miller" in path.name]
         assert "miller" not in (run.folder / "environment.json").read_text()
+
+
+def test_files_that_cannot_be_used_are_listed_and_the_others_explained(
+    explain: Any, plain: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    day = tmp_path / "day"
+    day.mkdir()
+    good, bad = sorted(Path(plain.config["data_root"]).glob("Normal/images/*.png"))[:2]
+    shutil.copy(good, day / "good.png")
+    (day / "cut.png").write_bytes(bad.read_bytes()[:-100])
+    files = {"images": [str(day)], "sanity_check": False}
+    run = explain(**files)
+    assert pd.read_csv(run.folder / "saliency.csv")["image"].tolist() == ["good"]
+    assert pd.read_csv(run.folder / "rejected.csv")[["file", "kind"]].to_numpy().tolist() == [["cut.png", "broken"]]
+    assert "1 files are left out (1 broken): see rejected.csv" in capsys.readouterr().out
+    assert explain(**files).folder == run.folder
+    shutil.copy(bad, day / "new.png")
+    again = explain(**files)
+    assert again.folder == run.folder.with_name(f"{run.folder.name}-2")
+    assert pd.read_csv(again.folder / "saliency.csv")["image"].tolist() == ["good", "new"]
 
 
 def test_a_map_lies_on_the_square_that_the_network_saw() -> None:

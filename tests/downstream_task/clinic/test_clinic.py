@@ -162,7 +162,7 @@ def test_a_film_that_a_table_and_its_folder_name_comes_once_with_its_columns(
     for name in ("a.png", "b.png"):
         (tmp_path / "films" / name).touch()
     (tmp_path / "tables" / "t.csv").write_text("File,patient,path\n../films/a.png,p1,kept\n")
-    films = find_films([str(tmp_path / "films"), str(tmp_path / "tables" / "t.csv")])
+    films = find_films([str(tmp_path / "films"), str(tmp_path / "tables" / "t.csv")], laterals=False).table
     assert films[PATH].tolist() == [str(tmp_path / "films" / name) for name in ("a.png", "b.png")]
     assert films["patient"].tolist()[0] == "p1" and films["path"].tolist()[0] == "kept"
     assert "1 X-rays are named again" in capsys.readouterr().err

@@ -95,14 +95,14 @@ def test_the_graph_its_script_and_its_reference(tmp_path: Path) -> None:
     wide = Image.fromarray(65535 - gray.astype(np.uint16) * 257)
     wide.save(tmp_path / "wide.tif", tiffinfo={262: 0})  # its zeros are white
     Image.fromarray(np.dstack([gray] * 3 + [gray * 0 + 255])).save(tmp_path / "alpha.png")
-    kinds = ["reference.png", "alpha.png", "wide.tif"]
+    Image.fromarray(np.dstack([picture(333, 250)] * 3)).save(tmp_path / "large.jpg")  # decoded at a smaller size
+    kinds = ["reference.png", "alpha.png", "wide.tif", "large.jpg"]
     printed = subprocess.run(
         [sys.executable, "predict_onnx.py", *kinds], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout
-    first, alpha, wide = map(json.loads, printed.splitlines())
+    first, alpha, *decoded = map(json.loads, printed.splitlines())
     assert first == pytest.approx({"file": "reference.png", **reference}, abs=1e-3)
     assert {**alpha, "file": ""} == {**first, "file": ""}
-    square = np.array(decode_square(tmp_path / "wide.tif", 36))
-    np.testing.assert_allclose(
-        [wide[name] for name in "abc"], predictor.probabilities(square[None, None])[0], atol=1e-2
-    )
+    for found in decoded:
+        square = np.array(decode_square(tmp_path / found["file"], 36))
+        assert list(found.values())[1:] == pytest.approx(predictor.probabilities(square[None, None])[0], abs=1e-3)
