@@ -24,6 +24,7 @@ class Columns:
     details      N rows of whatever else the source knows (sex, age, view, ...); of opened data also patient, the group
                  before near-duplicates were joined
     left_out     file and reason of further X-rays, which are not taken
+    default_findings  those to learn where nobody names any, of which what cannot be learnt is left out; () for all
     """
 
     root: Path
@@ -35,6 +36,7 @@ class Columns:
     official: np.ndarray
     details: pd.DataFrame
     left_out: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"file": [], "reason": []}, dtype=object))
+    default_findings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)

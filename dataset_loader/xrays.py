@@ -17,6 +17,7 @@ from dataset_loader.duplicates import NO_DUPLICATES, find_duplicates, joined_gro
 from dataset_loader.ids import IDS, PLAIN, Ids, open_ids
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.kept_split import KeptSplit, read_kept_split
+from dataset_loader.label_lists import say_labels
 from dataset_loader.phantoms.dataset import ensure_chexpert_phantoms, ensure_phantoms
 from dataset_loader.readers import READERS
 from dataset_loader.readers.folder_dataset import FOREIGN_ID, read_folder
@@ -29,7 +30,6 @@ from utils.files import write_text
 
 # Built in: classes, the same with a planted shortcut for the audit, and CheXpert's findings in its layout.
 PHANTOMS = ["phantom", "phantom_marker", "phantom_chexpert"]
-FINDINGS_DATASETS = ["chexpert", "phantom_chexpert", "nih"]  # the others have classes; a folder has either
 MANY_COPIES = 10  # of one film; more are hardly films
 MIN_RES = 8  # pixels per side of what a network sees; fewer show nothing of a chest
 DATASETS = [*PHANTOMS, *READERS]
@@ -266,6 +266,7 @@ def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] | N
     described = ", ".join(f"{int((parts == part).sum()):,} {part}" for part in PARTS)
     kind = " (synthetic)" if xrays.synthetic else "" if columns.label_names else " without labels"
     print(f"{config.dataset}{kind}: {len(xrays):,} X-rays, {described}", file=sys.stderr)
+    say_labels(columns, parts)
     if kept:
         kept.say(columns, parts)
     _warn_of_official_parts(columns, parts, config.shares)

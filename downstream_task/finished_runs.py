@@ -156,7 +156,8 @@ class Finished:
                 f"there are no test images in {xrays.columns.root}: test_share is 0, or the table names none."
             )
         note = check_unseen(self.provenance(), xrays, self.config.allow_seen, str(self.weights))
-        return read_targets(xrays, self.config), note
+        findings = self.summary["classes"] if self.summary["multilabel"] else []
+        return read_targets(xrays, replace(self.config, findings=findings)), note
 
     def look(self, xrays: XRays, targets: Targets, rows: np.ndarray, note: str) -> Scored:
         """Return what its network says about the X-rays at `rows` [n]."""

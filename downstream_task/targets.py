@@ -1,5 +1,7 @@
 """Targets: the classes or findings that a classifier learns, their loss and scores, and tables of predictions."""
 
+import functools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +14,16 @@ from scipy.special import logit
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataset_loader.splits import strata_of
+from dataset_loader.readers.class_folders import like_classes
+from dataset_loader.readers.folder_dataset import offer_of_folders
+from dataset_loader.splits import PARTS, strata_of
 from dataset_loader.xrays import XRays
 from utils.config import Config, UserError, check_choice, nearest
 from utils.files import check_files
 from utils.metrics import classification_scores, finding_scores
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]  # (logits [B, C], indices [B]) -> mean loss
+ALL = "all"  # in place of the names of findings
 UNCERTAIN = ["ignore", "zeros", "ones"]
 BLANK = ["zero", "ignore"]
 
@@ -103,30 +108,67 @@ def logits_of(probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
 
 
 def read_targets(xrays: XRays, config: TargetConfig) -> Targets:
-    """Return the targets of a data set, all its findings if the config names none.
+    """Return the targets of a data set: its classes, or the findings that the config names.
 
-    Raises UserError for findings that it does not have, and without any label.
+    None named, [], means the data set's own: those that its reader gives (Columns.default_findings) or all, without
+    those of which some part has no positive or no negative label; they are counted on stderr. ["all"] means all.
+    Raises UserError for findings that it does not have, without any label, and if none of its own can be learnt.
 
     CheXpert's findings: 1 is positive, 0 negative, -1 uncertain, blank not mentioned, which its authors count as
     negative (Irvin et al. 2019, sections 2 and 3, where "ignore", "zeros" and "ones" are the U-policies).
     """
-    labels, names = xrays.columns.labels, xrays.columns.label_names
+    labels, names, root = xrays.columns.labels, xrays.columns.label_names, xrays.columns.root
     if labels.ndim == 1:
         return Targets(labels, names)
     if not names:
+        folders = like_classes(xrays.columns.paths)
+        offer = f"; {offer_of_folders(folders)}" if folders else ""
         raise UserError(
-            f"nothing is labelled in {xrays.columns.root}, so it serves pretraining alone; give labels in labels.csv, "
-            "as datasets/README.md shows."
+            f"nothing is labelled in {root}, so it serves pretraining alone; give labels in labels.csv, as "
+            f"datasets/README.md shows{offer}."
         )
-    chosen = tuple(config.findings) or names
+    values = apply_policy(labels, config.uncertain, config.blank)
+    chosen = names if config.findings == [ALL] else tuple(config.findings) or _learnable(xrays, values)
     absent = [finding for finding in chosen if finding not in names]
     if absent:
         raise UserError(
-            f"findings holds {absent[0]!r}, which is not labelled in {xrays.columns.root}; "
-            f"{nearest(absent[0], list(names))} --findings without a name takes all of them."
+            f"findings holds {absent[0]!r}, which is not labelled in {root}; {nearest(absent[0], list(names))} "
+            f"--findings {ALL} takes all of them."
         )
-    values = labels[:, [names.index(finding) for finding in chosen]]
-    return Targets(apply_policy(values, config.uncertain, config.blank), chosen)
+    return Targets(values[:, [names.index(finding) for finding in chosen]], chosen)
+
+
+def _learnable(xrays: XRays, values: np.ndarray) -> tuple[str, ...]:
+    """Return the data set's own findings that every part has positive and negative labels [N, C] of."""
+    names, root = xrays.columns.label_names, xrays.columns.root
+    parts = {part: rows for part in PARTS if len(rows := xrays.indices(part))}
+    lacking: dict[str, str] = {}
+    for name, column in zip(names, values.T, strict=True):
+        counts = {part: [int((column[rows] == value).sum()) for value in (1, 0)] for part, rows in parts.items()}
+        if any(0 in pair for pair in counts.values()):
+            listed = ", ".join(f"{part} {positive}/{negative}" for part, (positive, negative) in counts.items())
+            lacking[name] = f"{name} ({listed})"
+    own = xrays.columns.default_findings or names
+    if chosen := tuple(name for name in own if name not in lacking):
+        if left_out := [lacking[name] for name in own if name in lacking]:
+            _say_once(f"note: findings without positive or negative labels in a part, left out: {'; '.join(left_out)}")
+        return chosen
+    others = ", ".join(name for name in names if name not in lacking)
+    raise UserError(
+        f"no finding can be learnt in {root}, since each has no positive or no negative label in some part: "
+        f"{'; '.join(lacking[name] for name in own)}; "
+        + (
+            f"--findings takes others by name: {others}."
+            if others
+            else "label more films, or change blank or uncertain."
+        )
+    )
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    """Print on stderr what each fine-tuning of a comparison would say again."""
+    print(text, file=sys.stderr)
 
 
 def apply_policy(labels: np.ndarray, uncertain: str, blank: str) -> np.ndarray:

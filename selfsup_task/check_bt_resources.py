@@ -98,7 +98,7 @@ def main(config: ResourcesConfig) -> None:
 
     def measure_cell(trial: Run) -> None:
         trial.start()
-        costs = measure(cells[trial.folder.name], columns.official, config.forecast_epochs)
+        costs = measure(cells[trial.folder.name], columns, config.forecast_epochs)
         trial.finish({**{key: trial.config[key] for key in SETTINGS}, **costs})
 
     table = run_trials(run, trials, measure_cell)

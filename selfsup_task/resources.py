@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from augmentations.transform_utils import Views, step_generator
-from dataset_loader.columns import UNLABELLED
+from dataset_loader.columns import UNLABELLED, Columns
 from dataset_loader.image_store import open_store
-from dataset_loader.xrays import FINDINGS_DATASETS, read_columns
+from dataset_loader.xrays import read_columns
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
 from selfsup_task.monitor import FINDING_LABELS, HEALTH_IMAGES, PROBE_DRAWS, PROBE_LABELS, PROBE_TESTS
 from selfsup_task.pretraining import PretrainConfig, build_model, passes_of, twin_step
@@ -47,7 +47,7 @@ class Costs(NamedTuple):
     stored_on_gpu: int  # an image in the store; 0 where the store stays on disk
 
 
-def measure(config: PretrainConfig, official: np.ndarray, forecast_epochs: int) -> dict[str, Any]:
+def measure(config: PretrainConfig, columns: Columns, forecast_epochs: int) -> dict[str, Any]:
     """Return seconds of a batch and its parts, images/s, peak memory, the bottleneck, and hours for forecast_epochs.
 
     Returns {"out_of_memory": True, "reason": ...} if memory ran out; any other failure is raised with its text.
@@ -65,19 +65,17 @@ def measure(config: PretrainConfig, official: np.ndarray, forecast_epochs: int) 
         "seconds_views": costs.views,
         "seconds_step": costs.step,
         "seconds_store_per_image": costs.decoding,
-        "peak_memory_gb": (costs.peak_memory + costs.stored_on_gpu * len(official)) / 1e9,
+        "peak_memory_gb": (costs.peak_memory + costs.stored_on_gpu * len(columns)) / 1e9,
         "bottleneck": f"{bottleneck} ({shares[bottleneck] / costs.step:.0%})",
-        "hours": forecast(costs, config, official, forecast_epochs) / 3600,
+        "hours": forecast(costs, config, columns, forecast_epochs) / 3600,
     }
 
 
-def forecast(costs: Costs, config: PretrainConfig, official: np.ndarray, epochs: int) -> float:
-    """Return the seconds of a run on N images: the store once, then epochs of steps, health and probes.
-
-    official  [N] the part that the source gives each image, as in Columns
-    """
+def forecast(costs: Costs, config: PretrainConfig, columns: Columns, epochs: int) -> float:
+    """Return the seconds of a run on N images: the store once, then epochs of steps, health and probes."""
+    official = columns.official
     train = train_images(config, official)
-    labels = FINDING_LABELS if config.dataset in FINDINGS_DATASETS else PROBE_LABELS
+    labels = FINDING_LABELS if columns.labels.ndim > 1 else PROBE_LABELS
     probed = min(train, labels * PROBE_DRAWS) + min(_images_of("val", config, official), PROBE_TESTS)
     probes = 1 + epochs // config.probe_every
     forwards = (epochs + 1) * min(train, HEALTH_IMAGES) + probes * probed

@@ -1,6 +1,13 @@
-"""CheXpert and CheXpert-small (Irvin et al. 2019): one CSV with one row per image, 14 findings, views."""
+"""CheXpert and CheXpert-small (Irvin et al. 2019): one CSV with one row per image, 14 findings, views.
+
+It comes as one folder, CheXpert-v1.0-small/{train.csv,valid.csv,train/,valid/}, and from Stanford AIMI in full size as
+four beside each other, whose tables say CheXpert-v1.0/train/... of patients that lie directly in three of them:
+"CheXpert-v1.0 batch 1 (validate & csv)"/{train.csv,valid.csv,valid/}, "CheXpert-v1.0 batch 2 (train 1)"/patient...
+The test set of 500 patients comes apart, with CheXlocalize as CheXpert/{test_labels.csv,test/}.
+"""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -8,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from dataset_loader.columns import Columns
+from dataset_loader.image_files import is_left_out, shown
 from dataset_loader.readers.tables import checked_findings, column_of, read_table
 from dataset_loader.readers.values import read_ages
 from utils.config import UserError
@@ -29,10 +37,17 @@ FINDINGS = (
     "Support Devices",
 )
 
+COMPETITION = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")  # its five findings
+
 # A copy may lack a file or two; if more are missing, the download is incomplete or it is another folder.
 MAX_MISSING_SHARE = 0.1
 
-_NEEDED = ("Path", "Frontal/Lateral", *FINDINGS)
+_TABLES = {"train": ("train.csv",), "valid": ("valid.csv", "val_labels.csv")}
+_TABLES |= {"test": ("test.csv", "test_labels.csv", "groundtruth.csv")}
+_OTHER_NAMES = {"valid": "val", "val": "valid"}  # of the same folder
+_PARTS = ("train", "valid", "val", "test")
+_DEPTH = 3  # folders between the root and those of the patients, at most: an unpacked zip may add one
+_VIEW = "Frontal/Lateral"
 _DETAILS = {"Sex": "sex", "AP/PA": "view"}
 _EXAMPLE_PATH = "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg"
 _HOW_TO_PLACE = (
@@ -43,56 +58,93 @@ _HOW_TO_PLACE = (
 
 
 def read_chexpert(root: Path) -> Columns:
-    """Read the frontal images that `root/train.csv` lists and that exist; no pixel is opened.
+    """Read the frontal images that `train.csv` lists and that exist below `root`; no pixel is opened.
 
     Labels are [N, 14] float32 in the order of FINDINGS: 1 positive, 0 negative, -1 uncertain, NaN not
-    mentioned. A patient is a group. Where there are valid.csv and valid/, which radiologists labelled, these images are
-    the official test part. Files that are missing are counted on stderr and left out. Raises UserError if the folder or
-    the table is missing or malformed, or more than MAX_MISSING_SHARE of the files are missing.
+    mentioned. A patient is a group. Without a name of findings, those of the competition are learnt. The images of
+    valid.csv, which radiologists labelled, are the official test part; where those of the test set are there, they are,
+    and valid.csv's are the validation part. The folders may be one or AIMI's four batches. What is left out is counted
+    on stderr. Raises UserError if the folder or the table is missing or malformed, or more than MAX_MISSING_SHARE of
+    the files are missing.
     """
-    root = Path(root)
-    csv_path, checked = root / "train.csv", root / "valid.csv"
-    if not csv_path.is_file():
-        near = next(iter(sorted(root.glob("*/train.csv"))), None) if root.is_dir() else None
-        hint = f"did you mean {near.parent}? Else " if near else ""
-        found = f"no train.csv in {root}" if root.is_dir() else f"no folder {root}, where train.csv should be"
-        raise UserError(f"found {found}; {hint}{_HOW_TO_PLACE}")
-    rows = _existing(read_chexpert_table(csv_path), root, csv_path).assign(official="")
-    if checked.is_file() and (root / "valid").is_dir():
-        test = _existing(read_chexpert_table(checked), root, checked).assign(official="test")
-        print(f"the {len(test):,} images of {checked} are the test part", file=sys.stderr)
-        rows = pd.concat([rows, test]).sort_values("path", ignore_index=True)
+    root, tables = _tables(Path(root))
+    rows = {part: read_chexpert_table(path) for part, path in tables.items()}
+    _place(rows, root, tables["train"])
+    checked = [part for part in ("test", "valid") if part in rows and any(rows[part]["exists"])]
+    for part in rows.keys() - {"train", *checked}:
+        print(f"note: {tables[part]} is not used: there is none of its images", file=sys.stderr)
+    official = {"train": "", **dict(zip(checked, ("test", "val"), strict=False))}
+    used = [_existing(rows[part], tables[part]).assign(official=name) for part, name in official.items()]
+    for part, found in zip(checked, used[1:], strict=True):
+        print(f"the {len(found):,} images of {tables[part]} are the {official[part]} part", file=sys.stderr)
+    table = pd.concat(used).sort_values("path", ignore_index=True)
     return Columns(
         root=root,
-        paths=rows["path"].to_numpy(dtype=str),
-        labels=rows.filter(FINDINGS).to_numpy(dtype=np.float32),
+        paths=table["path"].to_numpy(dtype=str),
+        labels=table.filter(FINDINGS).to_numpy(dtype=np.float32),
         label_names=FINDINGS,
-        groups=rows["patient"].to_numpy(dtype=str),
-        masks=np.full(len(rows), None, dtype=object),
-        official=rows["official"].to_numpy(dtype="<U10"),
-        details=rows.filter(("study", "sex", "age", "view")),
+        groups=table["patient"].to_numpy(dtype=str),
+        masks=np.full(len(table), None, dtype=object),
+        official=table["official"].to_numpy(dtype="<U10"),
+        details=table.filter(("study", "sex", "age", "view")),
+        default_findings=COMPETITION,
     )
+
+
+def _tables(root: Path) -> tuple[Path, dict[str, Path]]:
+    """Return the folder that the images are below, and the table of each part of _TABLES that is there.
+
+    They lie in the root, or in one folder up to two levels below. The tables' folder may be the first of AIMI's
+    batches; then the images are beside it. Raises UserError without a train.csv, or with two.
+    """
+    levels = [sorted(root.glob(f"{above}train.csv")) for above in ("", "*/", "*/*/")]
+    found = next(filter(None, levels), [])
+    if len(found) != 1:
+        above = [*root.parent.glob("train.csv"), *root.parent.glob("*batch*/train.csv")]
+        near = [path.parent for path in found] or ([root.parent] if above else [])
+        hint = f"did you mean {' or '.join(map(str, near))}? Else " if near else ""
+        what = f"{len(found)} train.csv below {root}" if found else f"no train.csv in {root}"
+        what = what if root.is_dir() else f"no folder {root}, where train.csv should be"
+        raise UserError(f"found {what}; {hint}{_HOW_TO_PLACE}")
+    home = found[0].parent
+    if "batch" in home.name.lower():
+        root = home.parent
+    elif (home / "train").is_dir():
+        root = home
+    nearby = [home, root, *(path for path in sorted(root.glob("*")) if path.is_dir())]
+    tables = {}
+    for part, names in _TABLES.items():
+        paths = [folder / name for folder in nearby for name in names if (folder / name).is_file()]
+        tables |= {part: paths[0]} if paths else {}
+    others = [path.name for path in sorted(home.glob("*.csv")) if path not in tables.values()]
+    if others:
+        print(f"note: {shown(others)} in {home} not read", file=sys.stderr)
+    return root, tables
 
 
 def read_chexpert_table(csv_path: Path) -> pd.DataFrame:
     """Return the frontal rows of a CheXpert table in the order of their paths; opens no other file.
 
-    Columns: path (relative to the data root), patient, study, sex, age, view (AP, PA, LL, RL) and the 14
-    FINDINGS. Rows that are neither frontal nor lateral are counted on stderr and left out. Raises UserError for a
-    column that is missing or a value that CheXpert does not use.
+    Columns: path (from the folder of the part on), patient, study, sex, age, view (AP, PA, LL, RL) and the 14
+    FINDINGS. Lateral rows, and those that are neither frontal nor lateral, are counted on stderr and left out; a table
+    without that column, as the test set's, says it in the files' names. Raises UserError for a column that is missing
+    or a value that CheXpert does not use.
     """
     table = read_table(csv_path)
-    missing = [name for name in _NEEDED if name not in table.columns]
+    missing = [name for name in ("Path", *FINDINGS) if name not in table.columns]
     if missing:
         raise UserError(
             f"{csv_path} lacks the column {', '.join(map(repr, missing))}; it has "
             f"{', '.join(map(str, table.columns))}; expected CheXpert's own header."
         )
-    view = table["Frontal/Lateral"].str.lower()
+    named = table["Path"].str.extract("_(frontal|lateral)", re.IGNORECASE, expand=False).fillna("")
+    view = column_of(table.assign(**{_VIEW: table.get(_VIEW, named)}), _VIEW).str.lower()
     frontal = table.loc[view == "frontal"]
     if frontal.empty:
         raise UserError(f"{csv_path} lists no frontal image: none of its {len(table)} rows says 'Frontal'.")
-    odd = ~view.isin(["frontal", "lateral"])
+    lateral, odd = (view == "lateral").sum(), ~view.isin(["frontal", "lateral"])
+    if lateral:
+        print(f"note: {lateral:,} lateral images of {csv_path} left out", file=sys.stderr)
     if odd.any():
         print(
             f"warning: {odd.sum():,} of {len(table):,} rows of {csv_path} are neither Frontal nor Lateral "
@@ -126,20 +178,53 @@ def _split_paths(written: list[str], csv_path: Path) -> pd.DataFrame:
     )
 
 
-def _existing(rows: pd.DataFrame, root: Path, csv_path: Path) -> pd.DataFrame:
-    """Return the rows whose image file exists.
+def _place(rows: dict[str, pd.DataFrame], root: Path, table: Path) -> None:
+    """Make the paths of each part's rows relative to `root`, wherever the patients' folders lie; add column exists.
 
     One look-up per file: a folder holds one or two images, so listing the folders takes 3 times as long.
     """
-    paths = rows["path"].tolist()
-    exists = np.array([os.path.exists(f"{root}/{path}") for path in paths])
+    patients = {patient for part in rows.values() for patient in part["patient"]}
+    homes, unlisted = _homes(root, "", patients, _DEPTH)
+    if unlisted:
+        print(
+            f"note: {unlisted:,} patients' folders below {root} left out: no table lists a frontal image of theirs",
+            file=sys.stderr,
+        )
+    for part in rows.values():
+        part["path"] = [_placed(path, homes) for path in part["path"]]
+        part["exists"] = [os.path.exists(f"{root}/{path}") for path in part["path"]]
+
+
+def _homes(root: Path, folder: str, patients: set[str], depth: int) -> tuple[dict[str, set[str]], int]:
+    """Return the patients in each folder below `root` that holds any of these, and how many others there are."""
+    with os.scandir(root / folder) as entries:
+        names = {entry.name for entry in entries if entry.is_dir() and not is_left_out(entry.name)}
+    others = {name for name in names - patients if name.startswith("patient")}
+    homes, unlisted = {folder: names & patients} if names & patients else {}, len(others)
+    for name in sorted(names - patients - others) if depth else []:
+        found, more = _homes(root, f"{folder}/{name}" if folder else name, patients, depth - 1)
+        homes, unlisted = homes | found, unlisted + more
+    return homes, unlisted
+
+
+def _placed(path: str, homes: dict[str, set[str]]) -> str:
+    """Return where a table's path lies: in the folder of its part or, where that has not its patient, in a batch."""
+    *above, patient, study, file = path.split("/")
+    part = "".join(above).lower()
+    holding = {home.rpartition("/")[2].lower(): home for home, patients in homes.items() if patient in patients}
+    own = holding.get(part, holding.get(_OTHER_NAMES.get(part, "")))
+    batch = next((home for name, home in holding.items() if name not in _PARTS), "".join(above))
+    home = batch if own is None else own
+    return "/".join([*filter(None, [home]), patient, study, file])
+
+
+def _existing(rows: pd.DataFrame, csv_path: Path) -> pd.DataFrame:
+    """Return the rows whose image file exists."""
+    exists = rows.pop("exists").to_numpy(dtype=bool)
     if exists.all():
         return rows
-    lost = [paths[row] for row in np.flatnonzero(~exists)]
-    found = (
-        f"{len(lost):,} of {len(rows):,} frontal images that {csv_path} lists are missing "
-        f"({', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''})"
-    )
+    lost = rows["path"][~exists].tolist()
+    found = f"{len(lost):,} of {len(rows):,} frontal images that {csv_path} lists are missing ({shown(lost)})"
     if len(lost) > MAX_MISSING_SHARE * len(rows):
         raise UserError(f"{found}, more than {MAX_MISSING_SHARE:.0%}; complete the download: {_HOW_TO_PLACE}")
     print(f"warning: {found}; continuing without them", file=sys.stderr)

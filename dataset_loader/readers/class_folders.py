@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from dataset_loader.image_files import is_image, is_left_out, is_visible, shown
+from dataset_loader.readers.values import part_of
 from utils.config import UserError
 
-_PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
-_PARTS |= {"dev": "val", "test": "test", "testing": "test"}
-_AFTER_PART = re.compile("(dataset|data|set|split|part|images)$")  # TrainData, test_set
+_AFTER_PART = re.compile("(dataset|data|images)$")  # TrainData, test images
 _IMAGES = "images"  # <Class>/images/*, beside <Class>/masks/*
 _UNLABELLED = ("unlabelled", "unlabeled")
 _MOST_CLASSES, _FEWEST_IMAGES = 50, 5  # of folders that are taken for classes without being asked for
@@ -128,8 +127,7 @@ def like_classes(files: Sequence[str] | np.ndarray) -> dict[str, int]:
 
 def _part(name: str) -> str:
     """Return train, val or test for the name of a folder such as Train, validation or test_set, else ""."""
-    letters = re.sub("[^a-z]", "", name.lower())
-    return _PARTS.get(letters) or _PARTS.get(_AFTER_PART.sub("", letters), "")
+    return part_of(_AFTER_PART.sub("", re.sub("[^a-z]", "", name.lower()))) or ""
 
 
 def _looks_like_a_layout(inside: str) -> bool:

@@ -43,4 +43,5 @@ def read_covid(root: Path) -> Columns:
         masks=lung_masks(root, paths),
         official=found.parts[rows].astype("<U10"),
         details=pd.DataFrame(index=pd.RangeIndex(len(rows))),
+        left_out=pd.DataFrame({"file": found.files[found.classes == ""], "reason": "in no class folder"}),
     )

@@ -35,15 +35,41 @@ def config(**changes: Any) -> TargetConfig:
     return TargetConfig(**{**own, **changes})
 
 
+def labelled(labels: np.ndarray, names: tuple[str, ...], own: tuple[str, ...] = (), parts: str = "") -> Any:
+    """Data of which only the labels are known; `parts` has the last letter of the part of each film."""
+    columns = SimpleNamespace(labels=labels, label_names=names, default_findings=own, root=Path("x"))
+    return SimpleNamespace(
+        columns=columns, indices=lambda part: np.array([n for n, letter in enumerate(parts) if letter == part[-1]], int)
+    )
+
+
+def test_the_findings_of_a_data_set_are_those_that_each_part_can_teach(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("Edema", "Hernia", "Mass", "Pneumonia")
+    labels = np.array([[1, 1, 0, 1], [0, 0, 1, 0], [1, 0, 1, 1], [0, 0, 0, NAN]], dtype=np.float32)
+    in_two_parts = labelled(labels, names, parts="nnll")
+    for _ in range(2):
+        assert read_targets(in_two_parts, config(findings=[])).names == ("Edema", "Mass", "Pneumonia")
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "left out: Hernia (train 1/1, val 0/2)" in told
+    assert read_targets(in_two_parts, config(findings=[], blank="ignore")).names == ("Edema", "Mass")
+    own = labelled(labels, names, own=("Hernia", "Pneumonia"), parts="nnll")
+    assert read_targets(own, config(findings=[])).names == ("Pneumonia",)
+    assert read_targets(own, config(findings=["all"])).names == names
+    assert read_targets(own, config(findings=["Hernia"])).names == ("Hernia",)
+    with pytest.raises(UserError, match=r"Hernia \(train 1/1, val 0/2.*others by name: Edema, Mass, Pneumonia"):
+        read_targets(labelled(labels, names, own=("Hernia",), parts="nnll"), config(findings=[]))
+    with pytest.raises(UserError, match=r"label more films"):
+        read_targets(labelled(labels, names, parts="nnnl"), config(findings=[]))
+
+
 def test_findings_are_chosen_by_name_and_mistakes_are_said() -> None:
-    columns = SimpleNamespace(labels=ROWS, label_names=("Cardiomegaly", "Edema"), root=Path("x"))
-    xrays: Any = SimpleNamespace(columns=columns)
+    xrays = labelled(ROWS, ("Cardiomegaly", "Edema"))
     targets = read_targets(xrays, config())
     assert targets.names == ("Edema",)
     np.testing.assert_array_equal(targets.values, [[0], [0], [NAN]])
     with pytest.raises(UserError, match="did you mean 'Edema'"):
         read_targets(xrays, config(findings=["Oedema"]))
-    assert read_targets(xrays, config(findings=[])).names == ("Cardiomegaly", "Edema")
+    assert read_targets(xrays, config(findings=["all"])).names == ("Cardiomegaly", "Edema")
     with pytest.raises(UserError, match="did you mean 'zeros'"):
         read_targets(xrays, config(uncertain="zero"))
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dataset_loader.columns import UNLABELLED
+from dataset_loader.columns import UNLABELLED, Columns
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from selfsup_task import resources
 from selfsup_task.check_bt_resources import grids
@@ -185,9 +185,16 @@ def cell(**changes: Any) -> PretrainConfig:
     return make_config(PretrainConfig, {**PRETRAINING, **changes})
 
 
+def columns_of(official: list[str]) -> Columns:
+    """The columns of as many images of two classes, with the parts that the source gives."""
+    paths, count = np.arange(len(official)).astype(str), len(official)
+    labels, none = np.arange(count) % 2, np.full(count, None)
+    return Columns(Path(), paths, labels, ("a", "b"), paths, none, np.array(official), pd.DataFrame(index=range(count)))
+
+
 def test_a_row_of_known_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "measure_apart", lambda config: COSTS)
-    row = resources.measure(cell(batch_size=10), official=np.full(1000, ""), forecast_epochs=2)
+    row = resources.measure(cell(batch_size=10), columns_of([""] * 1000), forecast_epochs=2)
     assert row["bottleneck"] == "views (60%)"
     assert row["images_per_second"] == 20
     assert row["peak_memory_gb"] == pytest.approx(2.0001)
@@ -196,8 +203,8 @@ def test_a_row_of_known_costs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_forecast_is_the_store_once_and_epochs_that_cost_the_same() -> None:
     def seconds(epochs: int, **changes: Any) -> float:
         config = cell(**{"batch_size": 10, "probe_every": 1, **changes})
-        parts = np.array(["", "train", "val", UNLABELLED] * 500)  # 1,400 of them are for pretraining
-        return resources.forecast(COSTS, config, parts, epochs)
+        columns = columns_of(["", "train", "val", UNLABELLED] * 500)  # 1,400 of them are for pretraining
+        return resources.forecast(COSTS, config, columns, epochs)
 
     epoch, store, steps = seconds(21) - seconds(20), 2000 * COSTS.decoding, 1400 / 10 * COSTS.step
     assert seconds(40) - seconds(20) == pytest.approx(20 * epoch)
@@ -221,7 +228,7 @@ def test_the_forecasts_grid_by_size_and_batch() -> None:
 
 def test_a_cell_without_memory_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "_answer", dying.dies)
-    row = resources.measure(UNREAD, np.full(1000, ""), 1)
+    row = resources.measure(UNREAD, columns_of([""] * 1000), 1)
     assert row["out_of_memory"] is True
     assert "memory" in row["reason"]
 
@@ -252,7 +259,7 @@ def test_a_cell_without_memory_does_not_end_the_scan(
 def test_another_failure_is_not_called_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "_answer", dying.has_a_bug)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        resources.measure(UNREAD, np.full(1000, ""), 1)
+        resources.measure(UNREAD, columns_of([""] * 1000), 1)
 
 
 def test_what_counts_as_out_of_memory() -> None:

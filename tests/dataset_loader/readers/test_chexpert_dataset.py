@@ -132,9 +132,65 @@ def test_missing_data_says_where_to_get_it_and_what_runs_without(tmp_path: Path)
             assert word in str(caught.value)
 
 
-def test_a_root_one_level_too_high_is_pointed_out(tmp_path: Path):
-    root = make_tree(tmp_path / "CheXpert-v1.0-small", make_table())
+FIRST, SECOND = "CheXpert-v1.0 batch 1 (validate & csv)", "CheXpert-v1.0 batch 2 (train 1)"
+THIRD = "CheXpert-v1.0 batch 3 (train 2)"
+
+
+def make_batches(root: Path) -> Path:
+    """As Stanford AIMI hands them out: patients directly in their batch, those of validation in the tables' folder."""
+    (root / FIRST).mkdir(parents=True)
+    make_table("CheXpert-v1.0/").to_csv(root / FIRST / "train.csv", index=False)
+    valid = make_table("CheXpert-v1.0/").iloc[[1]].assign(Path=f"CheXpert-v1.0/{P1.replace('train', 'valid')}")
+    valid.to_csv(root / FIRST / "valid.csv", index=False)
+    for file in (f"{SECOND}/{P1}", f"{THIRD}/{P2}", f"{THIRD}/{P2_AGAIN}", f"{FIRST}/{P1.replace('train', 'valid')}"):
+        path = root / file.replace("/train/", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def test_the_batches_that_aimi_hands_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_batches(tmp_path / "chexpertchestxrays-u20210408")
+    (root / SECOND / "patient00009").mkdir()
+    (root / FIRST / "train_cheXbert.csv").touch()
+    columns = read_chexpert(root)
+    inside = [path.removeprefix("train/") for path in (P1, P2, P2_AGAIN)]
+    batches = [f"{SECOND}/{inside[0]}", f"{THIRD}/{inside[1]}", f"{THIRD}/{inside[2]}"]
+    assert columns.paths.tolist() == [f"{FIRST}/valid/{inside[0]}", *batches]
+    assert columns.official.tolist() == ["test", "", "", ""]
+    assert columns.groups.tolist() == ["patient00001", "patient00001", "patient00002", "patient00002"]
+    assert columns.labels[1, 0] == 1 and columns.labels[2, 5] == -1
+    assert all((columns.root / path).is_file() for path in columns.paths)
+    told = capsys.readouterr().err
+    assert "1 lateral images" in told and "1 patients' folders" in told and "train_cheXbert.csv) in" in told
+    for other in (tmp_path, root / FIRST):  # a level too high, and the tables' folder
+        again = read_chexpert(other)
+        assert (again.root, again.paths.tolist()) == (root, columns.paths.tolist())
     with pytest.raises(UserError, match=f"did you mean {root}"):
+        read_chexpert(root / SECOND)
+
+
+def test_the_test_set_is_the_test_part_and_valid_the_validation_part(tmp_path: Path) -> None:
+    root = make_batches(tmp_path)
+    test = make_table("").drop(columns=["Sex", "Age", "Frontal/Lateral", "AP/PA"]).replace("train", "test", regex=True)
+    (root / "CheXpert" / "test").mkdir(parents=True)
+    test.to_csv(root / "CheXpert" / "test_labels.csv", index=False)
+    for path in (P1, P2, P2_AGAIN, P2_LATERAL):
+        place = root / "CheXpert" / path.replace("train", "test")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+    columns = read_chexpert(root)
+    assert columns.official.tolist() == ["val", "", "", "", "test", "test", "test"]
+    assert columns.paths[-1] == f"CheXpert/{P2_AGAIN.replace('train', 'test')}"
+
+
+def test_a_root_one_level_off_is_read_or_pointed_out(tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "CheXpert-v1.0-small", make_table())
+    assert read_chexpert(tmp_path).root == root
+    with pytest.raises(UserError, match=f"did you mean {root}"):
+        read_chexpert(root / "train")
+    other = make_tree(tmp_path / "CheXpert-v1.0", make_table())
+    with pytest.raises(UserError, match=f"2 train.csv below {tmp_path}; did you mean {other} or {root}"):
         read_chexpert(tmp_path)
 
 
@@ -149,7 +205,7 @@ def put(column: str, value: object):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (drop("Frontal/Lateral"), r"lacks the column 'Frontal/Lateral'; it has Path, Sex, Age, AP/PA"),
+        (drop("No Finding"), r"lacks the column 'No Finding'; it has Path, Sex, Age, Frontal/Lateral, AP/PA"),
         (drop("Edema"), "'Edema'"),
         (drop("Path"), "'Path'"),
         (put("Edema", 2), "'2' as 'Edema' in line 2"),
