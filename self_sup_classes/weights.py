@@ -8,6 +8,7 @@ import itertools
 import pickle
 import re
 import sys
+import warnings
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -69,18 +70,9 @@ def _content(path: Path) -> Any:
     """Return what a file holds: tensors in dicts and lists, and perhaps stand-ins for other objects."""
     with path.open("rb") as file:
         start = file.read(32)
-    size, header = int.from_bytes(start[:8], "little"), start[8:9]
     try:
-        if header == b"{" and size <= path.stat().st_size - 8:
-            return safetensors.torch.load_file(path)
-        if zipfile.is_zipfile(path) and any(
-            name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()
-        ):
-            raise ValueError("TorchScript: save the state_dict() of the network")
-        try:
-            return read_tensors(path)
-        except pickle.UnpicklingError:
-            return _without_objects(path)
+        with warnings.catch_warnings(action="ignore"):  # of torch, on protocols and sources
+            return _read(path, start)
     except Exception as error:  # torch raises many types for the many ways in which a file can be broken
         reason = re.sub(r"\x1b\[[\d;]*m", "", str(error)).partition("\n")[0].partition(". ")[0]
         found = next((kind for magic, kind in _OTHERS.items() if start.startswith(magic)), f"{reason or repr(error)}")
@@ -90,10 +82,24 @@ def _content(path: Path) -> Any:
         ) from error
 
 
+def _read(path: Path, start: bytes) -> Any:
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8:
+        return safetensors.torch.load_file(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise ValueError("TorchScript: save the state_dict() of the network")
+    try:
+        return read_tensors(path)
+    except pickle.UnpicklingError:
+        return _without_objects(path)
+
+
 class _StandIn(dict):
     """Stands for an object of any class that a pickle names: keeps a dict that it is given, and does nothing."""
 
     __hash__ = object.__hash__  # type: ignore[assignment]  # it may be a key
+    dump_patches = False  # torch asks the class of a network in an old file
 
     def __init__(self, *arguments: object) -> None:
         super().__init__()

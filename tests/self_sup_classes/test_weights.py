@@ -60,10 +60,10 @@ def save(content: Callable[[dict[str, Tensor]], Any], **how: Any) -> Save:
     return lambda state, path: torch.save(content(state), path, **how)
 
 
-def save_network(state: dict[str, Tensor], path: Path, wrap: Callable[[nn.Module], nn.Module] = nn.Module.eval) -> None:
+def save_network(state: dict[str, Tensor], path: Path, parallel: bool = False, **how: Any) -> None:
     net = trained().net
     net.load_state_dict(state)
-    torch.save(wrap(net), path)
+    torch.save(nn.DataParallel(net) if parallel else net, path, **how)
 
 
 KEPT: dict[str, Save] = {
@@ -107,7 +107,9 @@ KEPT: dict[str, Save] = {
     ),
     "dropout.pt": save(lambda state: {name.replace("fc.", "fc.1."): value for name, value in state.items()}),
     "network.pt": save_network,
-    "parallel.pt": lambda state, path: save_network(state, path, nn.DataParallel),
+    "legacy_network.pt": lambda state, path: save_network(state, path, _use_new_zipfile_serialization=False),
+    "protocol.pt": save(lambda state: {"net": state, "lr": 0.1}, pickle_protocol=4),
+    "parallel.pt": lambda state, path: save_network(state, path, parallel=True),
 }
 
 
