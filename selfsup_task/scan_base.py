@@ -20,7 +20,7 @@ PRETRAINING: dict[str, Any] = {
     "random_seed": 0,  # of weights, views and the order of images
     "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
     "in_channels": 1,  # 1 (gray) | 3
-    "start": "random",  # "random" | "imagenet" | "imagenet:FILE" | *_state_dict.pt, to train on from its weights
+    "start": "random",  # "random" | "imagenet" | "imagenet:FILE" | a file of weights, to train on from its weights
     "projector_dims": [512],  # widths of the projector's layers; one width is one linear layer
     "barlow_lambda": 5e-3,  # weight of the off-diagonal (redundancy) term
     "img_res": 32,  # pixels a side of the views
