@@ -96,6 +96,6 @@ def _load(backbone: Backbone, tensors: Mapping[str, Tensor], source: str, of_ima
         if weights[key].shape[1] != 3:
             raise UserError(f"{source} is for gray images, and ImageNet's are in colour; name it without imagenet:.")
         if conv.in_channels == 1:
-            weights[key] = weights[key].sum(1, keepdim=True)  # what a gray image in all three channels would give
+            weights[key] = weights[key].float().sum(1, keepdim=True)  # as of gray in all three
     load_strictly(backbone.net, weights, source, f"{backbone.name} with {conv.in_channels} input channel(s)")
     return found.note(source)

@@ -189,7 +189,7 @@ def say(note: str) -> None:
 class Chosen:
     """The tensors of a file that are those of a network.
 
-    weights   float32, by the network's own names, and any that are its parts but have no place in it
+    weights   by the network's own names, and any that belong to its parts but have no place in it
     prefix    what their names in the file begin with
     left_out  how many others there are, by what their names begin with
     """
@@ -232,7 +232,7 @@ def choose(net: nn.Module, found: Mapping[str, Tensor], head: str = "") -> Chose
     tops = {name.partition(".")[0] for name in naming}
     weights = {naming.get(name, name): value for name, value in inside.items() if name.partition(".")[0] in tops}
     rest = {name: found[name] for name in found if not (name.startswith(start) and _top(name, start) in tops)}
-    return Chosen({name: _float32(value) for name, value in weights.items()}, prefix, _groups(rest, prefix))
+    return Chosen(weights, prefix, _groups(rest, prefix))
 
 
 def load_strictly(net: nn.Module, state: Mapping[str, Tensor], source: str, description: str) -> None:
@@ -315,10 +315,6 @@ def _groups(rest: Mapping[str, Tensor], prefix: str) -> dict[str, int]:
         short = parts if inside else [*itertools.takewhile(lambda part: not part.isdigit(), parts)]
         counts[".".join(short or parts)] += 1
     return dict(counts)
-
-
-def _float32(value: Tensor) -> Tensor:
-    return value.float() if value.is_floating_point() else value
 
 
 def _shape(tensors: Mapping[str, Tensor], key: str) -> str:

@@ -96,8 +96,8 @@ def test_a_table_gets_probabilities_at_the_temperature_of_validation(
 def test_a_folder_by_a_state_dict_from_elsewhere(trained: Path, phantoms: Path, predicted: Any, tmp_path: Path) -> None:
     val = pd.read_csv(trained / "predictions_val.csv")
     classes = [column[2:] for column in val.filter(like="p ")]
-    shutil.copy(trained / "resnet18_best_state_dict.pt", tmp_path / "weights.pt")
-    flags = ("--classifier", str(tmp_path / "weights.pt"), "--img-res", "32", "--classes", *classes)
+    shutil.copy(trained / "resnet18_best_state_dict.pt", tmp_path / "weights.ckpt")
+    flags = ("--classifier", str(tmp_path / "weights.ckpt"), "--img-res", "32", "--classes", *classes)
     found, _, printed = predicted("elsewhere", *flags, "--images", str(phantoms / COVID_ROOT))
     assert "of its train part" not in printed, "nobody knows"
     assert not found["file"].str.contains("masks").any()

@@ -94,6 +94,7 @@ KEPT: dict[str, Save] = {
         }
     ),
     "dino.pth": save(lambda state: {"teacher": named(other(state), "backbone."), "student": named(state, "backbone.")}),
+    "two_sizes.pt": save(lambda state: {"large": dict.fromkeys(state, torch.ones(7)), "small": state}),
     "ema.pt": save(lambda state: {"state_dict_ema": other(state), "state_dict": state}),
     "lightly.ckpt": save(lambda state: {"state_dict": named(in_a_row(state), "backbone.")}),
     "vissl.torch": save(
