@@ -121,7 +121,7 @@ def collection_of(
     pictures, compared = signatures(thumbnails), paths[thumbnails.kept]
     known = copies_among(pictures, labelled.signatures, max_bits=0)
     patients = columns.groups[thumbnails.kept].astype(str)  # an image of which no patient is known is its own group
-    same = np.isin(id_keys(patients), id_keys(labelled.groups))
+    same = np.isin(id_keys(patients).astype(str), id_keys(labelled.groups).astype(str))
     held_out = (source == labelled.source) & (patients != compared) & same
     left_out = pd.DataFrame({"file": compared[held_out], "other": patients[held_out], "distance": np.nan})
     if labelled.thumbnails is not None:

@@ -183,10 +183,10 @@ def described(
     patients, foreign = joined_patients(column_of(known, "patient").to_numpy(), header_ids, files, table)
     return Columns(
         root=root,
-        paths=files,
+        paths=files.astype(str),
         labels=labels,
         label_names=names,
-        groups=np.where(patients == "", files, patients),
+        groups=np.where(patients == "", files, patients).astype(str),
         masks=_existing_masks(root, column_of(known, "mask"), table),
         official=official,
         details=_details(known, foreign, str(table)),

@@ -119,7 +119,7 @@ def _say_joined(
         print(f"{table}: {again:,} patient ids differ only in zeros, case or blanks: joined", file=sys.stderr)
     header_keys, both = set(headers) - {""}, (headers != "") & np.isin(person, person[known != ""])
     if keys and header_keys:
-        changed = len(set(headers[both & ~np.isin(header_ids, list(written))]))
+        changed = len(set(headers[both & np.array([one not in written for one in header_ids])]))
         how = f"{changed:,} of them without leading zeros, case and blanks" if same_kind else "by films that have both"
         print(
             f"patients: {len(keys):,} ids of {table} and {len(header_keys):,} of DICOM headers, "

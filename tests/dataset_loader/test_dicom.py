@@ -348,7 +348,7 @@ def test_what_headers_of_real_devices_say_about_age_and_view(
 
 def test_one_patient_for_all_is_none(tmp_path: Path) -> None:
     for name in ("a.dcm", "b.dcm"):
-        write(tmp_path / name, PatientID="ANONYMOUS")
+        write(tmp_path / name, PatientID="4711")
     assert read_folder(tmp_path).groups.tolist() == ["a.dcm", "b.dcm"]
     assert image_files(tmp_path).tolist() == ["a.dcm", "b.dcm"]
 

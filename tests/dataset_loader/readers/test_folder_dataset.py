@@ -196,7 +196,7 @@ def test_rows_that_say_the_same_twice_are_read_once(root: Path, capsys: pytest.C
 def test_class_names_that_look_equal_are_one_class(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / unicodedata.normalize("NFD", "Füße.png")).touch()
     columns = read(
-        root, "file,label", "a.png,Tbc", "d.gif,tbc", "e.png,No\u00a0 \u200bfinding", "deep/b.JPG,No finding",
+        root, "file,label", "a.png,Tbc", "d.gif,tbc", "e.png,No\u00a0 \u200bfinding", "deep/b.JPG,no  finding",
         "Füße.png,Tbc", "lungs/a.png,unknown", "deep/er/c (1).tif,none",
     )  # fmt: skip
     assert columns.label_names == ("No finding", "Tbc", "none")
