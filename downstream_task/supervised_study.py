@@ -48,13 +48,22 @@ def open_study(storage: str, name: str, folder: Path, identity: dict[str, Any]) 
             study_name=name,
             direction="maximize",
             load_if_exists=True,
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=RANDOM_START, n_warmup_steps=1),
+            pruner=optuna.pruners.MedianPruner(
+                n_startup_trials=RANDOM_START, n_warmup_steps=1, interval_steps=1, n_min_trials=1
+            ),
         )
         known = study.user_attrs.get("config", identity)
         study.set_user_attr("config", known)
         # a process that joins or resumes must not repeat the draws of those before
         seed = mixed_seed("search", identity["random_seed"], len(study.trials)) % 2**32
-        study.sampler = optuna.samplers.TPESampler(n_startup_trials=RANDOM_START, seed=seed)
+        study.sampler = optuna.samplers.TPESampler(
+            n_startup_trials=RANDOM_START,
+            n_ei_candidates=24,
+            seed=seed,
+            multivariate=False,  # as are the next, the default of optuna 4.9, which 5.0 has changed
+            group=False,
+            constant_liar=False,
+        )
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError, RuntimeError) as error:
         raise UserError(
             f"the study in {where} cannot be opened ({str(error).splitlines()[0]}); restore it, wait if it is busy, or "
@@ -84,7 +93,8 @@ def importances(study: optuna.Study) -> dict[str, float]:
     scores = [trial.value for trial in study.get_trials(states=[TrialState.COMPLETE])]
     if len(scores) < RANDOM_START or len(set(scores)) < 2:
         return {}
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=mixed_seed("importances") % 2**32)
+    seed = mixed_seed("importances") % 2**32
+    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=64, max_depth=64, seed=seed)
     return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
 
 

@@ -5,6 +5,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -56,21 +57,20 @@ def prepare(device: str, threads: int, deterministic: bool = True) -> torch.devi
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of that name; "auto" is a CUDA GPU, else an Apple GPU, else the CPU.
+    """Return the device of that name; "auto" is a CUDA GPU that torch has code for, else an Apple GPU, else the CPU.
 
-    Under torchrun each process takes the GPU of its local rank. Raises UserError if the device is not available, or if
-    there are more processes than GPUs.
+    Under torchrun each process takes the GPU of its local rank. Raises UserError if the device is not available, if
+    torch has no code for it, or if there are more processes than GPUs.
     """
     check_choice("device", name, DEVICES)
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(device for device, available in there.items() if available)
-        if name == "cpu":
-            _warn_of_unused_gpu()
-    if not there[name]:
+    chosen = next(device for device, available in there.items() if available) if name == "auto" else name
+    if name == "auto" and chosen == "cpu":
+        _warn_of_unused_gpu()
+    if not there[chosen]:
         raise UserError(f'device is {name!r}, but torch does not find one here; use "auto" or "cpu".')
-    if name != "cuda":
-        return torch.device(name)
+    if chosen != "cuda":
+        return torch.device(chosen)
     processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if processes > gpus:
         raise UserError(
@@ -78,8 +78,39 @@ def choose_device(name: str) -> torch.device:
             f"--nproc-per-node {gpus}, or --device cpu."
         )
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if lacking := _lacking_code(device):
+        if name == "cuda":
+            raise UserError(f"device is 'cuda', but {lacking}, or give --device cpu.")
+        print(f"warning: the CPU is used, since {lacking}", file=sys.stderr)
+        return torch.device("cpu")
     torch.cuda.set_device(device)
     return device
+
+
+def _lacking_code(device: torch.device) -> str:
+    """Return that this torch has no code for a CUDA GPU, and what to install, or "" if it has.
+
+    What it was built for are names such as sm_86, code for cards of that compute capability, 8.6, and of later ones
+    of that major version, and compute_86, which the driver translates for all later ones; with an "a" behind it, for
+    that one alone. Names of other kinds, such as AMD's, say nothing here.
+    """
+    built_for, here = torch.cuda.get_arch_list(), torch.cuda.get_device_capability(device)
+    found = [match for one in built_for if (match := re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", one))]
+    known = {
+        (kind, (int(major), int(minor)), exact == "a") for kind, major, minor, exact in (m.groups() for m in found)
+    }
+    runs = (
+        here == built if exact else here >= built and (kind == "compute" or here[0] == built[0])
+        for kind, built, exact in known
+    )
+    if not known or any(runs):
+        return ""
+    older = here < min(built for _, built, _ in known)
+    wanted = "an older CUDA, such as 12.6" if older else "a newer CUDA"
+    return (
+        f"torch {torch.__version__} has no code for {torch.cuda.get_device_name(device)}, of compute capability "
+        f"{here[0]}.{here[1]} (it has {', '.join(built_for)}); install a torch for {wanted} (pytorch.org)"
+    )
 
 
 @functools.cache
@@ -136,7 +167,8 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":  # AMX tiles or AVX512-BF16; elsewhere torch emulates it slowly
-        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private, so they may go
+        return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
     return False
 
 

@@ -1,6 +1,7 @@
 """Several processes for one sweep, which share its trials by locks: one for each GPU, or for each processor core."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -99,9 +100,8 @@ def _number_of_jobs(device: torch.device, threads: int) -> int:
 
 def _free_memory() -> int:
     """Return the bytes of memory that are available, or a guess of half of what there is."""
-    if MEMORY.exists():
-        line = next(line for line in MEMORY.read_text().splitlines() if line.startswith("MemAvailable"))
-        return int(line.split()[1]) * 1024
+    if MEMORY.exists() and (found := re.search(r"^MemAvailable: *(\d+) kB", MEMORY.read_text(), re.MULTILINE)):
+        return int(found[1]) * 1024
     if hasattr(os, "sysconf"):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return JOB_BYTES  # Windows: one process, unless jobs says more

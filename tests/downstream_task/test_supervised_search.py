@@ -1,5 +1,6 @@
 """The search over supervised training: what it draws, a killed worker, several workers, a broken study."""
 
+import inspect
 import json
 import math
 import shutil
@@ -8,9 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 
@@ -98,6 +101,22 @@ def test_a_killed_search_continues_with_the_trials_that_are_left(
     after = search(name, phantoms)
     pd.testing.assert_frame_equal(after.iloc[: len(before)], before)
     assert sum(state in ("complete", "pruned") for state in after["state"]) == 3
+
+
+@pytest.mark.parametrize(("kind", "owner"), [("TPESampler", optuna.samplers), ("MedianPruner", optuna.pruners)])
+def test_no_default_of_optuna_decides_what_is_tried(
+    kind: str, owner: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    original = getattr(owner, kind)
+    monkeypatch.setattr(owner, kind, lambda **options: given.update(options) or original(**options))
+    open_study("", "study", tmp_path, {"random_seed": 0})
+    options = inspect.signature(original.__init__).parameters
+    assert {name for name, option in options.items() if option.default not in (None, inspect.Parameter.empty)} <= set(
+        given
+    )
+    if kind == "TPESampler":
+        assert not (given["multivariate"] or given["group"] or given["constant_liar"])
 
 
 def test_a_trial_whose_process_died_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

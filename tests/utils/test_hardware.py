@@ -1,4 +1,4 @@
-"""What a machine lacks is said: memory, and a GPU that torch does not find."""
+"""What a machine lacks is said: memory, and a GPU that torch does not find or has no code for."""
 
 import re
 import shutil
@@ -8,7 +8,7 @@ import torch
 
 from utils import hardware, scripts
 from utils.config import Config, UserError
-from utils.hardware import choose_device, memory_for, prepare
+from utils.hardware import choose_device, choose_precision, memory_for, prepare
 
 REFUSALS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has ..."),
@@ -52,6 +52,8 @@ def test_each_process_of_torchrun_takes_a_gpu_of_its_own(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", list)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert choose_device("auto") == torch.device("cuda", 1)
@@ -59,6 +61,59 @@ def test_each_process_of_torchrun_takes_a_gpu_of_its_own(monkeypatch: pytest.Mon
     with pytest.raises(UserError, match=r"3 processes on this machine, which has 2 GPU.*--nproc-per-node 2, or --dev"):
         choose_device("auto")
     assert choose_device("cpu") == torch.device("cpu")
+
+
+CUDA_13 = ["sm_75", "sm_80", "sm_90a", "sm_100", "sm_120"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "built_for", "wanted"),
+    [
+        ((7, 5), CUDA_13, None),
+        ((8, 9), CUDA_13, None),  # by the code of 8.0
+        ((7, 0), CUDA_13, "an older CUDA"),
+        ((6, 1), CUDA_13, "an older CUDA"),
+        ((9, 1), CUDA_13, "a newer CUDA"),  # sm_90a is for 9.0 alone
+        ((9, 0), CUDA_13, None),
+        ((12, 1), CUDA_13, None),
+        ((13, 0), CUDA_13, "a newer CUDA"),
+        ((13, 0), [*CUDA_13, "compute_120"], None),  # translated by the driver
+        ((7, 0), [*CUDA_13, "compute_120"], "an older CUDA"),
+        ((13, 0), [*CUDA_13, "compute_120a"], "a newer CUDA"),
+        ((9, 0), ["gfx90a", "gfx942"], None),
+        ((9, 0), [], None),
+    ],
+)
+def test_a_gpu_that_torch_has_no_code_for_is_not_taken(
+    capability: tuple[int, int],
+    built_for: list[str],
+    wanted: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built_for)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "the card")
+    if wanted is None:
+        assert choose_device("auto") == choose_device("cuda") == torch.device("cuda", 0)
+        assert capsys.readouterr().err == ""
+        return
+    said = rf"no code for the card, of compute capability {capability[0]}\.{capability[1]} .*a torch for {wanted}"
+    with pytest.raises(UserError, match=f"device is 'cuda'.*{said}.*--device cpu"):
+        choose_device("cuda")
+    assert choose_device("auto") == torch.device("cpu")
+    assert re.search(f"warning: the CPU is used.*{said}", capsys.readouterr().err)
+
+
+def test_bfloat16_is_not_chosen_where_torch_no_longer_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    for probe in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, probe, lambda: True, raising=False)
+        assert choose_precision("auto", torch.device("cpu")) == torch.bfloat16
+        monkeypatch.delattr(torch.cpu, probe)
+    assert choose_precision("auto", torch.device("cpu")) == torch.float32
 
 
 def test_other_failures_stay_what_they_are() -> None:
