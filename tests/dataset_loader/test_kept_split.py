@@ -64,10 +64,14 @@ def test_a_month_later_parts_stay_and_the_encoder_is_taken(
     add_films(clinic, *second_film, *(f"n{number:02d}.png" for number in range(20)))
     with Image.open(clinic / held_out["test"]) as image:
         image.point([value * 0.8 for value in range(256)]).save(clinic / "copy.png")
-    gone = [first.columns.paths[first.indices("test")[-1]], first.columns.paths[first.indices("train")[-1]]]
+    lost = patient[first.columns.paths[first.indices("test")[-1]]]
+    assert lost not in second_film.values()
+    gone = table.loc[table["patient"] == lost, "file"].tolist()  # both films of a patient, who comes again
+    second_film["again.png"] = lost
+    add_films(clinic, "again.png")
     for file in gone:
         (clinic / file).unlink()
-    table.loc[100:105, "label"] = "a"  # they had no label, and the encoder has seen them
+    table.loc[100:119, "label"] = "a"  # they had no label, and the encoder has seen them
     rows = [(file, "a", number) for file, number in second_film.items()]
     rows += [(f"n{number:02d}.png", "ab"[number % 2], f"q{number}") for number in range(20)] + [("copy.png", "a", "x")]
     change(clinic, pd.concat([table[~table["file"].isin(gone)], pd.DataFrame(rows, columns=[*table])]))
@@ -77,14 +81,15 @@ def test_a_month_later_parts_stay_and_the_encoder_is_taken(
     said, parts = capsys.readouterr().err, part_by_file(now)
     assert all(parts[file] == part for file, part in before.items() if file not in gone)
     assert all(parts[f"new_{part}.png"] == part for part in PARTS) and parts["copy.png"] == "test"
-    assert {parts[f"{number}.png"] for number in range(100, 106)} == {"train"}
+    assert parts["again.png"] == "test"
+    assert {parts[f"{number}.png"] for number in range(100, 120)} == {"train"}
     assert check_unseen(saw, now, allow_seen=False, encoder="it") == ""
     new = [part for file, part in parts.items() if file not in before]
     counts = ", ".join(f"{new.count(part)} {part}" for part in PARTS)
-    assert f"split.csv: 98 films known, 30 new ({counts}), 2 gone" in said and "6 of the new ones had no label" in said
-    assert [new.count(part) for part in PARTS[1:]] == [3, 4]  # a tenth of 128 is 13; 10 and 9 were there
+    assert f"split.csv: 98 films known, 45 new ({counts}), 2 gone" in said and "20 of the new ones had no label" in said
+    assert [new.count(part) for part in PARTS[1:]] == [4, 6]  # a tenth of 143 is 14; 10 and 8 were there
     facts: Any = now.facts()["kept"]
-    assert facts["known"] == 98 and facts["gone"] == 2 and facts["new_val"] == 3
+    assert facts["known"] == 98 and facts["gone"] == 2 and facts["new_val"] == new.count("val")
     with pytest.raises(UserError, match="--keep-split"):
         check_unseen(saw, opened(clinic), allow_seen=False, encoder="it")
 
