@@ -174,12 +174,14 @@ def _headers(paths: Sequence[str]) -> pd.DataFrame:
 
 
 def _unfit(films: Films, headers: pd.DataFrame, laterals: bool) -> dict[int, tuple[str, str]]:
-    """Return the rows that a classifier of frontal chest X-rays should not see, each with its kind and the reason."""
+    """Return the rows without a file, or that a classifier of chest X-rays should not see, with kinds and reasons."""
     modalities, views = headers["modality"].tolist(), films.table["view"].tolist()
     why = {row: ("no X-ray", f"DICOM of modality {name}") for row, name in enumerate(modalities) if name in OTHERS}
     if not laterals:
         lateral = {row: view for row, view in enumerate(views) if projection(view) == "lateral"}
         why |= {row: ("lateral", f"lateral view ({view})") for row, view in lateral.items()}
+    lost = [row for row, path in enumerate(films.table[PATH]) if not Path(path).is_file()]
+    why |= dict.fromkeys(lost, ("missing", "no file is there"))
     if odd := [name for name in modalities if name not in (*RADIOGRAPHS, *OTHERS)]:
         print(
             f"warning: DICOM of other modalities than radiographs, taken all the same: {counted(odd)}", file=sys.stderr

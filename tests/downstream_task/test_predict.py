@@ -203,7 +203,7 @@ def test_a_network_for_other_programs_lies_in_a_folder_of_its_own(
         (["--images", "{tmp}"], "no image below"),
         (["--images", "{tmp}/no_file.csv"], "expected a column file"),
         (["--images", "{tmp}/films.xlsx"], "save its table as CSV"),
-        (["--images", "{tmp}/gone.csv"], r"none of the 1 files can be used (1 broken); gone.png: cannot be read"),
+        (["--images", "{tmp}/gone.csv"], r"none of the 1 files can be used (1 missing); gone.png: no file is there"),
         (["--classifier", "{tmp}/weights.pt"], "give --classes"),
         (
             ["--classifier", "{tmp}/weights.pt", "--classes", "a", "b", "--img-res", "32"],
