@@ -9,7 +9,7 @@ import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from dataset_loader.image_errors import BrokenImageError, NoXRayError
 
@@ -19,7 +19,7 @@ logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _SAMPLES_DIFFER = 0.02  # of the brightest: equal red, green and blue differ by this much once they were compressed
-_MIN_SEEN = 0.01  # of the pixels: a window that leaves fewer between black and white shows no picture
+_MIN_SEEN = 0.01  # of the pixels: a window or table that leaves fewer between black and white shows no picture
 
 
 def dicom_picture(file: IO[bytes]) -> np.ndarray:
@@ -51,10 +51,13 @@ def _read(file: IO[bytes]) -> Dataset:
             return header
         kind = _word(header, "Modality") or "of unknown kind"
         encrypted = "EncryptedAttributesSequence" in header
+        sop_class = header.get("SOPClassUID") or UID("")
     except Exception as error:  # pydicom raises all kinds
         raise BrokenImageError("DICOM with a damaged header") from error
     if encrypted:
         raise BrokenImageError("DICOM without pixels that can be read: it is encrypted")
+    if "Rows" in header or "Image" in sop_class.name:  # of a picture, the standard's names say that it is one
+        raise BrokenImageError("DICOM that is cut off: its pixels are missing")
     raise NoXRayError(f"DICOM object without a picture ({kind})")
 
 
@@ -123,6 +126,8 @@ def _check_length(header: Dataset) -> None:
     """Check that there are pixels for one frame, and set NumberOfFrames to 1."""
     frames, found = int(_number(header, "NumberOfFrames", 1)), len(_data(header))
     if not header.file_meta.TransferSyntaxUID.is_encapsulated:
+        if _data(header).startswith(b"\xfe\xff\x00\xe0"):  # an item: the first fragment of what is compressed
+            raise BrokenImageError("DICOM whose header does not say how its pixels are compressed")
         allocated = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}
         bits = next((size for name, size in allocated.items() if name in header), header.BitsAllocated)
         thirds = 2 if header.PhotometricInterpretation == "YBR_FULL_422" else 3  # of the samples are there
@@ -187,7 +192,7 @@ def _modality(stored: np.ndarray, header: Dataset) -> np.ndarray:
 
 
 def _looked_up(values: np.ndarray, header: Dataset, sequence: str) -> np.ndarray | None:
-    """Return the values [H, W] by the first table of a sequence; None if there is none, or it lacks entries."""
+    """Return the values [H, W] by the first table of a sequence; None without one that is whole and shows a picture."""
     items: Any = header.get(sequence)
     if not items:
         return None
@@ -207,13 +212,18 @@ def _looked_up(values: np.ndarray, header: Dataset, sequence: str) -> np.ndarray
     elif first >= 2**15 and values.min() < 0:
         first -= 2**16
     rows = np.clip(np.rint(values).astype(np.int64) - first, 0, entries - 1)
-    return table[rows].astype(np.float32)
+    mapped = table[rows].astype(np.float32)
+    return mapped if _shows_picture(mapped, mapped.min(), mapped.max()) else None
+
+
+def _shows_picture(values: np.ndarray, darkest: float, brightest: float) -> bool:
+    return bool(((values > darkest) & (values < brightest)).mean() >= _MIN_SEEN)
 
 
 def _window(values: np.ndarray, header: Dataset) -> np.ndarray:
     """Apply the VOI LUT, or else the first window that shows a picture, which becomes 0 to 255."""
     mapped = _looked_up(values, header, "VOILUTSequence")
-    if mapped is not None and mapped.min() < mapped.max():
+    if mapped is not None:
         return mapped
     function = _word(header, "VOILUTFunction")
     for center, width in zip(_numbers(header, "WindowCenter"), _numbers(header, "WindowWidth"), strict=False):
@@ -227,7 +237,7 @@ def _window(values: np.ndarray, header: Dataset) -> np.ndarray:
             shown = (offset + 0.5).clip(0, 1)
         else:
             shown = ((values - np.float32(center - 0.5)) / np.float32(width - 1) + 0.5).clip(0, 1)
-        if ((shown > 0) & (shown < 1)).mean() >= _MIN_SEEN:
+        if _shows_picture(shown, 0, 1):
             return shown * 255
     return values
 

@@ -126,8 +126,12 @@ def test_only_an_object_without_a_picture_is_no_broken_image(tmp_path: Path) -> 
     with pytest.raises(BrokenImageError, match="it is encrypted") as caught:
         decode_square(write(tmp_path / "a.dcm", None, EncryptedAttributesSequence=[Dataset()]), SIZE)
     assert not isinstance(caught.value, NoXRayError)
-    with pytest.raises(NoXRayError, match=r"DICOM object without a picture \(DX\)"):
-        decode_square(write(tmp_path / "a.dcm", None), SIZE)
+    with pytest.raises(NoXRayError, match=r"DICOM object without a picture \(KO\)"):
+        decode_square(write(tmp_path / "a.dcm", None, Modality="KO", SOPClassUID="1.2.3"), SIZE)
+    for header in ({}, {"SOPClassUID": "1.2.3", "Rows": 64}):  # as of a download that broke off
+        with pytest.raises(BrokenImageError, match="cut off: its pixels are missing") as caught:
+            decode_square(write(tmp_path / "a.dcm", None, **header), SIZE)
+        assert not isinstance(caught.value, NoXRayError)
 
 
 def table(entries: int, first: int, bits: int, data: object) -> list[Dataset]:
@@ -163,6 +167,7 @@ SAME_PICTURE: dict[str, dict[str, Any]] = {
     "a VOI table that is short": {"VOILUTSequence": table(4096, 0, 12, RISING[:2000])},
     "a VOI table without a descriptor": {"VOILUTSequence": [Dataset()]},
     "no VOI table in its sequence": {"VOILUTSequence": []},
+    "a VOI table beside the picture": {"VOILUTSequence": table(4096, 30000, 16, RISING)},
     "a first window without values": {"WindowCenter": ["", "2048"], "WindowWidth": ["", "4096"]},
     "a negative window": {"WindowCenter": 2048, "WindowWidth": -4096},
     "a window of 1": {"WindowCenter": 2048, "WindowWidth": 1},
@@ -189,6 +194,11 @@ SAME_PICTURE: dict[str, dict[str, Any]] = {
         "pixels": np.stack([RAMP] * 3, axis=-1),
         "SamplesPerPixel": 3,
         "PhotometricInterpretation": "RGB",
+    },
+    "three equal samples, inverted": {
+        "pixels": 4095 - np.stack([RAMP] * 3, axis=-1),
+        "SamplesPerPixel": 3,
+        "PhotometricInterpretation": "MONOCHROME1",
     },
     "equal planes": {"pixels": np.stack([RAMP] * 3), "SamplesPerPixel": 3, "PlanarConfiguration": 1},
     "luminance with neutral colours": {
