@@ -139,7 +139,7 @@ def _without_objects(path: Path) -> Any:
             full = f"{module}.{name}"
             if full in _REBUILD:
                 return lambda *arguments: _REBUILD[full](*arguments)  # which a pickle may change, unlike the original
-            if module not in ("builtins", "__builtin__"):  # a set, for instance
+            if module not in ("builtins", "__builtin__", "_codecs"):  # a set or bytes, for instance
                 left_out.add(full)
             return _StandIn
 

@@ -88,6 +88,8 @@ def open_predictors(names: Sequence[str], config: NetworkConfig, device: torch.d
     """
     elsewhere = {name: repo_path(name) for name in names if is_elsewhere(name, config)}
     runs = [name for name in names if name not in elsewhere]
+    if absent := [name for name in runs if "*" not in name and not repo_path(name).exists()]:
+        raise UserError(f"there is no {repo_path(absent[0])}; name a fine-tuning run or a file of weights.")
     if runs and (config.classes or config.img_res):
         raise UserError(f"{runs[0]} is a run, which knows its classes and size; leave out --classes and --img-res.")
     found = open_checkpoints(runs) if runs or not elsewhere else {}

@@ -205,6 +205,7 @@ def test_a_network_for_other_programs_lies_in_a_folder_of_its_own(
         (["--images", "{tmp}/films.xlsx"], "save its table as CSV"),
         (["--images", "{tmp}/gone.csv"], r"none of the 1 files can be used (1 missing); gone.png: no file is there"),
         (["--classifier", "{tmp}/weights.pt"], "give --classes"),
+        (["--classifier", "{tmp}/absent.ckpt", "--classes", "a", "b", "--img-res", "32"], "there is no "),
         (
             ["--classifier", "{tmp}/weights.pt", "--classes", "a", "b", "--img-res", "32"],
             "has 4 outputs, but there are 2",
