@@ -1,8 +1,9 @@
 """More collections of chest X-rays for pretraining, beside the labelled data set; their labels are not read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,13 +14,14 @@ from dataset_loader.columns import Columns
 from dataset_loader.duplicates import find_copies
 from dataset_loader.image_files import image_files
 from dataset_loader.image_store import ImageStore, open_store
+from dataset_loader.listing import listed_files
 from dataset_loader.readers import READERS
 from dataset_loader.readers.folder_dataset import read_films
 from dataset_loader.readers.patients import id_keys
 from dataset_loader.signatures import THUMBNAIL, copies_among, signatures
 from dataset_loader.splits import names_hash
 from dataset_loader.synthetic import is_synthetic, without_synthetic
-from utils.config import DATASETS_ROOT, UserError, repo_path
+from utils.config import DATASETS_ROOT, Gone, UserError, repo_path
 
 PUBLIC = ("covid", "chexpert", "nih")  # sources whose patients have the same ids in every folder
 
@@ -54,6 +56,7 @@ class Collection:
     visits      [M] str, the same for X-rays of one patient and study
     left_out    near-duplicates of held-out images: file, other (the held-out image), distance; and images of held-out
                 patients: file, other (the patient), NaN
+    listed      the fact about all files that it found
     """
 
     source: str
@@ -64,6 +67,7 @@ class Collection:
     signatures: np.ndarray
     visits: np.ndarray
     left_out: pd.DataFrame
+    listed: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -92,15 +96,10 @@ def open_collection(entry: str, size: int, device: torch.device, labelled: Label
 
     What collection_of leaves out is left out. Raises UserError if the folder is missing or no image remains.
     """
-    layout, _, folder = entry.rpartition(":")
-    if layout and layout not in READERS and len(layout) > 1:  # one letter is a Windows drive
-        layouts = ", ".join(READERS)
-        raise UserError(f"also holds {entry!r}; expected FOLDER, or LAYOUT:FOLDER with one of the layouts {layouts}.")
-    root = repo_path(folder if layout in READERS else entry)
-    if not root.is_dir():
-        raise UserError(f"also holds {entry!r}, but there is no folder {root}.")
-    source = "phantom" if is_synthetic(root) else layout if layout in READERS else "folder"
-    collection = collection_of(source, _columns_of(root, layout), size, device, labelled)
+    columns = columns_of(entry)
+    source = "phantom" if is_synthetic(columns.root) else entry.rpartition(":")[0]
+    source = source if source in ("phantom", *READERS) else "folder"
+    collection = collection_of(source, columns, size, device, labelled)
     if collection is None:
         raise UserError(f"also holds {entry!r}, but no image file below {root} is new to the data set.")
     return collection
@@ -135,7 +134,8 @@ def collection_of(
     rows = np.flatnonzero(np.isin(store.kept, thumbnails.kept[new]))
     usable = np.isin(thumbnails.kept, store.kept) & new
     visits = visits_of(source, columns.take(thumbnails.kept[usable]))
-    return Collection(source, root, compared[usable], rows, store.to(device), pictures[usable], visits, left_out)
+    pixels, found = store.to(device), listed_files(paths)
+    return Collection(source, root, compared[usable], rows, pixels, pictures[usable], visits, left_out, found)
 
 
 def visits_of(source: str, columns: Columns) -> np.ndarray:
@@ -151,8 +151,18 @@ def visits_of(source: str, columns: Columns) -> np.ndarray:
     return np.array(list(map("\n".join, zip(origins, names, studies, strict=True))), dtype=object)
 
 
-def _columns_of(root: Path, layout: str) -> Columns:
-    """Return what is known of the X-rays; the patients of a plain folder are those of its DICOM headers."""
+def columns_of(entry: str) -> Columns:
+    """Return what is known of the X-rays of an entry of `also`; see open_collection.
+
+    The patients of a plain folder are those of its DICOM headers. Raises Gone if the folder is missing.
+    """
+    layout, _, folder = entry.rpartition(":")
+    if layout and layout not in READERS and len(layout) > 1:  # one letter is a Windows drive
+        layouts = ", ".join(READERS)
+        raise UserError(f"also holds {entry!r}; expected FOLDER, or LAYOUT:FOLDER with one of the layouts {layouts}.")
+    root = repo_path(folder if layout in READERS else entry)
+    if not root.is_dir():
+        raise Gone(f"also holds {entry!r}, but there is no folder {root}.")
     if layout in READERS:
         return READERS[layout](root)
     return read_films(root, without_synthetic(root, image_files(root)))

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -18,14 +18,16 @@ from dataset_loader.ids import IDS, PLAIN, Ids, open_ids
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.kept_split import KeptSplit, read_kept_split
 from dataset_loader.label_lists import say_labels
-from dataset_loader.phantoms.dataset import ensure_chexpert_phantoms, ensure_phantoms
+from dataset_loader.listing import listed_files, listed_lines, listing
+from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT, ensure_chexpert_phantoms, ensure_phantoms
 from dataset_loader.readers import READERS
 from dataset_loader.readers.folder_dataset import FOREIGN_ID, read_folder
 from dataset_loader.signatures import THUMBNAIL, signatures
-from dataset_loader.splits import PARTS, SHARES, complete_split, names_hash, split_hash, write_split
+from dataset_loader.splits import PARTS, SHARES, complete_split, split_hash, write_split
 from dataset_loader.synthetic import is_synthetic
-from dataset_loader.unlabelled import Collection, Labelled, collection_of, open_collection, visits_of
-from utils.config import DATASETS_ROOT, Config, UserError, check_at_least, check_between, check_choice, repo_path
+from dataset_loader.unlabelled import Collection, Labelled, collection_of, columns_of, open_collection, visits_of
+from utils.config import DATASETS_ROOT, Config, Gone, UserError, check_at_least, check_between, check_choice, repo_path
+from utils.facts import LISTED
 from utils.files import write_text
 
 # Built in: classes, the same with a planted shortcut for the audit, and CheXpert's findings in its layout.
@@ -55,6 +57,15 @@ class DataConfig(Config):
     test_share: float
     keep_split: str
     ids: str
+
+    later: ClassVar = {
+        "labels": "table",
+        "laterals": lambda old: old.get("dataset") == "folder",  # they were taken, and from no other data set
+        "val_share": 0.1,
+        "test_share": 0.1,
+        "keep_split": "",
+        "ids": "plain",
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,6 +122,7 @@ class XRays:
     ids         how runs name patients and files
     kept        the earlier split whose parts were kept, or None
     seen        held-out images found in a list of images, by the list's hash: a comparison asks for each fine-tuning
+    listed      facts about what its tables and folders list: see listed_facts
     """
 
     columns: Columns
@@ -124,6 +136,7 @@ class XRays:
     ids: Ids = PLAIN
     kept: KeptSplit | None = None
     seen: dict[str, np.ndarray] = field(default_factory=dict)
+    listed: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -223,6 +236,7 @@ class XRays:
             **({"kept": self.kept.facts(self.parts)} if self.kept else {}),
             "pixels": [self.store.pixels, *(collection.store.pixels for collection in self.also)],
             "also": [collection.facts() for collection in self.also],
+            LISTED: self.listed,
         }
 
 
@@ -252,6 +266,7 @@ def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] | N
         kept = read_kept_split(config.keep_split, repo_path(config.keep_split), columns)
     parts = complete_split(columns, config.split_seed, config.shares, kept and kept.parts)
     source = "phantom" if is_synthetic(columns.root / columns.paths[0]) else config.dataset
+    listed = _listed(config, everything if also is not None else everything.labelled())
     xrays = XRays(
         columns,
         store.to(device),
@@ -262,6 +277,7 @@ def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] | N
         unlabelled=everything.labelled(False),
         ids=PLAIN if source == "phantom" and config.ids == "plain" else open_ids(config.ids, columns.root),
         kept=kept,
+        listed=listed,
     )
     described = ", ".join(f"{int((parts == part).sum()):,} {part}" for part in PARTS)
     kind = " (synthetic)" if xrays.synthetic else "" if columns.label_names else " without labels"
@@ -273,7 +289,9 @@ def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] | N
     _warn_of_copies(columns, parts, duplicates)
     if also is None:
         return xrays
-    return replace(xrays, also=_collections(xrays, everything, config.stored_size, device, also))
+    collections = _collections(xrays, everything, config.stored_size, device, also)
+    named = {f"also {number}": collection.listed for number, collection in enumerate(collections[-len(also) :], 1)}
+    return replace(xrays, also=collections, listed={**listed, **(named if also else {})})
 
 
 def _warn_of_official_parts(columns: Columns, parts: np.ndarray, shares: Mapping[str, float]) -> None:
@@ -343,20 +361,48 @@ def _collections(
     return tuple(opened.values())
 
 
+def root_of(config: DataConfig) -> Path:
+    """Return the folder of the data set that `config` names, whether it is there or not."""
+    folder = repo_path(config.data_root or DEFAULT_ROOTS.get(config.dataset, DATASETS_ROOT / config.dataset))
+    if config.dataset not in PHANTOMS:
+        return folder
+    return folder / (CHEXPERT_ROOT if config.dataset == "phantom_chexpert" else COVID_ROOT)
+
+
 def read_columns(config: DataConfig) -> Columns:
     """Return the columns of the data set that `config` names; phantoms are drawn if they do not exist yet."""
-    if config.dataset in PHANTOMS:
-        folder = repo_path(config.data_root or DATASETS_ROOT / config.dataset)
-        if config.dataset == "phantom_chexpert":
-            return READERS["chexpert"](ensure_chexpert_phantoms(folder))
+    if config.dataset == "phantom_chexpert":
+        ensure_chexpert_phantoms(root_of(config).parent)
+    elif config.dataset in PHANTOMS:
         marker = config.dataset == "phantom_marker"
-        return READERS["folder"](ensure_phantoms(folder, images=2400, unlabelled=3600, planted_marker=marker))
-    root = repo_path(config.data_root or DEFAULT_ROOTS[config.dataset])
+        ensure_phantoms(root_of(config).parent, images=2400, unlabelled=3600, planted_marker=marker)
     if config.dataset == "folder":
-        return read_folder(root, config.labels, config.laterals)
-    return READERS[config.dataset](root)
+        return read_folder(root_of(config), config.labels, config.laterals)
+    layout = {"phantom": "folder", "phantom_marker": "folder", "phantom_chexpert": "chexpert"}
+    return READERS[layout.get(config.dataset, config.dataset)](root_of(config))
 
 
-def described(columns: Columns) -> dict[str, Any]:
-    """Return facts that identify a data set before its images are decoded: their number, a hash of their names."""
-    return {"images": len(columns.paths), "names_hash": names_hash(columns.paths)}
+def check_there(config: DataConfig, drawn: bool = False) -> None:
+    """Raise Gone unless the data's folder is there; phantoms are drawn where they are not, unless that must be done."""
+    if not root_of(config).is_dir() and (drawn or config.dataset not in PHANTOMS):
+        raise Gone(f"found no folder {root_of(config)}; if it was moved, --data-root says where it is.")
+
+
+def listed_facts(config: DataConfig, also: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return what XRays.facts() says of tables and folders, without a look at a pixel: files, labels, patients, ...
+
+    Of the labelled images; with `also`, as open_xrays takes it, of all that a pretraining finds. Nothing is drawn.
+    Raises Gone if a folder is not there.
+    """
+    check_there(config, drawn=True)
+    columns = read_columns(config)
+    named = {f"also {number}": listed_files(columns_of(entry).paths) for number, entry in enumerate(also or [], 1)}
+    return {**_listed(config, columns if also is not None else columns.labelled()), **named}
+
+
+def _listed(config: DataConfig, columns: Columns) -> dict[str, Any]:
+    """Return facts about the columns, and the split whose parts are kept."""
+    split = repo_path(config.keep_split) if config.keep_split else None
+    if split and not split.is_file():
+        raise Gone(f"keep_split names {config.keep_split}, but there is no such file.")
+    return {**listing(columns), **({"kept parts": listed_lines(split)} if split else {})}

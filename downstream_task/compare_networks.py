@@ -1,6 +1,7 @@
 """What comparisons share: arms, trials, and running them side by side on the same label subsets."""
 
 import glob
+import itertools
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,12 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dataset_loader.xrays import XRays, open_xrays
+from dataset_loader.xrays import XRays, listed_facts, open_xrays
 from downstream_task.finetuning import FinetuneConfig, TrainingConfig, finetune, labelled_subset
 from downstream_task.targets import Targets, check_learnable, read_targets
-from self_sup_classes.initialisation import start_from
+from self_sup_classes.initialisation import start_from, weights_hashes
 from self_sup_classes.provenance import check_unseen
 from utils.config import UserError, make_config, part_of, repo_path
+from utils.facts import LISTED
 from utils.hardware import prepare
 from utils.logging_utils import Run
 from utils.sweeps import check_all_finished, errors_of, run_trials, with_reasons
@@ -155,8 +157,20 @@ def open_comparison(
     named = named_arms(encoders)
     arms, left_out = usable_arms(config, named, xrays)
     check_subsets(fractions, draws, targets, xrays, config.split_seed)
-    run.start(alone=False, data=xrays.facts(), arms={arm.name: list(arm.encoders) for arm in named})
+    facts = facts_of(named) | {"weights": facts_of(arms)["weights"]}  # one that is left out may be mended
+    run.start(alone=False, data=xrays.facts(), **facts)
     return xrays, targets, arms, left_out
+
+
+def facts_of(arms: Sequence[Arm]) -> dict[str, Any]:
+    """Return what a comparison records of its arms: their encoders, and hashes of the files."""
+    encoders = {arm.name: list(arm.encoders) for arm in arms}
+    return {"arms": encoders, "weights": weights_hashes(itertools.chain(*encoders.values()))}
+
+
+def look_again(config: TrainingConfig, encoders: Sequence[str]) -> dict[str, Any]:
+    """Return what a finished comparison compares with its records: data and arms, without a look at a pixel."""
+    return {"data": {LISTED: listed_facts(config)}, **facts_of(named_arms(encoders))}
 
 
 def check_subsets(fractions: Sequence[float], draws: int, targets: Targets, xrays: XRays, seed: int) -> None:

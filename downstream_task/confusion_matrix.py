@@ -20,6 +20,7 @@ from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
     "runs": ["runs/compare/phantom"],  # fine-tuning runs or comparisons: folders under runs/
+    "data_root": "",  # where the runs' data are now, if they were moved since the training
     "external": [],  # other collections: DATASET or DATASET:FOLDER, such as covid:/data/another_hospital
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves it to torch
@@ -44,8 +45,9 @@ from downstream_task.finished_runs import Finished, OpenedData, Scored, find_fin
 from downstream_task.targets import predictions_table
 from self_sup_classes.provenance import check_unseen
 from utils import plots
-from utils.config import RUNS_ROOT, UserError, as_dict, check_choice, repo_path
-from utils.files import check_files, read_json
+from utils.config import RUNS_ROOT, UserError, check_choice, repo_path
+from utils.facts import fact
+from utils.files import check_files, content_hash, read_json
 from utils.hardware import MachineConfig, describe_device, prepare
 from utils.intervals import bootstrap_intervals, fewest_groups, interval_text, metric_name
 from utils.logging_utils import Run
@@ -62,6 +64,7 @@ class ScoreConfig(MachineConfig):
     """The config above, checked."""
 
     runs: list[str]
+    data_root: str
     external: list[str]
 
     def __post_init__(self) -> None:
@@ -76,7 +79,7 @@ class ScoreConfig(MachineConfig):
 
 def main(config: ScoreConfig) -> None:
     """Score every run on the test part, then every comparison; print one row per run, and what comparisons say."""
-    data = OpenedData(prepare(config.device, config.threads))
+    data = OpenedData(prepare(config.device, config.threads), config.data_root)
     runs = [finished for name in config.runs for finished in find_finished(name)]
     tested = [score_run(finished, data) for finished in tracked(runs, "testing", "run")]
     print(score_table(tested))
@@ -91,13 +94,14 @@ def main(config: ScoreConfig) -> None:
 
 def score_run(finished: Finished, data: OpenedData) -> Run:
     """Score a run on the test part; return the stored result if that was done before."""
-    facts = {"tested": finished.name, "weights": finished.weights_hash(), "trained": as_dict(finished.config)}
-    run = Run(f"test/{finished.name}", facts, "test")
+    facts = {"tested": finished.name, "weights": finished.weights_hash(), "trained": finished.config}
+    where = data.at(finished)
+    run = Run(f"test/{finished.name}", facts, "test", look=lambda: {"data": data.facts(where)})
     if run.summary is None:
-        xrays = data.of(finished.config)
+        xrays = data.of_run(finished)
         targets, note = finished.held_out(xrays)
         scored = finished.look(xrays, targets, xrays.indices("test"), note)
-        run.start(device=describe_device(data.device), data=xrays.facts())
+        run.start(device=describe_device(data.device), data=xrays.facts() | data.facts(where))
         save_scores(run, scored, "of the test part", {})
     check_files(run.folder, "predictions.csv", "scores.csv")
     return run
@@ -111,14 +115,22 @@ def score_external(finished: Finished, entry: str, data: OpenedData) -> Run:
     """
     config = external_data(entry, finished.config)
     name = collection_name(config)
-    facts = {"tested": finished.name, "weights": finished.weights_hash(), "external": as_dict(config)}
-    run = Run(f"external/{name}/{finished.name}", {**facts, "files": data.files_of(config)}, "external test")
+    facts = {"tested": finished.name, "weights": finished.weights_hash(), "external": config}
+    internal = content_hash(RUNS_ROOT / "test" / finished.name / "predictions.csv")
+    run = Run(
+        f"external/{name}/{finished.name}",
+        facts,
+        "external test",
+        look=lambda: {"data": data.facts(config), "test_predictions": internal},
+    )
     if run.summary is None:
         xrays = data.of(config)
         targets, rows, shared = finished.shared_targets(xrays)
         note = check_unseen(finished.provenance(), xrays, finished.config.allow_seen, str(finished.weights), rows)
         scored = finished.look(xrays, targets, rows, note)
-        run.start(device=describe_device(data.device), data=xrays.facts())
+        run.start(
+            device=describe_device(data.device), data=xrays.facts() | data.facts(config), test_predictions=internal
+        )
         missing = [name for name in targets.names if name not in shared]
         found = {"tested": finished.name, "collection": name, "of_other_classes": len(xrays) - len(rows)}
         compared = compared_with_test(finished, scored, shared, REPEATS)
@@ -197,10 +209,13 @@ def score_table(tested: list[Run]) -> str:
 def score_comparison(folder: Path) -> list[str]:
     """Compare the arms of a comparison on the test predictions of its runs; return lines to print."""
     name, compared = run_name(folder), read_json(folder / "summary.json") or {}
-    run = Run(f"test/{name}/all", {"tested": name, "compared": compared}, "test comparison")
+    table = pd.read_csv(folder / "summary.csv").query("chosen")
+    tested = [RUNS_ROOT / "test" / name / trial / "predictions.csv" for trial in table["trial"]]
+    predictions = fact(len(tested), map(content_hash, tested))["hash"]
+    look = {"test_predictions": predictions}
+    run = Run(f"test/{name}/all", {"tested": name, "compared": compared}, "test comparison", look=lambda: look)
     if run.summary is None:
-        table = pd.read_csv(folder / "summary.csv").query("chosen")
-        run.start()
+        run.start(test_predictions=predictions)
         cells = label_efficiency.read_cells(table, RUNS_ROOT / "test" / name, "predictions.csv")
         summary = {**compared, "part": "test"}
         text = label_efficiency.report(run, summary, label_efficiency.with_best(cells, table))

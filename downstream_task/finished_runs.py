@@ -3,6 +3,7 @@
 import fnmatch
 import functools
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +14,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from dataset_loader.columns import Columns
 from dataset_loader.ids import open_ids
 from dataset_loader.image_files import image_files
-from dataset_loader.xrays import DataConfig, XRays, described, open_xrays, read_columns
+from dataset_loader.listing import details, listing
+from dataset_loader.xrays import DataConfig, XRays, check_there, open_xrays, read_columns
 from downstream_task.classifier import Classifier, load_classifier
 from downstream_task.finetune_config import FinetuneConfig
 from downstream_task.probes import forward_all
@@ -29,7 +32,8 @@ from downstream_task.targets import (
 )
 from self_sup_classes.provenance import Provenance, check_unseen, provenance_of
 from self_sup_classes.weights import read_state_dict
-from utils.config import RUNS_ROOT, UserError, make_config, part_of, repo_path
+from utils.config import RUNS_ROOT, UserError, open_config, part_of, repo_path
+from utils.facts import LISTED, changes_since
 from utils.files import check_files, content_hash, read_json
 from utils.hardware import choose_precision, placed
 from utils.metrics import fit_temperature
@@ -145,12 +149,21 @@ class Finished:
                 f"{self.folder} was trained on all labelled films, so that none is left to test it on; its scores are "
                 f"those of {self.summary['comparison']}. It serves predict.py, and grad_cam.py with --images."
             )
+        recorded, now = (read_json(self.folder / "environment.json") or {}).get("data", {}), xrays.facts()
+        changes = ", ".join(changes_since({"data": recorded}, {"data": now}))
         if self.summary["split_hash"] != xrays.split_hash:
             raise UserError(
                 f"{self.folder} was trained under split {self.summary['split_hash']}, but the images at "
-                f"{xrays.columns.root} make split {xrays.split_hash} now: files came or went, or these are "
-                "other data. Restore them, or train again."
+                f"{xrays.columns.root} make split {xrays.split_hash} now: "
+                f"{changes or 'files came or went, or these are other data'}. Restore them, or train again."
             )
+        if recorded.get("pixels", [])[:1] != now["pixels"] and recorded.get("data_root") != now["data_root"]:
+            raise UserError(
+                f"the images at {xrays.columns.root} have the names of those that {self.folder} was trained on, at "
+                f"{recorded.get('data_root')}, but show something else; --data-root must name the same images."
+            )
+        if changes:
+            print(f"warning: since {self.folder} was trained, its data have changed: {changes}", file=sys.stderr)
         if not len(xrays.indices("test")):
             raise UserError(
                 f"there are no test images in {xrays.columns.root}: test_share is 0, or the table names none."
@@ -208,12 +221,19 @@ class Finished:
 
 
 class OpenedData:
-    """The data sets that several finished runs name, each opened once."""
+    """The data sets that several finished runs name, each opened once.
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    data_root  where the data of the runs are now; "" is where they were
+    """
+
+    def __init__(self, device: torch.device, data_root: str = ""):
+        self.device, self.data_root = device, data_root
         self.opened: dict[str, XRays] = {}
-        self.listed: dict[str, dict[str, Any]] = {}
+        self.read: dict[str, Columns] = {}
+
+    def at(self, finished: Finished) -> DataConfig:
+        """Return the data of a run, where they are now."""
+        return replace(finished.config, data_root=self.data_root or finished.config.data_root)
 
     def of(self, config: DataConfig) -> XRays:
         """Return the data that a config names."""
@@ -221,11 +241,25 @@ class OpenedData:
             self.opened[key] = open_xrays(config, self.device)
         return self.opened[key]
 
-    def files_of(self, config: DataConfig) -> dict[str, Any]:
-        """Return facts that identify the files of the data that a config names; none is decoded."""
-        if (key := json.dumps(part_of(config, DataConfig))) not in self.listed:
-            self.listed[key] = described(read_columns(config))
-        return self.listed[key]
+    def of_run(self, finished: Finished) -> XRays:
+        """Return the data of a run. Raises Gone if they are not there any more."""
+        check_there(self.at(finished))
+        return self.of(self.at(finished))
+
+    def columns(self, config: DataConfig) -> Columns:
+        """Return what the tables of the data that a config names say. Raises Gone if they are not there."""
+        if (key := json.dumps(part_of(config, DataConfig))) not in self.read:
+            check_there(config, drawn=True)
+            self.read[key] = read_columns(config).labelled()
+        return self.read[key]
+
+    def facts(self, config: DataConfig) -> dict[str, Any]:
+        """Return what tables and names say of the data that a config names, with the details that scores are split by.
+
+        Raises Gone if they are not there.
+        """
+        columns = self.columns(config)
+        return {LISTED: {**listing(columns), "details": details(columns)}}
 
 
 def find_finished(name: str) -> list[Finished]:
@@ -253,7 +287,7 @@ def find_finished(name: str) -> list[Finished]:
     for path in listed:
         check_files(path, "predictions_val.csv", "summary.json")
     read = [(path, read_json(path / "config.json") or {}, read_json(path / "summary.json") or {}) for path in found]
-    return [Finished(path, make_config(FinetuneConfig, config), summary) for path, config, summary in read]
+    return [Finished(path, open_config(FinetuneConfig, config), summary) for path, config, summary in read]
 
 
 def open_checkpoints(names: Sequence[str]) -> dict[str, Finished]:

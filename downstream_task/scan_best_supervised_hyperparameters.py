@@ -72,10 +72,10 @@ from downstream_task.finetune_config import FinetuneConfig
 from downstream_task.finetuning import finetune, labelled_subset
 from downstream_task.supervised_study import ENDED, importances, open_study, search_figure, trials_table
 from downstream_task.targets import TargetConfig, check_learnable, read_targets
-from self_sup_classes.initialisation import start_from
+from self_sup_classes.initialisation import start_from, weights_hashes
 from self_sup_classes.provenance import check_unseen
 from utils import plots
-from utils.config import UserError, as_dict, check_at_least, check_list, part_of
+from utils.config import VERSION, UserError, as_dict, check_at_least, check_list, part_of
 from utils.hardware import prepare
 from utils.intervals import metric_name
 from utils.jobs import JobsConfig, with_jobs
@@ -125,10 +125,12 @@ class SearchConfig(DataConfig, TargetConfig, JobsConfig):
 def main(config: SearchConfig) -> None:
     """Search, draw, print the winner ready to paste."""
     own = {key: value for key, value in as_dict(config).items() if key not in ("num_trials", "threads", "jobs")}
-    run, xrays = Run(config.run_name, own, "search"), open_xrays(config, prepare(config.device, config.threads))
+    run = Run(config.run_name, own, "search", keys_of=SearchConfig)
+    xrays = open_xrays(config, prepare(config.device, config.threads))
     labels = count_labels(config, xrays)
-    run.start(alone=False, data=xrays.facts())
-    study = open_study(config.storage, config.run_name, run.folder, {**own, "split": xrays.split_hash})
+    run.start(alone=False, data=xrays.facts(), weights=weights_hashes([config.encoder]))
+    identity = {"version": VERSION, **own, "split": xrays.split_hash}
+    study = open_study(config.storage, config.run_name, run.folder, identity, SearchConfig)
     ended = len(study.get_trials(states=ENDED))
     with progress_bar(config.num_trials, str(run), ended, unit="trial") as bar:
 

@@ -17,7 +17,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from utils.config import UserError
+from utils.config import PLACES, Config, UserError, differences, up_to_date
 from utils.optimisation import mixed_seed
 from utils.plots import BLACK, BLUE, ORANGE
 
@@ -27,10 +27,13 @@ LOG_PARAMETERS = ("lr", "weight_decay")
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def open_study(storage: str, name: str, folder: Path, identity: dict[str, Any]) -> optuna.Study:
+def open_study(
+    storage: str, name: str, folder: Path, identity: dict[str, Any], keys_of: type[Config] = Config
+) -> optuna.Study:
     """Return the study `name`, to be maximised, in the database `storage`, "" for `folder`/study.db.
 
     identity  plain JSON values that all processes of the study share; the sampler's seed is its "random_seed"
+    keys_of   the class of the config that is in it: an older study may lack some of its keys
 
     Raises UserError if the study cannot be opened or has another identity.
     """
@@ -69,7 +72,8 @@ def open_study(storage: str, name: str, folder: Path, identity: dict[str, Any]) 
             f"the study in {where} cannot be opened ({str(error).splitlines()[0]}); restore it, wait if it is busy, or "
             "give another --storage."
         ) from error
-    if known != identity:
+    there = {**known, **up_to_date(keys_of, known)}
+    if differences({key: there.get(key) for key in identity}, identity, leave_out=(*PLACES, "version")):
         raise UserError(f"the study {name!r} in {where} has another config or other images; choose another run_name.")
     return study
 

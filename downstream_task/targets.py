@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,8 @@ from utils.metrics import classification_scores, finding_scores
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]  # (logits [B, C], indices [B]) -> mean loss
 ALL = "all"  # in place of the names of findings
+# the default for every data set, until each had its own
+DEFAULT_BEFORE = ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"]
 UNCERTAIN = ["ignore", "zeros", "ones"]
 BLANK = ["zero", "ignore"]
 
@@ -37,10 +39,17 @@ class TargetConfig(Config):
     blank: str
     class_weights: bool
 
+    later: ClassVar = {"findings": lambda old: _findings_before(old.get("findings", []))}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("uncertain", self.uncertain, UNCERTAIN)
         check_choice("blank", self.blank, BLANK)
+
+
+def _findings_before(stored: list[str]) -> list[str]:
+    """Return what `findings` of version 1 is now; an empty list meant all."""
+    return [] if stored == DEFAULT_BEFORE else stored or [ALL]
 
 
 def metric_of(labels: np.ndarray) -> str:

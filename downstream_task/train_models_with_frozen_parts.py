@@ -66,6 +66,7 @@ if __name__ == "__main__":
     config = flags(config, __doc__, *files, real_xrays=real_xrays)  # before the slow imports
 
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 
@@ -76,6 +77,7 @@ from downstream_task.compare_networks import (
     Trial,
     check_complete,
     lines_of,
+    look_again,
     open_comparison,
     run_side_by_side,
     shared_summary,
@@ -111,7 +113,8 @@ class FrozenPartsConfig(TrainingConfig, StartConfig, JobsConfig):
 
 def main(config: FrozenPartsConfig) -> None:
     """Fine-tune every arm with every part of the network trained; print the table and draw the figure."""
-    run = Run(config.run_name, identity(config), "frozen parts")
+    again = partial(look_again, config, config.encoders)
+    run = Run(config.run_name, identity(config), "frozen parts", look=again, keys_of=FrozenPartsConfig)
     if run.summary is None or run.summary.get("left_out"):
         train_parts(config, run)
     check_files(run.folder, "summary.csv", "table.csv")

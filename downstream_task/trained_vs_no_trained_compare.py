@@ -88,6 +88,7 @@ if __name__ == "__main__":
     config = flags(config, __doc__, *files, real_xrays=real_xrays)  # before the slow imports
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -102,6 +103,7 @@ from downstream_task.compare_networks import (
     best_by,
     check_complete,
     lines_of,
+    look_again,
     open_comparison,
     run_of,
     run_side_by_side,
@@ -144,7 +146,8 @@ class CompareConfig(TrainingConfig, JobsConfig):
 
 def main(config: CompareConfig) -> None:
     """Train every arm on the same label subsets; compare their scores; print what pretraining saves."""
-    run = Run(config.run_name, identity(config), "comparison")
+    again = partial(look_again, config, config.encoders)
+    run = Run(config.run_name, identity(config), "comparison", look=again, keys_of=CompareConfig)
     if run.summary is None or run.summary.get("left_out"):
         compare(config, run)
     check_files(run.folder, "summary.csv", "curves.csv", "differences.csv")

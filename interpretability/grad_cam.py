@@ -30,6 +30,7 @@ config: dict[str, Any] = {
     ],
     "images": [],  # files, folders, or a CSV with the column file; [] takes some of the first run's test part
     "laterals": False,  # True: also explain lateral views among `images`, which are left out and listed
+    "data_root": "",  # where the data of the test part are now, if they were moved since the training
     "per_class": 20,  # X-rays of each class, from the test part
     "only": [],  # classes to take from the test part; [] takes all
     "shown": 8,  # X-rays on the panel; the tables hold all
@@ -58,9 +59,9 @@ if __name__ == "__main__":
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
-import torch
 
 from dataset_loader.ids import IDS, Ids, open_ids
 from downstream_task.clinic.films import Films, find_films
@@ -85,6 +86,7 @@ class MapsConfig(NetworkConfig):
     checkpoints: list[str]
     images: list[str]
     laterals: bool
+    data_root: str
     per_class: int
     only: list[str]
     shown: int
@@ -109,18 +111,21 @@ def main(config: MapsConfig) -> Run:
     """Explain every picture with every network; write maps and numbers, print the numbers."""
     device = prepare(config.device, config.threads)
     networks = open_predictors(config.checkpoints, config, device)
+    data = OpenedData(device, config.data_root)
     films = find_films(config.images, config.laterals) if config.images else None
     name, facts_of_run = named(config, networks, films)
-    run = same_run(name, facts_of_run, "maps", ["saliency.csv", "figures/panel.png"])
+    look = None if films is not None else partial(test_facts, config, data)
+    run = same_run(name, facts_of_run, "maps", ["saliency.csv", "figures/panel.png"], look=look)
     if run is None:
-        pictures, facts = choose_pictures(config, networks, films, device)
+        pictures, facts = choose_pictures(config, networks, films, data)
         settings = Settings(config.method, config.layer, config.patch, config.stride)
         question = Question(pictures, config.target, settings, config.sanity_check)
         explained = {
             name: explain(network, question) for name, network in tracked(networks.items(), "explaining", "network")
         }
         run = new_run(name, facts_of_run, "maps")  # only now: what fails leaves nothing behind
-        run.start(device=describe_device(device), images=[picture.name for picture in pictures])
+        read = look() if look else {}
+        run.start(device=describe_device(device), images=[picture.name for picture in pictures], **read)
         if films is not None:
             run.save_table("rejected", films.written(ids_of(config, networks))[1])
         save_pictures(run, config, pictures, explained, facts)
@@ -144,6 +149,11 @@ def main(config: MapsConfig) -> Run:
     return run
 
 
+def test_facts(config: MapsConfig, data: OpenedData) -> dict[str, Any]:
+    """Return facts about the data of the first run, whose test part is shown."""
+    return {"data": data.facts(data.at(next(iter(open_checkpoints(config.checkpoints).values()))))}
+
+
 def named(config: MapsConfig, networks: Mapping[str, Predictor], films: Films | None) -> tuple[str, dict[str, Any]]:
     """Return the run's name and what it depends on; UserError for a class that a network lacks."""
     for network in networks.values():
@@ -163,7 +173,7 @@ def ids_of(config: MapsConfig, networks: Mapping[str, Predictor]) -> Ids:
 
 
 def choose_pictures(
-    config: MapsConfig, networks: Mapping[str, Predictor], films: Films | None, device: torch.device
+    config: MapsConfig, networks: Mapping[str, Predictor], films: Films | None, data: OpenedData
 ) -> tuple[list[Picture], dict[str, Any]]:
     """Return the X-rays to explain, and what a reader must know of them: synthetic, transductive, notes."""
     if films is not None:
@@ -179,7 +189,7 @@ def choose_pictures(
         if elsewhere := [name for name in config.checkpoints if is_elsewhere(name, config)]:
             raise UserError(f"{elsewhere[0]} does not say which X-rays it was tested on; name some, --images FILES.")
         runs = open_checkpoints(config.checkpoints)
-        xrays = OpenedData(device).of(next(iter(runs.values())).config)
+        xrays = data.of_run(next(iter(runs.values())))
         held_out = [finished.held_out(xrays) for finished in runs.values()]
         notes = sorted({note for _, note in held_out if note})
         pictures = pictures_of_test(xrays, held_out[0][0], config.only, config.per_class)

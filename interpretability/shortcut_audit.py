@@ -30,6 +30,7 @@ config: dict[str, Any] = {
         "runs/compare/phantom/random_finetune_*_f1_d0",
         "runs/compare/phantom/pretrained_finetune_*_f1_d0",
     ],
+    "data_root": "",  # where the networks' data are now, if they were moved since the training
     "source_table": "",  # a CSV with the columns file (below the data's folder) and source; "" looks for sources.csv
     "run_name": "shortcut_audit",  # runs/<run_name>/
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
@@ -47,11 +48,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from dataset_loader.xrays import root_of
 from downstream_task.finished_runs import Finished, OpenedData, open_checkpoints
 from interpretability.alterations import AS_IS, BORDER, NO_LUNGS, ONLY_BORDER
 from interpretability.overlays import audit_figure
 from interpretability.shortcuts import REFITTED, TRAINED, Audited, Scores, known_sources, read_sources
-from utils.files import check_files
+from utils.config import RUNS_ROOT
+from utils.files import check_files, read_json
 from utils.hardware import MachineConfig, describe_device, prepare
 from utils.intervals import interval_text, metric_name
 from utils.logging_utils import Run
@@ -68,19 +71,23 @@ class AuditConfig(MachineConfig):
     """Every key of interpretability/shortcut_audit.py."""
 
     checkpoints: list[str]
+    data_root: str
     source_table: str
     run_name: str
 
 
 def main(config: AuditConfig) -> dict[str, Run]:
     """Audit each network, unless it was audited before, and print the scores and verdicts."""
-    data = OpenedData(prepare(config.device, config.threads))
+    data = OpenedData(prepare(config.device, config.threads), config.data_root)
     runs = {}
     for name, finished in tracked(open_checkpoints(config.checkpoints).items(), "auditing", "network"):
-        table = read_sources(config.source_table, data.of(finished.config).columns.root)
+        where, run_name = data.at(finished), f"{config.run_name}/{finished.name}"
+        table = read_sources(config.source_table, root_of(where))
         digest = "" if table is None else hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()[:16]
+        if not config.source_table and not root_of(where).is_dir():
+            digest = (read_json(RUNS_ROOT / run_name / "config.json") or {}).get("sources", "")  # beside the data
         identity = {"checkpoint": finished.name, "weights": finished.weights_hash(), "sources": digest}
-        runs[name] = Run(f"{config.run_name}/{finished.name}", identity, "audit")
+        runs[name] = Run(run_name, identity, "audit", look=lambda where=where: {"data": data.facts(where)})
         if runs[name].summary is None:
             audit(runs[name], finished, data, table)
         check_files(runs[name].folder, "scores.csv", "lung_mass.csv")
@@ -90,10 +97,10 @@ def main(config: AuditConfig) -> dict[str, Run]:
 
 def audit(run: Run, finished: Finished, data: OpenedData, table: pd.DataFrame | None) -> None:
     """Measure the scores with a part removed, lung mass and source probe of one network; write them and a verdict."""
-    xrays = data.of(finished.config)
+    xrays = data.of_run(finished)
     targets, note = finished.held_out(xrays)
     audited, sources = Audited(finished, xrays, targets, data.device), known_sources(xrays, table)
-    run.start(device=describe_device(data.device), data=xrays.facts())
+    run.start(device=describe_device(data.device), data=xrays.facts() | data.facts(data.at(finished)))
     scores = audited.scores()
     rows = pd.DataFrame(
         [(*key, *interval) for key, interval in scores.items()],

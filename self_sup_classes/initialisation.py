@@ -1,6 +1,6 @@
 """Where a network starts from: random weights, ImageNet's, or an encoder's file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -13,6 +13,7 @@ from self_sup_classes.backbones import Backbone, first_conv
 from self_sup_classes.provenance import NOTHING_SEEN, Provenance, provenance_of
 from self_sup_classes.weights import choose, load_strictly, read_state_dict, say
 from utils.config import UserError, repo_path
+from utils.files import content_hash
 from utils.optimisation import mixed_seed
 
 
@@ -61,6 +62,12 @@ def seen_by(encoder: str) -> Provenance | None:
     if encoder == "random" or encoder.partition(":")[0] == "imagenet":
         return NOTHING_SEEN
     return provenance_of(read_state_dict(repo_path(encoder)))
+
+
+def weights_hashes(encoders: Iterable[str]) -> dict[str, str]:
+    """Return the hash of the content of each encoder that is a file, and is there."""
+    paths = {encoder: repo_path(encoder.removeprefix("imagenet:")) for encoder in encoders}
+    return {encoder: content_hash(path) for encoder, path in paths.items() if path.is_file()}
 
 
 def random_backbone(name: str, in_channels: int, seed: int) -> Backbone:

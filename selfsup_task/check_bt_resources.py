@@ -47,11 +47,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from dataset_loader.xrays import described, read_columns
+from dataset_loader.listing import listing
+from dataset_loader.xrays import read_columns
 from selfsup_task import scan_plots
 from selfsup_task.pretraining import PretrainConfig
 from selfsup_task.resources import measure, train_images
 from utils.config import as_dict, check_at_least, part_of
+from utils.facts import LISTED
 from utils.hardware import describe_device, prepare
 from utils.logging_utils import Run
 from utils.sweeps import check_all_finished, check_trial_names, inner_runs, run_trials
@@ -88,10 +90,10 @@ def main(config: ResourcesConfig) -> None:
         cells[name] = replace(base, run_name=f"{config.run_name}/{name}", store_res=0, **changes)
     check_trial_names([*cells], config.only)
     shared = {key: value for key, value in as_dict(config).items() if key not in (*VARIED, *LISTS, "only", "run_name")}
-    run = Run(config.run_name, {"varied": [*LISTS], **shared}, "resources")
+    run = Run(config.run_name, {"varied": [*LISTS], **shared}, "resources", keys_of=ResourcesConfig)
     trials = {name: Run(cells[name].run_name, cells[name], "trial") for name in config.only or cells}
     columns = read_columns(config)
-    data, train = described(columns), train_images(config, columns.official)
+    data, train = {"images": len(columns), LISTED: listing(columns)}, train_images(config, columns.official)
     for name in trials:
         check_batch_size(cells[name].batch_size, train)
     run.start(alone=False, data=data, device=describe_device(device))

@@ -67,13 +67,18 @@ class Scan:
         varied_keys = {key for values in trials.values() for key in values}
         left_out = {*varied_keys, *lists, "only", "run_name", "jobs"}
         shared = {key: value for key, value in as_dict(config).items() if key not in left_out}
-        self.run = Run(config.run_name, {"varied": [*lists], **shared}, "scan")
+        self.run = Run(config.run_name, {"varied": [*lists], **shared}, "scan", keys_of=type(config))
         self.trials = {
             name: replace(config, run_name=f"{config.run_name}/{name}", **trials[name])
             for name in config.only or trials
         }
         self.runs = {
-            name: Run(trial.run_name, {**shared, **trials[name], "run_name": trial.run_name}, "trial")
+            name: Run(
+                trial.run_name,
+                {**shared, **trials[name], "run_name": trial.run_name},
+                "trial",
+                keys_of=type(config),
+            )
             for name, trial in self.trials.items()
         }
         self.xrays = open_xrays(config, prepare(config.device, config.threads, config.deterministic), config.also)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,15 +11,16 @@ from torch import Tensor
 
 from augmentations.recipes import RECIPES
 from augmentations.transform_utils import Views, step_generator
-from dataset_loader.xrays import PHANTOMS, XRays, read_columns
+from dataset_loader.xrays import PHANTOMS, XRays, listed_facts, read_columns
 from self_sup_classes.backbones import check_backbone
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
 from self_sup_classes.cuda_graphs import replayed
-from self_sup_classes.initialisation import seen_by, start_from
+from self_sup_classes.initialisation import seen_by, start_from, weights_hashes
 from self_sup_classes.provenance import Provenance, check_unseen
 from selfsup_task.monitor import PROBES, Monitor, MonitorConfig
 from utils import distributed
 from utils.config import UserError, check_above_zero, check_at_least, check_between, check_choice, launched_processes
+from utils.facts import LISTED
 from utils.files import check_files
 from utils.hardware import MachineConfig, choose_precision, describe_device, memory_for
 from utils.logging_utils import Run
@@ -75,7 +77,7 @@ class PretrainConfig(MonitorConfig, MachineConfig):
 def open_run(config: PretrainConfig) -> Run:
     """Return the run that `config` names; UserError if its folder holds another one, or has lost its weights."""
     try:
-        run = Run(config.run_name or derived_name(config), config, "pretraining")
+        run = Run(config.run_name or derived_name(config), config, "pretraining", look=lambda: facts_of(config))
     except UserError:
         if config.dataset not in PHANTOMS:  # reading phantoms would draw them
             read_columns(config)  # of two mistakes, report the data folder that is missing
@@ -83,6 +85,11 @@ def open_run(config: PretrainConfig) -> Run:
     if run.summary is not None:
         check_files(run.folder, f"{config.backbone}_final_state_dict.pt", "metrics.csv")
     return run
+
+
+def facts_of(config: PretrainConfig) -> dict[str, Any]:
+    """Return what a finished pretraining compares with its records: data, and the weights that it started from."""
+    return {"data": {LISTED: listed_facts(config, config.also)}, "weights": weights_hashes([config.start])}
 
 
 def derived_name(config: PretrainConfig) -> str:
@@ -193,7 +200,8 @@ def train(model: BarlowTwins, step: StepFunction, xrays: XRays, config: Pretrain
         config = replace(config, num_epochs=EPOCHS)
         steps_per_epoch = EPOCH_STEPS if len(indices) // config.batch_size < EPOCH_STEPS else None
     device = next(model.parameters()).device
-    run.start(device=describe_device(device), data=xrays.facts(), pretrained_on=len(indices))
+    facts = {"data": xrays.facts(), "weights": weights_hashes([config.start])}
+    run.start(device=describe_device(device), **facts, pretrained_on=len(indices))
     if run.is_writer:
         xrays.write_split(run.folder)
     model.eval()

@@ -108,7 +108,8 @@ def range_run(task: str, config: RatesConfig, xrays: XRays) -> Run:
     """Return the finished range test of a task: lr_range.csv, its figure, and a summary of what it suggests."""
     left_out = ("tasks", "schedulers", "only", "keep_all", "jobs")
     needed = {key: value for key, value in as_dict(config).items() if key not in left_out}
-    run = Run(f"{config.run_name}/range_{task}", needed, "learning rates")
+    name = f"{config.run_name}/range_{task}"
+    run = Run(name, needed, "learning rates", look=lambda: {"data": xrays.facts()}, keys_of=RatesConfig)
     with exclusive_lock(run.folder / ".range.lock", f"running {run}"):
         run.reread()
         if run.summary is None:

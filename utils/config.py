@@ -8,18 +8,32 @@ import json
 import math
 import os
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
+
+
+def _root(variable: str, default: str) -> Path:
+    """Return the folder that an environment variable names, or that of the repo; `~` is the home folder."""
+    path = os.path.expanduser(os.environ.get(variable) or REPO_ROOT / default)
+    if path.startswith("~"):
+        raise SystemExit(f"error: {variable} is {path!r}, the home of a user whom nobody knows; give a folder.")
+    return Path(path).resolve()
+
+
 # The environment variables put results and data elsewhere: on a larger disk, or, in tests, into a temporary folder.
-RUNS_ROOT = Path(os.environ.get("CXR_RUNS") or REPO_ROOT / "runs").resolve()
-DATASETS_ROOT = Path(os.environ.get("CXR_DATASETS") or REPO_ROOT / "datasets").resolve()
+RUNS_ROOT = _root("CXR_RUNS", "runs")
+DATASETS_ROOT = _root("CXR_DATASETS", "datasets")
+
+VERSION = 2  # of config.json; Config.later says what it changed
+PLACES = ("data_root", "also")  # keys that say where data are; a run compares what it found there instead
 
 MAX_NAME = 200  # bytes of a part of a run's name; file systems take 255, some of them for temporary files
 MAX_PART, MAX_TEXT = 255, 3000  # bytes of a text in a config between two slashes, and of all of it: it may be a path
+MAX_SHOWN = 120  # characters of a value in a message
 MAX_NUMBER = 2**53  # of a config; larger ones are not exact in JSON
 
 
@@ -27,13 +41,24 @@ class UserError(Exception):
     """A user's mistake, in one sentence: what was found, what was expected, what to do."""
 
 
+class Gone(UserError):
+    """What a run has read is not there any more: a folder that was moved, a disk that is not connected."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A config whose values have the types of its fields; subclasses check the values in __post_init__."""
+    """A config whose values have the types of its fields; subclasses check the values in __post_init__.
+
+    `later` of a class holds the fields that stored configs may lack, or mean otherwise, each with the value that does
+    what was done before: for a field that is new, a value; where it depends on others, or the meaning of the field has
+    changed, a function of the stored config.
+    """
+
+    later: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         """Raise UserError for a value that cannot be used; each class checks its own fields and calls its parent."""
-        for key, expected in get_type_hints(type(self)).items():
+        for key, expected in _types(type(self)).items():
             value = getattr(self, key)
             if not _has_type(value, expected):
                 name = expected.__name__ if get_origin(expected) is None else str(expected)
@@ -50,7 +75,7 @@ def make_config(kind: type[AnyConfig], values: Mapping[str, Any]) -> AnyConfig:
 
     Raises UserError if a key is missing or unknown, naming the nearest one, or a value cannot be used.
     """
-    types = get_type_hints(kind)
+    types = _types(kind)
     for key in values:
         if key not in types:
             raise UserError(f"config key {key!r} is unknown; {nearest(key, sorted(types))}")
@@ -58,11 +83,50 @@ def make_config(kind: type[AnyConfig], values: Mapping[str, Any]) -> AnyConfig:
     if missing:
         raise UserError(f"config lacks {', '.join(missing)}; add it to the dict at the top of the script.")
     nested = {
-        key: make_config(types[key], value)
-        for key, value in values.items()
-        if isinstance(types[key], type) and issubclass(types[key], Config) and isinstance(value, Mapping)
+        key: make_config(inner, values[key])
+        for key, inner in _nested_configs(kind).items()
+        if isinstance(values[key], Mapping)
     }
     return kind(**{**values, **nested})
+
+
+def up_to_date(kind: type[Config], stored: Mapping[str, Any], version: int | None = None) -> dict[str, Any]:
+    """Return a stored config, of this `version` or that which it names, as `kind` would write it today.
+
+    Keys that it lacks take the value that does what was done before (Config.later); unknown ones are kept.
+    """
+    version = version or int(stored.get("version", 1))
+    values = {key: value for key, value in stored.items() if key != "version"}
+    for parent in reversed(kind.__mro__):
+        for key, value in vars(parent).get("later", {}).items():
+            if key not in stored or (callable(value) and version < VERSION):
+                values[key] = value(stored) if callable(value) else value
+    for key, inner in _nested_configs(kind).items():
+        if isinstance(values.get(key), Mapping):
+            values[key] = up_to_date(inner, values[key], version)
+    return values
+
+
+def open_config(kind: type[AnyConfig], stored: Mapping[str, Any]) -> AnyConfig:
+    """Return the config of a finished run, of whatever version; keys that this one does not know are left out."""
+    return make_config(kind, _known(kind, up_to_date(kind, stored)))
+
+
+def _known(kind: type[Config], values: Mapping[str, Any]) -> dict[str, Any]:
+    nested = _nested_configs(kind)
+    known = {key: values[key] for key in _types(kind) if key in values}
+    return {key: _known(nested[key], value) if key in nested else value for key, value in known.items()}
+
+
+def _types(kind: type[Config]) -> dict[str, Any]:
+    """Return the types of the fields."""
+    types = get_type_hints(kind)
+    return {field.name: types[field.name] for field in dataclasses.fields(kind)}
+
+
+def _nested_configs(kind: type[Config]) -> dict[str, type[Config]]:
+    types = _types(kind)
+    return {key: inner for key, inner in types.items() if isinstance(inner, type) and issubclass(inner, Config)}
 
 
 def part_of(config: Config, kind: type[Config]) -> dict[str, Any]:
@@ -73,7 +137,9 @@ def part_of(config: Config, kind: type[Config]) -> dict[str, Any]:
 
 def as_dict(config: "Config | Mapping[str, Any]") -> dict[str, Any]:
     """Return a config as a plain dict, nested ones too, as config.json holds it."""
-    return dataclasses.asdict(config) if isinstance(config, Config) else dict(config)
+    if isinstance(config, Config):
+        return dataclasses.asdict(config)
+    return {key: as_dict(value) if isinstance(value, Config) else value for key, value in config.items()}
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -84,14 +150,19 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return how two configs differ, one text per key, such as "lr (0.1 there, 0.2 now)"."""
+def differences(there: Mapping[str, Any], now: Mapping[str, Any], leave_out: Collection[str] = ()) -> list[str]:
+    """Return how two configs differ, one text per key, such as "lr (0.1 there, 0.2 now)"; keys `leave_out` may."""
 
     def shown(config: Mapping[str, Any], key: str) -> str:
         return json.dumps(config[key]) if key in config else "absent"
 
-    keys = [key for key in sorted({*there, *now}) if shown(there, key) != shown(now, key)]
-    return [f"{key} ({shown(there, key)} there, {shown(now, key)} now)" for key in keys]
+    def short(text: str) -> str:
+        return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+    there, now = flat(there), flat(now)
+    keys = [key for key in sorted({*there, *now}) if key.rpartition(".")[2] not in leave_out]
+    changed = [key for key in keys if shown(there, key) != shown(now, key)]
+    return [f"{key} ({short(shown(there, key))} there, {short(shown(now, key))} now)" for key in changed]
 
 
 def launched_processes() -> int:

@@ -5,10 +5,10 @@ import io
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -20,8 +20,23 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from utils import distributed
-from utils.config import REPO_ROOT, RUNS_ROOT, Config, UserError, as_dict, check_run_name, differences, flat
+from utils.config import (
+    PLACES,
+    REPO_ROOT,
+    RUNS_ROOT,
+    VERSION,
+    Config,
+    Gone,
+    UserError,
+    as_dict,
+    check_run_name,
+    differences,
+    flat,
+    repo_path,
+    up_to_date,
+)
 from utils.distributed import exclusive_lock, holder, try_lock
+from utils.facts import LISTED, changes_since
 from utils.files import (
     drop_checkpoint,
     plain_json,
@@ -37,6 +52,8 @@ from utils.files import (
 )
 from utils.hardware import changes, environment
 
+Look = Callable[[], Mapping[str, Any]]  # see Run
+
 
 class Run:
     """One folder under runs/: config, environment, metrics, TensorBoard events, figures, checkpoint, summary.
@@ -46,18 +63,34 @@ class Run:
     that all of them see.
     """
 
-    def __init__(self, name: str, config: "Config | Mapping[str, Any]", kind: str, runs_root: Path = RUNS_ROOT):
+    def __init__(
+        self,
+        name: str,
+        config: "Config | Mapping[str, Any]",
+        kind: str,
+        runs_root: Path = RUNS_ROOT,
+        *,
+        look: Look | None = None,
+        keys_of: type[Config] | None = None,
+    ):
         """Open the folder `name`; environment.json records the `kind` of run ("pretraining", "comparison", ...).
 
-        Raises UserError if the folder holds a run with another config, or anything else.
+        look     returns facts about what the run reads, as `start` gets them, from tables and names alone; a finished
+                 run compares them with those that it recorded. It raises Gone if the data are not there any more, and
+                 the run says so.
+        keys_of  the class whose keys `config` holds, if that is a dict: an older run may lack some of them
+
+        Raises UserError if the folder holds a run with another config, a finished one on other data, or anything else.
         """
         check_run_name(name, runs_root)
         self.name, self.folder, self.kind, self.root = name, runs_root / name, kind, runs_root
         self.is_writer = distributed.rank() == 0
         self.rows: list[dict[str, float]] = []
-        self.config = as_dict(config)
-        self._check()
+        self.config, self._typed, self._keys_of = as_dict(config), config, keys_of
         self.summary = read_json(self.folder / "summary.json")
+        self._check()
+        if self.summary is not None and look is not None:
+            self._compare_data(look)
         self._checkpoint, self._damaged = self.folder / "checkpoint.pt", False
         self._writer: SummaryWriter | None = None
         self._lock: FileLock | None = None
@@ -75,12 +108,59 @@ class Run:
         stored = read_json(self.folder / "config.json")
         if stored is None and any(path.name[0] != "." for path in self.folder.iterdir()):
             raise UserError(f"{self} has files but no config.json, so it is not a run; choose another run_name.")
-        different = differences(stored, self.config) if stored is not None else []
-        if different:
-            raise UserError(
-                f"{self} holds a run with another config: {', '.join(different)}. "
-                "Nothing was changed; choose another run_name or delete that folder."
-            )
+        there, now = flat(self._up_to_date(stored or {})), flat(self.config)
+        finished = self.summary is not None  # nothing of it is done again
+        unknown = {key: there.pop(key) for key in [*there] if finished and key not in now}
+        if stored is not None and (different := differences(there, self.config, leave_out=PLACES)):
+            self._refuse(f"holds a run with another config: {', '.join(different)}")
+        if unknown:
+            self._say(f"has keys that this version does not know, and does not compare: {json.dumps(unknown)}")
+
+    def _up_to_date(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a stored config as this version would have written it."""
+        version, now = stored.get("version", 1), self._typed
+        values = {key: value for key, value in stored.items() if key != "version"}
+        kind = type(now) if isinstance(now, Config) else self._keys_of
+        if kind is not None:
+            values = {k: v for k, v in up_to_date(kind, stored).items() if k in stored or k in self.config}
+        inner = {} if isinstance(now, Config) else {key: value for key, value in now.items() if key in stored}
+        found = {k: up_to_date(type(v), stored[k], version) for k, v in inner.items() if isinstance(v, Config)}
+        return values | found
+
+    def _refuse(self, what: str) -> NoReturn:
+        way = "choose another run_name or delete" if "run_name" in self.config else "delete"
+        raise UserError(f"{self} {what}. Nothing was changed; {way} that folder.")
+
+    def _say(self, text: str) -> None:
+        if self.is_writer:
+            print(f"note: {self} {text}", file=sys.stderr)
+
+    def _compare_data(self, look: Look) -> None:
+        """Raise UserError if a finished run was made from other data or weights; say so if that cannot be known."""
+        recorded = read_json(self.folder / "environment.json") or {}
+        stored = read_json(self.folder / "config.json") or {}
+        elsewhere = [key for key in PLACES if key in stored and key in self.config and self._moved(stored[key], key)]
+        try:
+            found = look()
+        except Gone as error:
+            if elsewhere:
+                raise
+            self._say(f"is finished; whether its data have changed is not known: {error}")
+            return
+        if changed := changes_since(recorded, found):
+            self._refuse(f"was made from other data: {', '.join(changed)}")
+        known = set(found) <= set(recorded) and LISTED in recorded.get("data", [LISTED])
+        if elsewhere and not known:
+            moved = differences(*({key: one[key] for key in elsewhere} for one in (stored, self.config)))
+            self._refuse(f"holds a run with another config: {', '.join(moved)}")
+        if not known:
+            self._say("is of a version that did not record its data, so it is not known whether they have changed")
+
+    def _moved(self, there: Any, key: str) -> bool:
+        """Whether paths of a config lead elsewhere, however they are written."""
+        now = self.config[key]
+        paths = [[repo_path(path) for path in (side if isinstance(side, list) else [side])] for side in (there, now)]
+        return paths[0] != paths[1]
 
     def start(self, alone: bool = True, **facts: Any) -> None:
         """Create the folder with config.json and environment.json; call it once everything else has been checked.
@@ -106,23 +186,24 @@ class Run:
     def _record(self, now: Mapping[str, Any]) -> None:
         """Write config.json and environment.json, or compare `now` with what a resumed run was started with."""
         before = read_json(self.folder / "environment.json")
-        there, here = flat(before or {}), flat(plain_json(dict(now)))
-        different = [key for key in here if key in there and there[key] != here[key]]
-        if different:
-            raise UserError(
-                f"{self} was started with other {' and '.join(different)} (see its environment.json), so resuming "
-                "would not give the same result; restore them, or choose another run_name."
+        if different := changes_since(before or {}, plain_json(dict(now))):
+            self._refuse(
+                f"was started with other {', '.join(different)} (see its environment.json), so resuming would not "
+                "give the same result"
             )
         if not self.is_writer:
             return
         if before is None:
-            write_json(self.folder / "config.json", self.config)
+            self._write_config()
             write_json(self.folder / "environment.json", {**environment(), **now})
             return
         resumed, present = before.get("resumed", []), environment()
         if changed := changes([before, *resumed][-1], present):
             print(f"warning: {self} resumes with another {changed}; it may end differently", file=sys.stderr)
             write_json(self.folder / "environment.json", {**before, "resumed": [*resumed, present]})
+
+    def _write_config(self) -> None:
+        write_json(self.folder / "config.json", {"version": VERSION, **self.config})
 
     # --- what happens while training ---
 
@@ -240,7 +321,7 @@ class Run:
         """Write error.txt: why the run could not be finished, or even started."""
         if self.is_writer:
             if not (self.folder / "config.json").exists():
-                write_json(self.folder / "config.json", self.config)
+                self._write_config()
             write_text(self.folder / "error.txt", error)
 
     def _write_hparams(self, writer: SummaryWriter) -> None:
@@ -261,17 +342,22 @@ class Run:
 
 
 def same_run(
-    name: str, config: Mapping[str, Any], kind: str, files: Sequence[str], runs_root: Path = RUNS_ROOT
+    name: str,
+    config: Mapping[str, Any],
+    kind: str,
+    files: Sequence[str],
+    runs_root: Path = RUNS_ROOT,
+    look: Look | None = None,
 ) -> Run | None:
-    """Return the finished run of this config and these versions among `name`, name-2, name-3, ..., or None.
+    """Return the finished run of this config, data and versions among `name`, name-2, name-3, ..., or None.
 
-    It still has its `files`.
+    It still has its `files`. Run says what `look` is.
     """
     check_run_name(name, runs_root)
     now = environment()
     for each in itertools.takewhile(lambda each: (runs_root / each).exists(), _numbered(name)):
-        with suppress(UserError):  # of another config, or no run
-            run = Run(each, config, kind, runs_root)
+        with suppress(UserError):  # of another config or other data, or no run
+            run = Run(each, config, kind, runs_root, look=look)
             before = read_json(run.folder / "environment.json")
             whole = run.summary is not None and all((run.folder / file).exists() for file in files)
             if whole and before is not None and not changes(before, now):

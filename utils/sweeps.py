@@ -95,6 +95,7 @@ def inner_runs(run: Run, except_for: Collection[str] = ()) -> dict[str, Run]:
         name, facts = path.parent.name, read_json(path) or {}
         if name not in except_for and facts.get("kind") == "trial":
             config = read_json(path.with_name("config.json")) or {}
+            config.pop("version", None)
             found[name] = Run(f"{run.name}/{name}", config, "trial", run.root)
     return found
 

@@ -1,5 +1,6 @@
 """The audit: what is taken away, what is exposed, what is said."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_patches_are_moved_whole_and_by_each_image_s_own_order() -> None:
 def audit(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr("interpretability.shortcuts.MAX_MAPPED", 4)
     monkeypatch.setattr("interpretability.shortcuts.MAX_REFIT", 300)
-    monkeypatch.setattr(shortcut_audit, "Run", lambda name, config, kind: Run(name, config, kind, tmp_path))
+    monkeypatch.setattr(shortcut_audit, "Run", partial(Run, runs_root=tmp_path))
     config = {**shortcut_audit.config, "checkpoints": [str(trained.folder)]}
     return next(iter(shortcut_audit.main(make_config(shortcut_audit.AuditConfig, config)).values()))
 

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
 
 from utils import logging_utils
-from utils.config import UserError
+from utils.config import VERSION, UserError
 from utils.files import write_atomically, write_tensors
 from utils.logging_utils import Run
 
@@ -28,7 +28,7 @@ def test_opening_a_run_writes_nothing_before_it_starts(tmp_path: Path) -> None:
     run = Run("a/b", CONFIG, "pretraining", tmp_path)
     assert not run.folder.exists()
     run.start(images=7)
-    assert json.loads((run.folder / "config.json").read_text()) == CONFIG
+    assert json.loads((run.folder / "config.json").read_text()) == {"version": VERSION, **CONFIG}
     environment = json.loads((run.folder / "environment.json").read_text())
     assert (environment["kind"], environment["images"]) == ("pretraining", 7)
     assert torch.__version__.startswith(environment["versions"]["torch"])

@@ -1,0 +1,63 @@
+"""What a run records about its data and weights, and what has changed since."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from utils.config import flat
+
+LISTED = "listed"  # of `data`: facts by name, such as "labels", that tables and names give without a look at a pixel
+_WHERE = ("data_root", "root")  # facts that say where data are, not what
+
+
+def fact(count: int, lines: Iterable[str | bytes], of: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Return a fact about a list: its length, a hash of its lines, and the lengths of its parts `of`, by name."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line if isinstance(line, bytes) else line.encode("utf-8", "surrogateescape") + b"\n")
+    return {"count": count, "hash": digest.hexdigest()[:16], "of": dict(of or {})}
+
+
+def changes_since(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return how facts differ, a text for each, such as "labels (400 then, 399 now; COVID 120 then, 119 now)".
+
+    Facts that one side lacks are not compared, but for those that are listed about the data. If these differ, what was
+    derived from them is left out.
+    """
+    listed, listed_now = (side.get("data", {}).get(LISTED) for side in (there, now))
+    texts = _changes_listed(listed, listed_now) if listed is not None and listed_now is not None else []
+    before, here = (flat({key: value for key, value in side.items() if key != "data"}) for side in (there, now))
+    if not texts:
+        before, here = before | _without_lists(there), here | _without_lists(now)
+    derived = [key for key in here if texts and "." not in key]
+    named = [key for key in here if key in before and key not in derived and _what(before[key]) != _what(here[key])]
+    return texts + [name.replace("weights.", "the weights in ", 1) for name in named]
+
+
+def _without_lists(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts about the data that have no list, with their full keys."""
+    data = {key: value for key, value in facts.get("data", {}).items() if key not in (LISTED, *_WHERE)}
+    return flat({"data": data})
+
+
+def _what(value: Any) -> Any:
+    """Return a fact without the places in it."""
+    if isinstance(value, list):
+        return [_what(item) for item in value]
+    return {key: item for key, item in value.items() if key not in _WHERE} if isinstance(value, dict) else value
+
+
+def _changes_listed(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    nothing, texts = fact(0, []), []
+    for name in {**there, **now}:
+        before, here = there.get(name, nothing), now.get(name, nothing)
+        if before == here:
+            continue
+        parts = {**before["of"], **here["of"]}
+        counts = [(part, before["of"].get(part, 0), here["of"].get(part, 0)) for part in parts]
+        shown = [f"{part} {old:,} then, {new:,} now" for part, old, new in counts if old != new]
+        same = before["count"] == here["count"]
+        total = f"{before['count']:,} then and now, but not the same ones"
+        total = total if same else f"{before['count']:,} then, {here['count']:,} now"
+        texts.append(f"{name} ({'; '.join([total, *shown])})")
+    return texts
