@@ -23,7 +23,7 @@ from downstream_task.targets import (
     read_targets,
 )
 from self_sup_classes.backbones import save_state_dict
-from self_sup_classes.initialisation import start_from
+from self_sup_classes.initialisation import start_from, weights_hashes
 from self_sup_classes.provenance import check_unseen
 from utils.config import UserError, repo_path
 from utils.hardware import choose_precision, describe_device, placed, prepare
@@ -97,7 +97,8 @@ class _Finetuning:
 
     def start(self) -> None:
         """Create the run's folder."""
-        facts = {"data": self.xrays.facts(), "labels": len(self.train_indices), "note": self.note}
+        weights = weights_hashes([self.config.encoder])
+        facts = {"data": self.xrays.facts(), "weights": weights, "labels": len(self.train_indices), "note": self.note}
         facts["note_on_weights"] = self.note_on_weights
         self.run.start(device=describe_device(self.device), **facts)
         self.xrays.write_split(self.run.folder)

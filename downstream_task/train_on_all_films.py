@@ -17,6 +17,7 @@ from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
     "comparison": "runs/compare/phantom",  # a finished comparison under runs/
+    "data_root": "",  # where the films are now, if they were moved since
     "arm": "",  # name of one of its arms; "" is the best on validation at the most labels
     "run_name": "",  # runs/<run_name>/; "" is final/ and the comparison's name
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
@@ -32,11 +33,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dataset_loader.xrays import XRays, open_xrays
+from dataset_loader.xrays import XRays, listed_facts, open_xrays
 from downstream_task.finetuning import finetune
 from downstream_task.finished_runs import Finished, find_finished, run_name
 from downstream_task.targets import read_predictions, read_targets
+from self_sup_classes.initialisation import weights_hashes
 from utils.config import RUNS_ROOT, UserError, check_choice, repo_path
+from utils.facts import LISTED
 from utils.hardware import MachineConfig, prepare
 from utils.intervals import interval_text, metric_name
 from utils.logging_utils import Run
@@ -47,6 +50,7 @@ class FinalConfig(MachineConfig):
     """The config above, checked."""
 
     comparison: str
+    data_root: str
     arm: str
     run_name: str
 
@@ -71,12 +75,18 @@ def main(config: FinalConfig) -> None:
     trained = replace(
         first.config,
         run_name=config.run_name or f"final/{run_name(folder)}",
+        data_root=config.data_root or first.config.data_root,
         **{"device": config.device, "threads": config.threads},
         **{"label_fraction": 1.0, "label_draw": 0, "choose_by": "cross-validation", "allow_seen": True},
         **{"min_steps": steps, "evaluate_every": steps, "passes": 0},  # one evaluation, after the last step
         keep_split="" if first.config.ids == "none" else str(first.folder / "split.csv"),
     )
-    run = Run(trained.run_name, trained, "classifier of all films")
+    run = Run(
+        trained.run_name,
+        trained,
+        "classifier of all films",
+        look=lambda: {"data": {LISTED: listed_facts(trained)}, "weights": weights_hashes([trained.encoder])},
+    )
     if "comparison" not in (run.summary or {}):
         device = prepare(config.device, config.threads)
         xrays = open_xrays(trained, device)

@@ -89,7 +89,9 @@ def test_what_changed_is_one_sentence_wherever_a_result_depends_on_it(clinic: Pa
         assert changed in line and "delete that folder" in line
 
     (clinic / "labels.csv").write_bytes(before.replace(b"47.png,sick", b"47.png,"))
-    assert all("labels (48 then, 47 now; sick 24 then, 23 now)" in line for line in again("compare", "pretrain").values())
+    assert all(
+        "labels (48 then, 47 now; sick 24 then, 23 now)" in line for line in again("compare", "pretrain").values()
+    )
     (clinic / "labels.csv").write_bytes(before.replace(b"00.png,well,train", b"00.png,well,test"))
     assert all("official parts (" in line for line in again("compare", "pretrain").values())
     (clinic / "labels.csv").write_bytes(before)
