@@ -101,7 +101,7 @@ def open_collection(entry: str, size: int, device: torch.device, labelled: Label
     source = source if source in ("phantom", *READERS) else "folder"
     collection = collection_of(source, columns, size, device, labelled)
     if collection is None:
-        raise UserError(f"also holds {entry!r}, but no image file below {root} is new to the data set.")
+        raise UserError(f"also holds {entry!r}, but no image file below {columns.root} is new to the data set.")
     return collection
 
 
