@@ -45,9 +45,9 @@ def label_counts(labels: np.ndarray, number: int, parts: np.ndarray) -> np.ndarr
 
 
 def look_alikes(names: Sequence[str]) -> list[list[str]]:
-    """Return the names that are the same to a reader: but for case, spaces, underscores, hyphens and what is unseen."""
+    """Return the names that are the same to a reader: but for case, spaces, underscores, dashes and what is unseen."""
     alike: dict[str, list[str]] = {}
     for name in names:
         seen = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) not in ("Cf", "Cc"))
-        alike.setdefault(re.sub(r"[\s_-]+", " ", seen).strip().casefold(), []).append(name)
+        alike.setdefault(re.sub("[\\s_\u2010-\u2015\u2212-]+", " ", seen).strip().casefold(), []).append(name)
     return [same for same in alike.values() if len(same) > 1]

@@ -1,6 +1,7 @@
 """Any folder of X-rays, and what a table says about some of them."""
 
 import os
+import re
 import sys
 import unicodedata
 from collections import Counter
@@ -214,27 +215,42 @@ def _classes(rows: pd.DataFrame, files: np.ndarray, path: Path) -> tuple[np.ndar
     names = sorted(set(written) - {""})
     if len(names) < 2:
         found = f"only the class {names[0]!r}" if names else "no class"
-        raise UserError(f"{path} holds {found} in its column 'label'; expected two or more. {_EXPECTED}.")
+        lost = f" in the rows of files that exist ({has_file.sum():,})" if not has_file.all() else ""
+        raise UserError(f"{path} holds {found} in its column 'label'{lost}; expected two or more. {_EXPECTED}.")
     if 2 * len(names) > max(4, count := int((written != "").sum())):
         raise UserError(
             f"{path} holds {len(names):,} different labels for {count:,} images, such as {names[0]!r}; expected the "
             f"name of one class in each row. {_EXPECTED}."
+        )
+    if joined := [
+        name for name in names if len(found := re.split(r"\s*[|;,+/&]\s*", name)) > 1 and {*found} & {*names}
+    ]:
+        print(
+            f"warning: {path}: {shown(joined)} join the names of several classes, and are read as more classes; for "
+            "films with several findings, use one column for each finding",
+            file=sys.stderr,
         )
     indices = {name: index for index, name in enumerate(names)} | {"": -1}
     return np.array([indices[label] for label in written], dtype=np.int64), tuple(names)
 
 
 def _one_spelling(labels: pd.Series, path: Path) -> pd.Series:
-    """Return labels; those that differ only in case, blanks and invisible characters are written as most of them."""
+    """Return labels; those that differ only as _class_key says are written as most of them."""
     counts = Counter(labels)
     best: dict[str, str] = {}
     for written in sorted(counts, key=lambda word: (-counts[word], word)):
-        best.setdefault(clean(written).casefold(), clean(written))
+        best.setdefault(_class_key(written), clean(written))
     for name in sorted(set(best.values())):
-        if others := [word for word in counts if clean(word).casefold() == name.casefold() and word != name]:
+        if others := [word for word in counts if _class_key(word) == _class_key(name) and word != name]:
             again = counted(word for word in labels if word in others)
             print(f"warning: {path}: {again} read as the class {name!r}", file=sys.stderr)
-    return labels.map({written: best[clean(written).casefold()] for written in counts})
+    return labels.map({written: best[_class_key(written)] for written in counts})
+
+
+def _class_key(label: str) -> str:
+    """Return a label without what no reader sees: case, blanks, invisible characters, kinds of hyphens, 1 as 1.0."""
+    label = re.sub("[\u2010-\u2015\u2212]", "-", clean(label).casefold())
+    return re.sub(r"^(\d+)[.,]0+$", r"\1", label)
 
 
 def _findings(rows: pd.DataFrame, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -1,6 +1,7 @@
 """The columns of a table that have a meaning here, under the names that people give them."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ _WORDS = {
     "label": "labels class classname classlabel diagnosis category dx groundtruth diagnose klasse befund diagnostic "
     "classe",
     "patient": "patientid patid pid patientnumber patientnr patientno subject subjectid mrn case caseid personid "
-    "medicalrecordnumber patienten patientenid patientennummer patnr fall",
+    "medicalrecordnumber patienten patientenid patientennummer patnr fall participant proband",
     "mask": "maskfile maskpath maskname lungmask masks maske",
     "sex": "gender patientsex patientgender geschlecht sexe",
     "age": "ageyears ageinyears patientage ageatstudy ageatexam alter agey alterjahre",
@@ -32,7 +33,9 @@ _WORDS = {
     "study": "studyid accession accessionnumber accessionno studyinstanceuid studyuid exam examid visit visitid studie "
     "untersuchung",
 }
+_PATIENT = re.compile("(patient|subject|participant|person).*(id|nr|no|number|name|code|key|hash)$")
 COLUMNS = {name: tuple(words.split()) for name, words in _WORDS.items()}
+_BY_VALUES = ("file", "part")  # are known by their cells alone, whatever a column is called
 _ONE = ("file", "label", "part")  # of several that fit, nobody can choose; of the others, the first word counts
 _MOST_FILMS = 20  # of one patient, on average: a column with more for each of its values holds something else
 
@@ -43,9 +46,21 @@ def column_key(name: str) -> str:
 
 
 def has_meaning(column: str) -> bool:
-    """Return whether a column's name, or another word for it, is one of COLUMNS."""
+    """Return whether a column's name, or another word for it, is one of COLUMNS or a value of theirs, as is_test."""
     key = column_key(column)
-    return key in COLUMNS or any(key in others for others in COLUMNS.values())
+    return key in COLUMNS or any(_is_word(key, name) for name in COLUMNS) or bool(_flag_of(key))
+
+
+def _is_word(key: str, name: str) -> bool:
+    """Return whether a column's key is another word for one of COLUMNS."""
+    return key in COLUMNS[name] or (name == "patient" and bool(_PATIENT.search(key)))
+
+
+def _flag_of(key: str) -> str:
+    """Return which of COLUMNS has a column's name as its value, such as part for is_test and sex for female, or ""."""
+    word = key.removeprefix("is")
+    is_sex = len(word) > 1 and SEXES.get(word) in ("Male", "Female")
+    return "part" if part_of(word) else "sex" if is_sex else "view" if word in ("frontal", "lateral") else ""
 
 
 def known_columns(
@@ -53,8 +68,9 @@ def known_columns(
 ) -> pd.DataFrame:
     """Return a table whose columns that have a meaning are called as in COLUMNS, of these `names`.
 
-    A column under its own name is taken. Else one under another word is, if its values fit, which is said on stderr, as
-    are words whose values do not fit and names that look mistyped. `is_file` tells whether a cell names an image.
+    A column under its own name is taken. Else one under another word is, if its values fit, or one of any name whose
+    values are those of _BY_VALUES, which is said on stderr, as are words whose values do not fit and names that look
+    mistyped or like a value. `is_file` tells whether a cell names an image.
     Raises UserError if several columns fit one name and differ.
     """
     keys = {column: column_key(column) for column in table}
@@ -63,9 +79,9 @@ def known_columns(
     for name in names:
         own = [column for column, key in keys.items() if key == name]
         words = {key: place for place, key in enumerate(COLUMNS[name])}
-        others = [column for column, key in keys.items() if key in words and column not in chosen]
+        others = [column for column, key in keys.items() if _is_word(key, name) and column not in chosen]
         fitting = [column for column in others if _fits(name, column_of(table, column), is_file)]
-        if not (found := own or sorted(fitting, key=lambda column: words[keys[column]])):
+        if not (found := own or sorted(fitting, key=lambda column: words.get(keys[column], 99))):
             doubts += [
                 (column, f"is not read as {name!r}: it holds {_examples(column_of(table, column))}")
                 for column in others
@@ -79,8 +95,18 @@ def known_columns(
             said.append(f"{found[0]!r} as {name}")
         if name in (*_ONE, "patient"):
             doubts += [(other, f"is not read: {found[0]!r} is the {name}") for other in fitting if other != found[0]]
+    unnamed = [column for column in table if not has_meaning(column)]
+    for name in [name for name in _BY_VALUES if name in names and name not in chosen.values()]:
+        fitting = [column for column in unnamed if _is_surely(name, column_of(table, column), is_file)]
+        if len(fitting) == 1:
+            chosen[fitting[0]] = name
+            said.append(f"{fitting[0]!r} as {name}")
     for column, key in keys.items():
-        near = [name for name in names if name not in chosen.values() and _mistyped(key, (name, *COLUMNS[name]))]
+        lacking = [name for name in names if name not in chosen.values()]
+        if (flag := _flag_of(key)) in lacking:
+            doubts.append((column, f"is not read; if it tells the {flag}, write that as words into a column {flag!r}"))
+        near = [name for name in lacking if _mistyped(key, (name, *COLUMNS[name]))]
+        near = [name for name in near if _fits(name, column_of(table, column), is_file)]
         if near and not has_meaning(column):
             doubts.append((column, f"is not read as {near[0]!r}, which may have been meant; then call it so"))
     if said:
@@ -113,6 +139,15 @@ def _fits(name: str, cells: pd.Series, is_file: Callable[[str], object]) -> bool
         like_ids = kinds > 2 or any(letter.isdigit() for word in words for letter in word)  # not case and control
         return kinds > 1 and kinds * _MOST_FILMS > len(words) and like_ids and not is_finding
     return bool(words)
+
+
+def _is_surely(name: str, cells: pd.Series, is_file: Callable[[str], object]) -> bool:
+    """Return whether a column of any name holds images' names or, in every cell, one of several parts."""
+    words = [cell for cell in cells.unique() if clean(cell).casefold() not in UNKNOWN]
+    if name == "part":
+        parts = {part_of(word) for word in words}
+        return len(parts) > 1 and None not in parts
+    return bool(words) and _fits(name, cells, is_file)
 
 
 def _examples(cells: pd.Series) -> str:

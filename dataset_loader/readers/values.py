@@ -14,8 +14,10 @@ PARTS = {"": ""}
 PARTS |= dict.fromkeys(["train", "training", "trn"], "train")
 PARTS |= dict.fromkeys(["val", "valid", "validation", "validate", "dev", "tune"], "val")
 PARTS |= dict.fromkeys(["test", "testing", "tst", "holdout", "heldout"], "test")
-SEXES = dict.fromkeys(["m", "male", "man", "männlich", "maennlich", "mann", "homme", "masculin", "hombre"], "Male")
-SEXES |= dict.fromkeys(["f", "w", "female", "woman", "weiblich", "frau", "femme", "féminin", "mujer"], "Female")
+SEXES = dict.fromkeys(["m", "male", "man", "männlich", "männl", "mann", "boy", "homme", "masculin", "hombre"], "Male")
+SEXES |= dict.fromkeys(
+    ["f", "w", "female", "woman", "weiblich", "weibl", "frau", "girl", "femme", "féminin", "mujer"], "Female"
+)
 SEXES |= dict.fromkeys(["o", "other", "d", "divers", "diverse", "x"], "Other")
 _ISO_SEXES = {"1": "Male", "2": "Female"}  # ISO/IEC 5218; its 0 is not known, its 9 not applicable
 _AGE = re.compile(r"(\d+(?:[.,]\d+)?)\s*([^\W\d_]*)\.?(?:\s*(?:old|alt|/o))?")

@@ -164,10 +164,36 @@ def test_what_does_not_fit_or_looks_mistyped_is_a_warning(root: Path, capsys: py
     assert "column 'mrn' is not read: 'Patient' is the patient" in said
     assert "findings are read as 1 for 'TRUE', 'yes'; 0 for 'FALSE', 'no'; -1 for '?'" in said
     assert "other columns kept as details: patinet, fold, position, mrn" in said
-    read(root, "file,lable,finding,gendr,spilt", "a.png,x,1,F,train", "d.gif,y,0,M,test")
+    columns = read(
+        root,
+        "file,lable,Mass,gendr,patinet,is_test,male",
+        "a.png,u,1,F,p1,0,0",
+        "d.gif,v,0,M,p2,1,1",
+        "e.png,v,0,M,p2,0,1",
+    )
+    assert columns.label_names == ("Mass",)  # nor a mistyped mask; is_test and male are no findings
     said = capsys.readouterr().err
-    for mistyped, meant in {"lable": "label", "gendr": "sex", "spilt": "part"}.items():
+    for mistyped, meant in {"lable": "label", "gendr": "sex", "patinet": "patient"}.items():
         assert f"column {mistyped!r} is not read as {meant!r}, which may have been meant" in said
+    for column, meant in {"is_test": "part", "male": "sex"}.items():
+        assert f"column {column!r} is not read; if it tells the {meant}, write that as words" in said
+    assert "'mask'" not in said
+
+
+def test_files_parts_and_patients_are_known_in_columns_of_other_names(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = read(
+        root,
+        "X_ray_image_name,label,Dataset_type,patient_pseudo_id",
+        "a.png,x,TRAIN,p1",
+        "e.png,y,TEST,p2",
+        "d.gif,x,TRAIN,p1",
+    ).labelled()
+    assert columns.paths.tolist() == ["a.png", "d.gif", "e.png"] and columns.groups.tolist() == ["p1", "p1", "p2"]
+    assert columns.official.tolist() == ["train", "train", "test"]
+    said = "reading 'patient_pseudo_id' as patient, 'X_ray_image_name' as file, 'Dataset_type' as part"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -203,6 +229,18 @@ def test_class_names_that_look_equal_are_one_class(root: Path, capsys: pytest.Ca
     assert [sum(columns.labels == label) for label in (0, 1, 2)] == [2, 3, 1]
     said = capsys.readouterr().err
     assert "'tbc' (1) read as the class 'Tbc'" in said and "read as blank: 'unknown' (1)" in said
+    columns = read(
+        root,
+        "file,label",
+        "a.png,1",
+        "d.gif,1.0",
+        "e.png,SARS\u20112",
+        "deep/b.JPG,SARS-2",
+        "Füße.png,1+SARS-2",
+        "lungs/a.png,1",
+    )
+    assert columns.label_names == ("1", "1+SARS-2", "SARS-2")
+    assert "1 (1+SARS-2) join the names of several classes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["labels.xlsx", "Labels.ods", "labels.csv.gz", "label.csv"])
@@ -248,7 +286,7 @@ def test_unread_kinds_of_images_are_named(root: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["name,label", "a.png,x"], "no column 'file', but name, label"),
+        (["name,label", "another.png,x"], "no column 'file', but name, label"),
         (
             ["file,label", "a.png,x", "e.png,y", "a.png,y"],
             "about 'a.png': column 'label' holds 'x' in line 2 and 'y' in line 4",
@@ -260,6 +298,7 @@ def test_unread_kinds_of_images_are_named(root: Path, capsys: pytest.CaptureFixt
         (["file,label", ",x"], "holds ''"),
         (["file,label,mask", "a.png,x,../m.png"], "column 'mask', holds"),
         (["file,label", "a.png,x"], "only the class 'x'"),
+        (["file,label", "a.png,x", "gone.png,y"], r"only the class 'x' .* in the rows of files that exist \(1\)"),
         (["file,label"], "no class"),
         (["file,label", "a.png,clear lungs", "e.png,a nodule", "d.gif,scars"], "3 different labels for 3 images"),
         (["file,label", "x/a,x", "b,x", "c,y", "x,y"], "no row for any image .* names 'b', and there is 'a.png'"),

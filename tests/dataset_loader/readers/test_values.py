@@ -33,11 +33,11 @@ def test_ages_that_are_not_understood_are_counted(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("written", "read", "said"),
     [
-        ("m F Male weiblich d", "Male Female Male Female Other", ""),
+        ("m F Male weibl. d", "Male Female Male Female Other", ""),
         ("1 2 0 9", "Male Female  ", "ISO 5218"),
         ("1.0 2.0", "Male Female", "ISO 5218"),
         ("0 1 1", "0 1 1", "3 of 3 sexes are not understood: '1' (2), '0' (1)"),
-        ("M girl", "Male girl", "1 of 2 sexes are not understood: 'girl' (1)"),
+        ("M ♀", "Male ♀", "1 of 2 sexes are not understood: '♀' (1)"),
     ],
 )
 def test_sexes_in_many_words(written: str, read: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
