@@ -6,10 +6,18 @@ import warnings
 from typing import IO, Any
 
 import numpy as np
-from pydicom import Dataset, dcmread
+from pydicom import Dataset, Sequence, dcmread
+from pydicom.multival import MultiValue
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import (
+    UID,
+    AllTransferSyntaxes,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 
 from dataset_loader.image_errors import BrokenImageError, NoXRayError
 
@@ -51,13 +59,15 @@ def _read(file: IO[bytes]) -> Dataset:
             return header
         kind = _word(header, "Modality") or "of unknown kind"
         encrypted = "EncryptedAttributesSequence" in header
-        sop_class = header.get("SOPClassUID") or UID("")
+        sop_class = UID(str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or ""))
     except Exception as error:  # pydicom raises all kinds
         raise BrokenImageError("DICOM with a damaged header") from error
     if encrypted:
         raise BrokenImageError("DICOM without pixels that can be read: it is encrypted")
     if "Rows" in header or "Image" in sop_class.name:  # of a picture, the standard's names say that it is one
         raise BrokenImageError("DICOM that is cut off: its pixels are missing")
+    if not sop_class:
+        raise BrokenImageError("DICOM with a damaged header")
     raise NoXRayError(f"DICOM object without a picture ({kind})")
 
 
@@ -84,9 +94,12 @@ def _number(header: Dataset, name: str, default: float) -> float:
 
 
 def _word(header: Dataset, name: str) -> str:
-    """Return the first word of an attribute in capitals, "" if it is absent."""
-    value: Any = header.get(name) or ""
-    first = value if isinstance(value, str) else str(value[0] or "")
+    """Return the first value of an attribute as one word in capitals, "" if it is absent."""
+    try:
+        value: Any = header.get(name)
+    except Exception:  # as in _numbers
+        return ""
+    first = str(value[0]) if isinstance(value, MultiValue) and value else str(value or "")
     return "".join(first.upper().split()).strip("\0")
 
 
@@ -95,23 +108,33 @@ def _complete(header: Dataset) -> None:
     rows, columns = (int(_number(header, name, 0)) for name in ("Rows", "Columns"))
     if rows < 1 or columns < 1:
         raise BrokenImageError("DICOM whose header does not say how many rows and columns the picture has")
-    samples = max(1, int(_number(header, "SamplesPerPixel", 1)))
-    allocated = int(_number(header, "BitsAllocated", 16 if len(_data(header)) >= 2 * rows * columns * samples else 8))
+    samples = int(_number(header, "SamplesPerPixel", 1))
+    samples = samples if 1 <= samples <= 4 else 1
+    allocated = int(_number(header, "BitsAllocated", 0))
+    if allocated not in (1, 8, 12, 16, 24, 32, 64):
+        allocated = 16 if len(_data(header)) >= 2 * rows * columns * samples else 8
     bits = int(_number(header, "BitsStored", allocated))
     bits = bits if 1 <= bits <= allocated else allocated
     high = int(_number(header, "HighBit", bits - 1))
     kind = _word(header, "PhotometricInterpretation")
     if samples == 1 and kind not in ("MONOCHROME1", "PALETTECOLOR"):
         kind = "MONOCHROME2"
-    header.Rows, header.Columns, header.SamplesPerPixel, header.PlanarConfiguration = (
-        *(rows, columns, samples),
-        int(_number(header, "PlanarConfiguration", 0)),
-    )
-    header.BitsAllocated, header.BitsStored = allocated, bits
-    header.HighBit = high if bits - 1 <= high < allocated else bits - 1
-    header.PixelRepresentation = int(_number(header, "PixelRepresentation", 0) == 1)
-    header.PhotometricInterpretation = "PALETTE COLOR" if kind == "PALETTECOLOR" else kind or "RGB"
-    if "TransferSyntaxUID" not in header.file_meta:
+    possible = {
+        "Rows": rows,
+        "Columns": columns,
+        "SamplesPerPixel": samples,
+        "PlanarConfiguration": int(_number(header, "PlanarConfiguration", 0) == 1),
+        "NumberOfFrames": max(1, int(_number(header, "NumberOfFrames", 1))),
+        "BitsAllocated": allocated,
+        "BitsStored": bits,
+        "HighBit": high if bits - 1 <= high < allocated else bits - 1,
+        "PixelRepresentation": int(_number(header, "PixelRepresentation", 0) == 1),
+        "PhotometricInterpretation": "PALETTE COLOR" if kind == "PALETTECOLOR" else kind or "RGB",
+    }
+    for name, value in possible.items():
+        header.pop(name, None)  # which may be of another type
+        setattr(header, name, value)
+    if header.file_meta.get("TransferSyntaxUID") not in AllTransferSyntaxes:
         implicit, little = header.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
@@ -123,8 +146,8 @@ def _data(header: Dataset) -> bytes:
 
 
 def _check_length(header: Dataset) -> None:
-    """Check that there are pixels for one frame, and set NumberOfFrames to 1."""
-    frames, found = int(_number(header, "NumberOfFrames", 1)), len(_data(header))
+    """Check that there are pixels for one frame alone; of pixels that are not compressed, their number tells it."""
+    frames, found = int(header.NumberOfFrames), len(_data(header))
     if not header.file_meta.TransferSyntaxUID.is_encapsulated:
         if _data(header).startswith(b"\xfe\xff\x00\xe0"):  # an item: the first fragment of what is compressed
             raise BrokenImageError("DICOM whose header does not say how its pixels are compressed")
@@ -134,7 +157,7 @@ def _check_length(header: Dataset) -> None:
         expected = header.Rows * header.Columns * header.SamplesPerPixel * bits * thirds // 24
         if found < expected:
             raise BrokenImageError(f"DICOM that is cut off: {found:,} of {expected:,} bytes of pixels")
-        frames = max(frames, found // max(1, expected))
+        frames = found // max(1, expected)
     if frames > 1:
         raise BrokenImageError(f"DICOM of {frames} frames, expected one")
     header.NumberOfFrames = 1
@@ -193,8 +216,8 @@ def _modality(stored: np.ndarray, header: Dataset) -> np.ndarray:
 
 def _looked_up(values: np.ndarray, header: Dataset, sequence: str) -> np.ndarray | None:
     """Return the values [H, W] by the first table of a sequence; None without one that is whole and shows a picture."""
-    items: Any = header.get(sequence)
-    if not items:
+    items = header.get(sequence)
+    if not isinstance(items, Sequence) or not items:
         return None
     descriptor, data = [int(number or 0) for number in _numbers(items[0], "LUTDescriptor")], items[0].get("LUTData")
     if len(descriptor) != 3 or data is None:

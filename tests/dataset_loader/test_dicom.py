@@ -10,7 +10,7 @@ import pydicom.data
 import pytest
 from pydicom.config import IGNORE, settings
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dataset_loader import image_store
 from dataset_loader.columns import Columns
@@ -186,6 +186,7 @@ SAME_PICTURE: dict[str, dict[str, Any]] = {
     },
     "no frames": {"NumberOfFrames": 0},
     "one frame": {"NumberOfFrames": 1},
+    "16 frames of which one is there": {"NumberOfFrames": 16},
     "no bits": {"BitsAllocated": None, "BitsStored": None, "HighBit": None},
     "an identity presentation": {"PresentationLUTShape": "IDENTITY"},
     "padding without a value": {"PixelPaddingValue": None},
@@ -228,6 +229,35 @@ def test_headers_that_are_a_little_wrong_do_not_change_the_picture(tmp_path: Pat
     square = decode_square(write(tmp_path / "a.dcm", pixels, **header), SIZE)
     levels = 128 if "7 of" in kind else 256 if pixels.dtype == np.uint8 or "luminance" in kind else 4096
     np.testing.assert_allclose(square, scaled(RAMP.astype(float) * levels // 4096), atol=2)
+
+
+WRONG_TYPES = ("PixelRepresentation", "PlanarConfiguration", "NumberOfFrames", "HighBit", "SamplesPerPixel", "Modality")
+WRONG_TYPES += ("VOILUTFunction", "VOILUTSequence", "ModalityLUTSequence", "PresentationLUTShape", "PixelPaddingValue")
+WRONG_TYPES += ("RescaleSlope", "WindowWidth", "PhotometricInterpretation")
+
+
+@pytest.mark.usefixtures("any_header")
+@pytest.mark.parametrize(("kind", "value"), [("SQ", [Dataset()]), ("PN", "a^b"), ("LO", "abc"), ("FD", float("nan"))])
+def test_an_attribute_of_a_wrong_type_is_as_good_as_none(tmp_path: Path, kind: str, value: Any) -> None:
+    sound = write(tmp_path / "a.dcm")
+    for name in WRONG_TYPES:
+        dataset = pydicom.dcmread(sound)
+        dataset.pop(name, None)
+        dataset.add_new(name, kind, value)
+        dataset.save_as(tmp_path / "b.dcm")
+        np.testing.assert_allclose(decode_square(tmp_path / "b.dcm", SIZE), decode_square(sound, SIZE), atol=1)
+
+
+@pytest.mark.parametrize("syntax", ["", "1.2.3.4"])
+def test_an_unknown_transfer_syntax_is_not_compressed_unless_the_pixels_are(tmp_path: Path, syntax: str) -> None:
+    path = write(tmp_path / "a.dcm")
+    expected, dataset = decode_square(path, SIZE), pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = UID(syntax)
+    pydicom.dcmwrite(path, dataset, implicit_vr=False, little_endian=True, enforce_file_format=False)
+    np.testing.assert_array_equal(decode_square(path, SIZE), expected)
+    path.write_bytes(path.read_bytes().replace(RAMP.tobytes(), b"\xfe\xff\x00\xe0" + RAMP.tobytes()[4:]))
+    with pytest.raises(BrokenImageError, match="does not say how its pixels are compressed"):
+        decode_square(path, SIZE)
 
 
 def test_a_decimal_comma_is_one_and_words_are_no_numbers(tmp_path: Path) -> None:
