@@ -1,13 +1,18 @@
 """NIH ChestX-ray14 (Wang et al. 2017) as it is downloaded: one table, 14 findings, patients, an official test list."""
 
+import os
+import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from dataset_loader.columns import Columns
-from dataset_loader.image_files import image_files
+from dataset_loader.columns import UNLABELLED, Columns
+from dataset_loader.image_files import image_files, shown
 from dataset_loader.readers.folder_dataset import described
+from dataset_loader.readers.patients import id_keys
 from dataset_loader.readers.tables import file_text, once, read_table
 from dataset_loader.synthetic import without_synthetic
 from utils.config import UserError
@@ -28,10 +33,11 @@ FINDINGS = (
     "Pneumonia",
     "Pneumothorax",
 )
-TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
+TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv", "sample_labels.csv")  # the last: a sample of 5%
 TEST_LIST = "test_list.txt"
 
-_NO_FINDING = "No Finding"
+_INDEX = {name.casefold(): index for index, name in enumerate(FINDINGS)}
+_PATIENT = re.compile(r"(\d{8})_\d{3}")  # in the name of an image
 _NAMES = {
     "Image Index": "file",
     "Patient ID": "patient",
@@ -51,8 +57,9 @@ def read_nih(root: Path) -> Columns:
     """Read the images that the table lists, wherever they lie below the folder; no pixel is opened.
 
     Labels are [N, 14] float32 in the order of FINDINGS, 1 or 0. A patient is a group. `test_list.txt`, where it is
-    there, is the test part. Rows without a file, as in a partial download, are counted on stderr and left out.
-    Raises UserError if the table is missing or not the NIH's, or there is no image.
+    there, is the test part. Names count without folder and suffix. Rows without a file, as in a partial download, and
+    images of a name that comes twice are counted on stderr and left out; images without a row are unlabelled.
+    Raises UserError if the table is missing or not the NIH's, there is no image, or the list names none of them.
     """
     root = Path(root)
     table = next((root / name for name in TABLES if (root / name).is_file()), None)
@@ -62,16 +69,62 @@ def read_nih(root: Path) -> Columns:
     missing = [name for name in ("Image Index", "Finding Labels", "Patient ID") if name not in rows]
     if missing:
         raise UserError(f"{table} lacks the column {missing[0]!r}; it has {', '.join(rows.columns)}; {_HOW_TO_PLACE}")
-    files = without_synthetic(root, image_files(root))
-    rows = once(rows.rename(columns=_NAMES), table)
-    labels = _labels(rows.pop("Finding Labels"), table)
-    tested = file_text(root / TEST_LIST).split() if (root / TEST_LIST).is_file() else []
-    rows["part"] = np.where(rows["file"].isin(tested), "test", "train" if tested else "")
-    path_of = {file.rpartition("/")[2]: file for file in files}
-    rows["file"] = [path_of.get(name, name) for name in rows["file"]]
-    if not path_of.keys() & set(rows["file"].str.rpartition("/")[2]):
+    path_of, again = _paths(root)
+    rows = rows.rename(columns=_NAMES)
+    rows["file"] = [path_of.get(_name(file), file) for file in rows["file"]]
+    rows = once(rows, table)
+    names = [_name(file) for file in rows["file"]]
+    if not path_of.keys() & set(names):
         raise UserError(f"found no image of {table} below {root}; {_HOW_TO_PLACE}")
-    return described(root, files, rows, labels, FINDINGS, table)
+    if unlisted := [path_of[name] for name in path_of.keys() - set(names)]:
+        print(f"note: without a label, as {table} does not list them: {shown(sorted(unlisted))}", file=sys.stderr)
+    tested = _test_names(root / TEST_LIST, names, table)
+    rows["part"] = np.where(np.isin(names, tested), "test", "train" if tested else "")
+    labels = _labels(rows.pop("Finding Labels"), table)
+    columns = described(root, np.array(sorted(path_of.values()), dtype=object), rows, labels, FINDINGS, table)
+    left_out = pd.DataFrame({"file": again, "reason": "the name of another image"})
+    left_out = pd.concat([columns.left_out, left_out], ignore_index=True)
+    return replace(columns, groups=_patients(columns), left_out=left_out)
+
+
+def _paths(root: Path) -> tuple[dict[str, str], list[str]]:
+    """Return the image of each name below a folder, and the others of the same names, which are said on stderr."""
+    files = without_synthetic(root, image_files(root))
+    path_of: dict[str, str] = {}
+    for file in files:
+        path_of.setdefault(_name(file), file)
+    again = sorted({*files} - {*path_of.values()})
+    if again:
+        print(f"note: left out {shown(again)} below {root}: their names come twice", file=sys.stderr)
+    return path_of, again
+
+
+def _name(file: str) -> str:
+    """Return the name of an image without its folder and suffix."""
+    return os.path.splitext(file.rpartition("/")[2])[0].casefold()
+
+
+def _test_names(path: Path, names: list[str], table: Path) -> list[str]:
+    """Return the names of the images in the test list that the table has, [] without a list."""
+    if not path.is_file():
+        return []
+    listed = {_name(word) for word in file_text(path).split()}
+    if listed.isdisjoint(names):
+        raise UserError(f"{path} names none of the images of {table}; get it again, or remove it to have parts drawn.")
+    if lost := sorted(listed - {*names}):
+        print(f"note: {path} names images that {table} does not list: {shown(lost)}", file=sys.stderr)
+    return sorted(listed & {*names})
+
+
+def _patients(columns: Columns) -> np.ndarray:
+    """Return the groups [N]; images without a row have the patient that their name tells."""
+    groups, extra = columns.groups.astype(object), columns.official == UNLABELLED
+    written = dict(zip(id_keys(groups[~extra]), groups[~extra], strict=True))
+    for row in np.flatnonzero(extra):
+        if found := _PATIENT.fullmatch(_name(columns.paths[row])):
+            key = id_keys([found[1]])[0]
+            groups[row] = written.get(key, key)
+    return groups.astype(str)
 
 
 def _labels(written: pd.Series, table: Path) -> np.ndarray:
@@ -79,11 +132,12 @@ def _labels(written: pd.Series, table: Path) -> np.ndarray:
     labels = np.zeros((len(written), len(FINDINGS)), dtype=np.float32)
     for row, (line, text) in enumerate(written.items()):
         for name in text.split("|"):
-            if name in FINDINGS:
-                labels[row, FINDINGS.index(name)] = 1
-            elif name != _NO_FINDING:
+            key = "_".join(name.casefold().split())
+            if key in _INDEX:
+                labels[row, _INDEX[key]] = 1
+            elif key != "no_finding":
                 raise UserError(
                     f"{table} holds the finding {name!r} in line {line}; expected {', '.join(FINDINGS)} or "
-                    f"{_NO_FINDING}, separated by |."
+                    f"No Finding, separated by |."
                 )
     return labels

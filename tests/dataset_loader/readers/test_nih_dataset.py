@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset_loader.columns import UNLABELLED
 from dataset_loader.readers.nih_dataset import FINDINGS, read_nih
 from dataset_loader.splits import complete_split
 from utils.config import UserError
@@ -57,9 +56,11 @@ def test_ages_in_months_and_days_and_a_test_list_from_another_editor(tmp_path: P
     table, tested = root / "Data_Entry_2017.csv", root / "test_list.txt"
     table.write_text(table.read_text().replace(",41,", ",058Y,").replace(",42,", ",013M,").replace(",43,", ",011D,"))
     tested.write_text(tested.read_text(), encoding="utf-16")
+    (root / "images_001" / "images" / "00000001_000.png").rename(root / "00000001_000.JPG")
     columns = read_nih(root)
     assert columns.details["age"].round(2).tolist()[:7] == [58, 58, 1.08, 1.08, 0.03, 0.03, 44]
-    assert (columns.official == "test").sum() == 10
+    tested.write_text("\n".join(f"images/{name[:-4]}" for name in tested.read_text(encoding="utf-16").split()))
+    assert (columns.official == "test").sum() == (read_nih(root).official == "test").sum() == 10
 
 
 def test_a_partial_download_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,12 +68,19 @@ def test_a_partial_download_in_one_folder(tmp_path: Path, capsys: pytest.Capture
     for file in (root / "images_002" / "images").iterdir():
         file.unlink()
     (root / "images_001" / "images").rename(root / "images")
-    (root / "images" / "other.png").touch()
+    for name in ("images/other.png", "images/00000003_007.png", "small/00000003_000.png"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
     (root / "test_list.txt").unlink()
     columns = read_nih(root)
     assert len(columns.labelled()) == 20 and set(columns.labelled().official) == {""}
-    assert columns.paths[columns.official == UNLABELLED].tolist() == ["images/other.png"]
-    assert "rows without a file, left out: 20 (00000011_000.png, " in capsys.readouterr().err
+    extra = columns.labelled(False)
+    assert extra.paths.tolist() == ["images/00000003_007.png", "images/other.png"]
+    assert extra.groups.tolist() == ["3", "images/other.png"] and (columns.labelled().groups == "3").sum() == 2
+    assert columns.left_out["file"].tolist() == ["small/00000003_000.png"]
+    said = capsys.readouterr().err
+    assert "rows without a file, left out: 20 (00000011_000.png, " in said
+    assert "without a label, as" in said and "left out 1 (small/00000003_000.png)" in said
 
 
 def test_what_is_missing_or_odd_is_said(tmp_path: Path) -> None:
@@ -87,6 +95,16 @@ def test_what_is_missing_or_odd_is_said(tmp_path: Path) -> None:
     table.write_text(text.replace("Patient ID", "ID"))
     with pytest.raises(UserError, match="lacks the column 'Patient ID'"):
         read_nih(root)
-    table.write_text(text.replace(".png", ".jpg"))
+    table.write_text(text.replace("Cardiomegaly|Effusion", "cardiomegaly | Effusion"))
+    np.testing.assert_array_equal(read_nih(root).labels[0], np.isin(FINDINGS, ["Cardiomegaly", "Effusion"]))
+    table.write_text(f"{text}00000001_000.JPG,No Finding,0,1,41,M,PA,,,,,\n")
+    with pytest.raises(UserError, match="contradicts itself about 'images_001/images/00000001_000"):
+        read_nih(root)
+    table.write_text(text)
+    (root / "test_list.txt").write_text("1.png")
+    with pytest.raises(UserError, match=r"test_list\.txt names none of the images of"):
+        read_nih(root)
+    (root / "test_list.txt").unlink()
+    table.write_text(text.replace("_00", "_10"))
     with pytest.raises(UserError, match="found no image of"):
         read_nih(root)
