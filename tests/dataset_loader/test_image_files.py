@@ -39,7 +39,8 @@ def test_masks_are_left_out_and_counted_by_folder(tmp_path: Path, capsys: pytest
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / name)
     assert image_files(tmp_path).tolist() == ["A/images/1.png", "B/1.png"]
-    assert "3 masks, by the names of files or folders, are no X-rays: 2 in A/lung masks, 1 in B" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "3 masks, by the names of files or folders, are no X-rays: 2 in A/lung masks, 1 in B" in told
 
 
 def save_object(path: Path, sop_class: str, has_meta: bool = True, implicit: bool = False) -> None:
