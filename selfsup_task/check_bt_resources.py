@@ -22,7 +22,7 @@ VARIED = ("backbone", "in_channels", "img_res", "store_res", "batch_size", "num_
 UNUSED = {"also": [], "start": "random"}  # neither changes what a step costs
 
 config: dict[str, Any] = {
-    **without(PRETRAINING, "keep_all", *VARIED, *UNUSED),  # selfsup_task/scan_base.py
+    **without(PRETRAINING, *VARIED, *UNUSED),  # selfsup_task/scan_base.py
     "run_name": "resources/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
     "backbones": ["resnet18", "efficientnet_b0"],  # resnet18/34/50/101, efficientnet_b0 ... b4
     "channels": [1],  # 1 (gray) | 3

@@ -42,12 +42,12 @@ PRETRAINING: dict[str, Any] = {
     "threads": 0,  # CPU threads; 0 leaves it to torch
     "probe_every": 1000,  # epochs between the probes of a trial's own curves; the last epoch is always probed
     "checkpoint_minutes": 5.0,  # between checkpoints; a signal to stop writes one too
-    "keep_all": False,  # keep the weights of trials that are finished
     "only": [],  # names of trials, to run some of them
 }
 
 SCAN_BASE: dict[str, Any] = {
     **PRETRAINING,
+    "keep_all": False,  # keep the weights of trials that are finished
     "jobs": 0,  # processes that share the trials; 0 is one for each GPU or else for each core, with one thread each
     "finetune": {  # how an encoder is judged, beside a linear probe
         **TARGETS,  # downstream_task/target_keys.py

@@ -52,7 +52,13 @@ def test_every_kind_of_run_is_shown_and_none_is_skipped(page: Page) -> None:
     assert "Folders skipped: 0." in page.text
     alts = " ".join(value for tag, name, value in page.attributes if (tag, name) == ("img", "alt"))
     assert "100 epochs" in " ".join(page.captions)
-    for words in ("It needs them.", "lr 0.001", "b failed: the disk was full", "odd failed: no such layer"):
+    for words in (
+        "It needs them.",
+        "lr 0.001",
+        "b failed: the disk was full",
+        "odd failed: no such layer",
+        "0.8 is that of",
+    ):
         assert words in page.text
     for words in ("covid-b has no images of Normal", "0.910 [0.800, 0.970]", "few images", "Youden", "+0.200", "1.25"):
         assert words in page.text

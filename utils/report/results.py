@@ -98,6 +98,11 @@ def external(runs: Sequence[FoundRun]) -> list[Block]:
     return blocks
 
 
+def all_films(runs: Sequence[FoundRun]) -> list[Block]:
+    """Say of each classifier of all films whose scores belong to it."""
+    return [Note(f"{run.summary['note']}.", f"{run.name}:") for run in runs]
+
+
 def predictions(runs: Sequence[FoundRun]) -> list[Block]:
     """List what networks were asked to predict."""
     columns = {"predictions": "run", "X-rays": count("images"), "files left out": count("rejected")}

@@ -112,6 +112,7 @@ LAMBDAS, COST = "selfsup_task/scan_best_hyperparameters.py", "selfsup_task/check
 SEARCH = "downstream_task/scan_best_supervised_hyperparameters.py"
 FREEZE, TEST = "downstream_task/train_models_with_frozen_parts.py", "downstream_task/confusion_matrix.py"
 OTHER, PREDICT = f"{TEST} --external DATASET:FOLDER", "downstream_task/predict.py"
+FINAL = "downstream_task/train_on_all_films.py"
 MAPS, AUDIT = "interpretability/grad_cam.py", "interpretability/shortcut_audit.py"
 SECTIONS = (
     Section("Answer", "Does pretraining help?", COMPARE, COMPARED, results.answers),
@@ -127,6 +128,7 @@ SECTIONS = (
     Section("Frozen parts", "Which layers need training?", FREEZE, ("frozen parts",), _each(results.frozen_parts)),
     Section("Test part", "How good and how well calibrated?", TEST, ("test",), results.tested),
     Section("Another hospital", "Does it hold on X-rays from elsewhere?", OTHER, ("external test",), results.external),
+    Section("All films", "Which classifier is for use?", FINAL, ("classifier of all films",), results.all_films),
     Section("Predictions", "What do they say about other X-rays?", PREDICT, ("predictions",), results.predictions),
     Section("Maps", "What do the networks look at?", MAPS, ("maps",), _each(results.maps)),
     Section("Shortcuts", "Do they need the lungs or a marker?", AUDIT, ("audit",), _each(results.audit)),
