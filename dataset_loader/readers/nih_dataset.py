@@ -62,9 +62,7 @@ def read_nih(root: Path) -> Columns:
     Raises UserError if the table is missing or not the NIH's, there is no image, or the list names none of them.
     """
     root = Path(root)
-    table = next((root / name for name in TABLES if (root / name).is_file()), None)
-    if table is None:
-        raise UserError(f"found no {TABLES[0]} in {root}; {_HOW_TO_PLACE}")
+    table = _table(root)
     rows = read_table(table)
     missing = [name for name in ("Image Index", "Finding Labels", "Patient ID") if name not in rows]
     if missing:
@@ -85,6 +83,16 @@ def read_nih(root: Path) -> Columns:
     left_out = pd.DataFrame({"file": again, "reason": "the name of another image"})
     left_out = pd.concat([columns.left_out, left_out], ignore_index=True)
     return replace(columns, groups=_patients(columns), left_out=left_out)
+
+
+def _table(root: Path) -> Path:
+    """Return the table in a folder; UserError without one, pointing out one above or below."""
+    for name in TABLES:
+        if (root / name).is_file():
+            return root / name
+    near = [path.parent for name in TABLES for place in (f"../{name}", f"*/{name}") for path in root.glob(place)]
+    hint = f"did you mean {near[0].resolve()}? Else " if near else ""
+    raise UserError(f"found no {TABLES[0]} in {root}; {hint}{_HOW_TO_PLACE}")
 
 
 def _paths(root: Path) -> tuple[dict[str, str], list[str]]:

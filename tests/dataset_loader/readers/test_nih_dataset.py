@@ -108,3 +108,10 @@ def test_what_is_missing_or_odd_is_said(tmp_path: Path) -> None:
     table.write_text(text.replace("_00", "_10"))
     with pytest.raises(UserError, match="found no image of"):
         read_nih(root)
+
+
+def test_a_root_one_level_off_is_pointed_out(tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "nih")
+    for wrong in (tmp_path, root / "images_001"):
+        with pytest.raises(UserError, match=f"did you mean {root.resolve()}\\?"):
+            read_nih(wrong)
