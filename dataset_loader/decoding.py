@@ -27,8 +27,8 @@ def decode_square(path: Path | str, size: int) -> np.ndarray:
 
     Colour becomes luminance (ITU-R 601), alpha lies on black. More than 8 bits are scaled between two of the image's
     own percentiles, 0.5 and 99.5, and clipped: a hot pixel or a burnt-in mark does not flatten the rest. Of DICOM,
-    dicom_picture says what is applied. Raises BrokenImageError if the file is unreadable, truncated, blank or smaller
-    than `size`, and NoXRayError for a mask and a DICOM object without a picture.
+    dicom_picture says what is applied. Raises BrokenImageError if the file is unreadable, truncated, blank, smaller
+    than `size` or of several pictures, and NoXRayError for a mask and a DICOM object without a picture.
     """
     gray = _decoded(path, size)
     top, left, side = central_square(gray.height, gray.width)
@@ -103,6 +103,7 @@ def _open_gray(path: Path | str, size: int) -> Image.Image:
             return Image.fromarray(values if values.dtype == np.uint8 else _to_8_bits(values))
         with Image.open(file, formats=_FORMATS) as image:
             _check_size(*image.size, size)
+            _check_single(image)
             if size > 1:
                 image.draft("L", (2 * size, 2 * size))  # lets a large JPEG be decoded at 1/2, 1/4 or 1/8
             return _upright_gray(image, file)
@@ -111,6 +112,16 @@ def _open_gray(path: Path | str, size: int) -> Image.Image:
 def _check_size(width: int, height: int, size: int) -> None:
     if min(width, height) < size:
         raise BrokenImageError(f"{width} x {height} px is smaller than the {size} px that it is decoded to")
+
+
+def _check_single(image: Image.Image) -> None:
+    """Raise BrokenImageError for pages or an animation; a TIFF's previews are smaller, and a phone's are let be."""
+    if image.format != "MPO" and (pages := getattr(image, "n_frames", 1)) > 1:
+        size = image.size
+        image.seek(1)
+        if image.size == size:
+            raise BrokenImageError(f"holds {pages} pictures, expected one")
+        image.seek(0)
 
 
 def _upright_gray(image: Image.Image, file: IO[bytes]) -> Image.Image:

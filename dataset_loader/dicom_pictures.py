@@ -6,6 +6,7 @@ import warnings
 from typing import IO, Any
 
 import numpy as np
+from PIL import Image
 from pydicom import Dataset, Sequence, dcmread
 from pydicom.multival import MultiValue
 from pydicom.pixels.processing import apply_color_lut
@@ -27,6 +28,7 @@ logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _SAMPLES_DIFFER = 0.02  # of the brightest: equal red, green and blue differ by this much once they were compressed
+_SQUARE = 1.02  # height by width of a pixel, or width by height, at most: measured spacings differ a little
 _MIN_SEEN = 0.01  # of the pixels: a window or table that leaves fewer between black and white shows no picture
 
 
@@ -35,7 +37,8 @@ def dicom_picture(file: IO[bytes]) -> np.ndarray:
 
     Applied are modality LUT or rescale slope, then the first VOI LUT or window that shows a picture (DICOM PS3.3 C.11);
     MONOCHROME1 and an inverse presentation LUT are inverted; padding is as dark as the darkest other pixel. Samples of
-    red, green and blue that are equal are gray. What the header lacks takes the value that viewers assume.
+    red, green and blue that are equal are gray; pixels that are not square become so. What the header lacks takes the
+    value that viewers assume.
     Raises NoXRayError for an object without pixels; BrokenImageError with the reason for several frames, a picture in
     colour, damage, or a compression that the installed decoders cannot read.
     """
@@ -49,7 +52,8 @@ def dicom_picture(file: IO[bytes]) -> np.ndarray:
     if header.PhotometricInterpretation == "MONOCHROME1" or _word(header, "PresentationLUTShape") == "INVERSE":
         values = 255 - values if is_plain else -values
     padded = _padding(words, header) | _padding(stored, header)
-    return np.where(padded, values[~padded].min(), values) if padded.any() and not padded.all() else values
+    values = np.where(padded, values[~padded].min(), values) if padded.any() and not padded.all() else values
+    return _with_square_pixels(values, header)
 
 
 def _read(file: IO[bytes]) -> Dataset:
@@ -274,3 +278,16 @@ def _padding(values: np.ndarray, header: Dataset) -> np.ndarray:
     limits = np.iinfo(values.dtype)
     wrapped = [(int(value) - limits.min) % 2**limits.bits + limits.min for value in found if not math.isnan(value)]
     return (values >= min(wrapped)) & (values <= max(wrapped))
+
+
+def _with_square_pixels(values: np.ndarray, header: Dataset) -> np.ndarray:
+    """Return [H, W] with the direction in which pixels are smaller reduced, so that they are as high as wide."""
+    for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
+        height, width = [*_numbers(header, name), None, None][:2]  # of a pixel
+        if height and width and height > 0 and width > 0:
+            if max(height, width) <= _SQUARE * min(height, width):
+                return values
+            rows, columns = values.shape[0] * min(1, height / width), values.shape[1] * min(1, width / height)
+            size = max(1, round(columns)), max(1, round(rows))
+            return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
+    return values

@@ -27,7 +27,9 @@ _OF_PROGRAMS += ("recycler", "lost+found", "system volume information", "__pycac
 _NOT_OPENED = frozenset({".csv", ".txt", ".json", ".xml", ".html"})  # to see whether they are DICOM: often one an image
 # Names of what holds masks, as words in lower case, and of folders that hold images inside of such a folder.
 _MASKS = re.compile(r"(?<!with )(?<!and )masks?(?: \d+| png| jpe?g)*$|^labels ?t[rs]$")
-_MASKS_OR_SET = re.compile(r"\b(?:segmentations?|segs?|ground ?truths?|gt)(?: \d+| png| jpe?g)*$")
+_MASKS_OR_SET = re.compile(
+    r"\b(?:segmentations?|segs?|ground ?truths?|gt|annotations?|contours?)(?: \d+| png| jpe?g)*$"
+)
 _MASK_FILE = re.compile(r"\bmasks?\d*\b|masks?$|\bseg(?:mentation)?$")
 _IMAGES = re.compile(r"\b(?:images?|imgs?|cxrs?|x ?rays?|radiographs?|films?)\b")
 _NAMES_SHOWN = 3

@@ -327,6 +327,8 @@ def _warn_of_copies(columns: Columns, parts: np.ndarray, duplicates: pd.DataFram
     for name in picture.value_counts().loc[lambda count: count > MANY_COPIES].index:
         copies = (picture == name).to_numpy()
         exact = "exact " * bool((pairs.loc[pairs["file"].isin(files[copies]), "distance"] == 0).all())
+        if not exact and len(set(columns.details.loc[copies, "patient"])) == 1:
+            continue  # films of one patient, taken day by day
         shares = [f"{n:,} of {(kinds == kind).sum():,} {kind}" for kind, n in kinds.loc[copies].value_counts().items()]
         print(
             f"warning: {copies.sum():,} files are {exact}copies of one picture ({', '.join(files[copies][:3])}, ...), "

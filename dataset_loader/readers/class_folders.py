@@ -122,6 +122,7 @@ def like_classes(files: Sequence[str] | np.ndarray) -> dict[str, int]:
     if not 2 <= len(counts) <= _MOST_CLASSES or outside > _MOST_OUTSIDE * len(files):
         return {}
     named = all(re.search(r"[^\W\d_]{3}", name) for name in counts)  # years, numbers and p01 are no classes
+    named = named and _IMAGES not in map(str.lower, counts)
     return dict(sorted(counts.items())) if named and np.median([*counts.values()]) >= _FEWEST_IMAGES else {}
 
 

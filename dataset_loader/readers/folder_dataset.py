@@ -66,6 +66,10 @@ def read_folder(root: Path, labels: str = "table", laterals: bool = False) -> Co
     if (path := _table_of(root)) is None:
         if counts := like_classes(files):
             print(f"note: {root} has no {TABLE}; {offer_of_folders(counts)}", file=sys.stderr)
+        elif (top := os.path.commonpath(files.tolist())) and (
+            counts := like_classes([file[len(top) + 1 :] for file in files])
+        ):
+            print(f"note: {root} has no {TABLE}. In {root / top}, {offer_of_folders(counts)}", file=sys.stderr)
         return read_films(root, files, laterals)
     columns = _read_table(root, files, path)
     return columns if laterals else _without_laterals(columns)

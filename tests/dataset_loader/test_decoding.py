@@ -257,6 +257,7 @@ def broken_files(folder: Path) -> dict[str, tuple[bytes, str]]:
     blank = save(folder / "blank_source.png", np.full((SIZE, SIZE), 7, np.uint8)).read_bytes()
     blank_16 = save(folder / "blank16.png", np.full((SIZE, SIZE), 700, np.uint16)).read_bytes()
     small = save(folder / "small_source.png", np.resize(GRAY, (20, 31))).read_bytes()
+    pages = {"save_all": True, "append_images": [Image.fromarray(255 - GRAY)]}
     header = b"IHDR" + struct.pack(">II", 60000, 60000) + png[24:29]
     huge = png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
     return {
@@ -271,6 +272,8 @@ def broken_files(folder: Path) -> dict[str, tuple[bytes, str]]:
         "header.png": (png[:20], ""),
         "bomb.png": (huge, "decompression bomb"),
         "flipped.png": (png[:60] + bytes(byte ^ 255 for byte in png[60:90]) + png[90:], ""),
+        "pages.tif": (save(folder / "p.tif", GRAY, **pages).read_bytes(), "holds 2 pictures, expected one"),
+        "moving.gif": (save(folder / "p.gif", GRAY, **pages).read_bytes(), "holds 2 pictures, expected one"),
         "script.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "not an image"),
     }
 

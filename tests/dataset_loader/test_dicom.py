@@ -82,6 +82,9 @@ def test_a_voi_lut_is_applied_before_a_window(tmp_path: Path) -> None:
 def test_a_frame_is_not_square_and_not_small(tmp_path: Path) -> None:
     path = write(tmp_path / "a.dcm", RAMP[:, :40].copy())
     assert decode_upright(path).shape == upright_size(path) == (64, 40)
+    for header in ({"PixelSpacing": [0.3, 0.1]}, {"PixelAspectRatio": [3, 1]}):  # three times as high as wide
+        tall = write(tmp_path / "b.dcm", RAMP.repeat(3, axis=1), **header)
+        np.testing.assert_allclose(decode_upright(tall), decode_upright(write(tmp_path / "c.dcm")), atol=2)
     with pytest.raises(BrokenImageError, match="40 x 64 px is smaller than the 64 px that it is decoded to"):
         decode_square(path, 64)
 

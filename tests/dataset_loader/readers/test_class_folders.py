@@ -59,16 +59,18 @@ def test_folders_give_labels_and_official_parts(tmp_path: Path, capsys: pytest.C
 
 
 def test_folders_that_look_like_classes_are_offered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    touch(tmp_path, *PARTED)
-    assert len(read_folder(tmp_path)) == 36
+    root = touch(tmp_path / "set", *PARTED)
+    assert len(read_folder(root)) == 36
     assert "(NORMAL 18, SICK 18): --labels folders reads them" in capsys.readouterr().err
-    (tmp_path / "labels.csv").write_text("file,label\ntrain/SICK/1.png,a\ntrain/SICK/2.png,b\n")
-    assert read_folder(tmp_path).label_names == ("a", "b")
-    assert read_folder(tmp_path, "folders").label_names == ("NORMAL", "SICK")
+    assert len(read_folder(tmp_path)) == 36
+    assert f"In {root}, its folders look like classes (NORMAL 18" in capsys.readouterr().err
+    (root / "labels.csv").write_text("file,label\ntrain/SICK/1.png,a\ntrain/SICK/2.png,b\n")
+    assert read_folder(root).label_names == ("a", "b")
+    assert read_folder(root, "folders").label_names == ("NORMAL", "SICK")
     assert "labels.csv is not read: labels is 'folders'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("names", [("2019", "2020"), ("p01", "p02"), ("only",), ("IM1", "IM2")])
+@pytest.mark.parametrize("names", [("2019", "2020"), ("p01", "p02"), ("only",), ("IM1", "IM2"), ("images", "boxes")])
 def test_folders_of_years_and_patients_are_not(names: tuple[str, ...]) -> None:
     assert like_classes([f"{name}/{n}.png" for name in names for n in range(9)]) == {}
 
