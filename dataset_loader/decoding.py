@@ -115,11 +115,11 @@ def _check_size(width: int, height: int, size: int) -> None:
 
 
 def _check_single(image: Image.Image) -> None:
-    """Raise BrokenImageError for pages or an animation; a TIFF's previews are smaller, and a phone's are let be."""
+    """Raise BrokenImageError for pages or an animation; the previews in a TIFF are smaller."""
     if image.format != "MPO" and (pages := getattr(image, "n_frames", 1)) > 1:
-        size = image.size
+        area = image.width * image.height
         image.seek(1)
-        if image.size == size:
+        if 2 * image.width * image.height > area:
             raise BrokenImageError(f"holds {pages} pictures, expected one")
         image.seek(0)
 

@@ -257,7 +257,7 @@ def broken_files(folder: Path) -> dict[str, tuple[bytes, str]]:
     blank = save(folder / "blank_source.png", np.full((SIZE, SIZE), 7, np.uint8)).read_bytes()
     blank_16 = save(folder / "blank16.png", np.full((SIZE, SIZE), 700, np.uint16)).read_bytes()
     small = save(folder / "small_source.png", np.resize(GRAY, (20, 31))).read_bytes()
-    pages = {"save_all": True, "append_images": [Image.fromarray(255 - GRAY)]}
+    pages = {"save_all": True, "append_images": [Image.fromarray(255 - GRAY).resize((SIZE + 9, SIZE))]}
     header = b"IHDR" + struct.pack(">II", 60000, 60000) + png[24:29]
     huge = png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
     return {
