@@ -74,13 +74,13 @@ def _check_mask(counts: np.ndarray) -> None:
     """Raise NoXRayError if the pixels of each gray level [256] are those of a mask."""
     levels = int((counts > 0).sum())
     if 2 <= levels <= _MASK_LEVELS and (levels == 2 or np.ptp(np.flatnonzero(counts)) > _BLANK_RANGE):
-        raise NoXRayError("a mask: two gray levels" if levels == 2 else "a mask: few gray levels")
+        raise NoXRayError(f"a mask or a drawing, of {levels} gray levels")
     near = np.convolve(counts / counts.sum(), np.ones(2 * _MASK_SPREAD + 1), "same")  # [256] pixels around each level
     first = int(near.argmax())
     others = 1 - near[first]
     near[max(0, first - _MASK_CONTRAST) : first + _MASK_CONTRAST] = 0
     if near.max() >= max(_MASK_LEAST, _MASK_SHARE * others):
-        raise NoXRayError("a mask: two gray levels")
+        raise NoXRayError("a mask or a drawing, of 2 gray levels")
 
 
 def _decoded(path: Path | str, size: int = 1) -> Image.Image:

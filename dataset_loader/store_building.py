@@ -218,7 +218,9 @@ def _check_rejected(state: _Progress, names: list[str], folder: Path) -> None:
 
 def _counted(state: _Progress) -> str:
     """Return how many files are no X-rays, by the reason."""
-    return ", ".join(f"{n:,} {reason}" for reason, n in Counter(state.rejected[row] for row in state.no_xrays).items())
+    return ", ".join(
+        f"{n:,} times {reason}" for reason, n in Counter(state.rejected[row] for row in state.no_xrays).items()
+    )
 
 
 def _write_rejected(rejected: dict[int, str], names: list[str], folder: Path) -> None:
