@@ -5,12 +5,14 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from dataset_loader.image_files import is_image, is_left_out, is_visible, shown
+from dataset_loader.readers.tables import one_spelling
 from dataset_loader.readers.values import part_of
 from utils.config import UserError
 
@@ -40,6 +42,10 @@ class ClassFolders:
     def names(self) -> list[str]:
         """Return the classes in alphabetical order."""
         return sorted(set(self.classes) - {""})
+
+    def in_one_spelling(self, root: Path) -> "ClassFolders":
+        """Return the same with classes that look alike as one, which is said on stderr."""
+        return replace(self, classes=one_spelling(pd.Series(self.classes), root).to_numpy(object))
 
     def note_others(self, fate: str) -> None:
         """Say on stderr which images are in no class folder, and what becomes of them."""

@@ -29,7 +29,7 @@ def read_covid(root: Path) -> Columns:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"found no folder {root}, looked there for <Class>/images/*.png; {_HOW_TO_PLACE}")
-    found = by_folder(without_synthetic(root, image_files(root)), deep=False)
+    found = by_folder(without_synthetic(root, image_files(root)), deep=False).in_one_spelling(root)
     found.check(root, _HOW_TO_PLACE)
     found.note_others("left out")
     names, rows = found.names, np.flatnonzero(found.classes != "")

@@ -4,7 +4,6 @@ import os
 import re
 import sys
 import unicodedata
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +21,10 @@ from dataset_loader.readers.patients import NO_PATIENT, joined_patients
 from dataset_loader.readers.tables import (
     UNKNOWN,
     checked_findings,
-    clean,
     column_of,
-    counted,
     finding_values,
     once,
+    one_spelling,
     read_table,
     without_unknown,
 )
@@ -101,7 +99,7 @@ def offer_of_folders(counts: Mapping[str, int]) -> str:
 
 def _read_class_folders(root: Path, files: np.ndarray) -> Columns:
     """Return the columns of images whose class is their top folder; the others are UNLABELLED."""
-    found = by_folder(files, deep=True)
+    found = by_folder(files, deep=True).in_one_spelling(root)
     found.check(root, "with --labels folders each class has a folder of its own.")
     found.note_others("so without a label")
     if (root / TABLE).is_file():
@@ -215,7 +213,7 @@ def _classes(rows: pd.DataFrame, files: np.ndarray, path: Path) -> tuple[np.ndar
     cells = column_of(rows, "label")
     written = without_unknown(cells, UNKNOWN - {"none"} - ({"-"} if "+" in set(cells) else set()), str(path))
     has_file = column_of(rows, "file").isin(files)
-    written = _one_spelling(written.where(has_file | (not has_file.any()), ""), path)
+    written = one_spelling(written.where(has_file | (not has_file.any()), ""), path)
     names = sorted(set(written) - {""})
     if len(names) < 2:
         found = f"only the class {names[0]!r}" if names else "no class"
@@ -236,25 +234,6 @@ def _classes(rows: pd.DataFrame, files: np.ndarray, path: Path) -> tuple[np.ndar
         )
     indices = {name: index for index, name in enumerate(names)} | {"": -1}
     return np.array([indices[label] for label in written], dtype=np.int64), tuple(names)
-
-
-def _one_spelling(labels: pd.Series, path: Path) -> pd.Series:
-    """Return labels; those that differ only as _class_key says are written as most of them."""
-    counts = Counter(labels)
-    best: dict[str, str] = {}
-    for written in sorted(counts, key=lambda word: (-counts[word], word)):
-        best.setdefault(_class_key(written), clean(written))
-    for name in sorted(set(best.values())):
-        if others := [word for word in counts if _class_key(word) == _class_key(name) and word != name]:
-            again = counted(word for word in labels if word in others)
-            print(f"warning: {path}: {again} read as the class {name!r}", file=sys.stderr)
-    return labels.map({written: best[_class_key(written)] for written in counts})
-
-
-def _class_key(label: str) -> str:
-    """Return a label without what no reader sees: case, blanks, invisible characters, kinds of hyphens, 1 as 1.0."""
-    label = re.sub("[\u2010-\u2015\u2212]", "-", clean(label).casefold())
-    return re.sub(r"^(\d+)[.,]0+$", r"\1", label)
 
 
 def _findings(rows: pd.DataFrame, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -179,6 +179,25 @@ def once(rows: pd.DataFrame, table: Path) -> pd.DataFrame:
     return rows.drop_duplicates("file")
 
 
+def one_spelling(labels: pd.Series, path: Path) -> pd.Series:
+    """Return labels; those that differ only as _class_key says are written as most of them."""
+    counts = Counter(labels)
+    best: dict[str, str] = {}
+    for written in sorted(counts, key=lambda word: (-counts[word], word)):
+        best.setdefault(_class_key(written), clean(written))
+    for name in sorted(set(best.values())):
+        if others := [word for word in counts if _class_key(word) == _class_key(name) and word != name]:
+            again = counted(word for word in labels if word in others)
+            print(f"warning: {path}: {again} read as the class {name!r}", file=sys.stderr)
+    return labels.map({written: best[_class_key(written)] for written in counts})
+
+
+def _class_key(label: str) -> str:
+    """Return a label without what no reader sees: case, blanks, invisible characters, kinds of hyphens, 1 as 1.0."""
+    label = re.sub("[\u2010-\u2015\u2212]", "-", clean(label).casefold())
+    return re.sub(r"^(\d+)[.,]0+$", r"\1", label)
+
+
 def finding_values(cells: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Return findings [N] float32, 1, 0, -1 or NaN where blank, and which cells [N] hold anything else."""
     words = {cell: clean(cell).casefold() for cell in cells.unique()}

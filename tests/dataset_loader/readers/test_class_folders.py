@@ -70,6 +70,20 @@ def test_folders_that_look_like_classes_are_offered(tmp_path: Path, capsys: pyte
     assert "labels.csv is not read: labels is 'folders'" in capsys.readouterr().err
 
 
+def test_folders_that_look_alike_are_one_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    touch(
+        tmp_path,
+        "train/Normal/1.png",
+        "train/Normal/2.png",
+        "train/SICK/1.png",
+        "test/NORMAL /1.png",
+        "test/SICK/1.png",
+    )
+    for columns in (read_folder(tmp_path, "folders"), read_covid(tmp_path)):
+        assert columns.label_names == ("Normal", "SICK") and columns.labels.tolist() == [0, 1, 0, 0, 1]
+    assert capsys.readouterr().err.count("'NORMAL ' (1) read as the class 'Normal'") == 2
+
+
 @pytest.mark.parametrize("names", [("2019", "2020"), ("p01", "p02"), ("only",), ("IM1", "IM2"), ("images", "boxes")])
 def test_folders_of_years_and_patients_are_not(names: tuple[str, ...]) -> None:
     assert like_classes([f"{name}/{n}.png" for name in names for n in range(9)]) == {}
