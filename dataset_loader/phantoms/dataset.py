@@ -140,8 +140,8 @@ def _check_folder(folder: Path) -> None:
         guess = likely_dataset(folder)
         meant = f"did you mean --dataset {guess}? Else" if guess else "to have phantoms drawn,"
         raise UserError(
-            f"{folder} holds other files: {shown(sorted(others))}. Synthetic X-rays are drawn into an empty folder alone; "
-            f"{meant} choose an empty or new folder."
+            f"{folder} holds other files: {shown(sorted(others))}. Synthetic X-rays are drawn into an empty folder "
+            f"alone; {meant} choose an empty or new folder."
         )
 
 
