@@ -124,7 +124,7 @@ class SearchConfig(DataConfig, TargetConfig, JobsConfig):
 
 def main(config: SearchConfig) -> None:
     """Search, draw, print the winner ready to paste."""
-    own = {key: value for key, value in as_dict(config).items() if key not in ("num_trials", "threads", "jobs")}
+    own = {key: value for key, value in as_dict(config).items() if key != "num_trials"}
     run = Run(config.run_name, own, "search", keys_of=SearchConfig)
     xrays = open_xrays(config, prepare(config.device, config.threads))
     labels = count_labels(config, xrays)

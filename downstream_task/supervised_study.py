@@ -17,7 +17,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from utils.config import PLACES, Config, UserError, differences, up_to_date
+from utils.config import PACE, PLACES, Config, UserError, differences, up_to_date
 from utils.optimisation import mixed_seed
 from utils.plots import BLACK, BLUE, ORANGE
 
@@ -73,7 +73,7 @@ def open_study(
             "give another --storage."
         ) from error
     there = {**known, **up_to_date(keys_of, known)}
-    if differences({key: there.get(key) for key in identity}, identity, leave_out=(*PLACES, "version")):
+    if differences({key: there.get(key) for key in identity}, identity, leave_out=(*PLACES, *PACE, "version")):
         raise UserError(f"the study {name!r} in {where} has another config or other images; choose another run_name.")
     return study
 

@@ -87,7 +87,7 @@ from utils import plots
 from utils.config import check_above_zero, check_between, check_choice, check_list, part_of
 from utils.files import check_files
 from utils.intervals import metric_name
-from utils.jobs import JobsConfig, identity, with_jobs
+from utils.jobs import JobsConfig, with_jobs
 from utils.logging_utils import Run
 
 
@@ -114,7 +114,7 @@ class FrozenPartsConfig(TrainingConfig, StartConfig, JobsConfig):
 def main(config: FrozenPartsConfig) -> None:
     """Fine-tune every arm with every part of the network trained; print the table and draw the figure."""
     again = partial(look_again, config, config.encoders)
-    run = Run(config.run_name, identity(config), "frozen parts", look=again, keys_of=FrozenPartsConfig)
+    run = Run(config.run_name, config, "frozen parts", look=again)
     if run.summary is None or run.summary.get("left_out"):
         train_parts(config, run)
     check_files(run.folder, "summary.csv", "table.csv")

@@ -114,7 +114,7 @@ from utils import plots
 from utils.config import check_above_zero, check_between, check_choice, check_list
 from utils.files import check_files
 from utils.intervals import metric_name
-from utils.jobs import JobsConfig, identity, with_jobs
+from utils.jobs import JobsConfig, with_jobs
 from utils.logging_utils import Run
 
 UNTUNED = {"linear": LINEAR, "as_is": AS_IS}
@@ -147,7 +147,7 @@ class CompareConfig(TrainingConfig, JobsConfig):
 def main(config: CompareConfig) -> None:
     """Train every arm on the same label subsets; compare their scores; print what pretraining saves."""
     again = partial(look_again, config, config.encoders)
-    run = Run(config.run_name, identity(config), "comparison", look=again, keys_of=CompareConfig)
+    run = Run(config.run_name, config, "comparison", look=again)
     if run.summary is None or run.summary.get("left_out"):
         compare(config, run)
     check_files(run.folder, "summary.csv", "curves.csv", "differences.csv")

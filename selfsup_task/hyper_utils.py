@@ -65,7 +65,7 @@ class Scan:
         check_trial_names([*trials], config.only)
         self.varied = trials
         varied_keys = {key for values in trials.values() for key in values}
-        left_out = {*varied_keys, *lists, "only", "run_name", "jobs"}
+        left_out = {*varied_keys, *lists, "only", "run_name"}
         shared = {key: value for key, value in as_dict(config).items() if key not in left_out}
         self.run = Run(config.run_name, {"varied": [*lists], **shared}, "scan", keys_of=type(config))
         self.trials = {

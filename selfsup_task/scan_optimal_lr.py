@@ -106,7 +106,7 @@ def schedule(name: str, num_epochs: int) -> dict[str, Any]:
 
 def range_run(task: str, config: RatesConfig, xrays: XRays) -> Run:
     """Return the finished range test of a task: lr_range.csv, its figure, and a summary of what it suggests."""
-    left_out = ("tasks", "schedulers", "only", "keep_all", "jobs")
+    left_out = ("tasks", "schedulers", "only", "keep_all")
     needed = {key: value for key, value in as_dict(config).items() if key not in left_out}
     name = f"{config.run_name}/range_{task}"
     run = Run(name, needed, "learning rates", look=lambda: {"data": xrays.facts()}, keys_of=RatesConfig)

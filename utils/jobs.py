@@ -6,14 +6,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
 import torch
 
-from utils.config import RUNS_ROOT, as_dict, check_between
+from utils.config import RUNS_ROOT, check_between
+from utils.files import read_json
 from utils.hardware import MachineConfig, choose_device, usable_cores
 
 MAX_JOBS = 256
@@ -38,33 +39,28 @@ AnyJobs = TypeVar("AnyJobs", bound=JobsConfig)
 
 
 def with_jobs(main: Callable[[AnyJobs], object]) -> Callable[[AnyJobs], None]:
-    """Return `main` of a sweep, run by several processes unless its run is finished."""
+    """Return `main` of a sweep, run by several processes unless its run is finished and no arm was left out."""
 
     def shared(config: AnyJobs) -> None:
-        if (RUNS_ROOT / config.run_name / "summary.json").exists():
-            config = replace(config, jobs=1)
-        with shared_by_jobs(config) as own:
+        summary = read_json(RUNS_ROOT / config.run_name / "summary.json")
+        finished = summary is not None and not summary.get("left_out")
+        with nullcontext(config) if finished else shared_by_jobs(config) as own:
             main(own)
 
     return shared
-
-
-def identity(config: JobsConfig) -> dict[str, Any]:
-    """Return the config that identifies a sweep: it may be resumed by another number of processes."""
-    return {key: value for key, value in as_dict(config).items() if key != "jobs"}
 
 
 @contextmanager
 def shared_by_jobs(config: AnyJobs) -> Iterator[AnyJobs]:
     """Start the other processes of a sweep, by this script's own command; yield the config of this one.
 
-    Several processes on a CPU have one thread each unless `threads` says otherwise, since threads of busy processes
-    wait for each other. When the block ends, waits for the others, or stops them if it ends by an exception, and shows
-    what one that failed has said.
+    On a CPU each has one thread unless `threads`, or a single job, says otherwise: threads of busy processes wait for
+    each other, and how many fit must not decide by how many threads a trial is resumed. When the block ends, waits for
+    the others, or stops them if it ends by an exception, and shows what one that failed has said.
     """
     device = choose_device(config.device)
     jobs = config.jobs or _number_of_jobs(device, config.threads)
-    if jobs > 1 and device.type == "cpu":
+    if config.jobs != 1 and device.type == "cpu":
         config = replace(config, threads=config.threads or 1)
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     with ExitStack() as stack:

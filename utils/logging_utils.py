@@ -21,6 +21,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from utils import distributed
 from utils.config import (
+    PACE,
     PLACES,
     REPO_ROOT,
     RUNS_ROOT,
@@ -111,7 +112,7 @@ class Run:
         there, now = flat(self._up_to_date(stored or {})), flat(self.config)
         finished = self.summary is not None  # nothing of it is done again
         unknown = {key: there.pop(key) for key in [*there] if finished and key not in now}
-        if stored is not None and (different := differences(there, self.config, leave_out=PLACES)):
+        if stored is not None and (different := differences(there, self.config, leave_out=(*PLACES, *PACE))):
             self._refuse(f"holds a run with another config: {', '.join(different)}")
         if unknown:
             self._say(f"has keys that this version does not know, and does not compare: {json.dumps(unknown)}")

@@ -41,6 +41,12 @@ def test_another_config_is_refused_naming_the_keys_that_differ(tmp_path: Path) -
         Run("a", {**CONFIG, "lr": 1e-2, "seed": 1}, "pretraining", tmp_path)
 
 
+def test_other_threads_and_jobs_are_no_other_config(tmp_path: Path) -> None:
+    config = {"lr": 0.1, "threads": 0, "jobs": 0}
+    Run("one", config, "pretraining", tmp_path).start()
+    Run("one", {**config, "threads": 1, "jobs": 2}, "pretraining", tmp_path)
+
+
 def test_another_fact_is_refused_by_name_and_one_that_an_older_run_lacks_is_not(tmp_path: Path) -> None:
     run = Run("a", CONFIG, "pretraining", tmp_path)
     run.start(alone=False, data={"images": 7, "pixels": [1, 2]})
