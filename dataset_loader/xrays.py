@@ -261,6 +261,8 @@ def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] | N
     columns = replace(columns, details=details, groups=joined_groups(columns.paths, columns.groups, duplicates))
     store = open_store(columns.root, list(columns.paths), config.stored_size, DATASETS_ROOT / ".cache")
     columns = columns.take(store.kept)
+    duplicates = duplicates.loc[duplicates[["file", "other"]].isin(columns.paths.tolist()).all(axis=1)]
+    duplicates = duplicates.reset_index(drop=True)
     kept = None
     if config.keep_split:
         kept = read_kept_split(config.keep_split, repo_path(config.keep_split), columns)
@@ -290,8 +292,9 @@ def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] | N
     if also is None:
         return xrays
     collections = _collections(xrays, everything, config.stored_size, device, also)
-    named = {f"also {number}": collection.listed for number, collection in enumerate(collections[-len(also) :], 1)}
-    return replace(xrays, also=collections, listed={**listed, **(named if also else {})})
+    others = collections[len(collections) - len(also) :]
+    named = {f"also {number}": collection.listed for number, collection in enumerate(others, 1)}
+    return replace(xrays, also=collections, listed={**listed, **named})
 
 
 def _warn_of_official_parts(columns: Columns, parts: np.ndarray, shares: Mapping[str, float]) -> None:
@@ -322,11 +325,12 @@ def _warn_of_copies(columns: Columns, parts: np.ndarray, duplicates: pd.DataFram
     if columns.labels.ndim == 1:
         classes = np.array([f"{name} " for name in columns.label_names], dtype=object)[columns.labels]
     kinds = pd.Series(classes + "images of the " + parts.astype(object) + " part")
-    pairs = duplicates.loc[np.isin(duplicates[["file", "other"]].to_numpy(str), files).all(1)]
-    picture = pd.Series(joined_groups(columns.paths, columns.paths, pairs))
+    picture = pd.Series(joined_groups(columns.paths, columns.paths, duplicates))
     for name in picture.value_counts().loc[lambda count: count > MANY_COPIES].index:
         copies = (picture == name).to_numpy()
-        exact = "exact " * bool((pairs.loc[pairs["file"].isin(files[copies]), "distance"] == 0).all())
+        exact = "exact " * bool(
+            (duplicates.loc[duplicates["file"].isin(files[copies].tolist()), "distance"] == 0).all()
+        )
         if not exact and len(set(columns.details.loc[copies, "patient"])) == 1:
             continue  # films of one patient, taken day by day
         shares = [f"{n:,} of {(kinds == kind).sum():,} {kind}" for kind, n in kinds.loc[copies].value_counts().items()]
@@ -351,7 +355,7 @@ def _collections(
     theirs = np.isin(everything.groups, everything.groups[np.isin(everything.paths, files)])
     groups = everything.groups[theirs]  # patients, as the source names them and, where they differ, DICOM headers
     if FOREIGN_ID in everything.details:
-        groups = np.concatenate([groups, everything.details[FOREIGN_ID].dropna()[theirs]])
+        groups = np.concatenate([groups, everything.details.loc[theirs, FOREIGN_ID].dropna()])
     labelled = Labelled(xrays.source, xrays.signatures[~held_out], groups, thumbnails, files)
     own = collection_of(xrays.source, unlabelled, size, device, labelled)
     opened = {"its images without a label": own} if own else {}

@@ -97,7 +97,7 @@ def _tables(root: Path) -> tuple[Path, dict[str, Path]]:
     They lie in the root, or in one folder up to two levels below. The tables' folder may be the first of AIMI's
     batches; then the images are beside it. Raises UserError without a train.csv, or with two.
     """
-    levels = [sorted(root.glob(f"{above}train.csv")) for above in ("", "*/", "*/*/")]
+    levels = (sorted(root.glob(f"{above}train.csv")) for above in ("", "*/", "*/*/"))  # as deep as need be
     found = next(filter(None, levels), [])
     if len(found) != 1:
         above = [*root.parent.glob("train.csv"), *root.parent.glob("*batch*/train.csv")]

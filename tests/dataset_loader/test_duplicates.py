@@ -59,6 +59,17 @@ def test_planted_copies_are_found_and_share_a_part(phantoms: Path, tmp_path: Pat
     assert len(pd.read_csv(tmp_path / "duplicates.csv")) == len(found)
 
 
+def test_a_copy_too_small_for_the_store_is_no_longer_in_a_pair(phantoms: Path, tmp_path: Path) -> None:
+    root = tmp_path / "covid"
+    small = next(iter(planted(phantoms, root)))
+    for file in {*root.rglob("images/*.*")} - {root / small}:
+        with Image.open(file) as image:
+            image.resize((80, 80)).save(file)
+    xrays = open_xrays(data_config(dataset="covid", data_root=str(root), store_res=80), torch.device("cpu"))
+    assert small not in xrays.columns.paths and not xrays.duplicates.isin([small]).any(axis=None)
+    xrays.write_split(tmp_path)
+
+
 ALTERATIONS = {
     "mirrored": ImageOps.mirror,
     "turned by 90": lambda image: image.transpose(Image.Transpose.ROTATE_90),
