@@ -1,6 +1,7 @@
 """Targets: the classes or findings that a classifier learns, their loss and scores, and tables of predictions."""
 
 import functools
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -162,15 +163,10 @@ def _learnable(xrays: XRays, values: np.ndarray) -> tuple[str, ...]:
         if left_out := [lacking[name] for name in own if name in lacking]:
             _say_once(f"note: findings without positive or negative labels in a part, left out: {'; '.join(left_out)}")
         return chosen
-    others = ", ".join(name for name in names if name not in lacking)
+    others = " ".join(shlex.quote(name) for name in names if name not in lacking)
     raise UserError(
-        f"no finding can be learnt in {root}, since each has no positive or no negative label in some part: "
-        f"{'; '.join(lacking[name] for name in own)}; "
-        + (
-            f"--findings takes others by name: {others}."
-            if others
-            else "label more films, or change blank or uncertain."
-        )
+        f"each finding that {root} has by default lacks positive or negative labels in some part: "
+        f"{'; '.join(lacking[name] for name in own)}; {f'try --findings {others}' if others else 'label more films'}."
     )
 
 

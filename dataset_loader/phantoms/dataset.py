@@ -20,7 +20,7 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from dataset_loader.image_files import is_visible, shown
+from dataset_loader.image_files import IMAGE_SUFFIXES, is_visible, shown
 from dataset_loader.phantoms.chest import Array, Chest, Dice
 from dataset_loader.phantoms.classes import XRay, plan_classes
 from dataset_loader.phantoms.film import annotate, collimate, expose, plant_marker, wires
@@ -114,10 +114,10 @@ def draw(xrays: Sequence[XRay], shape: tuple[int, int]) -> tuple[Array, Array]:
 def _ensure(root: Path, request: dict, plan: Callable[[Path], list[XRay]], shape: tuple[int, int]) -> Path:
     """Draw the images that `plan` lists, unless `root` holds them."""
     request = {"version": VERSION, **request}
-    _check_folder(root.parent)
-    if _is_finished(root, request):
-        return root
     try:
+        _check_folder(root.parent)
+        if _is_finished(root, request):
+            return root
         with exclusive_lock(root.parent / f".{root.name}.lock", f"drawing {root}"):
             if not _is_finished(root, request):  # another process may just have drawn them
                 _draw_layout(root, request, plan, shape)
@@ -128,14 +128,15 @@ def _ensure(root: Path, request: dict, plan: Callable[[Path], list[XRay]], shape
 
 def _check_folder(folder: Path) -> None:
     """Raise UserError for a folder that holds anything else than phantoms, guessing which data set was meant."""
-    if not folder.is_dir():
+    if not folder.exists():
         return
+    if not folder.is_dir():
+        raise UserError(f"data_root is the file {folder}; name a folder.")
     roots = (folder / COVID_ROOT, folder / CHEXPERT_ROOT)
-    others = [
-        path.name
-        for path in folder.iterdir()
-        if is_visible(path.name) and not (path in roots and (path / RECORD).is_file())
-    ]
+    drawn = [root for root in roots if (root / RECORD).is_file()]
+    others = [path.name for path in folder.iterdir() if is_visible(path.name) and path not in drawn]
+    if drawn:  # then a note beside them does no harm
+        others = [name for name in others if (folder / name).is_dir() or Path(name).suffix.lower() in IMAGE_SUFFIXES]
     if others:
         guess = likely_dataset(folder)
         meant = f"did you mean --dataset {guess}? Else" if guess else "to have phantoms drawn,"

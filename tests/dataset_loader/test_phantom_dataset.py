@@ -245,6 +245,8 @@ def test_nothing_is_drawn_beside_a_persons_files(tmp_path: Path, files: list[str
 
 def test_phantoms_among_ones_own_images_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = ensure_phantoms(tmp_path, images=40, size=SIZE)
+    (tmp_path / "notes.txt").touch()
+    assert ensure_phantoms(tmp_path, images=40, size=SIZE) == root
     (tmp_path / "films").mkdir()
     (tmp_path / "films" / "a.png").touch()
     assert read_folder(tmp_path).paths.tolist() == ["films/a.png"]

@@ -59,10 +59,10 @@ def test_folders_give_labels_and_official_parts(tmp_path: Path, capsys: pytest.C
 
 
 def test_folders_that_look_like_classes_are_offered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = touch(tmp_path / "set", *PARTED)
-    assert len(read_folder(root)) == 36
+    root = touch(tmp_path / "set", *PARTED, *(f"copy/{file}" for file in PARTED))
+    assert len(read_folder(root)) == 72
     assert "(NORMAL 18, SICK 18): --labels folders reads them" in capsys.readouterr().err
-    assert len(read_folder(tmp_path)) == 36
+    assert len(read_folder(tmp_path)) == 72
     assert f"In {root}, its folders look like classes (NORMAL 18" in capsys.readouterr().err
     (root / "labels.csv").write_text("file,label\ntrain/SICK/1.png,a\ntrain/SICK/2.png,b\n")
     assert read_folder(root).label_names == ("a", "b")
