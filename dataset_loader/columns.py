@@ -46,6 +46,11 @@ class Columns:
         has_label = (self.official != UNLABELLED) | (not self.label_names)
         return self.take(np.flatnonzero(has_label == wanted))
 
+    def with_left_out(self, files: np.ndarray | list[str], reason: str) -> "Columns":
+        """Return the same columns, which say of more files why they are not taken."""
+        more = pd.DataFrame({"file": files, "reason": reason})
+        return replace(self, left_out=pd.concat([self.left_out, more], ignore_index=True))
+
     def take(self, indices: np.ndarray) -> "Columns":
         """Return the same columns for some of the images."""
         return replace(

@@ -8,8 +8,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from dataset_loader.dicom_pictures import dicom_picture
-from dataset_loader.image_errors import BrokenImageError, NoXRayError
-from dataset_loader.image_files import starts_as_dicom
+from dataset_loader.image_files import BrokenImageError, NoXRayError, starts_as_dicom
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # by content: a PNG may be named .jpg
 _PERCENTILES = 0.5, 99.5  # of the pixels of an image of more than 8 bits, which become black and white

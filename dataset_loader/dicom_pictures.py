@@ -1,8 +1,6 @@
 """The picture in a DICOM file, read as leniently as viewers do: headers of real devices are often a little wrong."""
 
-import logging
 import math
-import warnings
 from typing import IO, Any
 
 import numpy as np
@@ -20,11 +18,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dataset_loader.image_errors import BrokenImageError, NoXRayError
-
-# Odd headers are common, and what cannot be read is reported with its file.
-warnings.filterwarnings("ignore", module="pydicom")
-logging.getLogger("pydicom").setLevel(logging.ERROR)
+from dataset_loader.image_files import BrokenImageError, NoXRayError
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _SAMPLES_DIFFER = 0.02  # of the brightest: equal red, green and blue differ by this much once they were compressed

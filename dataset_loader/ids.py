@@ -57,8 +57,8 @@ class Ids:
         return hmac.new(self.key, value.encode(), hashlib.sha256).hexdigest()[:16]
 
     def _written(self, values: Iterable[str], hide: Callable[[str], str]) -> np.ndarray:
-        plain = [str(value) for value in values]
-        return np.array(plain if self.mode == "plain" else [value and hide(value) for value in plain], dtype=object)
+        plain = self.mode == "plain"
+        return np.array([value if plain else value and hide(value) for value in map(str, values)], dtype=object)
 
 
 PLAIN = Ids()

@@ -35,6 +35,14 @@ _IMAGES = re.compile(r"\b(?:images?|imgs?|cxrs?|x ?rays?|radiographs?|films?)\b"
 _NAMES_SHOWN = 3
 
 
+class BrokenImageError(Exception):
+    """A file without a usable image; the message is the reason, without the file's name."""
+
+
+class NoXRayError(BrokenImageError):
+    """A whole file that is no X-ray: a mask, or a DICOM object without a picture. The reason is one of a few."""
+
+
 def is_image(entry: os.DirEntry[str]) -> bool:
     """Return whether a folder's entry is an image file that can be read, neither hidden nor temporary."""
     if not is_visible(entry.name) or not _is_utf8(entry.name) or not entry.is_file():
@@ -200,4 +208,4 @@ def _printable(name: str) -> str:
 
 def _is_utf8(name: str) -> bool:
     """Return whether a file's name is text; Python keeps the bytes of others as lone surrogates."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+    return name.isascii() or not re.search("[\ud800-\udfff]", name)

@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ from dataset_loader.ids import earlier_ids
 from dataset_loader.image_files import shown
 from dataset_loader.readers.tables import column_of, read_table
 from dataset_loader.splits import PARTS
-from utils.config import UserError
+from utils.config import UserError, repo_path
 
 # Of what joins films of several parts, the first of these wins: no held-out film is one that training has seen.
 _RANKS = [*PARTS, UNLABELLED]
@@ -67,14 +66,15 @@ class KeptSplit:
                 print(f"warning: known films have another part now, for {why}: {shown(names)}", file=sys.stderr)
 
 
-def read_kept_split(name: str, path: Path, columns: Columns) -> KeptSplit:
-    """Return what the split.csv at `path` says of opened data; `name` is the config's.
+def read_kept_split(name: str, columns: Columns) -> KeptSplit:
+    """Return what a split.csv, named as in the config, says of opened data.
 
     A film keeps its part, and a new one takes that of its group: of films that share its patient, also if they are
     gone, or its picture. Where a group has several, train wins, then val: so no film is held out that training or a
     choice has seen. A film that had no label then is train, unless a labelled one of its group says otherwise.
     Raises UserError if the file is no split, or of other data.
     """
+    path = repo_path(name)
     table = read_table(path) if path.is_file() else pd.DataFrame()
     files, written = column_of(table, "file"), column_of(table, "part")
     if not len(table) or not set(written) <= set(_RANKS) or len(set(files)) < len(files):

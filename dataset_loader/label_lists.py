@@ -2,12 +2,12 @@
 
 import re
 import sys
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
 from dataset_loader.columns import Columns
+from dataset_loader.readers.tables import class_key
 from dataset_loader.splits import PARTS
 
 FEW = 10  # films of a class; fewer are a warning
@@ -48,6 +48,5 @@ def look_alikes(names: Sequence[str]) -> list[list[str]]:
     """Return the names that are the same to a reader: but for case, spaces, underscores, dashes and what is unseen."""
     alike: dict[str, list[str]] = {}
     for name in names:
-        seen = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) not in ("Cf", "Cc"))
-        alike.setdefault(re.sub("[\\s_\u2010-\u2015\u2212-]+", " ", seen).strip().casefold(), []).append(name)
+        alike.setdefault(re.sub("[ _-]+", " ", class_key(name)).strip(), []).append(name)
     return [same for same in alike.values() if len(same) > 1]

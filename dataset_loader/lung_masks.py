@@ -7,7 +7,7 @@ from PIL import Image
 
 from dataset_loader.columns import Columns
 from dataset_loader.decoding import central_square, decode_upright, upright_size
-from dataset_loader.image_errors import BrokenImageError
+from dataset_loader.image_files import BrokenImageError
 from utils.config import UserError
 
 _ASPECT_TOLERANCE = 0.02

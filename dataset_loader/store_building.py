@@ -32,7 +32,7 @@ from typing import IO, Any
 import numpy as np
 
 from dataset_loader.decoding import square_or_error
-from dataset_loader.image_errors import BrokenImageError, NoXRayError
+from dataset_loader.image_files import BrokenImageError, NoXRayError
 from utils.config import UserError
 from utils.distributed import exclusive_lock
 from utils.files import (

@@ -1,12 +1,11 @@
 """Which folders hold drawn X-rays: each tree of them has a record at its root."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dataset_loader.image_files import shown
+from dataset_loader.image_files import image_files, shown
 
 RECORD = "phantom.json"  # at the root of a tree: what was asked for
 
@@ -16,11 +15,12 @@ def is_synthetic(path: Path) -> bool:
     return any((folder / RECORD).exists() for folder in (path, *path.parents))
 
 
-def without_synthetic(root: Path, files: np.ndarray) -> np.ndarray:
-    """Return the image files [N] below a folder that were not drawn, and count the others on stderr.
+def without_synthetic(root: Path) -> np.ndarray:
+    """Return the image_files [N] of a folder that were not drawn, and count the others on stderr.
 
     Where all of them are synthetic, they are what was asked for, and all are returned.
     """
+    files = image_files(root)
     if is_synthetic(root):
         return files
     drawn = [folder for folder in sorted(_folders_above(files)) if (root / folder / RECORD).is_file()]
@@ -37,7 +37,7 @@ def without_synthetic(root: Path, files: np.ndarray) -> np.ndarray:
     return files[~synthetic]
 
 
-def _folders_above(files: Sequence[str] | np.ndarray) -> set[str]:
+def _folders_above(files: np.ndarray) -> set[str]:
     """Return every folder that holds one of the relative POSIX paths, at any depth, but not the root."""
     found: set[str] = set()
     for folder in {file.rpartition("/")[0] for file in files}:

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from dataset_loader.columns import Columns
 from dataset_loader.duplicates import find_copies
-from dataset_loader.image_files import image_files
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.listing import listed_files
 from dataset_loader.readers import READERS
-from dataset_loader.readers.folder_dataset import read_films
+from dataset_loader.readers.folder_dataset import read_films, without_laterals
 from dataset_loader.readers.patients import id_keys
 from dataset_loader.signatures import THUMBNAIL, copies_among, signatures
 from dataset_loader.splits import names_hash
@@ -165,4 +164,4 @@ def columns_of(entry: str) -> Columns:
         raise Gone(f"also holds {entry!r}, but there is no folder {root}.")
     if layout in READERS:
         return READERS[layout](root)
-    return read_films(root, without_synthetic(root, image_files(root)))
+    return without_laterals(read_films(root, without_synthetic(root)))

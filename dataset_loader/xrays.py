@@ -263,9 +263,7 @@ def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] | N
     columns = columns.take(store.kept)
     duplicates = duplicates.loc[duplicates[["file", "other"]].isin(columns.paths.tolist()).all(axis=1)]
     duplicates = duplicates.reset_index(drop=True)
-    kept = None
-    if config.keep_split:
-        kept = read_kept_split(config.keep_split, repo_path(config.keep_split), columns)
+    kept = read_kept_split(config.keep_split, columns) if config.keep_split else None
     parts = complete_split(columns, config.split_seed, config.shares, kept and kept.parts)
     source = "phantom" if is_synthetic(columns.root / columns.paths[0]) else config.dataset
     listed = _listed(config, everything if also is not None else everything.labelled())

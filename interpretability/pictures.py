@@ -12,8 +12,7 @@ from torch import Tensor
 from augmentations.transform_utils import plain_view
 from dataset_loader.decoding import decode_square, decode_upright
 from dataset_loader.ids import PLAIN, Ids
-from dataset_loader.image_errors import BrokenImageError
-from dataset_loader.image_files import IMAGE_SUFFIXES
+from dataset_loader.image_files import IMAGE_SUFFIXES, BrokenImageError
 from dataset_loader.lung_masks import read_mask
 from dataset_loader.synthetic import is_synthetic
 from dataset_loader.xrays import XRays

@@ -9,6 +9,7 @@ The test set of 500 patients comes apart, with CheXlocalize as CheXpert/{test_la
 import os
 import re
 import sys
+from itertools import filterfalse
 from pathlib import Path
 
 import numpy as np
@@ -198,10 +199,10 @@ def _place(rows: dict[str, pd.DataFrame], root: Path, table: Path) -> None:
 def _homes(root: Path, folder: str, patients: set[str], depth: int) -> tuple[dict[str, set[str]], int]:
     """Return the patients in each folder below `root` that holds any of these, and how many others there are."""
     with os.scandir(root / folder) as entries:
-        names = {entry.name for entry in entries if entry.is_dir() and not is_left_out(entry.name)}
+        names = {entry.name for entry in entries if entry.is_dir()}
     others = {name for name in names - patients if name.startswith("patient")}
     homes, unlisted = {folder: names & patients} if names & patients else {}, len(others)
-    for name in sorted(names - patients - others) if depth else []:
+    for name in sorted(filterfalse(is_left_out, names - patients - others)) if depth else []:
         found, more = _homes(root, f"{folder}/{name}" if folder else name, patients, depth - 1)
         homes, unlisted = homes | found, unlisted + more
     return homes, unlisted

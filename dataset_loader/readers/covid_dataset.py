@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from dataset_loader.columns import Columns
-from dataset_loader.image_files import image_files
 from dataset_loader.readers.class_folders import by_folder, lung_masks
 from dataset_loader.synthetic import without_synthetic
 from utils.config import UserError
@@ -29,7 +28,7 @@ def read_covid(root: Path) -> Columns:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"found no folder {root}, looked there for <Class>/images/*.png; {_HOW_TO_PLACE}")
-    found = by_folder(without_synthetic(root, image_files(root)), deep=False).in_one_spelling(root)
+    found = by_folder(without_synthetic(root), deep=False).in_one_spelling(root)
     found.check(root, _HOW_TO_PLACE)
     found.note_others("left out")
     names, rows = found.names, np.flatnonzero(found.classes != "")
@@ -43,5 +42,4 @@ def read_covid(root: Path) -> Columns:
         masks=lung_masks(root, paths),
         official=found.parts[rows].astype("<U10"),
         details=pd.DataFrame(index=pd.RangeIndex(len(rows))),
-        left_out=pd.DataFrame({"file": found.files[found.classes == ""], "reason": "in no class folder"}),
-    )
+    ).with_left_out(found.files[found.classes == ""], "in no class folder")

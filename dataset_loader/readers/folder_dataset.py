@@ -5,7 +5,6 @@ import re
 import sys
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import pandas as pd
 
 from dataset_loader.columns import UNLABELLED, Columns
 from dataset_loader.dicom import RADIOGRAPHS, dicom_facts
-from dataset_loader.image_files import image_files, is_dicom_name, shown
+from dataset_loader.image_files import is_dicom_name, shown
 from dataset_loader.readers.class_folders import by_folder, like_classes, lung_masks
 from dataset_loader.readers.known_columns import COLUMNS, column_key, has_meaning, known_columns
 from dataset_loader.readers.listed_files import below, file_finder
@@ -55,22 +54,21 @@ def read_folder(root: Path, labels: str = "table", laterals: bool = False) -> Co
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"found no folder {root}; data_root names the folder that holds your images.")
-    files = without_synthetic(root, image_files(root))
+    files = without_synthetic(root)
     if not len(files):
         raise UserError(f"found no image below {root}; data_root names the folder that holds your images.")
     if labels == "folders":
         columns = _read_class_folders(root, files)
-        return columns if laterals else _without_laterals(columns)
-    if (path := _table_of(root)) is None:
-        if counts := like_classes(files):
-            print(f"note: {root} has no {TABLE}; {offer_of_folders(counts)}", file=sys.stderr)
-        elif (top := os.path.commonpath(files.tolist())) and (
-            counts := like_classes([file[len(top) + 1 :] for file in files])
-        ):
-            print(f"note: {root} has no {TABLE}. In {root / top}, {offer_of_folders(counts)}", file=sys.stderr)
-        return read_films(root, files, laterals)
-    columns = _read_table(root, files, path)
-    return columns if laterals else _without_laterals(columns)
+    elif path := _table_of(root):
+        columns = _read_table(root, files, path)
+    else:
+        top = os.path.commonpath(files.tolist())
+        for place, inner in ((root, files), (root / top, [file[len(top) + 1 :] for file in files if top])):
+            if counts := like_classes(inner):
+                print(f"note: {root} has no {TABLE}. In {place}, {offer_of_folders(counts)}", file=sys.stderr)
+                break
+        columns = read_films(root, files)
+    return columns if laterals else without_laterals(columns)
 
 
 def _read_table(root: Path, files: np.ndarray, path: Path) -> Columns:
@@ -110,11 +108,10 @@ def _read_class_folders(root: Path, files: np.ndarray) -> Columns:
     return described(root, files, rows, np.searchsorted(names, found.classes[labelled]), tuple(names), root)
 
 
-def read_films(root: Path, files: np.ndarray, laterals: bool = False) -> Columns:
-    """Return the columns of files [N] that no table describes, only DICOM headers; without laterals as read_folder."""
+def read_films(root: Path, files: np.ndarray) -> Columns:
+    """Return the columns of files [N] that no table describes, only DICOM headers."""
     rows = pd.DataFrame({"file": pd.Series(dtype=object)})
-    columns = described(root, files, rows, np.empty((0, 0), dtype=np.float32), (), root)
-    return columns if laterals else _without_laterals(columns)
+    return described(root, files, rows, np.empty((0, 0), dtype=np.float32), (), root)
 
 
 def _table_of(root: Path) -> Path | None:
@@ -165,8 +162,8 @@ def described(
     labels  [M] class indices, -1 where blank, or findings [M, C]
     names   the classes or findings
 
-    Raises UserError if no row has a file, a part is unknown or an image without a label is
-    in an official validation or test part.
+    Images without a label of an official validation or test part are left out, which is said on stderr.
+    Raises UserError if no row has a file, or a part is unknown.
     """
     masks = set(column_of(rows, "mask"))
     files = np.array([file for file in files if file not in masks], dtype=object)
@@ -181,10 +178,9 @@ def described(
     if len(kept) < len(files):
         lost = len(files) - len(kept)
         print(f"warning: {lost:,} images of the official validation or test part left out: no label", file=sys.stderr)
-    left_out = pd.DataFrame({"file": np.delete(files, kept), "reason": "validation or test image without a label"})
     official[unlabelled] = UNLABELLED
     patients, foreign = joined_patients(column_of(known, "patient").to_numpy(), header_ids, files, table)
-    return Columns(
+    columns = Columns(
         root=root,
         paths=files.astype(str),
         labels=labels,
@@ -193,8 +189,8 @@ def described(
         masks=_existing_masks(root, column_of(known, "mask"), table),
         official=official,
         details=_details(known, foreign, str(table)),
-        left_out=left_out,
-    ).take(kept)
+    )
+    return columns.take(kept).with_left_out(np.delete(files, kept), "validation or test image without a label")
 
 
 def _official(parts: pd.Series, table: Path) -> np.ndarray:
@@ -296,7 +292,7 @@ def _fill_from_headers(known: pd.DataFrame, root: Path, files: np.ndarray) -> np
             file=sys.stderr,
         )
     where = f"DICOM headers below {root}"
-    for name in facts.columns.intersection(["sex", "age", "view"]):
+    for name in ("sex", "age", "view"):
         column = column_of(known, name)
         found = without_unknown(column_of(facts, name), UNKNOWN, where).reindex(known.index, fill_value="")
         known[name] = column.mask(column == "", found)
@@ -328,12 +324,10 @@ def _details(known: pd.DataFrame, foreign: np.ndarray, where: str) -> pd.DataFra
     return details.replace("", np.nan)
 
 
-def _without_laterals(columns: Columns) -> Columns:
+def without_laterals(columns: Columns) -> Columns:
     """Return the columns without those whose view is lateral, which are counted on stderr."""
     lateral = np.array([projection(view) == "lateral" for view in column_of(columns.details, "view").fillna("")], bool)
     if lateral.any():
         lost = shown(columns.paths[lateral].tolist())
         print(f"note: left out lateral films: {lost}; --laterals takes them all the same", file=sys.stderr)
-    left_out = pd.DataFrame({"file": columns.paths[lateral], "reason": "lateral view"})
-    left_out = pd.concat([columns.left_out, left_out], ignore_index=True)
-    return replace(columns.take(np.flatnonzero(~lateral)), left_out=left_out)
+    return columns.take(np.flatnonzero(~lateral)).with_left_out(columns.paths[lateral], "lateral view")

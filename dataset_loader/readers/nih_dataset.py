@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dataset_loader.columns import UNLABELLED, Columns
-from dataset_loader.image_files import image_files, shown
+from dataset_loader.image_files import shown
 from dataset_loader.readers.folder_dataset import described
 from dataset_loader.readers.patients import id_keys
 from dataset_loader.readers.tables import file_text, once, read_table
@@ -80,9 +80,7 @@ def read_nih(root: Path) -> Columns:
     rows["part"] = np.where(np.isin(names, tested), "test", "train" if tested else "")
     labels = _labels(rows.pop("Finding Labels"), table)
     columns = described(root, np.array(sorted(path_of.values()), dtype=object), rows, labels, FINDINGS, table)
-    left_out = pd.DataFrame({"file": again, "reason": "the name of another image"})
-    left_out = pd.concat([columns.left_out, left_out], ignore_index=True)
-    return replace(columns, groups=_patients(columns), left_out=left_out)
+    return replace(columns, groups=_patients(columns)).with_left_out(again, "the name of another image")
 
 
 def _table(root: Path) -> Path:
@@ -97,7 +95,7 @@ def _table(root: Path) -> Path:
 
 def _paths(root: Path) -> tuple[dict[str, str], list[str]]:
     """Return the image of each name below a folder, and the others of the same names, which are said on stderr."""
-    files = without_synthetic(root, image_files(root))
+    files = without_synthetic(root)
     path_of: dict[str, str] = {}
     for file in files:
         path_of.setdefault(_name(file), file)

@@ -180,19 +180,19 @@ def once(rows: pd.DataFrame, table: Path) -> pd.DataFrame:
 
 
 def one_spelling(labels: pd.Series, path: Path) -> pd.Series:
-    """Return labels; those that differ only as _class_key says are written as most of them."""
+    """Return labels; those that differ only as class_key says are written as most of them."""
     counts = Counter(labels)
     best: dict[str, str] = {}
     for written in sorted(counts, key=lambda word: (-counts[word], word)):
-        best.setdefault(_class_key(written), clean(written))
+        best.setdefault(class_key(written), clean(written))
     for name in sorted(set(best.values())):
-        if others := [word for word in counts if _class_key(word) == _class_key(name) and word != name]:
+        if others := [word for word in counts if class_key(word) == class_key(name) and word != name]:
             again = counted(word for word in labels if word in others)
             print(f"warning: {path}: {again} read as the class {name!r}", file=sys.stderr)
-    return labels.map({written: best[_class_key(written)] for written in counts})
+    return labels.map({written: best[class_key(written)] for written in counts})
 
 
-def _class_key(label: str) -> str:
+def class_key(label: str) -> str:
     """Return a label without what no reader sees: case, blanks, invisible characters, kinds of hyphens, 1 as 1.0."""
     label = re.sub("[\u2010-\u2015\u2212]", "-", clean(label).casefold())
     return re.sub(r"^(\d+)[.,]0+$", r"\1", label)

@@ -14,8 +14,7 @@ import pandas as pd
 from dataset_loader.decoding import square_or_error
 from dataset_loader.dicom import RADIOGRAPHS, dicom_facts
 from dataset_loader.ids import PLAIN, Ids
-from dataset_loader.image_errors import BrokenImageError, NoXRayError
-from dataset_loader.image_files import is_dicom_name, sorted_files
+from dataset_loader.image_files import BrokenImageError, NoXRayError, is_dicom_name, sorted_files
 from dataset_loader.readers.known_columns import known_columns
 from dataset_loader.readers.listed_files import on_disk
 from dataset_loader.readers.patients import id_keys

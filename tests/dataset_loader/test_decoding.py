@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dataset_loader.decoding import decode_square, decode_upright, upright_size
-from dataset_loader.image_errors import BrokenImageError, NoXRayError
+from dataset_loader.image_files import BrokenImageError, NoXRayError
 
 SIZE = 32
 # A corner that is unlike the others, so that a turned image is noticed.

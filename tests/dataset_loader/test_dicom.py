@@ -15,8 +15,7 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, Implic
 from dataset_loader import image_store
 from dataset_loader.columns import Columns
 from dataset_loader.decoding import decode_square, decode_upright, upright_size
-from dataset_loader.image_errors import BrokenImageError, NoXRayError
-from dataset_loader.image_files import image_files
+from dataset_loader.image_files import BrokenImageError, NoXRayError, image_files
 from dataset_loader.readers.folder_dataset import read_folder
 
 SHIPPED = Path(pydicom.data.__file__).parent / "test_files"

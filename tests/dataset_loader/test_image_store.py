@@ -12,7 +12,7 @@ from PIL import Image
 
 from dataset_loader import image_store
 from dataset_loader.decoding import decode_square, square_or_error
-from dataset_loader.image_errors import NoXRayError
+from dataset_loader.image_files import NoXRayError
 from dataset_loader.image_store import open_store
 from dataset_loader.readers.chexpert_dataset import read_chexpert
 from dataset_loader.readers.covid_dataset import read_covid

@@ -14,7 +14,7 @@ from images import SIZE, contents, count_decodings, make_images
 from PIL import Image
 
 from dataset_loader import image_store, store_building
-from dataset_loader.image_errors import BrokenImageError
+from dataset_loader.image_files import BrokenImageError
 from dataset_loader.image_store import open_store
 from utils.config import UserError
 from utils.files import write_checked_json
