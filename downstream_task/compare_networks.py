@@ -214,14 +214,10 @@ def run_side_by_side(
     return table.drop(columns=["classes", "error"]).rename(columns=lambda name: name.removeprefix("val/"))
 
 
-def lines_of(left_out: Mapping[str, str]) -> list[str]:
-    """Return a report's lines on the arms that are left out."""
-    return [f"left out: {arm}: {reason}" for arm, reason in left_out.items()]
-
-
 def check_complete(run: Run) -> None:
-    """Raise UserError if the comparison, whose report has been printed, had to leave arms out."""
+    """Print which arms a comparison had to leave out, with the reasons; then raise UserError if there are any."""
     if left_out := (run.summary or {}).get("left_out"):
+        print("\n".join(f"left out: {arm}: {reason}" for arm, reason in left_out.items()))
         raise UserError(
             f"{', '.join(left_out)} left out for the reason above, so {run} compares the other arms only; the same "
             "command tries again."

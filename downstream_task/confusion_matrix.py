@@ -45,14 +45,14 @@ from downstream_task.finished_runs import Finished, OpenedData, Scored, find_fin
 from downstream_task.targets import predictions_table
 from self_sup_classes.provenance import check_unseen
 from utils import plots
-from utils.config import RUNS_ROOT, UserError, check_choice, repo_path
+from utils.config import RUNS_ROOT, UserError, check_choice, part_of, repo_path
 from utils.facts import fact
 from utils.files import check_files, content_hash, read_json
 from utils.hardware import MachineConfig, describe_device, prepare
 from utils.intervals import bootstrap_intervals, fewest_groups, interval_text, metric_name
 from utils.logging_utils import Run
 from utils.metrics import CLASS_SCORES, calibration_error, confusion_counts, per_class_scores
-from utils.scripts import tracked
+from utils.scripts import command, tracked
 
 REPEATS = 300  # resamples behind an interval
 SCORE_COLUMNS = ["score", "value", "low", "high"]
@@ -89,7 +89,8 @@ def main(config: ScoreConfig) -> None:
     for entry in config.external:
         print(external_table([score_external(finished, entry, data) for finished in tracked(runs, entry, "run")]))
     print(f"\ntables and figures   {RUNS_ROOT / 'test'}/")
-    print(f"next   python interpretability/shortcut_audit.py --checkpoints runs/{runs[-1].name}")
+    audited = {"checkpoints": [runs[-1].path], **part_of(config, MachineConfig), "data_root": config.data_root}
+    print(f"next   {command('interpretability/shortcut_audit.py', audited)}")
 
 
 def score_run(finished: Finished, data: OpenedData) -> Run:

@@ -98,6 +98,11 @@ class Finished:
         return run_name(self.folder)
 
     @property
+    def path(self) -> str:
+        """Return how a config names its folder."""
+        return f"runs/{self.name}" if self.folder.is_relative_to(RUNS_ROOT) else str(self.folder)
+
+    @property
     def weights(self) -> Path:
         """Return the file of the weights that were best on validation. Raises UserError if it was deleted."""
         name = f"{self.config.backbone}_best_state_dict.pt"

@@ -16,7 +16,7 @@ from dataset_loader import data_keys
 from dataset_loader.data_keys import DATA
 from downstream_task import target_keys
 from downstream_task.target_keys import TARGETS
-from utils.scripts import flags, run_script
+from utils.scripts import command, flags, run_script
 
 config: dict[str, Any] = {
     # data
@@ -76,7 +76,6 @@ from downstream_task.compare_networks import (
     Setting,
     Trial,
     check_complete,
-    lines_of,
     look_again,
     open_comparison,
     run_side_by_side,
@@ -120,6 +119,7 @@ def main(config: FrozenPartsConfig) -> None:
     check_files(run.folder, "summary.csv", "table.csv")
     assert run.summary is not None
     print("\n".join(run.summary["report"]))
+    print(f"\ntables and figure   {run}/\nnext                {command('utils/make_report.py', {})}")
     check_complete(run)
 
 
@@ -155,10 +155,6 @@ def train_parts(config: FrozenPartsConfig, run: Run) -> None:
         f"\n{title}: {metric}, mean [95% interval]",
         label_efficiency.interval_text_table(scores, "trainable"),
         *summary["notes"],
-        "",
-        f"tables and figure   {run}/",
-        "next                python utils/make_report.py",
-        *lines_of(left_out),
     ]
     run.finish({**summary, "report": lines})
 

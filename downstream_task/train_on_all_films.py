@@ -13,7 +13,7 @@ for grad_cam.py --images; what reads the test part refuses it. About as long as 
 
 from typing import Any
 
-from utils.scripts import flags, run_script
+from utils.scripts import command, flags, run_script
 
 config: dict[str, Any] = {
     "comparison": "runs/compare/phantom",  # a finished comparison under runs/
@@ -38,7 +38,7 @@ from downstream_task.finetuning import finetune
 from downstream_task.finished_runs import Finished, find_finished, run_name
 from downstream_task.targets import read_predictions, read_targets
 from self_sup_classes.initialisation import weights_hashes
-from utils.config import RUNS_ROOT, UserError, check_choice, repo_path
+from utils.config import RUNS_ROOT, UserError, check_choice, part_of, repo_path
 from utils.facts import LISTED
 from utils.hardware import MachineConfig, prepare
 from utils.intervals import interval_text, metric_name
@@ -101,6 +101,8 @@ def main(config: FinalConfig) -> None:
         finish(run, first, folder, rows)
     assert run.summary is not None
     print("\n".join(run.summary["report"]))
+    films = {"classifier": str(run), "images": ["FOLDER"], **part_of(config, MachineConfig)}
+    print(f"\nnext   {command('downstream_task/predict.py', films)}")
 
 
 def best_rows(folder: Path, arm: str) -> pd.DataFrame:
@@ -149,7 +151,6 @@ def finish(run: Run, first: Finished, folder: Path, rows: pd.DataFrame) -> None:
             "report": [
                 f"\n{run}: {row['arm']}, {way}, on all {found['labels']:,} labelled films, test part included",
                 f"{note}.",
-                f"\nnext   python downstream_task/predict.py --classifier {run} --images FOLDER",
             ],
         }
     )

@@ -24,7 +24,7 @@ from dataset_loader import data_keys
 from dataset_loader.data_keys import DATA
 from downstream_task import target_keys
 from downstream_task.target_keys import TARGETS
-from utils.scripts import flags, run_script
+from utils.scripts import command, flags, run_script
 
 config: dict[str, Any] = {
     # data
@@ -102,7 +102,6 @@ from downstream_task.compare_networks import (
     Trial,
     best_by,
     check_complete,
-    lines_of,
     look_again,
     open_comparison,
     run_of,
@@ -111,8 +110,9 @@ from downstream_task.compare_networks import (
 )
 from downstream_task.finetune_config import MAX_DRAWS, TrainingConfig
 from utils import plots
-from utils.config import check_above_zero, check_between, check_choice, check_list
+from utils.config import check_above_zero, check_between, check_choice, check_list, part_of
 from utils.files import check_files
+from utils.hardware import MachineConfig
 from utils.intervals import metric_name
 from utils.jobs import JobsConfig, with_jobs
 from utils.logging_utils import Run
@@ -153,6 +153,9 @@ def main(config: CompareConfig) -> None:
     check_files(run.folder, "summary.csv", "curves.csv", "differences.csv")
     assert run.summary is not None
     print("\n".join(run.summary["report"]))
+    print(f"\ntables and figures   {run}/")
+    tested = {"runs": [str(run)], **part_of(config, MachineConfig)}
+    print(f"next                 {command('downstream_task/confusion_matrix.py', tested)}")
     check_complete(run)
 
 
@@ -181,10 +184,6 @@ def compare(config: CompareConfig, run: Run) -> None:
         label_efficiency.report(run, summary, label_efficiency.with_best(cells, table)),
         *choices(table, summary["at_cap"]),
         *summary["notes"],
-        "",
-        f"tables and figures   {run}/",
-        f"next                 python downstream_task/confusion_matrix.py --runs {run}",
-        *lines_of(left_out),
     ]
     run.finish({**summary, "report": lines})
 

@@ -56,7 +56,6 @@ config: dict[str, Any] = {
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__)  # before the slow imports
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -76,7 +75,7 @@ from utils.hardware import describe_device, prepare
 from utils.intervals import SALIENCY_NAMES, interval_text
 from utils.logging_utils import Run, new_run, same_run
 from utils.plots import marked
-from utils.scripts import tracked
+from utils.scripts import command, tracked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +144,8 @@ def main(config: MapsConfig) -> Run:
         )
     print_summary(run)
     if not config.classes and not any(network.note for network in networks.values()):
-        print(f"next    python interpretability/shortcut_audit.py --checkpoints {shlex.join(config.checkpoints)}")
+        audited = {key: getattr(config, key) for key in ("checkpoints", "data_root", "device", "threads")}
+        print(f"next    {command('interpretability/shortcut_audit.py', audited)}")
     return run
 
 

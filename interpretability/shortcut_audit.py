@@ -60,7 +60,7 @@ from utils.intervals import interval_text, metric_name
 from utils.logging_utils import Run
 from utils.optimisation import fixed_order
 from utils.plots import marked
-from utils.scripts import tracked
+from utils.scripts import command, tracked
 
 PROJECTED = 1000  # test X-rays in TensorBoard's projector, whose sprite has a maximal size
 EXAMPLES = 3  # X-rays on the figure
@@ -196,7 +196,7 @@ def print_summaries(runs: Mapping[str, Run]) -> None:
         else:
             print("  The source is not known; --source-table takes a CSV with the columns file and source.")
         print(f"  figure  {run}/figures/audit.png\n  tables  {run}/scores.csv, lung_mass.csv")
-    print("\nnext   python utils/make_report.py")
+    print(f"\nnext   {command('utils/make_report.py', {})}")
 
 
 def _text(interval: Sequence[Any]) -> str:

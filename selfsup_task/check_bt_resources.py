@@ -16,7 +16,7 @@ or more; leave the machine alone meanwhile. The same command again resumes; othe
 from typing import Any
 
 from selfsup_task.scan_base import FILES, PRETRAINING, REAL_XRAYS, without
-from utils.scripts import flags, run_script
+from utils.scripts import command, flags, run_script
 
 VARIED = ("backbone", "in_channels", "img_res", "store_res", "batch_size", "num_epochs", "warmup_epochs")
 UNUSED = {"also": [], "start": "random"}  # neither changes what a step costs
@@ -111,7 +111,8 @@ def main(config: ResourcesConfig) -> None:
         "resources", scan_plots.heat_maps(grids(table, every_cell), f"Forecast: {forecast}", "hours", "{:.3g}")
     )
     print(f"\nhours              {forecast}\ntable and figure   {run}/")
-    print("next               python selfsup_task/train_barlow_twins.py, with the settings that you can afford")
+    trained = {"dataset": config.dataset, "data_root": config.data_root}
+    print(f"next               {command('selfsup_task/train_barlow_twins.py', trained)}   # and what you can afford")
     check_all_finished(table, [*trials])
 
 

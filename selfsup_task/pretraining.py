@@ -205,7 +205,8 @@ def train(model: BarlowTwins, step: StepFunction, xrays: XRays, config: Pretrain
     if run.is_writer:
         xrays.write_split(run.folder)
     model.eval()
-    monitor = Monitor(model, xrays, indices, config, run, provenance(config, xrays, indices))
+    before, note = provenance(config, xrays, indices)
+    monitor = Monitor(model, xrays, indices, config, run, before)
     if run.is_writer and run.checkpoint() is None:
         with memory_for(config.batch_size):
             monitor.look_at_random_network()
@@ -214,21 +215,22 @@ def train(model: BarlowTwins, step: StepFunction, xrays: XRays, config: Pretrain
         monitor.save("final")
         run.save_figure("curves", monitor.curves_figure(), step=int(run.rows[-1]["step"]))
         length = {"images": len(indices), "epochs": config.num_epochs, "steps": int(run.rows[-1]["step"])}
-        run.finish({**length, **monitor.facts(), **_progress(run.rows)})
+        labels = len(xrays.indices("train")) if xrays.columns.label_names else 0
+        run.finish({**length, "labels": labels, "note": note, **monitor.facts(), **_progress(run.rows)})
         run.drop_checkpoint()
     distributed.barrier()
 
 
-def provenance(config: PretrainConfig, xrays: XRays, indices: np.ndarray) -> Provenance | None:
+def provenance(config: PretrainConfig, xrays: XRays, indices: np.ndarray) -> tuple[Provenance | None, str]:
     """Return what the encoder will have been trained on: these images, and those of the weights that it starts from.
 
-    None if it starts from a file that does not say.
+    None if it starts from a file that does not say. Also a note on held-out images that these weights have seen.
     """
     before = seen_by(config.start)
     note = check_unseen(before, xrays, allow_seen=True, encoder=config.start)
     if note and distributed.rank() == 0:
         print(f"warning: {note}; so a comparison will refuse the new encoder too", file=sys.stderr)
-    return before and before.joined(xrays.split_hash, xrays.image_ids(indices))
+    return before and before.joined(xrays.split_hash, xrays.image_ids(indices)), note
 
 
 def _progress(rows: list[dict[str, float]]) -> dict[str, float | None]:

@@ -30,7 +30,7 @@ from typing import Any
 
 from dataset_loader import data_keys
 from dataset_loader.data_keys import DATA
-from utils.scripts import flags, run_script
+from utils.scripts import command, flags, run_script
 
 config: dict[str, Any] = {
     # data
@@ -88,7 +88,9 @@ if __name__ == "__main__":
         config, __doc__, __file__, data_keys.__file__, real_xrays=real_xrays, torchrun=True
     )  # before the slow imports
 
-import shlex
+from collections.abc import Mapping
+
+import numpy as np
 
 from dataset_loader.xrays import open_xrays
 from selfsup_task.pretraining import PretrainConfig, build_model, open_run, partners_of, passes_of, train, twin_step
@@ -98,6 +100,10 @@ from utils.hardware import placed, prepare
 from utils.intervals import metric_name
 from utils.training_utils import check_batch_size
 
+# Of a comparison: shares of the labels that may be worth trying, and the fewest labels that are.
+FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+FEWEST_LABELS, FEWEST_FINDINGS = 20, 100
+SHARED = ("backbone", "in_channels", "precision", "device", "threads")  # keys with the same defaults there
 WORSE = 0.02  # a fall of the probe's score that is worth a word
 
 
@@ -129,7 +135,7 @@ def main(config: PretrainConfig) -> None:
             )
             return
         first = "" if "metric" in run.summary else "give labels in labels.csv (datasets/README.md), then "
-        print(f"\nnext: {first}{comparison(config, run.name, run.summary.get('metric', ''))}")
+        print(f"\nnext: {first}{comparison(config, run.name, run.summary)}")
 
 
 def report(summary: dict[str, Any], config: PretrainConfig) -> str:
@@ -155,19 +161,19 @@ def report(summary: dict[str, Any], config: PretrainConfig) -> str:
     return "\n".join(lines)
 
 
-def comparison(chosen: PretrainConfig, run_name: str, metric: str) -> str:
+def comparison(chosen: PretrainConfig, run_name: str, summary: Mapping[str, Any]) -> str:
     """Return the command that measures what the encoder is worth; flags say what its defaults do not."""
-    words = ["python", "downstream_task/trained_vs_no_trained_compare.py"]
-    for key in ("dataset", "data_root", "img_res", "store_res", "split_seed", "backbone", "in_channels"):
-        if getattr(chosen, key) != defaults[key]:
-            words += [f"--{key.replace('_', '-')}", str(getattr(chosen, key))]
-    words += ["--findings"] if metric == "auroc" and "chexpert" not in chosen.dataset else []  # all that it has
-    words += ["--allow-seen"] if chosen.pretrain_on == "all" else []
-    if run_name != "pretrain/phantom":
-        name = run_name.rpartition("/")[2]
-        words += ["--run-name", f"compare/{name}"]
-        words += ["--encoders", "random", f"runs/{run_name}/{chosen.backbone}_final_state_dict.pt"]
-    return shlex.join(words)
+    values = {key: getattr(chosen, key) for key in (*DATA, "img_res", *SHARED)}
+    values["allow_seen"] = chosen.pretrain_on == "all" or bool(summary.get("note"))
+    encoder = f"runs/{run_name}/{chosen.backbone}_final_state_dict.pt"
+    fewest = FEWEST_FINDINGS if summary.get("metric") == "auroc" else FEWEST_LABELS
+    fractions = [share for share in FRACTIONS if share * (summary.get("labels") or np.inf) >= fewest]
+    if (run_name, chosen.backbone) != ("pretrain/phantom", defaults["backbone"]):
+        values |= {"run_name": f"compare/{run_name.removeprefix('pretrain/')}", "encoders": ["random", encoder]}
+        values |= {} if fractions == list(FRACTIONS) else {"fractions": [*fractions[:3], 1.0]}
+    own = "img_res" if chosen.dataset.startswith("phantom") else ""  # for real X-rays each script has its own
+    known = {key: defaults[key] for key in (*DATA, *SHARED, own) if key}
+    return command("downstream_task/trained_vs_no_trained_compare.py", values, {**known, "allow_seen": False})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -44,34 +44,35 @@ def with_jobs(main: Callable[[AnyJobs], object]) -> Callable[[AnyJobs], None]:
     def shared(config: AnyJobs) -> None:
         summary = read_json(RUNS_ROOT / config.run_name / "summary.json")
         finished = summary is not None and not summary.get("left_out")
-        with nullcontext(config) if finished else shared_by_jobs(config) as own:
-            main(own)
+        with nullcontext() if finished else shared_by_jobs(config):
+            main(config)
 
     return shared
 
 
 @contextmanager
-def shared_by_jobs(config: AnyJobs) -> Iterator[AnyJobs]:
-    """Start the other processes of a sweep, by this script's own command; yield the config of this one.
+def shared_by_jobs(config: JobsConfig) -> Iterator[None]:
+    """Start the other processes of a sweep, by this script's own command.
 
-    On a CPU each has one thread unless `threads`, or a single job, says otherwise: threads of busy processes wait for
-    each other, and how many fit must not decide by how many threads a trial is resumed. When the block ends, waits for
-    the others, or stops them if it ends by an exception, and shows what one that failed has said.
+    On a CPU each, this one too, has one thread unless `threads`, or a single job, says otherwise: threads of busy
+    processes wait for each other, and how many fit must not decide by how many threads a trial is resumed. When the
+    block ends, waits for the others, or stops them if it ends by an exception, and shows what one that failed has said.
     """
-    device = choose_device(config.device)
-    jobs = config.jobs or _number_of_jobs(device, config.threads)
+    device, threads = choose_device(config.device), config.threads
+    jobs = config.jobs or _number_of_jobs(device, threads)
     if config.jobs != 1 and device.type == "cpu":
-        config = replace(config, threads=config.threads or 1)
+        threads = threads or 1
+        torch.set_num_threads(threads)
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     with ExitStack() as stack:
         others = []
         for number in range(1, jobs):
             said = stack.enter_context(tempfile.TemporaryFile())
-            others.append((_started(config.threads, number % gpus if gpus else None, said, stack), said))
+            others.append((_started(threads, number % gpus if gpus else None, said, stack), said))
         if others:
-            where = f"on {gpus} GPU(s)" if gpus else f"of {config.threads} CPU thread(s) each"
+            where = f"on {gpus} GPU(s)" if gpus else f"of {threads} CPU thread(s) each"
             print(f"{jobs} processes {where} share the trials", file=sys.stderr)
-        yield config
+        yield
         for process, said in others:
             if process.wait():
                 said.seek(0)

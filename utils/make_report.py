@@ -10,7 +10,7 @@ runs them; folders that cannot be shown are listed with the reason. Takes second
 
 from typing import Any
 
-from utils.scripts import flags, run_script
+from utils.scripts import command, flags, run_script
 
 config: dict[str, Any] = {
     "runs": "runs",  # a folder of runs, which is searched at any depth
@@ -56,7 +56,7 @@ def main(config: ReportConfig) -> None:
     html = html.encode("utf-8", "backslashreplace").decode()  # JSON can hold half a letter
     write_text(output / "index.html", html)
     for script in dict.fromkeys(section.script for section, blocks in sections if section.script and not blocks):
-        print(f"not run yet: python {script}")
+        print(f"not run yet: {command(script, {})}")
     print(f"{subtitle}\npage   {output / 'index.html'}\nPDF    open the page in a browser and print it (Ctrl+P)")
 
 

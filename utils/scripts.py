@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -16,10 +17,11 @@ from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
-from utils.config import AnyConfig, UserError, flat, key_comments, launched_processes, make_config
+from utils.config import REPO_ROOT, AnyConfig, UserError, flat, key_comments, launched_processes, make_config
 
 SECONDS_BETWEEN_LINES = 30  # of progress, where output is a file
 NO_TORCHRUN = "this script does not run under torchrun; start it with python, once for each GPU: they share its trials."
+ANYWHERE: dict[str, Any] = {"device": "auto", "threads": 0, "data_root": ""}  # defaults that all scripts have
 CURSOR_UP = "\x1b[A"  # how tqdm returns from a nested bar
 
 Item = TypeVar("Item")
@@ -175,6 +177,23 @@ def parse_flags(
         parser.set_defaults(**real)
         found = parser.parse_args(normal)
     return _nested(vars(found))
+
+
+def command(script: str, values: Mapping[str, Any], defaults: Mapping[str, Any] = ANYWHERE) -> str:
+    """Return the command that runs an entry script of the repo with these values of its config, ready to be pasted.
+
+    Values that equal those of `defaults` are left out.
+    """
+    here = Path.cwd().resolve() == REPO_ROOT
+    words = ["python", script if here else str(REPO_ROOT / script)]
+    for key, value in values.items():
+        if key in defaults and value == defaults[key]:
+            continue
+        if isinstance(value, bool):
+            words.append(_flag(key) if value else f"--no-{_flag(key)[2:]}")
+        else:
+            words += [_flag(key), *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
 
 
 def progress_bar(total: int, description: str, done: int = 0, show: bool = True, unit: str = "img") -> "tqdm[Any]":

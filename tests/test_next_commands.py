@@ -1,0 +1,96 @@
+"""The commands that scripts print as the next ones: each runs as it is printed."""
+
+import json
+import os
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataset_loader.phantoms.dataset import COVID_ROOT
+from downstream_task import trained_vs_no_trained_compare as comparing
+from selfsup_task import train_barlow_twins as pretraining
+from utils.config import REPO_ROOT, RUNS_ROOT, make_config
+from utils.scripts import command
+
+pytestmark = pytest.mark.usefixtures("narrow")
+
+PRETRAIN = "selfsup_task/train_barlow_twins.py"
+BUDGET = ["--num-epochs", "1", "--warmup-epochs", "0", "--batch-size", "32", "--views", "2", "--projector-dims", "32"]
+SMALLER = {"downstream_task/trained_vs_no_trained_compare.py": ["--menu", "linear", "--draws", "1", "--jobs", "1"]}
+
+
+def printed(stdout: str) -> list[str]:
+    """The command of the line that starts with "next", word by word."""
+    [line] = [line for line in stdout.splitlines() if line.startswith("next")]
+    return shlex.split(line.partition("python")[1] + line.partition("python")[2], comments=True)
+
+
+def test_each_script_prints_the_next_command(
+    phantoms: Path, tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPO_ROOT)
+    root, name = tmp_path / "my films" / COVID_ROOT, f"next {os.getpid()}"
+    shutil.copytree(phantoms / COVID_ROOT, root)
+    where = ["--dataset", "covid", "--data-root", str(root), "--split-seed", "3", "--img-res", "32", "--threads", "1"]
+    done = script(PRETRAIN, *where, "--device", "cpu", "--run-name", f"pretrain/{name}", *BUDGET)
+    called = []
+    try:
+        while done.returncode == 0 and called[-1:] != ["utils/make_report.py"]:
+            words = printed(done.stdout)
+            called.append(words[1])
+            more = ["--output", str(tmp_path)] if words[1] == "utils/make_report.py" else SMALLER.get(words[1], [])
+            if words[1].startswith("downstream_task"):
+                assert words[-4:] == ["--device", "cpu", "--threads", "1"] or words[1] in SMALLER
+            done = script(*words[1:], *more)
+        assert done.returncode == 0, done.stderr
+        compared = json.loads((RUNS_ROOT / "compare" / name / "config.json").read_text())
+    finally:
+        for folder in ("pretrain", "compare", "test/compare", "shortcut_audit/compare"):
+            shutil.rmtree(RUNS_ROOT / folder / name, ignore_errors=True)
+    assert called == [
+        "downstream_task/trained_vs_no_trained_compare.py",
+        "downstream_task/confusion_matrix.py",
+        "interpretability/shortcut_audit.py",
+        "utils/make_report.py",
+    ]
+    asked = {"img_res": 32, "split_seed": 3, "data_root": str(root), "device": "cpu", "threads": 1}
+    assert {key: compared[key] for key in asked} == asked
+    assert compared["fractions"] == [0.2, 0.5, 1.0]  # of 192 labels: none of fewer than 20
+
+
+def test_what_two_scripts_share_has_the_same_defaults() -> None:
+    for key in (*pretraining.SHARED, "img_res"):
+        assert pretraining.config[key] == comparing.config[key], key
+    assert not {*pretraining.SHARED, *pretraining.DATA} & {*pretraining.real_xrays, *comparing.real_xrays}
+
+
+@pytest.mark.parametrize(
+    ("changes", "summary", "flags"),
+    [
+        ({}, {"labels": 1201, "metric": "balanced_accuracy"}, "--fractions 0.02 0.05 0.1 1.0"),
+        ({"run_name": "pretrain/phantom"}, {"labels": 1201}, ""),
+        ({"dataset": "covid"}, {"labels": 8000}, "--dataset covid --img-res 32"),
+        ({"pretrain_on": "all"}, {"labels": 240}, "--allow-seen --fractions 0.1 0.2 0.5 1.0"),
+        ({}, {"labels": 900, "metric": "auroc"}, "--fractions 0.2 0.5 1.0"),
+        ({}, {"labels": 15, "note": "seen"}, "--allow-seen --fractions 1.0"),
+        ({"val_share": 0.2, "keep_split": "a b.csv"}, {}, "--val-share 0.2 --keep-split 'a b.csv'"),
+    ],
+)
+def test_the_comparison_suits_data_and_labels(changes: dict[str, Any], summary: dict[str, Any], flags: str) -> None:
+    config = make_config(pretraining.PretrainConfig, {**pretraining.config, **changes})
+    words = shlex.split(pretraining.comparison(config, changes.get("run_name", "pretrain/a/b"), summary))
+    own = shlex.split("--run-name compare/a/b --encoders random runs/pretrain/a/b/resnet18_final_state_dict.pt")
+    start = words.index("--run-name") if "--run-name" in words else len(words)
+    assert words[start : start + 5] == ([] if "run_name" in changes else own)
+    assert words[2:start] + words[start + 5 :] == shlex.split(flags)
+
+
+def test_a_command_works_from_where_it_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"runs": ["a b", "c"], "threads": 2, "device": "auto", "laterals": False}
+    monkeypatch.chdir(REPO_ROOT)
+    assert command("x/y.py", values) == "python x/y.py --runs 'a b' c --threads 2 --no-laterals"
+    monkeypatch.chdir(tmp_path)
+    assert command("x/y.py", {}) == f"python {REPO_ROOT}/x/y.py"
