@@ -54,9 +54,10 @@ def dicom_facts(path: Path) -> dict[str, str]:
         tags = [*_TAGS.values(), *_VIEW_TAGS]
         header = dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
         facts = {name: str(header.get(tag) or "").strip() for name, tag in _TAGS.items()}
-        codes, rows = header.get("ViewCodeSequence") or [Dataset()], header.get("PatientOrientation") or [""]
-        coded = str(codes[0].get("CodeMeaning") or "").strip()
-        facts["view"] = facts["view"] or coded or "lateral" * (str(rows[0])[:1] in ("A", "P"))
+        if not facts["view"]:
+            codes, rows = header.get("ViewCodeSequence") or [Dataset()], header.get("PatientOrientation") or [""]
+            coded = str(codes[0].get("CodeMeaning") or "").strip()
+            facts["view"] = coded or "lateral" * (str(rows[0])[:1] in ("A", "P"))
     except Exception:  # of damaged bytes; the store says why the image is left out
         return dict.fromkeys(_TAGS, "")
     return facts

@@ -138,12 +138,13 @@ def _rows(root: Path, files: np.ndarray, path: Path) -> tuple[pd.DataFrame, str]
     if "file" not in rows:
         raise UserError(f"{path} has no column 'file', but {', '.join(table)}; {_EXPECTED}.")
     for name in rows.columns.intersection(["file", "mask"]):
+        written = []
         for line, cell in column_of(rows, name).items():
-            if below(cell, root) is None and (cell or name == "file"):
+            if (file := below(cell, root)) is None and (cell or name == "file"):
                 where = f"{path}, line {line}, column {name!r},"
                 raise UserError(f"{where} holds {cell!r}; expected a path below {root}, relative to it.")
-        written = [below(cell, root) or "" for cell in column_of(rows, name)]
-        rows[name] = [find(cell) or cell for cell in written]
+            written.append(file or "")
+        rows[name] = [find(file) or file for file in written]
         if other := [f"{cell} for {file}" for cell, file in zip(written, rows[name], strict=True) if cell != file]:
             print(f"{path}: files found under another spelling: {shown(other)}", file=sys.stderr)
     rows = once(rows, path)

@@ -13,8 +13,8 @@ from dataset_loader.readers.tables import clean
 def below(written: str, root: Path) -> str | None:
     """Return the POSIX path below root of a file as a table writes it, None if it lies elsewhere."""
     name = posixpath.normpath(written.replace("\\", "/"))
-    for top in {root.as_posix(), root.resolve().as_posix()}:
-        name = name.removeprefix(f"{top}/")
+    for top in (root, root.resolve()) if os.path.isabs(name) else ():
+        name = name.removeprefix(f"{top.as_posix()}/")
     outside = not written or name.startswith(("/", "../")) or name in (".", "..") or name[1:2] == ":"
     return None if outside else name
 
