@@ -393,7 +393,7 @@ def check_there(config: DataConfig, drawn: bool = False) -> None:
 
 
 def listed_facts(config: DataConfig, also: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return what XRays.facts() says of tables and folders, without a look at a pixel: files, labels, patients, ...
+    """Return those of XRays.facts() that tables and names give, without a look at a pixel: files, labels, patients, ...
 
     Of the labelled images; with `also`, as open_xrays takes it, of all that a pretraining finds. Nothing is drawn.
     Raises Gone if a folder is not there.
@@ -401,7 +401,7 @@ def listed_facts(config: DataConfig, also: Sequence[str] | None = None) -> dict[
     check_there(config, drawn=True)
     columns = read_columns(config)
     named = {f"also {number}": listed_files(columns_of(entry).paths) for number, entry in enumerate(also or [], 1)}
-    return {**_listed(config, columns if also is not None else columns.labelled()), **named}
+    return {LISTED: {**_listed(config, columns if also is not None else columns.labelled()), **named}}
 
 
 def _listed(config: DataConfig, columns: Columns) -> dict[str, Any]:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from self_sup_classes.backbones import Backbone, head_of, set_module
-from self_sup_classes.weights import choose, load_strictly, read_state_dict, say
+from self_sup_classes.weights import choose, load_strictly, read_state_dict
 from utils.config import UserError, check_choice
+from utils.distributed import note_once
 
 # What is trained, by how many of a network's stages (stem, layer1 ... layer4, fc) are frozen.
 FROZEN_STAGES = {"fc": 5, "layer4+fc": 4, "layer3-4+fc": 3, "layer2-4+fc": 2, "layer1-4+fc": 1, "all": 0}
@@ -82,7 +83,7 @@ def load_classifier(path: Path, name: str, in_channels: int, class_names: Sequen
     description = f"{name} with {in_channels} input channel(s) and the classes {', '.join(class_names)}"
     load_strictly(classifier.net, found.weights, str(path), description)
     if note := found.note(str(path)):
-        say(note)
+        note_once(note)
     return classifier
 
 

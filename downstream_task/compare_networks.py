@@ -18,7 +18,6 @@ from downstream_task.targets import Targets, check_learnable, read_targets
 from self_sup_classes.initialisation import start_from, weights_hashes
 from self_sup_classes.provenance import check_unseen
 from utils.config import UserError, make_config, part_of, repo_path
-from utils.facts import LISTED
 from utils.hardware import prepare
 from utils.logging_utils import Run
 from utils.sweeps import check_all_finished, errors_of, run_trials, with_reasons
@@ -157,8 +156,7 @@ def open_comparison(
     named = named_arms(encoders)
     arms, left_out = usable_arms(config, named, xrays)
     check_subsets(fractions, draws, targets, xrays, config.split_seed)
-    facts = facts_of(named) | {"weights": facts_of(arms)["weights"]}  # one that is left out may be mended
-    run.start(alone=False, data=xrays.facts(), **facts)
+    run.start(alone=False, data=xrays.facts(), **facts_of(named))
     return xrays, targets, arms, left_out
 
 
@@ -170,7 +168,7 @@ def facts_of(arms: Sequence[Arm]) -> dict[str, Any]:
 
 def look_again(config: TrainingConfig, encoders: Sequence[str]) -> dict[str, Any]:
     """Return what a finished comparison compares with its records: data and arms, without a look at a pixel."""
-    return {"data": {LISTED: listed_facts(config)}, **facts_of(named_arms(encoders))}
+    return {"data": listed_facts(config), **facts_of(named_arms(encoders))}
 
 
 def check_subsets(fractions: Sequence[float], draws: int, targets: Targets, xrays: XRays, seed: int) -> None:

@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dataset_loader.columns import Columns
 from dataset_loader.ids import open_ids
 from dataset_loader.image_files import image_files
 from dataset_loader.listing import details, listing
@@ -226,7 +225,7 @@ class Finished:
 
 
 class OpenedData:
-    """The data sets that several finished runs name, each opened once.
+    """The data sets that several finished runs name, each opened, and its tables read, once.
 
     data_root  where the data of the runs are now; "" is where they were
     """
@@ -234,7 +233,7 @@ class OpenedData:
     def __init__(self, device: torch.device, data_root: str = ""):
         self.device, self.data_root = device, data_root
         self.opened: dict[str, XRays] = {}
-        self.read: dict[str, Columns] = {}
+        self.listed: dict[str, dict[str, Any]] = {}
 
     def at(self, finished: Finished) -> DataConfig:
         """Return the data of a run, where they are now."""
@@ -251,20 +250,16 @@ class OpenedData:
         check_there(self.at(finished))
         return self.of(self.at(finished))
 
-    def columns(self, config: DataConfig) -> Columns:
-        """Return what the tables of the data that a config names say. Raises Gone if they are not there."""
-        if (key := json.dumps(part_of(config, DataConfig))) not in self.read:
-            check_there(config, drawn=True)
-            self.read[key] = read_columns(config).labelled()
-        return self.read[key]
-
     def facts(self, config: DataConfig) -> dict[str, Any]:
         """Return what tables and names say of the data that a config names, with the details that scores are split by.
 
         Raises Gone if they are not there.
         """
-        columns = self.columns(config)
-        return {LISTED: {**listing(columns), "details": details(columns)}}
+        if (key := json.dumps(part_of(config, DataConfig))) not in self.listed:
+            check_there(config, drawn=True)
+            columns = read_columns(config).labelled()
+            self.listed[key] = {LISTED: {**listing(columns), "details": details(columns)}}
+        return self.listed[key]
 
 
 def find_finished(name: str) -> list[Finished]:

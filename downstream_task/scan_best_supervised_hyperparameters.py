@@ -70,7 +70,7 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback
 from dataset_loader.xrays import DataConfig, XRays, open_xrays
 from downstream_task.finetune_config import FinetuneConfig
 from downstream_task.finetuning import finetune, labelled_subset
-from downstream_task.supervised_study import ENDED, importances, open_study, search_figure, trials_table
+from downstream_task.supervised_study import ENDED, importances, open_study, sampler_of, search_figure, trials_table
 from downstream_task.targets import TargetConfig, check_learnable, read_targets
 from self_sup_classes.initialisation import start_from, weights_hashes
 from self_sup_classes.provenance import check_unseen
@@ -149,6 +149,7 @@ def main(config: SearchConfig) -> None:
 
 def train(trial: optuna.Trial, config: SearchConfig, labels: int, xrays: XRays) -> float:
     """Fine-tune with the settings that the study draws; return the best score on validation."""
+    trial.study.sampler = sampler_of(config.random_seed, trial.number)
     params = {
         "lr": trial.suggest_float("lr", *config.lr_range, log=True),
         "weight_decay": trial.suggest_float("weight_decay", *config.weight_decay_range, log=True),

@@ -32,7 +32,7 @@ def open_study(
 ) -> optuna.Study:
     """Return the study `name`, to be maximised, in the database `storage`, "" for `folder`/study.db.
 
-    identity  plain JSON values that all processes of the study share; the sampler's seed is its "random_seed"
+    identity  plain JSON values that all processes of the study share
     keys_of   the class of the config that is in it: an older study may lack some of its keys
 
     Raises UserError if the study cannot be opened or has another identity.
@@ -57,16 +57,6 @@ def open_study(
         )
         known = study.user_attrs.get("config", identity)
         study.set_user_attr("config", known)
-        # a process that joins or resumes must not repeat the draws of those before
-        seed = mixed_seed("search", identity["random_seed"], len(study.trials)) % 2**32
-        study.sampler = optuna.samplers.TPESampler(
-            n_startup_trials=RANDOM_START,
-            n_ei_candidates=24,
-            seed=seed,
-            multivariate=False,  # as are the next, the default of optuna 4.9, which 5.0 has changed
-            group=False,
-            constant_liar=False,
-        )
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError, RuntimeError) as error:
         raise UserError(
             f"the study in {where} cannot be opened ({str(error).splitlines()[0]}); restore it, wait if it is busy, or "
@@ -76,6 +66,18 @@ def open_study(
     if differences({key: there.get(key) for key in identity}, identity, leave_out=(*PLACES, *PACE, "version")):
         raise UserError(f"the study {name!r} in {where} has another config or other images; choose another run_name.")
     return study
+
+
+def sampler_of(seed: int, number: int) -> optuna.samplers.TPESampler:
+    """Return what draws the values of a trial: each has its own stream, whichever process it falls to."""
+    return optuna.samplers.TPESampler(
+        n_startup_trials=RANDOM_START,
+        n_ei_candidates=24,
+        seed=mixed_seed("search", seed, number) % 2**32,
+        multivariate=False,  # as are the next, the default of optuna 4.9, which 5.0 has changed
+        group=False,
+        constant_liar=False,
+    )
 
 
 def trials_table(study: optuna.Study) -> pd.DataFrame:

@@ -1,8 +1,6 @@
 """Targets: the classes or findings that a classifier learns, their loss and scores, and tables of predictions."""
 
-import functools
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from dataset_loader.readers.folder_dataset import offer_of_folders
 from dataset_loader.splits import PARTS, strata_of
 from dataset_loader.xrays import XRays
 from utils.config import Config, UserError, check_choice, nearest
+from utils.distributed import note_once
 from utils.files import check_files
 from utils.metrics import classification_scores, finding_scores
 
@@ -161,19 +160,13 @@ def _learnable(xrays: XRays, values: np.ndarray) -> tuple[str, ...]:
     own = xrays.columns.default_findings or names
     if chosen := tuple(name for name in own if name not in lacking):
         if left_out := [lacking[name] for name in own if name in lacking]:
-            _say_once(f"note: findings without positive or negative labels in a part, left out: {'; '.join(left_out)}")
+            note_once(f"findings without positive or negative labels in a part, left out: {'; '.join(left_out)}")
         return chosen
     others = " ".join(shlex.quote(name) for name in names if name not in lacking)
     raise UserError(
         f"each finding that {root} has by default lacks positive or negative labels in some part: "
         f"{'; '.join(lacking[name] for name in own)}; {f'try --findings {others}' if others else 'label more films'}."
     )
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    """Print on stderr what each fine-tuning of a comparison would say again."""
-    print(text, file=sys.stderr)
 
 
 def apply_policy(labels: np.ndarray, uncertain: str, blank: str) -> np.ndarray:

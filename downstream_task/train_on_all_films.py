@@ -39,7 +39,6 @@ from downstream_task.finished_runs import Finished, find_finished, run_name
 from downstream_task.targets import read_predictions, read_targets
 from self_sup_classes.initialisation import weights_hashes
 from utils.config import RUNS_ROOT, UserError, check_choice, part_of, repo_path
-from utils.facts import LISTED
 from utils.hardware import MachineConfig, prepare
 from utils.intervals import interval_text, metric_name
 from utils.logging_utils import Run
@@ -85,7 +84,7 @@ def main(config: FinalConfig) -> None:
         trained.run_name,
         trained,
         "classifier of all films",
-        look=lambda: {"data": {LISTED: listed_facts(trained)}, "weights": weights_hashes([trained.encoder])},
+        look=lambda: {"data": listed_facts(trained), "weights": weights_hashes([trained.encoder])},
     )
     if "comparison" not in (run.summary or {}):
         device = prepare(config.device, config.threads)

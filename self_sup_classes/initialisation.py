@@ -11,8 +11,9 @@ from torchvision import models
 
 from self_sup_classes.backbones import Backbone, first_conv
 from self_sup_classes.provenance import NOTHING_SEEN, Provenance, provenance_of
-from self_sup_classes.weights import choose, load_strictly, read_state_dict, say
+from self_sup_classes.weights import choose, load_strictly, read_state_dict
 from utils.config import UserError, repo_path
+from utils.distributed import note_once
 from utils.files import content_hash
 from utils.optimisation import mixed_seed
 
@@ -50,7 +51,7 @@ def start_from(encoder: str, name: str, in_channels: int, seed: int) -> Start:
         raise UserError(f"{path} is an encoder of X-rays, not ImageNet's weights; name it without imagenet:.")
     note = _load(backbone, tensors, str(path), of_imagenet)
     if note and encoder != "imagenet":  # everybody knows of its 1,000 classes
-        say(note)
+        note_once(note)
     return Start(backbone, NOTHING_SEEN if of_imagenet else provenance, note)
 
 

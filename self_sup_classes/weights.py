@@ -3,11 +3,9 @@
 A file is read by its content, and no code in it runs.
 """
 
-import functools
 import itertools
 import pickle
 import re
-import sys
 import warnings
 import zipfile
 from collections import Counter, OrderedDict
@@ -22,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch._utils import _rebuild_tensor, _rebuild_tensor_v2
 
-from utils import distributed
 from utils.config import UserError
+from utils.distributed import note_once
 from utils.files import read_tensors
 
 COUNTER = ".num_batches_tracked"  # of a BatchNorm: absent in files of before 2018, such as torchvision's ResNets
@@ -34,7 +32,6 @@ _OTHERS = {
     b"version https://git-lfs": "a pointer of Git LFS: git lfs pull fetches the file itself",
     b"<": "a web page: the download did not work",
     b"\x1f\x8b": "a gzip archive: unpack it",
-    b"GGUF": "a GGUF file",
 }
 # Marks the moving average of a network that lies beside it, as in MoCo, BYOL and DINO.
 _AVERAGE = re.compile(r"(^|[._])(k|key|momentum|target|teacher|ema)([._]|$)")
@@ -150,7 +147,7 @@ def _without_objects(path: Path) -> Any:
         module = SimpleNamespace(__name__="pickle", Unpickler=Unpickler, load=load)
         found = torch.load(file, "cpu", pickle_module=module, weights_only=False)
     if left_out:
-        say(f"{path}: only its tensors are read, not its pickled {_listed(sorted(left_out))}")
+        note_once(f"{path}: only its tensors are read, not its pickled {_listed(sorted(left_out))}")
     return found
 
 
@@ -173,13 +170,6 @@ def _kind(found: Any) -> str:
 
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-@functools.cache
-def say(note: str) -> None:
-    """Print a note on stderr, once: a comparison reads an encoder for each of its trials."""
-    if distributed.rank() == 0:
-        print(f"note: {note}", file=sys.stderr)
 
 
 # --- which of the tensors are those of a network ---
@@ -215,7 +205,9 @@ def choose(net: nn.Module, found: Mapping[str, Tensor], head: str = "") -> Chose
     head  name of the head of a classifier, of which a file may say the name's first part only, or a place in it
     """
     expected = net.state_dict()
-    namings = [naming for naming in (_own(expected), _in_a_row(net, expected), _timms(expected)) if naming]
+    namings = [
+        naming for naming in ({name: name for name in expected}, _in_a_row(net, expected), _timms(expected)) if naming
+    ]
     fits: Counter[tuple[int, str]] = Counter()
     for name, value in found.items():
         for which, naming in enumerate(namings):
@@ -230,8 +222,10 @@ def choose(net: nn.Module, found: Mapping[str, Tensor], head: str = "") -> Chose
     inside = {name.removeprefix(start): value for name, value in found.items() if name.startswith(start)}
     naming |= _head_elsewhere(inside, head) if head else {}
     tops = {name.partition(".")[0] for name in naming}
-    weights = {naming.get(name, name): value for name, value in inside.items() if name.partition(".")[0] in tops}
-    rest = {name: found[name] for name in found if not (name.startswith(start) and _top(name, start) in tops)}
+    own = [name for name in inside if name.partition(".")[0] in tops]
+    weights = {naming.get(name, name): inside[name] for name in own}
+    taken = {start + name for name in own}
+    rest = {name: value for name, value in found.items() if name not in taken}
     return Chosen(weights, prefix, _groups(rest, prefix))
 
 
@@ -261,10 +255,6 @@ def load_strictly(net: nn.Module, state: Mapping[str, Tensor], source: str, desc
             f"{source} holds weights that are not finite, first in {odd[0]}; give those of another epoch or run."
         )
     net.load_state_dict(state, strict=True)  # torch sets the counters that are absent to 0
-
-
-def _own(expected: Mapping[str, Tensor]) -> dict[str, str]:
-    return {name: name for name in expected}
 
 
 def _in_a_row(net: nn.Module, expected: Mapping[str, Tensor]) -> dict[str, str]:
@@ -298,10 +288,6 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
     """Yield ("", "a.b"), ("a", "b") of "a.b"."""
     parts = name.split(".")
     return ((".".join(parts[:k]), ".".join(parts[k:])) for k in range(len(parts)))
-
-
-def _top(name: str, start: str) -> str:
-    return name.removeprefix(start).partition(".")[0]
 
 
 def _groups(rest: Mapping[str, Tensor], prefix: str) -> dict[str, int]:

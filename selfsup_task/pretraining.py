@@ -20,7 +20,6 @@ from self_sup_classes.provenance import Provenance, check_unseen
 from selfsup_task.monitor import PROBES, Monitor, MonitorConfig
 from utils import distributed
 from utils.config import UserError, check_above_zero, check_at_least, check_between, check_choice, launched_processes
-from utils.facts import LISTED
 from utils.files import check_files
 from utils.hardware import MachineConfig, choose_precision, describe_device, memory_for
 from utils.logging_utils import Run
@@ -89,7 +88,7 @@ def open_run(config: PretrainConfig) -> Run:
 
 def facts_of(config: PretrainConfig) -> dict[str, Any]:
     """Return what a finished pretraining compares with its records: data, and the weights that it started from."""
-    return {"data": {LISTED: listed_facts(config, config.also)}, "weights": weights_hashes([config.start])}
+    return {"data": listed_facts(config, config.also), "weights": weights_hashes([config.start])}
 
 
 def derived_name(config: PretrainConfig) -> str:

@@ -3,6 +3,7 @@
 The operating system releases the lock of a process that ends, however it ends.
 """
 
+import functools
 import os
 import socket
 import sys
@@ -35,6 +36,13 @@ def world_size() -> int:
 def rank() -> int:
     """Return the number of this process among them, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+@functools.cache
+def note_once(text: str) -> None:
+    """Print a note on stderr, from one process and once: each trial of a comparison reads the same files."""
+    if rank() == 0:
+        print(f"note: {text}", file=sys.stderr)
 
 
 class Place(NamedTuple):

@@ -31,7 +31,7 @@ def changes_since(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
         before, here = before | _without_lists(there), here | _without_lists(now)
     derived = [key for key in here if texts and "." not in key]
     named = [key for key in here if key in before and key not in derived and _what(before[key]) != _what(here[key])]
-    return texts + [name.replace("weights.", "the weights in ", 1) for name in named]
+    return texts + [name.replace("weights.", "weights in ", 1) for name in named]
 
 
 def _without_lists(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def test_a_retrained_encoder_and_another_file_of_a_pattern_are_other_arms(clinic
     shutil.rmtree(encoder.parent)
     assert pretrain(script, clinic, "--random-seed", "1").returncode == 0
     done = compare(script, clinic, "--encoders", "random", pattern)
-    assert done.returncode == 1 and f"the weights in runs/{NAME}/pretrain/resnet18_final" in done.stderr
+    assert done.returncode == 1 and f"weights in runs/{NAME}/pretrain/resnet18_final" in done.stderr
 
 
 def test_moved_data_are_known_by_what_they_hold(clinic: Path, script: Any) -> None:

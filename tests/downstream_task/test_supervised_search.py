@@ -20,7 +20,7 @@ import pytest
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from downstream_task import scan_best_supervised_hyperparameters as scan
 from downstream_task import supervised_study
-from downstream_task.supervised_study import open_study, search_figure, trials_table
+from downstream_task.supervised_study import open_study, sampler_of, search_figure, trials_table
 from downstream_task.trained_vs_no_trained_compare import SETTINGS
 from downstream_task.trained_vs_no_trained_compare import config as COMPARISON
 from utils.config import REPO_ROOT, RUNS_ROOT, UserError, make_config
@@ -84,6 +84,18 @@ def test_a_search_keeps_a_table_and_its_best_but_no_weights(name: str, phantoms:
     assert len(set(more["lr"])) == 3, "a resumed search repeats its draws"
 
 
+def test_processes_that_start_at_once_draw_other_values(
+    name: str, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(scan.SearchConfig, {**scan.config, **small(name, phantoms)})
+    monkeypatch.setattr(scan, "finetune", lambda chosen, *_, **__: drawn.append(chosen.lr) or 1 / 0)
+    drawn: list[float] = []
+    studies = [open_study("", "study", tmp_path, {"random_seed": 0}) for _ in range(2)]
+    for study in studies:
+        study.optimize(lambda trial: scan.train(trial, config, 9, xrays=None), n_trials=2, catch=(Exception,))  # type: ignore[arg-type]
+    assert len(set(drawn)) == 4
+
+
 def test_a_killed_search_continues_with_the_trials_that_are_left(
     name: str, phantoms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +123,7 @@ def test_no_default_of_optuna_decides_what_is_tried(
     original = getattr(owner, kind)
     monkeypatch.setattr(owner, kind, lambda **options: given.update(options) or original(**options))
     open_study("", "study", tmp_path, {"random_seed": 0})
+    sampler_of(0, 0)
     options = inspect.signature(original.__init__).parameters
     assert {name for name, option in options.items() if option.default not in (None, inspect.Parameter.empty)} <= set(
         given

@@ -21,6 +21,7 @@ from self_sup_classes.backbones import Backbone
 from self_sup_classes.initialisation import start_from
 from self_sup_classes.weights import read_state_dict
 from utils.config import UserError
+from utils.distributed import note_once
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
@@ -30,7 +31,7 @@ Save = Callable[[dict[str, Tensor], Path], object]
 
 @pytest.fixture(autouse=True)
 def says_all_again() -> Iterator[None]:
-    weights.say.cache_clear()
+    note_once.cache_clear()
     yield
 
 
