@@ -17,6 +17,7 @@ from torch import Tensor
 from dataset_loader.ids import open_ids
 from dataset_loader.image_files import image_files
 from dataset_loader.listing import details, listing
+from dataset_loader.readers.tables import class_key
 from dataset_loader.xrays import DataConfig, XRays, check_there, open_xrays, read_columns
 from downstream_task.classifier import Classifier, load_classifier
 from downstream_task.finetune_config import FinetuneConfig
@@ -31,7 +32,7 @@ from downstream_task.targets import (
 )
 from self_sup_classes.provenance import Provenance, check_unseen, provenance_of
 from self_sup_classes.weights import read_state_dict
-from utils.config import RUNS_ROOT, UserError, open_config, part_of, repo_path
+from utils.config import RUNS_ROOT, UserError, nearest, open_config, part_of, repo_path
 from utils.facts import LISTED, changes_since
 from utils.files import check_files, content_hash, read_json
 from utils.hardware import choose_precision, placed
@@ -198,13 +199,14 @@ class Finished:
         Raises UserError if there are fewer than two shared classes, or no shared finding.
         """
         names, columns, multilabel = self.summary["classes"], xrays.columns, self.summary["multilabel"]
-        shared = [name for name in names if name in columns.label_names]
+        found = {class_key(name): name for name in columns.label_names}
+        shared = [name for name in names if class_key(name) in found]
         values, shared = self._values(xrays, shared) if multilabel == (columns.labels.ndim > 1) else (None, [])
         if values is None or len(shared) < 2 - multilabel:
             raise UserError(
                 f"{columns.root} has {', '.join(columns.label_names)}, and {self.folder} predicts {', '.join(names)}; "
                 "an external test needs images of two classes, or positive and negative ones of a finding, of the same "
-                "name, capitals included."
+                "name."
             )
         rows = np.arange(len(xrays)) if multilabel else np.flatnonzero(values >= 0)
         return Targets(values, tuple(names)), rows, shared
@@ -213,12 +215,14 @@ class Finished:
         """Return classes [N] (-1: another) or findings [N, C] of a collection, and which of the names occur there."""
         names, columns = self.summary["classes"], xrays.columns
         if columns.labels.ndim == 1:
-            values = np.array([names.index(name) if name in names else -1 for name in columns.label_names])
+            place = {class_key(name): place for place, name in enumerate(names)}
+            values = np.array([place.get(class_key(name), -1) for name in columns.label_names])
             values = values[columns.labels]
             return values, [name for name in shared if names.index(name) in values]
         values = np.full((len(xrays), len(names)), np.nan, dtype=np.float32)
+        theirs = {class_key(name): name for name in columns.label_names}
         for name in shared:
-            known = read_targets(xrays, replace(self.config, findings=[name])).values[:, 0]
+            known = read_targets(xrays, replace(self.config, findings=[theirs[class_key(name)]])).values[:, 0]
             if {0, 1} <= set(known):
                 values[:, names.index(name)] = known
         return values, [name for name in shared if not np.isnan(values[:, names.index(name)]).all()]
@@ -280,6 +284,9 @@ def find_finished(name: str) -> list[Finished]:
         listed = [folder / name for name in fnmatch.filter(names, pattern)]
     found = [path for path in listed if (path / "predictions_val.csv").exists() and (path / "summary.json").exists()]
     if not found or not (folder / "summary.json").exists():
+        if not folder.exists():
+            beside = [path.name for path in folder.parent.glob("*/")]
+            raise UserError(f"there is no run {folder}; {nearest(folder.name, beside)}")
         raise UserError(
             f"{repo_path(name)} is not a finished fine-tuning run or comparison; run "
             "downstream_task/trained_vs_no_trained_compare.py first, or name one of the folders that it writes."

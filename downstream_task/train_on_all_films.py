@@ -19,7 +19,7 @@ config: dict[str, Any] = {
     "comparison": "runs/compare/phantom",  # a finished comparison under runs/
     "data_root": "",  # where the films are now, if they were moved since
     "arm": "",  # name of one of its arms; "" is the best on validation at the most labels
-    "run_name": "",  # runs/<run_name>/; "" is final/ and the comparison's name
+    "run_name": "",  # runs/<run_name>/; "" is final/, the comparison's name and the arm that was named
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads; 0 leaves it to torch
 }
@@ -73,7 +73,7 @@ def main(config: FinalConfig) -> None:
     steps = max(1, int(np.median(rows["step_best"])))
     trained = replace(
         first.config,
-        run_name=config.run_name or f"final/{run_name(folder)}",
+        run_name=config.run_name or f"final/{run_name(folder)}{config.arm and '_'}{config.arm}",
         data_root=config.data_root or first.config.data_root,
         **{"device": config.device, "threads": config.threads},
         **{"label_fraction": 1.0, "label_draw": 0, "choose_by": "cross-validation", "allow_seen": True},

@@ -226,7 +226,7 @@ def stopped_at_cap(table: pd.DataFrame) -> dict[str, list[int]]:
 def choices(table: pd.DataFrame, at_cap: dict[str, list[int]]) -> list[str]:
     """Return lines that say what each arm chose on validation, and how many fine-tunings the cap stopped."""
     rows = table.query("best").assign(way=lambda rows: rows["setting"].where(rows["setting"] != "", rows["method"]))
-    chosen = rows.pivot_table("way", "labels", "arm", aggfunc="first", sort=False)
+    chosen = rows.pivot_table("way", "labels", "arm", aggfunc="first", sort=False)[list(dict.fromkeys(table["arm"]))]
     stopped = ", ".join(f"{arm} {count} of {of}" for arm, (count, of) in at_cap.items())
     lines = [f"\nbest on validation\n{chosen.to_string()}"]
     return [*lines, f"fine-tunings that the cap of steps stopped: {stopped}"] if stopped else lines
@@ -235,7 +235,9 @@ def choices(table: pd.DataFrame, at_cap: dict[str, list[int]]) -> list[str]:
 def save_convergence(run: Run, table: pd.DataFrame, summary: dict[str, Any]) -> None:
     """Draw validation over the steps of the chosen fine-tunings."""
     curves: dict[str, dict[str, list[pd.DataFrame]]] = {}
-    for row in table.query("chosen and method == 'finetune'").to_dict("records"):
+    arms = list(dict.fromkeys(table["arm"]))  # as in the other figures
+    rows = table.query("chosen and method == 'finetune'").to_dict("records")
+    for row in sorted(rows, key=lambda row: (row["labels"], arms.index(row["arm"]))):
         metrics = pd.read_csv(run.folder / row["trial"] / "metrics.csv")
         metrics = metrics.rename(columns={f"val/{row['metric']}": "score"})
         curves.setdefault(f"{row['labels']:,}", {}).setdefault(row["arm"], []).append(metrics)

@@ -86,7 +86,7 @@ def check_unseen(
     if not allow_seen:
         raise UserError(
             f"{note}, so a score on them would be too good. If films came after its training, --keep-split with the "
-            "split.csv beside it keeps their parts; otherwise train it on the train part of this split, or pass "
-            "--allow-seen, which marks every result."
+            "split.csv beside it keeps their parts. Films that it saw without a label, and whose patients are known "
+            "only now, need another pretraining, or stay without a label. --allow-seen takes all and marks all results."
         )
     return f"transductive: {note}"

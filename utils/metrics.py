@@ -198,8 +198,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the T that makes softmax(logits [M, C] / T) likeliest for labels [M] (Guo et al. 2017, section 4.2).
 
     Labels [M, C] of 0, 1 or NaN (unknown) are findings, by sigmoid(logits / T). The likelihood is concave in 1 / T, so
-    T is the root of its slope, or the end of TEMPERATURES towards which it rises (the lower one for labels that are
-    separated without an error). T is 1 if it does not depend on the labels.
+    T is the root of its slope, or the upper end of TEMPERATURES if it rises towards it. Labels that are separated
+    without an error would be likeliest at T = 0: then the mean probability of the M right answers becomes
+    (M + 1) / (M + 2), by Laplace's rule of succession. T is 1 if the likelihood does not depend on the labels.
     """
     known = ~np.isnan(labels)
     z, y = logits[known].astype(np.float64), labels[known]
@@ -211,9 +212,19 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         beta = np.exp(-log_temperature)
         return float(((softmax(beta * z, axis=1) if labels.ndim == 1 else expit(beta * z) - y) * z).sum())
 
+    def excess(log_temperature: float) -> float:
+        """Return by how much the mean probability of the right answers exceeds the rule of succession's."""
+        scaled = z * np.exp(-log_temperature)
+        right = 1 / np.exp(scaled).sum(1) if labels.ndim == 1 else expit(np.where(y == 1, scaled, -scaled))
+        return float(right.mean()) - (len(z) + 1) / (len(z) + 2)
+
     coldest, hottest = np.log(TEMPERATURES)
     if slope(coldest) <= 0:
-        return TEMPERATURES[0] if slope(hottest) < 0 else 1.0
+        if slope(hottest) >= 0:
+            return 1.0
+        if excess(coldest) <= 0:
+            return TEMPERATURES[0]
+        return float(np.exp(root_scalar(excess, bracket=(coldest, hottest)).root))
     if slope(hottest) >= 0:
         return TEMPERATURES[1]
     return float(np.exp(root_scalar(slope, bracket=(coldest, hottest)).root))

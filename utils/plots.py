@@ -130,17 +130,20 @@ def convergence(curves: Mapping[str, Mapping[str, Sequence[pd.DataFrame]]], metr
     figure = Figure(figsize=(3.4 * len(curves) + 0.6, 3.6), layout="constrained")
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
+    arms = list(dict.fromkeys(arm for by_arm in curves.values() for arm in by_arm))
+    colours = {arm: colour for arm, colour, _ in styled(arms)}
     for ax, (labels, by_arm) in zip(axes, curves.items(), strict=True):
-        for (arm, tables), (_, colour, _) in zip(by_arm.items(), styled(by_arm), strict=True):
+        for arm, tables in by_arm.items():
             for table in tables:
-                ax.plot(table["step"], table["score"], color=colour, alpha=0.4, linewidth=0.7)
+                ax.plot(table["step"], table["score"], color=colours[arm], alpha=0.4, linewidth=0.7)
             # a run that has stopped keeps its last score
             together = pd.concat([table.set_index("step")["score"] for table in tables], axis=1).sort_index().ffill()
-            ax.plot(together.index, together.median(axis=1), color=colour, linewidth=2, label=arm)
+            ax.plot(together.index, together.median(axis=1), color=colours[arm], linewidth=2, label=arm)
         ax.set(xlabel="optimiser steps", title=f"{labels} labels")
         ax.grid(alpha=0.3)
     axes[0].set_ylabel(f"{metric} on validation")
-    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)
+    lines = {line.get_label(): line for ax in axes for line in ax.get_legend_handles_labels()[0]}
+    figure.legend([lines[arm] for arm in colours], list(colours), fontsize=8, loc="outside lower center", ncols=4)
     return figure
 
 

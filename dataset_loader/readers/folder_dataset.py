@@ -146,7 +146,7 @@ def _rows(root: Path, files: np.ndarray, path: Path) -> tuple[pd.DataFrame, str]
             written.append(file or "")
         rows[name] = [find(file) or file for file in written]
         if other := [f"{cell} for {file}" for cell, file in zip(written, rows[name], strict=True) if cell != file]:
-            print(f"{path}: files found under another spelling: {shown(other)}", file=sys.stderr)
+            print(f"{path}: files found under another spelling or folder: {shown(other)}", file=sys.stderr)
     rows = once(rows, path)
     for name in [name for name in rows if name in COLUMNS and name not in ("file", "label")]:
         rows[name] = without_unknown(column_of(rows, name), NO_PATIENT if name == "patient" else UNKNOWN, str(path))

@@ -22,16 +22,19 @@ def below(written: str, root: Path) -> str | None:
 def file_finder(files: Iterable[str]) -> Callable[[str], str | None]:
     """Return a function that returns the one of `files` that a table means, or None.
 
-    A name may be in upper or lower case, in another form of the same letters, or lack its suffix, if that leaves one.
+    A name may be in upper or lower case, in another form of the same letters, or lack its suffix or else its folder, if
+    that leaves one.
     """
-    exact, alike = set(files), defaultdict(set)
+    exact, alike, bare = set(files), defaultdict(set), defaultdict(set)
     for file in exact:
         stem, suffix = os.path.splitext(file)
         for name in (file, stem) if suffix.lower() in IMAGE_SUFFIXES else (file,):
             alike[clean(name).casefold()].add(file)
+        bare[clean(file.rpartition("/")[2]).casefold()].add(file)
 
     def find(written: str) -> str | None:
-        found = {written} & exact or alike.get(clean(written).casefold(), set())
+        name = clean(written).casefold()
+        found = {written} & exact or alike.get(name, set()) or bare.get(name, set())
         return next(iter(found)) if len(found) == 1 else None
 
     return find

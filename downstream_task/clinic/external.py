@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dataset_loader.readers.folder_dataset import TABLE
 from dataset_loader.xrays import DataConfig
 from downstream_task.finetune_config import FinetuneConfig
 from downstream_task.finished_runs import Finished, Scored
 from downstream_task.targets import labels_and_probabilities, read_predictions
 from utils import plots
-from utils.config import RUNS_ROOT, make_config, part_of
+from utils.config import RUNS_ROOT, make_config, part_of, repo_path
 from utils.intervals import bootstrap_intervals, fewest_groups, independent_difference, interval_text, metric_name
 from utils.logging_utils import Run
 from utils.metrics import one_against_rest
@@ -21,9 +22,9 @@ from utils.metrics import one_against_rest
 def external_data(entry: str, trained: FinetuneConfig) -> DataConfig:
     """Return the data that an entry of `external` names, at the sizes of a run's own data."""
     dataset, _, root = entry.partition(":")
-    return make_config(
-        DataConfig, {**part_of(trained, DataConfig), "dataset": dataset, "data_root": root, "keep_split": ""}
-    )
+    labels = "table" if dataset != "folder" or (repo_path(root) / TABLE).is_file() else "folders"
+    there = {"dataset": dataset, "data_root": root, "labels": labels, "keep_split": ""}
+    return make_config(DataConfig, {**part_of(trained, DataConfig), **there})
 
 
 def collection_name(config: DataConfig) -> str:

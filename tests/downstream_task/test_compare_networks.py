@@ -157,7 +157,7 @@ def test_mistakes_are_one_sentence(phantoms: Path, script: Any, name: str) -> No
     assert "with a value more than once" in twice.stderr
     nothing = script(TEST, "--runs", f"runs/{name}/nothing")
     assert nothing.returncode == 1
-    assert "is not a finished fine-tuning run" in nothing.stderr
+    assert "there is no run" in nothing.stderr
 
 
 def garbled(xrays: XRays) -> XRays:

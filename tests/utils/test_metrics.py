@@ -222,8 +222,12 @@ def test_temperature_undoes_a_scale_and_is_the_best() -> None:
 
 @no_warnings
 def test_temperature_at_its_ends() -> None:
+    separated = np.array([[3.0, 0.0], [0.0, 5.0]]), np.array([0, 1])  # four right of four, if it were one more of each
+    t = fit_temperature(*separated)
+    assert softmax(separated[0] / t, axis=1).max(1).mean() == pytest.approx(3 / 4)
+    t = fit_temperature(np.array([[3.0], [-5.0], [-1.0]]), np.array([[1.0], [0.0], [np.nan]]))
+    assert expit(np.array([3, 5]) / t).mean() == pytest.approx(3 / 4)
     logits = np.array([[1e4, 0.0], [0.0, 1e4]])
-    assert fit_temperature(logits, np.array([0, 1])) == TEMPERATURES[0]
     assert fit_temperature(logits, np.array([1, 0])) == TEMPERATURES[1]
     assert fit_temperature(np.full((5, 3), 0.3), np.array([0, 1, 2, 0, 0])) == 1
     assert fit_temperature(np.zeros((0, 3)), np.zeros(0, int)) == 1

@@ -133,7 +133,7 @@ def test_columns_as_other_people_call_them(root: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().err
     assert "reading 'Image Index' as file, 'Diagnosis' as label, 'Patient ID' as patient, 'Gender' as sex" in said
     assert "'Dataset' as part, 'Hospital' as source" in said
-    assert "files found under another spelling: 2 (deep/b for deep/b.JPG, D.GIF for d.gif)" in said
+    assert "files found under another spelling or folder: 2 (deep/b for deep/b.JPG, D.GIF for d.gif)" in said
     assert "column 'sex': read as blank: 'unbekannt' (1)" in said
     assert "sex 1 is read as male, 2 as female" in said
     assert "other columns kept as details: Scanner, smoker" in said
@@ -222,7 +222,7 @@ def test_rows_that_say_the_same_twice_are_read_once(root: Path, capsys: pytest.C
 def test_class_names_that_look_equal_are_one_class(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / unicodedata.normalize("NFD", "Füße.png")).touch()
     columns = read(
-        root, "file,label", "a.png,Tbc", "d.gif,tbc", "e.png,No\u00a0 \u200bfinding", "deep/b.JPG,no  finding",
+        root, "file,label", "a.png,Tbc", "d.gif,tbc", "e.png,No\u00a0 \u200bfinding", "B.jpg,no  finding",
         "Füße.png,Tbc", "lungs/a.png,unknown", "deep/er/c (1).tif,none",
     )  # fmt: skip
     assert columns.label_names == ("No finding", "Tbc", "none")
