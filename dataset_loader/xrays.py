@@ -319,6 +319,8 @@ def _warn_of_official_parts(columns: Columns, parts: np.ndarray, shares: Mapping
 
 def _warn_of_copies(columns: Columns, parts: np.ndarray, duplicates: pd.DataFrame) -> None:
     """Say where more than MANY_COPIES files show one picture, and of which class and part they are."""
+    if len(duplicates) < MANY_COPIES:  # n copies are n - 1 pairs
+        return
     files, classes = columns.paths.astype(str), ""
     if columns.labels.ndim == 1:
         classes = np.array([f"{name} " for name in columns.label_names], dtype=object)[columns.labels]

@@ -191,8 +191,13 @@ def _place(rows: dict[str, pd.DataFrame], root: Path, table: Path) -> None:
             f"note: {unlisted:,} patients' folders below {root} left out: no table lists a frontal image of theirs",
             file=sys.stderr,
         )
+    folders: dict[str, dict[str, str]] = {patient: {} for patient in patients}  # that hold each, by the last name
+    for home, found in homes.items():
+        for patient in found:
+            folders[patient][home.rpartition("/")[2].lower()] = home
     for part in rows.values():
-        part["path"] = [_placed(path, homes) for path in part["path"]]
+        placed = zip(part["path"], part["patient"], strict=True)
+        part["path"] = [_placed(path, folders[patient]) for path, patient in placed]
         part["exists"] = [os.path.exists(f"{root}/{path}") for path in part["path"]]
 
 
@@ -208,11 +213,10 @@ def _homes(root: Path, folder: str, patients: set[str], depth: int) -> tuple[dic
     return homes, unlisted
 
 
-def _placed(path: str, homes: dict[str, set[str]]) -> str:
+def _placed(path: str, holding: dict[str, str]) -> str:
     """Return where a table's path lies: in the folder of its part or, where that has not its patient, in a batch."""
     *above, patient, study, file = path.split("/")
     part = "".join(above).lower()
-    holding = {home.rpartition("/")[2].lower(): home for home, patients in homes.items() if patient in patients}
     own = holding.get(part, holding.get(_OTHER_NAMES.get(part, "")))
     batch = next((home for name, home in holding.items() if name not in _PARTS), "".join(above))
     home = batch if own is None else own
