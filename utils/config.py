@@ -30,7 +30,8 @@ DATASETS_ROOT = _root("CXR_DATASETS", "datasets")
 
 VERSION = 2  # of config.json; Config.later says what it changed
 PLACES = ("data_root", "also")  # keys that say where data are; a run compares what it found there instead
-PACE = ("threads", "jobs")  # keys that say how fast it goes; threads are compared as part of the device, on resuming
+# keys that change no result; threads are compared as part of the device, on resuming
+PACE = ("threads", "jobs", "checkpoint_minutes")
 
 MAX_NAME = 200  # bytes of a part of a run's name; file systems take 255, some of them for temporary files
 MAX_PART, MAX_TEXT = 255, 3000  # bytes of a text in a config between two slashes, and of all of it: it may be a path

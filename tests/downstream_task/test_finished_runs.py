@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("narrow")
 COMPARE = "downstream_task/trained_vs_no_trained_compare.py"
 PRETRAIN = "selfsup_task/train_barlow_twins.py"
 TEST = "downstream_task/confusion_matrix.py"
+PREDICT = "downstream_task/predict.py"
 AUDIT = "interpretability/shortcut_audit.py"
 NAME = "asked_again"
 SMALL = ["--img-res", "32", "--threads", "1"]
@@ -39,7 +40,7 @@ def clinic(tmp_path: Path, phantoms: Path) -> Iterator[Path]:
     rows[2], rows[3] = ("02.png", "well", "test"), ("03.png", "sick", "val")
     pd.DataFrame(rows, columns=["file", "label", "part"]).to_csv(root / "labels.csv", index=False)
     yield root
-    for kind in ("", "test", "external", "shortcut_audit", "audit"):
+    for kind in ("", "test", "predict", "audit"):
         shutil.rmtree(RUNS_ROOT / kind / NAME, ignore_errors=True)
 
 
@@ -146,6 +147,9 @@ def test_moved_data_are_known_by_what_they_hold(clinic: Path, script: Any) -> No
     assert script(*audit, "--data-root", str(new)).returncode == 0
     assert script(*audit).returncode == 0
 
+    predicted = script(PREDICT, "--classifier", TRIAL, "--images", str(new), "--run-name", f"predict/{NAME}")
+    assert predicted.returncode == 0 and f"{clinic} is not there any more" in predicted.stdout
+
     shutil.rmtree(RUNS_ROOT / "test" / NAME)
     for file in new.glob("*.png"):  # other films under the same names
         with Image.open(file) as image:
@@ -155,7 +159,16 @@ def test_moved_data_are_known_by_what_they_hold(clinic: Path, script: Any) -> No
     assert other.returncode == 1 and "show something else" in other.stderr
 
 
-# A linear probe's config.json as the first version wrote it, by hand.
+# What config.json of a pretraining, a comparison and a linear probe held in the first version, by hand.
+PRETRAINED: dict[str, Any] = {
+    "device": "auto", "threads": 1, "num_epochs": 1, "optimizer": "adamw", "lr": 0.001, "optimizer_weight_decay": 1e-4,
+    "scheduler": "cosine", "warmup_epochs": 0, "random_seed": 0, "batch_size": 8, "gradient_clip": 0.0,
+    "precision": "auto", "checkpoint_every": 500, "dataset": "folder", "data_root": "", "store_res": 0, "img_res": 32,
+    "split_seed": 0, "in_channels": 1, "recipe": "solarize", "views": 4, "probe_every": 1,
+    "run_name": f"{NAME}/pretrain", "pretrain_on": "train", "also": [], "positives": "image", "backbone": "resnet18",
+    "start": "random", "barlow_lambda": 0.005, "projector_dims": [1024, 1024], "micro_batch_size": 0,
+    "deterministic": True, "keep_all": False,
+}  # fmt: skip
 VERSION_1: dict[str, Any] = {
     "device": "auto", "threads": 1, "findings": ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema",
     "Pleural Effusion"], "uncertain": "ignore", "blank": "zero", "class_weights": True, "recipe": "supervised",
@@ -176,15 +189,17 @@ FINETUNED = {
 
 
 def test_runs_of_the_first_version_still_open(clinic: Path, script: Any) -> None:
-    first = compare(script, clinic, "--laterals")
-    folder = RUNS_ROOT / NAME / "compare"
-    for path, own in ((folder, COMPARED), (folder / "random_linear_f1_d0", FINETUNED)):
-        write_json(path / "config.json", {**VERSION_1, **own, "data_root": str(clinic)})
+    first, trained = compare(script, clinic, "--laterals"), pretrain(script, clinic, "--laterals")
+    compared, probe = VERSION_1 | COMPARED, VERSION_1 | FINETUNED
+    for config in (compared, probe, PRETRAINED):
+        path = RUNS_ROOT / config["run_name"]
+        write_json(path / "config.json", {**config, "data_root": str(clinic)})
         facts = json.loads((path / "environment.json").read_text())
-        del facts["data"]["listed"], facts["weights" if "weights" in facts else "labels"]
+        del facts["data"]["listed"], facts["weights"]
         write_json(path / "environment.json", facts)
     again = compare(script, clinic, "--laterals")
     assert again.stdout == first.stdout
+    assert pretrain(script, clinic, "--laterals").stdout == trained.stdout
     assert 'keys that this version does not know, and does not compare: {"a_key_of_then": 3}' in again.stderr
     assert "did not record its data" in again.stderr
     other = compare(script, clinic)  # which would leave laterals out, where the first version took them

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -10,16 +10,20 @@ from utils.config import (
     DATASETS_ROOT,
     REPO_ROOT,
     RUNS_ROOT,
+    VERSION,
     Config,
     UserError,
     as_dict,
     check_at_least,
     check_choice,
     check_list,
+    differences,
     make_config,
+    open_config,
     part_of,
     repo_path,
 )
+from utils.config import _root as root_of_variable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +114,48 @@ def test_values_are_checked() -> None:
         check_list("fractions", [])
     with pytest.raises(UserError, match="more than once"):
         check_list("fractions", [1.0, 0.1, 1.0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Second(Config):
+    """A config that has grown: `gain` was always 1, `size` follows from `lr`, and `names` [] used to mean all."""
+
+    lr: float
+    gain: float
+    size: int
+    names: list[str]
+    finetune: Inner
+
+    later: ClassVar = {
+        "gain": 1.0,
+        "size": lambda old: 8 if old.get("lr", 0) > 1 else 4,
+        "names": lambda old: old.get("names") or ["all"],
+    }
+
+
+def test_a_config_of_an_earlier_version_takes_the_values_that_do_the_same() -> None:
+    stored = {"lr": 2.0, "names": [], "finetune": {"num_steps": 5, "lr": 0.1, "gone": 1}, "gone": 2}
+    inner = Inner(num_steps=5, lr=0.1)
+    assert open_config(Second, stored) == Second(lr=2.0, gain=1.0, size=8, names=["all"], finetune=inner)
+    now = {**stored, "version": VERSION}  # [] means what it means now; a key that is absent all the same is filled in
+    assert open_config(Second, now) == Second(lr=2.0, gain=1.0, size=8, names=[], finetune=inner)
+    with pytest.raises(UserError, match="lacks lr"):
+        open_config(Second, {"names": [], "finetune": stored["finetune"], "size": 1})
+
+
+def test_a_long_value_is_shown_in_part() -> None:
+    [text] = differences({"a": "x" * 1000, "data_root": 1}, {"a": 1, "data_root": 2}, leave_out=("data_root",))
+    assert len(text) < 200 and text.endswith("... there, 1 now)")
+
+
+def test_roots_may_start_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for value, root in {"~/x": tmp_path / "x", "~": tmp_path, "/y": Path("/y"), "": REPO_ROOT / "runs"}.items():
+        monkeypatch.setenv("CXR_RUNS", value)
+        assert root_of_variable("CXR_RUNS", "runs") == root
+    monkeypatch.setenv("CXR_RUNS", "~nobody-here/x")
+    with pytest.raises(SystemExit, match="error: CXR_RUNS is '~nobody-here/x'"):
+        root_of_variable("CXR_RUNS", "runs")
 
 
 def test_paths_start_at_the_repo_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

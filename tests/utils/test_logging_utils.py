@@ -7,6 +7,7 @@ import shutil
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -17,7 +18,8 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
 
 from utils import logging_utils
-from utils.config import VERSION, UserError
+from utils.config import DATASETS_ROOT, VERSION, Gone, UserError
+from utils.facts import fact
 from utils.files import write_atomically, write_tensors
 from utils.logging_utils import Run
 
@@ -53,6 +55,64 @@ def test_another_fact_is_refused_by_name_and_one_that_an_older_run_lacks_is_not(
     run.start(alone=False, data={"images": 7, "pixels": [1, 2], "new": 3})
     with pytest.raises(UserError, match=r"was started with other data\.pixels \(see its environment\.json\)"):
         run.start(alone=False, data={"images": 7, "pixels": [1, 3]})
+
+
+def facts(labels: int, **weights: str) -> dict[str, Any]:
+    of = {"ill": labels - 3}
+    return {"data": {"data_root": "/a", "listed": {"labels": fact(labels, "x" * labels, of)}}, "weights": weights}
+
+
+def test_a_finished_run_compares_what_it_read_with_what_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {**CONFIG, "data_root": "/a", "run_name": "a"}
+    run = Run("a", config, "comparison", tmp_path, look=lambda: facts(9))
+    run.start(**facts(5, **{"e.pt": "abc"}), pretrained_on=5)
+    run.finish({"score": 1})
+
+    def opened(now: dict[str, Any], **changes: Any) -> Run:
+        return Run("a", {**config, **changes}, "comparison", tmp_path, look=lambda: now)
+
+    moved = facts(5, **{"e.pt": "abc", "new.pt": "def"})
+    moved["data"]["data_root"] = "/b"
+    assert opened(moved, data_root="/b").summary == {"score": 1} and capsys.readouterr().err == ""
+    changed = r"was made from other data: labels \(5 then, 4 now; ill 2 then, 1 now\), the weights in e.pt\."
+    with pytest.raises(UserError, match=changed + ".*choose another run_name or delete that folder"):
+        opened(facts(4, **{"e.pt": "abd"}))
+
+    def gone() -> dict[str, Any]:
+        raise Gone("there is no folder /a.")
+
+    assert Run("a", config, "comparison", tmp_path, look=gone).summary == {"score": 1}
+    assert "is finished; whether its data have changed is not known: there is no folder /a." in capsys.readouterr().err
+    with pytest.raises(Gone):  # mistyped, perhaps
+        Run("a", {**config, "data_root": "/c"}, "comparison", tmp_path, look=gone)
+
+
+def test_a_run_that_recorded_nothing_says_so_and_stays_where_its_data_were(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {**CONFIG, "data_root": "datasets/x"}
+    run = Run("a", config, "comparison", tmp_path)
+    run.start(data={"data_root": "/a"})
+    run.finish({"score": 1})
+    same = {**config, "data_root": str(DATASETS_ROOT / "y" / ".." / "x/")}
+    assert Run("a", same, "comparison", tmp_path, look=lambda: facts(5)).summary == {"score": 1}
+    assert "is of a version that did not record its data" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"another config: data_root \(\"datasets/x\" there, \"/b\" now\)"):
+        Run("a", {**config, "data_root": "/b"}, "comparison", tmp_path, look=lambda: facts(5))
+
+
+def test_unknown_keys_of_a_finished_run_are_said_and_those_of_another_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run("a", {**CONFIG, "old": {"key": 1}}, "pretraining", tmp_path)
+    run.start()
+    with pytest.raises(UserError, match=r"old.key \(1 there, absent now\)"):
+        Run("a", CONFIG, "pretraining", tmp_path)
+    run.finish({"score": 1})
+    assert Run("a", CONFIG, "pretraining", tmp_path).summary == {"score": 1}
+    assert 'does not know, and does not compare: {"old.key": 1}' in capsys.readouterr().err
 
 
 def test_other_code_is_said_once_and_recorded(
