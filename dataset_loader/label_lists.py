@@ -32,7 +32,7 @@ def say_labels(columns: Columns, parts: np.ndarray) -> None:
         print(f"  ... and {len(names) - _LISTED:,} more", file=sys.stderr)
     for alike in look_alikes(names):
         listed = " and ".join(map(repr, alike))
-        print(f"warning: {listed} differ only in case, spaces or invisible characters; are they one?", file=sys.stderr)
+        print(f"warning: {listed} differ only in case, spaces, _ or dashes; are they the same?", file=sys.stderr)
     few = [f"{name} ({count})" for name, count in zip(names, counts.sum(axis=1), strict=True) if count < FEW]
     if few and not findings:
         print(f"warning: classes of fewer than {FEW} films: {', '.join(few)}", file=sys.stderr)
@@ -45,7 +45,7 @@ def label_counts(labels: np.ndarray, number: int, parts: np.ndarray) -> np.ndarr
 
 
 def look_alikes(names: Sequence[str]) -> list[list[str]]:
-    """Return the names that are the same to a reader: but for case, spaces, underscores, dashes and what is unseen."""
+    """Return the names that differ only in what class_key drops, or in spaces, underscores and dashes."""
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(re.sub("[ _-]+", " ", class_key(name)).strip(), []).append(name)
