@@ -74,10 +74,7 @@ class Scan:
         }
         self.runs = {
             name: Run(
-                trial.run_name,
-                {**shared, **trials[name], "run_name": trial.run_name},
-                "trial",
-                keys_of=type(config),
+                trial.run_name, {**shared, **trials[name], "run_name": trial.run_name}, "trial", keys_of=type(trial)
             )
             for name, trial in self.trials.items()
         }

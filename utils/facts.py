@@ -26,18 +26,16 @@ def changes_since(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     """
     listed, listed_now = (side.get("data", {}).get(LISTED) for side in (there, now))
     texts = _changes_listed(listed, listed_now) if listed is not None and listed_now is not None else []
-    before, here = (flat({key: value for key, value in side.items() if key != "data"}) for side in (there, now))
-    if not texts:
-        before, here = before | _without_lists(there), here | _without_lists(now)
-    derived = [key for key in here if texts and "." not in key]
+    before, here = map(_without_lists, (there, now))
+    derived = [key for key in here if texts and (key.startswith("data.") or "." not in key)]
     named = [key for key in here if key in before and key not in derived and _what(before[key]) != _what(here[key])]
     return texts + [name.replace("weights.", "weights in ", 1) for name in named]
 
 
 def _without_lists(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts about the data that have no list, with their full keys."""
+    """Return facts by their full keys, without the lists and the places of the data."""
     data = {key: value for key, value in facts.get("data", {}).items() if key not in (LISTED, *_WHERE)}
-    return flat({"data": data})
+    return flat({**facts, "data": data})
 
 
 def _what(value: Any) -> Any:
