@@ -1,5 +1,6 @@
 """A pretraining inside one process: what is measured changes nothing, what is kept, resumed and refused."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,9 @@ def test_a_config_that_cannot_work_is_refused_before_anything_is_written(
     assert not (RUNS_ROOT / config["run_name"]).exists()
 
 
-def test_a_run_is_not_resumed_on_other_data(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_resumed_on_the_same_data_wherever_they_are_and_not_on_others(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     config |= {"num_epochs": 1, "warmup_epochs": 0}
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(pretraining, "fit", killed)
@@ -225,7 +228,8 @@ def test_a_run_is_not_resumed_on_other_data(config: dict[str, Any], monkeypatch:
             pretrain(config)
     finally:
         victim.write_bytes(pixels)
-    assert pretrain(config).summary is not None
+    moved = shutil.copytree(config["data_root"], tmp_path / "moved")
+    assert pretrain({**config, "data_root": str(moved)}).summary is not None
 
 
 def test_under_a_name_that_is_taken_a_missing_data_folder_is_reported_first(
