@@ -85,7 +85,7 @@ def open_store(root: Path, paths: Sequence[str], size: int, cache_dir: Path, sho
     images, kept = _map_images(folder), np.load(folder / KEPT)
     store = ImageStore(images, kept, size, facts["pixels_crc32"], folder, torch.device("cpu"))
     if show_progress and len(store) < len(names):
-        no_xrays = f" (no X-rays: {facts['no_xrays']})" if facts["no_xrays"] else ""
+        no_xrays = f" (among them no X-rays: {facts['no_xrays']})" if facts["no_xrays"] else ""
         lost = f"{len(names) - len(store):,} of {len(names):,} images left out{no_xrays}"
         print(f"{lost}: see {folder / REJECTED}", file=sys.stderr)
     return store

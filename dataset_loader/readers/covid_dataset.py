@@ -1,5 +1,6 @@
 """The COVID-19 Radiography Database (Chowdhury et al. 2020, Rahman et al. 2021): classes with lung masks."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 
 from dataset_loader.columns import Columns
 from dataset_loader.readers.class_folders import by_folder, lung_masks
+from dataset_loader.readers.folder_dataset import TABLE
 from dataset_loader.synthetic import without_synthetic
 from utils.config import UserError
 
@@ -31,6 +33,8 @@ def read_covid(root: Path) -> Columns:
     found = by_folder(without_synthetic(root), deep=False).in_one_spelling(root)
     found.check(root, _HOW_TO_PLACE)
     found.note_others("left out")
+    if (root / TABLE).is_file():
+        print(f"note: {root / TABLE} is not read, classes are folders; --dataset folder reads it", file=sys.stderr)
     names, rows = found.names, np.flatnonzero(found.classes != "")
     paths = found.files[rows].astype(str)
     return Columns(

@@ -105,7 +105,7 @@ def test_masks_are_no_broken_images(tmp_path: Path, capsys: pytest.CaptureFixtur
     store = open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
     np.testing.assert_array_equal(store.kept, [n for n in range(20) if n != 7])
     assert (
-        "21 of 40 images left out (no X-rays: 20 times a mask or a drawing, of 2 gray levels): see"
+        "21 of 40 images left out (among them no X-rays: 20 times a mask or a drawing, of 2 gray levels): see"
         in capsys.readouterr().err
     )
     with pytest.raises(UserError, match="none of the 20 files is an X-ray: 20 times a mask"):
