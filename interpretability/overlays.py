@@ -64,7 +64,7 @@ def panel(rows: Mapping[str, Sequence[np.ndarray]], captions: Mapping[str, Seque
     for line, (name, pictures) in zip(axes, rows.items(), strict=True):
         for ax, picture, text in zip(line, pictures, captions[name], strict=True):
             ax.imshow(picture)
-            ax.set_title(text, fontsize=8)
+            ax.set_title(textwrap.fill(text, 22), fontsize=8)
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
         line[0].set_ylabel(_wrapped(name), fontsize=8)
