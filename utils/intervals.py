@@ -239,6 +239,6 @@ def labels_text(row: Mapping[str, float], name: str, word: str, fewest: int, mos
 
 
 def savings_sentence(row: Mapping[str, float], arm: str, reference: str, fewest: int, most: int) -> str:
-    """Return: With 94 labels ARM reaches what REFERENCE needs 310 for (95% of resamples 180 to more than 1,869)."""
-    needed = labels_text(row, "reference_needs", "for", fewest, most)
-    return f"With {row['labels']:,.0f} labels {arm} reaches what {reference} needs {needed}."
+    """Return: With 94 labels ARM scores as REFERENCE does with 310 labels (95% of resamples 180 to more than 1,869)."""
+    needed = labels_text(row, "reference_needs", "labels", fewest, most)
+    return f"With {row['labels']:,.0f} labels {arm} scores as {reference} does with {needed}."

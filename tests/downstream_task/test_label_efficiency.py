@@ -146,6 +146,6 @@ def test_labels_saved_on_a_known_curve() -> None:
     assert labels_needed(cell(10, 0.5), curve)["reference_needs"] == pytest.approx(10)
     row = {"labels": 10, **labels_needed(cell(10, 0.9), curve)}
     assert savings_sentence(row, "covid", "random", 10, 1000) == (
-        "With 10 labels covid reaches what random needs more than 1,000 for (95% of resamples more than 1,000 to more "
-        "than 1,000)."
+        "With 10 labels covid scores as random does with more than 1,000 labels (95% of resamples more than 1,000 to "
+        "more than 1,000)."
     )

@@ -81,7 +81,7 @@ def test_the_numbers_are_those_of_the_files(runs: Path, page: Page) -> None:
     rows = page.table("differences of balanced accuracy")
     for row, gap in zip(rows, gaps.to_dict("records"), strict=True):
         assert row[4][1:] == tuple(100 * gap[key] for key in ("difference", "low", "high"))
-        assert "random needs 50 for (95% of resamples fewer than 20 to more than 187)" in row[5][0]
+        assert "random does with 50 labels (95% of resamples fewer than 20 to more than 187)" in row[5][0]
 
 
 def test_what_a_table_says_is_what_its_run_found(page: Page) -> None:
