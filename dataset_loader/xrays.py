@@ -382,6 +382,16 @@ def read_columns(config: DataConfig) -> Columns:
     elif config.dataset in PHANTOMS:
         marker = config.dataset == "phantom_marker"
         ensure_phantoms(root_of(config).parent, images=2400, unlabelled=3600, planted_marker=marker)
+    return _read(config)
+
+
+def read_present(config: DataConfig) -> Columns:
+    """Return the same without drawing anything. Raises Gone if there is no such folder."""
+    check_there(config, drawn=True)
+    return _read(config)
+
+
+def _read(config: DataConfig) -> Columns:
     if config.dataset == "folder":
         return read_folder(root_of(config), config.labels, config.laterals)
     layout = {"phantom": "folder", "phantom_marker": "folder", "phantom_chexpert": "chexpert"}
@@ -400,8 +410,7 @@ def listed_facts(config: DataConfig, also: Sequence[str] | None = None) -> dict[
     Of the labelled images; with `also`, as open_xrays takes it, of all that a pretraining finds. Nothing is drawn.
     Raises Gone if a folder is not there.
     """
-    check_there(config, drawn=True)
-    columns = read_columns(config)
+    columns = read_present(config)
     named = {f"also {number}": listed_files(columns_of(entry).paths) for number, entry in enumerate(also or [], 1)}
     return {LISTED: {**_listed(config, columns if also is not None else columns.labelled()), **named}}
 

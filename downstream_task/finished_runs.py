@@ -18,7 +18,7 @@ from dataset_loader.ids import open_ids
 from dataset_loader.image_files import image_files
 from dataset_loader.listing import details, listing
 from dataset_loader.readers.tables import class_key
-from dataset_loader.xrays import DataConfig, XRays, check_there, open_xrays, read_columns
+from dataset_loader.xrays import DataConfig, XRays, check_there, open_xrays, read_present
 from downstream_task.classifier import Classifier, load_classifier
 from downstream_task.finetune_config import FinetuneConfig
 from downstream_task.probes import forward_all
@@ -260,8 +260,7 @@ class OpenedData:
         Raises Gone if they are not there.
         """
         if (key := json.dumps(part_of(config, DataConfig))) not in self.listed:
-            check_there(config, drawn=True)
-            columns = read_columns(config).labelled()
+            columns = read_present(config).labelled()
             self.listed[key] = {LISTED: {**listing(columns), "details": details(columns)}}
         return self.listed[key]
 

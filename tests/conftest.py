@@ -23,6 +23,7 @@ os.environ |= {"CXR_RUNS": f"{HOME}/runs", "CXR_DATASETS": f"{HOME}/datasets"}
 
 import pytest
 from hypothesis import settings
+from matplotlib.figure import Figure
 from narrow_networks import TORCHVISIONS, narrow_networks
 from torchvision import models
 
@@ -97,6 +98,16 @@ def torchvisions(narrow: None) -> Iterator[None]:
     """A test of such a file has torchvision's."""
     with mock.patch.object(models, "get_model", TORCHVISIONS):
         yield
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes of pretrainings learn from one draw of labels; all figures but the views are blank."""
+    from selfsup_task import monitor  # slow, and most tests do without
+
+    monkeypatch.setattr(monitor, "PROBE_DRAWS", 1)
+    for name in ("recipe_figure", "correlation_figure", "curves_figure"):
+        monkeypatch.setattr(monitor.Monitor, name, lambda *_: Figure(figsize=(1, 1)))
 
 
 @pytest.fixture(scope="session")

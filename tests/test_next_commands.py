@@ -15,11 +15,22 @@ from selfsup_task import train_barlow_twins as pretraining
 from utils.config import REPO_ROOT, RUNS_ROOT, make_config
 from utils.scripts import command
 
-pytestmark = pytest.mark.usefixtures("narrow")
+pytestmark = pytest.mark.usefixtures("narrow", "quick")
 
 PRETRAIN = "selfsup_task/train_barlow_twins.py"
 BUDGET = ["--num-epochs", "1", "--warmup-epochs", "0", "--batch-size", "32", "--views", "2", "--projector-dims", "32"]
-SMALLER = {"downstream_task/trained_vs_no_trained_compare.py": ["--menu", "linear", "--draws", "1", "--jobs", "1"]}
+SMALLER = {
+    "downstream_task/trained_vs_no_trained_compare.py": [
+        "--menu",
+        "linear",
+        "--draws",
+        "1",
+        "--fractions",
+        "1.0",
+        "--jobs",
+        "1",
+    ]
+}
 
 
 def printed(stdout: str) -> list[str]:
@@ -36,7 +47,7 @@ def test_each_script_prints_the_next_command(
     shutil.copytree(phantoms / COVID_ROOT, root)
     where = ["--dataset", "covid", "--data-root", str(root), "--split-seed", "3", "--img-res", "32", "--threads", "1"]
     done = script(PRETRAIN, *where, "--device", "cpu", "--run-name", f"pretrain/{name}", *BUDGET)
-    called = []
+    called, comparison = [], printed(done.stdout)
     try:
         while done.returncode == 0 and called[-1:] != ["utils/make_report.py"]:
             words = printed(done.stdout)
@@ -58,7 +69,7 @@ def test_each_script_prints_the_next_command(
     ]
     asked = {"img_res": 32, "split_seed": 3, "data_root": str(root), "device": "cpu", "threads": 1}
     assert {key: compared[key] for key in asked} == asked
-    assert compared["fractions"] == [0.2, 0.5, 1.0]  # of 192 labels: none of fewer than 20
+    assert comparison[comparison.index("--fractions") :][:4] == ["--fractions", "0.2", "0.5", "1.0"]  # of 192 labels
 
 
 def test_what_two_scripts_share_has_the_same_defaults() -> None:

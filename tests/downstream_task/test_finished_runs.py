@@ -11,10 +11,13 @@ import pytest
 from PIL import Image
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
+from self_sup_classes.backbones import save_backbone
+from self_sup_classes.initialisation import random_backbone
+from self_sup_classes.provenance import NOTHING_SEEN
 from utils.config import RUNS_ROOT
 from utils.files import write_json
 
-pytestmark = pytest.mark.usefixtures("narrow")
+pytestmark = pytest.mark.usefixtures("narrow", "quick")
 
 COMPARE = "downstream_task/trained_vs_no_trained_compare.py"
 PRETRAIN = "selfsup_task/train_barlow_twins.py"
@@ -23,8 +26,8 @@ PREDICT = "downstream_task/predict.py"
 AUDIT = "interpretability/shortcut_audit.py"
 NAME = "asked_again"
 SMALL = ["--img-res", "32", "--threads", "1"]
-ARMS = ["--encoders", "random", "--menu", "linear", "--fractions", "1.0", "--draws", "1"]
-TRAINING = ["--num-epochs", "1", "--warmup-epochs", "0", "--probe-every", "1", "--batch-size", "8"]
+ARMS = ["--encoders", "random", "--menu", "linear", "--fractions", "1.0", "--draws", "1", "--jobs", "1"]
+TRAINING = ["--num-epochs", "1", "--warmup-epochs", "0", "--batch-size", "8", "--views", "2", "--projector-dims", "32"]
 TRIAL = f"runs/{NAME}/compare/random_linear_f1_d0"
 
 
@@ -106,18 +109,25 @@ def test_what_changed_is_one_sentence_wherever_a_result_depends_on_it(clinic: Pa
 
 
 def test_a_retrained_encoder_and_another_file_of_a_pattern_are_other_arms(clinic: Path, script: Any) -> None:
-    encoder = RUNS_ROOT / NAME / "pretrain" / "resnet18_final_state_dict.pt"
-    pattern = f"runs/{NAME}/pretrain*/resnet18_final_state_dict.pt"
-    assert pretrain(script, clinic).returncode == 0
-    assert compare(script, clinic, "--encoders", "random", pattern).returncode == 0
-    shutil.copytree(encoder.parent, encoder.parent.with_name("pretrain_1"))
-    done = compare(script, clinic, "--encoders", "random", pattern)
+    encoder, name = (
+        RUNS_ROOT / NAME / "a" / "resnet18_final_state_dict.pt",
+        f"runs/{NAME}/*/resnet18_final_state_dict.pt",
+    )
+
+    def saved(seed: int, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_backbone(path, random_backbone("resnet18", 1, seed), NOTHING_SEEN)
+
+    saved(0, encoder)
+    assert compare(script, clinic, "--encoders", "random", name).returncode == 0
+    second = RUNS_ROOT / NAME / "b" / encoder.name
+    saved(1, second)
+    done = compare(script, clinic, "--encoders", "random", name)
     assert done.returncode == 1 and "was made from other data: arms.pretrained" in done.stderr
-    shutil.rmtree(encoder.parent.with_name("pretrain_1"))
-    shutil.rmtree(encoder.parent)
-    assert pretrain(script, clinic, "--random-seed", "1").returncode == 0
-    done = compare(script, clinic, "--encoders", "random", pattern)
-    assert done.returncode == 1 and f"weights in runs/{NAME}/pretrain/resnet18_final" in done.stderr
+    second.unlink()
+    saved(2, encoder)
+    done = compare(script, clinic, "--encoders", "random", name)
+    assert done.returncode == 1 and f"weights in runs/{NAME}/a/resnet18_final" in done.stderr
 
 
 def test_moved_data_are_known_by_what_they_hold(clinic: Path, script: Any) -> None:
@@ -164,9 +174,9 @@ PRETRAINED: dict[str, Any] = {
     "device": "auto", "threads": 1, "num_epochs": 1, "optimizer": "adamw", "lr": 0.001, "optimizer_weight_decay": 1e-4,
     "scheduler": "cosine", "warmup_epochs": 0, "random_seed": 0, "batch_size": 8, "gradient_clip": 0.0,
     "precision": "auto", "checkpoint_every": 500, "dataset": "folder", "data_root": "", "store_res": 0, "img_res": 32,
-    "split_seed": 0, "in_channels": 1, "recipe": "solarize", "views": 4, "probe_every": 1,
+    "split_seed": 0, "in_channels": 1, "recipe": "solarize", "views": 2, "probe_every": 2,
     "run_name": f"{NAME}/pretrain", "pretrain_on": "train", "also": [], "positives": "image", "backbone": "resnet18",
-    "start": "random", "barlow_lambda": 0.005, "projector_dims": [1024, 1024], "micro_batch_size": 0,
+    "start": "random", "barlow_lambda": 0.005, "projector_dims": [32], "micro_batch_size": 0,
     "deterministic": True, "keep_all": False,
 }  # fmt: skip
 VERSION_1: dict[str, Any] = {

@@ -76,7 +76,7 @@ def test_a_finished_run_compares_what_it_read_with_what_is_there(
     moved = facts(5, **{"e.pt": "abc", "new.pt": "def"})
     moved["data"]["data_root"] = "/b"
     assert opened(moved, data_root="/b").summary == {"score": 1} and capsys.readouterr().err == ""
-    changed = r"was made from other data: labels \(5 then, 4 now; ill 2 then, 1 now\), the weights in e.pt\."
+    changed = r"was made from other data: labels \(5 then, 4 now; ill 2 then, 1 now\), weights in e.pt\."
     with pytest.raises(UserError, match=changed + ".*choose another run_name or delete that folder"):
         opened(facts(4, **{"e.pt": "abd"}))
 
