@@ -200,8 +200,8 @@ class Finished:
         """
         names, columns, multilabel = self.summary["classes"], xrays.columns, self.summary["multilabel"]
         found = {class_key(name): name for name in columns.label_names}
-        shared = [name for name in names if class_key(name) in found]
-        values, shared = self._values(xrays, shared) if multilabel == (columns.labels.ndim > 1) else (None, [])
+        theirs = {name: found[class_key(name)] for name in names if class_key(name) in found}
+        values, shared = self._values(xrays, theirs) if multilabel == (columns.labels.ndim > 1) else (None, [])
         if values is None or len(shared) < 2 - multilabel:
             raise UserError(
                 f"{columns.root} has {', '.join(columns.label_names)}, and {self.folder} predicts {', '.join(names)}; "
@@ -211,21 +211,22 @@ class Finished:
         rows = np.arange(len(xrays)) if multilabel else np.flatnonzero(values >= 0)
         return Targets(values, tuple(names)), rows, shared
 
-    def _values(self, xrays: XRays, shared: list[str]) -> tuple[np.ndarray, list[str]]:
-        """Return classes [N] (-1: another) or findings [N, C] of a collection, and which of the names occur there."""
+    def _values(self, xrays: XRays, theirs: dict[str, str]) -> tuple[np.ndarray, list[str]]:
+        """Return classes [N] (-1: another) or findings [N, C] of a collection, and which of the names occur there.
+
+        `theirs` is what the collection calls each name that both have.
+        """
         names, columns = self.summary["classes"], xrays.columns
         if columns.labels.ndim == 1:
-            place = {class_key(name): place for place, name in enumerate(names)}
-            values = np.array([place.get(class_key(name), -1) for name in columns.label_names])
-            values = values[columns.labels]
-            return values, [name for name in shared if names.index(name) in values]
+            place = {there: names.index(name) for name, there in theirs.items()}
+            values = np.array([place.get(name, -1) for name in columns.label_names])[columns.labels]
+            return values, [name for name in theirs if names.index(name) in values]
         values = np.full((len(xrays), len(names)), np.nan, dtype=np.float32)
-        theirs = {class_key(name): name for name in columns.label_names}
-        for name in shared:
-            known = read_targets(xrays, replace(self.config, findings=[theirs[class_key(name)]])).values[:, 0]
+        for name, there in theirs.items():
+            known = read_targets(xrays, replace(self.config, findings=[there])).values[:, 0]
             if {0, 1} <= set(known):
                 values[:, names.index(name)] = known
-        return values, [name for name in shared if not np.isnan(values[:, names.index(name)]).all()]
+        return values, [name for name in theirs if not np.isnan(values[:, names.index(name)]).all()]
 
 
 class OpenedData:
