@@ -13,7 +13,7 @@ from augmentations import geometry, intensity
 from augmentations.recipes import RECIPES, Recipe
 from utils.config import UserError, check_choice
 from utils.distributed import Place
-from utils.optimisation import mixed_seed
+from utils.seeds import mixed_seed
 
 # ImageNet's channel means and standard deviations, averaged over the channels: every network sees the same
 # input, whether it starts from random, Barlow Twins or ImageNet weights (summed over their channels).

@@ -21,15 +21,9 @@ from dataset_loader.readers.tables import class_key
 from dataset_loader.xrays import DataConfig, XRays, check_there, open_xrays, read_present
 from downstream_task.classifier import Classifier, load_classifier
 from downstream_task.finetune_config import FinetuneConfig
+from downstream_task.predictions import labels_and_probabilities, logits_of, read_predictions
 from downstream_task.probes import forward_all
-from downstream_task.targets import (
-    Targets,
-    labels_and_probabilities,
-    logits_of,
-    probabilities_of,
-    read_predictions,
-    read_targets,
-)
+from downstream_task.targets import Targets, probabilities_of, read_targets
 from self_sup_classes.provenance import Provenance, check_unseen, provenance_of
 from self_sup_classes.weights import read_state_dict
 from utils.config import RUNS_ROOT, UserError, nearest, open_config, part_of, repo_path

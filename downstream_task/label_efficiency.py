@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from downstream_task.targets import labels_and_probabilities, read_predictions
+from downstream_task.predictions import labels_and_probabilities, read_predictions
 from utils import plots
 from utils.intervals import (
     Difference,
@@ -22,7 +22,7 @@ from utils.intervals import (
 )
 from utils.logging_utils import Run
 from utils.metrics import fit_plateau, labels_for, weighted_scores
-from utils.optimisation import mixed_seed
+from utils.seeds import mixed_seed
 
 REPEATS = 500  # resamples of the images behind an interval
 MIN_POINTS = 4  # numbers of labels to which a plateau is fitted

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from augmentations.transform_utils import plain_view
 from dataset_loader.xrays import XRays
 from downstream_task.targets import Targets, apply_policy
-from utils.metrics import auroc, balanced_accuracy, knn_scores
+from utils.metrics import auroc, balanced_accuracy
 
 # Inverse L2 strengths C of every logistic regression. The head of a classifier takes the best one on the validation
 # part, or the likeliest one by cross-validation (fit_linear_head); a probe that monitors a backbone takes the likeliest
@@ -245,3 +245,15 @@ def _fitted(c: float, x: np.ndarray, y: np.ndarray, class_weights: bool) -> tupl
     if len(model.classes_) == 2:
         return np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     return weight, bias
+
+
+def knn_scores(train: Tensor, train_targets: Tensor, test: Tensor, k: int = 20) -> Tensor:
+    """Return soft targets [M, C] of test features [M, F] from the k nearest train features [N, F] by cosine.
+
+    Each neighbour votes with weight exp(cosine / 0.07) (Wu et al. 2018, arXiv 1805.01978, section 3.4);
+    train_targets [N, C] are one-hot classes or findings in 0..1.
+    """
+    train, test = F.normalize(train.float()), F.normalize(test.float())
+    similarity, neighbours = (test @ train.T).topk(min(k, len(train)))  # [M, k]
+    weights = torch.softmax(similarity / 0.07, dim=1)
+    return (weights[..., None] * train_targets.float()[neighbours]).sum(1)

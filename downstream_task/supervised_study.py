@@ -18,8 +18,8 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from utils.config import PACE, PLACES, Config, UserError, differences, up_to_date
-from utils.optimisation import mixed_seed
 from utils.plots import BLACK, BLUE, ORANGE
+from utils.seeds import mixed_seed
 
 RANDOM_START = 10  # trials before TPE replaces random draws, and before a trial may be pruned
 SECONDS_BETWEEN_HEARTBEATS = 10  # a trial without one for three times as long is taken for dead and tried again

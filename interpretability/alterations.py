@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.optimisation import mixed_seed
+from utils.seeds import mixed_seed
 
 BORDER = 0.1  # of the image's side
 GRID = 8  # patches per side of a shuffled image

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from interpretability.saliency import IMAGES_AT_ONCE, blocks, plain_copy
-from utils.optimisation import mixed_seed
+from utils.seeds import mixed_seed
 
 CURVE_POINTS = 20  # of the deletion and insertion curves, after the first
 MAX_CORRELATION = 0.5  # mean rank correlation with a random network's maps; from there on, maps are not trusted

@@ -20,7 +20,7 @@ from downstream_task.clinic.films import PATH
 from downstream_task.clinic.predictor import Predictor
 from downstream_task.targets import Targets
 from utils.config import UserError
-from utils.optimisation import fixed_order
+from utils.seeds import fixed_order
 
 
 @dataclass(frozen=True)

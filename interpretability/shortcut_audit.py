@@ -58,9 +58,9 @@ from utils.files import check_files, read_json
 from utils.hardware import MachineConfig, describe_device, prepare
 from utils.intervals import interval_text, metric_name
 from utils.logging_utils import Run
-from utils.optimisation import fixed_order
 from utils.plots import marked
 from utils.scripts import command, tracked
+from utils.seeds import fixed_order
 
 PROJECTED = 1000  # test X-rays in TensorBoard's projector, whose sprite has a maximal size
 EXAMPLES = 3  # X-rays on the figure

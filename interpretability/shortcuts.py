@@ -24,7 +24,7 @@ from interpretability.saliency import Settings, saliency_maps
 from utils.config import UserError, repo_path
 from utils.intervals import bootstrap_intervals, fewest_groups, grouped_mean_interval
 from utils.metrics import CLASS_SCORES, balanced_accuracy, per_class_scores
-from utils.optimisation import fixed_order
+from utils.seeds import fixed_order
 
 MIN_MASKED = 20  # test X-rays with a lung mask; with fewer, intervals of what needs masks say nothing
 MAX_REFIT = 2000  # X-rays that a new head, or the probe of the source, learns from

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from self_sup_classes.barlow import chance_off_diagonal, random_embedding_parts
-from utils.metrics import dead_dimensions, effective_rank
 
 # Bounds of the verdict; tests check them on induced failures and a healthy run.
 COLLAPSED_RANK = 3.0
@@ -85,3 +85,23 @@ def measure_health(features: Tensor, embeddings: Tensor, parts: Sequence[float],
         feature_rank=effective_rank(features),
         dead_features=dead_dimensions(features),
     )
+
+
+def effective_rank(z: Tensor) -> float:
+    """Return RankMe of embeddings z [N, D]: the exponential of the entropy of their singular values, 1 to min(N, D).
+
+    Garrido et al. 2023 (arXiv 2210.02885, section 3.1), on centred embeddings, since neither the Barlow Twins
+    loss nor a linear probe depends on the mean. Embeddings that are all equal have rank 0.
+    """
+    z = z.double() - z.double().mean(0)
+    singular_values = torch.linalg.svdvals(z)
+    if singular_values[0] <= 1e-12 * max(1.0, z.abs().max().item()):
+        return 0.0
+    p = singular_values / singular_values.sum()
+    return torch.exp(-torch.special.xlogy(p, p).sum()).item()
+
+
+def dead_dimensions(z: Tensor, share: float = 0.01) -> int:
+    """Return how many dimensions of z [N, D] hardly vary: standard deviation under `share` of the largest."""
+    deviation = z.double().std(0, correction=0)
+    return int((deviation <= share * deviation.max()).sum().item())

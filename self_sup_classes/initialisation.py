@@ -15,7 +15,7 @@ from self_sup_classes.weights import choose, load_strictly, read_state_dict
 from utils.config import UserError, repo_path
 from utils.distributed import note_once
 from utils.files import content_hash
-from utils.optimisation import mixed_seed
+from utils.seeds import mixed_seed
 
 
 @dataclass(frozen=True)

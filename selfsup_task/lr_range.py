@@ -13,8 +13,9 @@ from torch import nn
 
 from utils.config import UserError
 from utils.hardware import choose_precision
-from utils.optimisation import FitConfig, build_optimizer, endless_order, gradient_step, mixed_seed
+from utils.optimisation import FitConfig, build_optimizer, gradient_step
 from utils.scripts import progress_bar
+from utils.seeds import endless_order, mixed_seed
 from utils.training_utils import StepFunction
 
 SMOOTHING = 0.8  # of the exponential mean over steps

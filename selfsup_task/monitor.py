@@ -13,8 +13,8 @@ from tqdm import tqdm
 from augmentations.transform_utils import Views, denormalise, operator_views, step_generator
 from dataset_loader.splits import label_subset, strata_of
 from dataset_loader.xrays import DataConfig, XRays
+from downstream_task.predictions import metric_of
 from downstream_task.probes import forward_all, probe, probe_labels, probed_classes
-from downstream_task.targets import metric_of
 from self_sup_classes.backbones import save_backbone
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss, cross_correlation, random_embedding_parts
 from self_sup_classes.health import Health, measure_health
@@ -23,7 +23,8 @@ from utils import plots
 from utils.hardware import choose_precision
 from utils.intervals import metric_name
 from utils.logging_utils import Run
-from utils.optimisation import FitConfig, fixed_order
+from utils.optimisation import FitConfig
+from utils.seeds import fixed_order
 
 PROBES = ("probe/linear", "probe/knn")
 LOSS_PARTS = [f"train/{part}" for part in BarlowTwinsLoss._fields]

@@ -23,7 +23,7 @@ from utils.config import UserError, check_above_zero, check_at_least, check_betw
 from utils.files import check_files
 from utils.hardware import MachineConfig, choose_precision, describe_device, memory_for
 from utils.logging_utils import Run
-from utils.optimisation import mixed_seed
+from utils.seeds import mixed_seed
 from utils.training_utils import StepFunction, fit
 
 # Of a pretraining whose length is not given: fewer steps teach less (docs/RESULTS.md, "Which pretraining?").

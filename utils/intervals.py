@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import expit, logit
 from scipy.stats import t as student
 
-from utils.optimisation import mixed_seed
+from utils.seeds import mixed_seed
 
 ABBREVIATIONS = {word.lower(): word for word in ("AUROC", "AUPRC", "ECE", "F1")}
 

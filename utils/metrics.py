@@ -7,47 +7,12 @@ is computed here, 20 times as fast, and tested against scikit-learn.
 from collections.abc import Iterable
 
 import numpy as np
-import torch
 from scipy.optimize import root_scalar
 from scipy.special import expit, softmax
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
-from torch.nn import functional as F
 
 CLASS_SCORES = ("sensitivity", "specificity", "auroc", "auprc")
 TEMPERATURES = (0.01, 100.0)  # range of fit_temperature
-
-
-def effective_rank(z: Tensor) -> float:
-    """Return RankMe of embeddings z [N, D]: the exponential of the entropy of their singular values, 1 to min(N, D).
-
-    Garrido et al. 2023 (arXiv 2210.02885, section 3.1), on centred embeddings, since neither the Barlow Twins
-    loss nor a linear probe depends on the mean. Embeddings that are all equal have rank 0.
-    """
-    z = z.double() - z.double().mean(0)
-    singular_values = torch.linalg.svdvals(z)
-    if singular_values[0] <= 1e-12 * max(1.0, z.abs().max().item()):
-        return 0.0
-    p = singular_values / singular_values.sum()
-    return torch.exp(-torch.special.xlogy(p, p).sum()).item()
-
-
-def dead_dimensions(z: Tensor, share: float = 0.01) -> int:
-    """Return how many dimensions of z [N, D] hardly vary: standard deviation under `share` of the largest."""
-    deviation = z.double().std(0, correction=0)
-    return int((deviation <= share * deviation.max()).sum().item())
-
-
-def knn_scores(train: Tensor, train_targets: Tensor, test: Tensor, k: int = 20) -> Tensor:
-    """Return soft targets [M, C] of test features [M, F] from the k nearest train features [N, F] by cosine.
-
-    Each neighbour votes with weight exp(cosine / 0.07) (Wu et al. 2018, arXiv 1805.01978, section 3.4);
-    train_targets [N, C] are one-hot classes or findings in 0..1.
-    """
-    train, test = F.normalize(train.float()), F.normalize(test.float())
-    similarity, neighbours = (test @ train.T).topk(min(k, len(train)))  # [M, k]
-    weights = torch.softmax(similarity / 0.07, dim=1)
-    return (weights[..., None] * train_targets.float()[neighbours]).sum(1)
 
 
 def balanced_accuracy(labels: np.ndarray, scores: np.ndarray) -> float:

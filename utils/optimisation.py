@@ -1,15 +1,10 @@
-"""What training is made of: seeds and orders of images, optimisers, schedules, frozen parts.
+"""What training is made of: optimisers, schedules, frozen parts."""
 
-Seeds and orders are functions of (purpose, seed, epoch, step): there is no hidden state, so a run resumes exactly.
-"""
-
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -61,34 +56,6 @@ class FitConfig(OptimiserConfig):
         check_choice("precision", self.precision, PRECISIONS)
         for key, least in {"batch_size": 2, "checkpoint_minutes": 0, "random_seed": 0, "gradient_clip": 0}.items():
             check_at_least(key, getattr(self, key), least)
-
-
-def mixed_seed(purpose: str, *keys: int) -> int:
-    """Return a seed from 0 to 2^63 - 1 for numbers (seed, epoch, step, ...) and what is drawn with it.
-
-    Each place that draws has its own `purpose`, so no two share a stream, whatever their numbers: a hash keeps apart
-    what numpy's SeedSequence takes for one, such as (0,) and (0, 0).
-    """
-    written = repr((purpose, *map(int, keys))).encode()
-    return int.from_bytes(hashlib.sha256(written).digest()[:8], "little") >> 1
-
-
-def fixed_order(purpose: str, indices: np.ndarray) -> np.ndarray:
-    """Return a permutation of `indices` that is always the same for a purpose; its first n are a random sample."""
-    return np.random.default_rng(mixed_seed(purpose)).permutation(indices)
-
-
-def epoch_order(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Return the images of one epoch in their order: a permutation of `indices` that depends on (seed, epoch)."""
-    return np.random.default_rng(mixed_seed("order of an epoch", seed, epoch)).permutation(indices)
-
-
-def endless_order(indices: np.ndarray, seed: int, first: int, count: int) -> np.ndarray:
-    """Return positions `first` to `first + count` of the orders of epochs 0, 1, 2, ... one after the other."""
-    passes = range(first // len(indices), -(-(first + count) // len(indices)))
-    row = np.concatenate([epoch_order(indices, seed, number) for number in passes])
-    start = first - passes.start * len(indices)
-    return row[start : start + count]
 
 
 class LARS(torch.optim.Optimizer):

@@ -22,16 +22,14 @@ from utils.optimisation import (
     Step,
     assert_unchanged,
     build_optimizer,
-    endless_order,
-    epoch_order,
     frozen_tensors,
     gradient_step,
     largest_weight,
     lr_multiplier,
-    mixed_seed,
     train_mode,
 )
 from utils.scripts import Stopped, progress_bar, signals_wait, stop_requested
+from utils.seeds import endless_order, epoch_order, mixed_seed
 
 MAX_WEIGHT = 1e10  # no training that converges comes near it; the loss may stay finite behind a BatchNorm
 LOG_EVERY = 10  # steps between TensorBoard points and checks that the loss is finite

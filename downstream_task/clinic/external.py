@@ -11,7 +11,7 @@ from dataset_loader.readers.folder_dataset import TABLE
 from dataset_loader.xrays import DataConfig
 from downstream_task.finetune_config import FinetuneConfig
 from downstream_task.finished_runs import Finished, Scored
-from downstream_task.targets import labels_and_probabilities, read_predictions
+from downstream_task.predictions import labels_and_probabilities, read_predictions
 from utils import plots
 from utils.config import RUNS_ROOT, make_config, part_of, repo_path
 from utils.intervals import bootstrap_intervals, fewest_groups, independent_difference, interval_text, metric_name

@@ -58,7 +58,7 @@ from utils.hardware import peak_memory, prepare
 from utils.load_tb_logs import read_scalars
 from utils.make_report import ReportConfig
 from utils.make_report import main as write_report
-from utils.optimisation import epoch_order
+from utils.seeds import epoch_order
 
 Found = TypeVar("Found")
 

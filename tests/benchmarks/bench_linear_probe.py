@@ -42,7 +42,7 @@ from downstream_task.probes import fit_linear_head, forward_all
 from self_sup_classes.backbones import Backbone
 from self_sup_classes.initialisation import random_backbone
 from utils.metrics import balanced_accuracy
-from utils.optimisation import epoch_order
+from utils.seeds import epoch_order
 
 BATCH = 96
 LR = 1.53e-3  # the original project's supervised recipe

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from self_sup_classes.backbones import torchvision_model
-from utils.optimisation import mixed_seed
+from utils.seeds import mixed_seed
 
 LAMBDA = 5e-3
 

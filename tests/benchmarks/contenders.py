@@ -29,7 +29,8 @@ from dataset_loader.image_store import open_store
 from dataset_loader.xrays import XRays
 from selfsup_task.pretraining import EPOCHS, PretrainConfig, build_model, passes_of, twin_step
 from utils.hardware import choose_device, choose_precision, placed, prepare
-from utils.optimisation import build_optimizer, epoch_order, gradient_step, lr_multiplier
+from utils.optimisation import build_optimizer, gradient_step, lr_multiplier
+from utils.seeds import epoch_order
 from utils.training_utils import check_batch_size
 
 CLASSIC_LR, CLASSIC_DECAY, CLASSIC_WIDTH = 2e-3, 1e-5, 512  # the original project's

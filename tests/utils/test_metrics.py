@@ -17,17 +17,16 @@ from sklearn.metrics import (
 )
 from sklearn.neighbors import KNeighborsClassifier
 
+from downstream_task.probes import knn_scores
+from self_sup_classes.health import dead_dimensions, effective_rank
 from utils.metrics import (
     TEMPERATURES,
     auroc,
     balanced_accuracy,
     classification_scores,
-    dead_dimensions,
-    effective_rank,
     expected_calibration_error,
     finding_scores,
     fit_temperature,
-    knn_scores,
     per_class_scores,
     weighted_scores,
 )

@@ -7,16 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from utils.optimisation import (
-    LARS,
-    assert_unchanged,
-    endless_order,
-    epoch_order,
-    fixed_order,
-    frozen_tensors,
-    mixed_seed,
-    train_mode,
-)
+from utils.optimisation import LARS, assert_unchanged, frozen_tensors, train_mode
+from utils.seeds import endless_order, epoch_order, fixed_order, mixed_seed
 
 
 def test_purposes_and_numbers_all_matter_to_a_seed() -> None:

@@ -21,7 +21,8 @@ from downstream_task.clinic.operating_points import (
 from downstream_task.clinic.studies import study_scores
 from downstream_task.clinic.subgroups import MAX_GROUPS, MIN_IMAGES, subgroup_table
 from downstream_task.finished_runs import Scored
-from downstream_task.targets import Targets, logits_of
+from downstream_task.predictions import logits_of
+from downstream_task.targets import Targets
 from utils.metrics import one_against_rest
 
 UNREAD: Any = None  # a validation part that is not looked at
