@@ -11,7 +11,7 @@ from torchvision import models
 from self_sup_classes.convolution import use_fast_small_convolutions
 from self_sup_classes.provenance import Provenance
 from utils.config import UserError, check_choice
-from utils.files import write_tensors
+from utils.tensor_files import write_tensors
 
 BACKBONES = ["resnet18", "resnet34", "resnet50", "resnet101"] + [f"efficientnet_b{i}" for i in range(5)]
 IMAGENET_CLASSES = 1000  # of the head that torchvision expects in a file

@@ -22,7 +22,7 @@ from torch._utils import _rebuild_tensor, _rebuild_tensor_v2
 
 from utils.config import UserError
 from utils.distributed import note_once
-from utils.files import read_tensors
+from utils.tensor_files import read_tensors
 
 COUNTER = ".num_batches_tracked"  # of a BatchNorm: absent in files of before 2018, such as torchvision's ResNets
 SHOWN = 3  # names of a list in a message

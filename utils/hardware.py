@@ -2,13 +2,11 @@
 
 import ctypes
 import functools
-import importlib.metadata
 import os
 import platform
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +18,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from utils.config import REPO_ROOT, Config, UserError, check_between, check_choice
+from utils.config import Config, UserError, check_between, check_choice
+from utils.software import software
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -255,16 +254,8 @@ def usable_cores() -> int:
 
 
 def environment() -> dict[str, Any]:
-    """Return command, git commit, Python, platform, threads and package versions, as environment.json holds them."""
-    packages = ["torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn"]
-    return {
-        "command": " ".join([Path(sys.executable).name, *sys.argv]),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
+    """Return what environment.json holds of a run that trains: the software and torch's threads."""
+    return {**software(), "threads": torch.get_num_threads()}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -272,13 +263,3 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     there, here = ({**one, **one.get("versions", {})} for one in (before, now))
     names = [name for name in ("commit", "python", "threads", *now["versions"]) if name in there]
     return ", ".join(f"{name} ({there[name]} before, {here[name]} now)" for name in names if there[name] != here[name])
-
-
-def _commit() -> str:
-    try:
-        arguments = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(
-            arguments, cwd=REPO_ROOT, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"

@@ -39,19 +39,17 @@ from utils.config import (
 from utils.distributed import exclusive_lock, holder, try_lock
 from utils.facts import LISTED, changes_since
 from utils.files import (
-    drop_checkpoint,
     plain_json,
     plain_refusals,
-    read_checkpoint,
     read_json,
     remove_leftovers,
     write_atomically,
     write_checked_json,
-    write_checkpoint,
     write_json,
     write_text,
 )
 from utils.hardware import changes, environment
+from utils.tensor_files import drop_checkpoint, read_checkpoint, write_checkpoint
 
 Look = Callable[[], Mapping[str, Any]]  # see Run
 

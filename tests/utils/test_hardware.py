@@ -142,7 +142,7 @@ def test_a_gpu_that_torch_does_not_find_is_said_once(
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", built_for)
     monkeypatch.setattr(shutil, "which", lambda _: program)
-    monkeypatch.setattr(hardware, "NVIDIA_DRIVER", hardware.REPO_ROOT / "absent")
+    monkeypatch.setattr(hardware, "NVIDIA_DRIVER", Path("absent"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if hidden is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)

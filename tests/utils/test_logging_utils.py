@@ -20,8 +20,9 @@ from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_s
 from utils import logging_utils
 from utils.config import DATASETS_ROOT, VERSION, Gone, UserError
 from utils.facts import fact
-from utils.files import write_atomically, write_tensors
+from utils.files import write_atomically
 from utils.logging_utils import Run
+from utils.tensor_files import write_tensors
 
 CONFIG = {"lr": 1e-3, "projector_dims": [512], "dataset": "phantom"}
 

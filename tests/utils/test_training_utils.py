@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from utils import scripts, training_utils
 from utils.config import UserError
-from utils.files import read_tensors
 from utils.logging_utils import Run
 from utils.optimisation import FitConfig, build_optimizer, lr_multiplier
 from utils.scripts import Stopped
 from utils.seeds import epoch_order
+from utils.tensor_files import read_tensors
 from utils.training_utils import fit
 
 CONFIG = FitConfig(
