@@ -1,7 +1,7 @@
 """Train, validation and test parts that share no patient; subsets of the labels."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,10 @@ from dataset_loader.ids import PLAIN, Ids
 from utils.config import UserError
 from utils.files import write_text
 
-SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}  # of the images, by default
-PARTS = tuple(SHARES)
+PARTS = ("train", "val", "test")
+VAL_SHARE = 0.1  # of the images whose part is drawn, by default: validation; the others are the folds
+FOLDS = 5
+FOLD_NAMES = [str(fold) for fold in range(FOLDS)]
 
 
 def split_by_group(
@@ -21,60 +23,72 @@ def split_by_group(
     groups: np.ndarray,
     strata: np.ndarray,
     seed: int,
-    shares: Sequence[float] = tuple(SHARES.values()),
+    shares: Sequence[float],
     kept: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the part of each of N images, [N] of PARTS: whole groups only, stratified.
+    """Return the set of each of N images, [N] int from 0 to len(shares) - 1: whole groups only, stratified.
 
-    `strata` is an int per image; a group's stratum is the most frequent one among its images. Each part gets
+    `strata` is an int per image; a group's stratum is the most frequent one among its images. Each set gets
     its share of the images of each stratum to within one group; the next stratum compensates for the rounding.
     Groups are drawn in the order of a hash of (seed, group): neither the order of the images nor the version of a
-    random generator matters. `kept` [N] holds parts that are fixed, the same for all images of a group, and "" for
+    random generator matters. `kept` [N] holds sets that are fixed, the same for all images of a group, and -1 for
     images to draw, so that kept and drawn ones together have the shares. Raises ValueError for lengths that differ, a
     path listed twice or shares that do not sum to 1.
     """
     if not len(paths) == len(groups) == len(strata) or len(np.unique(paths)) != len(paths):
         raise ValueError("paths, groups and strata must have one length, and a path must be listed once")
-    if len(shares) != len(PARTS) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
-        raise ValueError(f"shares {shares} are not one per part of {PARTS} with a sum of 1")
+    if min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
+        raise ValueError(f"shares {shares} do not have a sum of 1")
     names, group_of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     stratum_of, size_of = _group_strata(group_of, np.asarray(strata)), np.bincount(group_of)
     drawn = np.argsort([hashlib.sha256(f"{seed}:{name}".encode()).hexdigest() for name in names])
-    part_of = np.full(len(names), -1)
-    for number, part in enumerate(PARTS if kept is not None else ()):
-        part_of[group_of[kept == part]] = number
-    carried = [0.0] * len(PARTS)  # images that each part is owed from the strata so far
+    set_of = np.full(len(names), -1)
+    if kept is not None:
+        set_of[group_of] = kept
+    carried = [0.0] * len(shares)  # images that each set is owed from the strata so far
     for stratum in np.unique(stratum_of):
         members = drawn[stratum_of[drawn] == stratum]
-        has = [int(size_of[members[part_of[members] == part]].sum()) for part in range(len(PARTS))]
-        new = members[part_of[members] == -1]
-        part_of[new], carried = _deal(size_of[new].tolist(), has, shares, carried)
-    return np.array(PARTS)[part_of[group_of]]
+        has = [int(size_of[members[set_of[members] == number]].sum()) for number in range(len(shares))]
+        new = members[set_of[members] == -1]
+        set_of[new], carried = _deal(size_of[new].tolist(), has, shares, carried)
+    return set_of[group_of]
 
 
-def complete_split(
-    columns: Columns, seed: int, shares: Mapping[str, float] = SHARES, kept: np.ndarray | None = None
-) -> np.ndarray:
-    """Return the part of each of N images, [N] of PARTS: the official one where the source gives it.
+def places_of(columns: Columns, seed: int, val_share: float = VAL_SHARE, kept: np.ndarray | None = None) -> np.ndarray:
+    """Return the place of each of N images, [N] str: a part of PARTS, whatever the fold, or one of FOLD_NAMES.
 
-    Images without one are split by group, as split_by_group does, into those parts that the source does not name, in
-    proportion to `shares`, and train; those of an official group go to its part. Where the source names no validation
-    or test part, images of its train part are drawn for it. Parts `kept` [N] of an earlier split ("" where there is
-    none) come before drawing, and after the source's. Without any label, all are the train part.
+    The part is the official one where the source gives it. Images without one are drawn by group, as split_by_group
+    does: `val_share` of them are validation, unless the source names that part, and the others are folds of equal
+    size, or train where the source names a test part. Images of an official group go to its part. Where the source
+    names no validation or test part, images of its train part are drawn for it. Places `kept` [N] of an earlier split
+    ("" where there is none) come before drawing, and after the source's. Without any label, all are train.
     """
     if not columns.label_names:
         return np.full(len(columns), "train")
-    parts = columns.official.astype("<U5")
-    absent = [part for part in PARTS[1:] if part not in parts]
+    places = columns.official.astype("<U5")
+    absent = [part for part in PARTS[1:] if part not in places]
     for part in PARTS[1:]:
-        parts[(parts == "") & np.isin(columns.groups, columns.groups[columns.official == part])] = part
-    drawn = np.flatnonzero((parts == "") | ((parts == "train") & bool(absent)))
+        places[(places == "") & np.isin(columns.groups, columns.groups[columns.official == part])] = part
+    to_draw = (places == "") | ((places == "train") & bool(absent))
+    if kept is not None:
+        places = np.where(to_draw, kept, places)
+        to_draw &= ~np.isin(kept, ["train", "test"])
+    drawn = np.flatnonzero(to_draw)
     if len(drawn):
-        rows = columns.take(drawn)
-        wanted = np.array([share * (part == "train" or part in absent) for part, share in shares.items()])
-        wanted, fixed = (wanted / wanted.sum()).tolist(), None if kept is None else kept[drawn]
-        parts[drawn] = split_by_group(rows.paths, rows.groups, strata_of(rows.labels), seed, wanted, fixed)
-    return parts
+        rows, val_share = columns.take(drawn), val_share if "val" in absent else 0.0
+        sets = FOLD_NAMES if "test" in absent else ["train"]
+        shares = [(1 - val_share) / len(sets)] * len(sets) + [val_share]
+        names = [*sets, "val"]
+        fixed = None if kept is None else np.array([names.index(k) if k in names else -1 for k in kept[drawn]])
+        numbers = split_by_group(rows.paths, rows.groups, strata_of(rows.labels), seed, shares, fixed)
+        places[drawn] = np.array(names)[numbers]
+    return places
+
+
+def parts_of(places: np.ndarray, fold: int) -> np.ndarray:
+    """Return the part of each of N images, [N] of PARTS, when one fold is the test part and the others train."""
+    in_fold = np.isin(places, FOLD_NAMES)
+    return np.where(in_fold, np.where(places == str(fold), "test", "train"), places)
 
 
 def _group_strata(group_of: np.ndarray, strata: np.ndarray) -> np.ndarray:
@@ -88,10 +102,10 @@ def _group_strata(group_of: np.ndarray, strata: np.ndarray) -> np.ndarray:
 def _deal(
     sizes: list[int], has: list[int], shares: Sequence[float], carried: list[float]
 ) -> tuple[list[int], list[float]]:
-    """Return the part of each of a stratum's groups, of `sizes` images, and how many images each part is owed then.
+    """Return the set of each of a stratum's groups, of `sizes` images, and how many images each set is owed then.
 
-    Each part `has` so many images of the stratum before. A group goes to the part that is owed most among those that
-    can take it whole; if none can, among all that are owed anything. So no part exceeds its share of the stratum by a
+    Each set `has` so many images of the stratum before. A group goes to the set that is owed most among those that
+    can take it whole; if none can, among all that are owed anything. So no set exceeds its share of the stratum by a
     whole group.
     """
     owed = [share * (sum(sizes) + sum(has)) - before for share, before in zip(shares, has, strict=True)]
@@ -120,21 +134,29 @@ def strata_of(labels: np.ndarray) -> np.ndarray:
     return np.where(positive.any(axis=1), 1 + rarest, 0).astype(np.int64)
 
 
-def label_subset(paths: np.ndarray, strata: np.ndarray, fraction: float, draw: int, seed: int) -> np.ndarray:
-    """Return positions [n], increasing, of `fraction` (0 to 1] of the images: stratified, nested over fractions.
+def label_subset(paths: np.ndarray, strata: np.ndarray, count: int, draw: int, seed: int) -> np.ndarray:
+    """Return positions [count], increasing, of the images whose labels are used: stratified, nested for every count.
 
-    Each stratum has one order for a draw, by a hash of (seed, draw, path); a fraction takes its first images, at
-    least one. So 1% lies inside 5%, and draw k is a function of (seed, k) and the names alone.
-    Raises UserError for a fraction outside (0, 1].
+    Each stratum has one order for a draw, by a hash of (seed, draw, path). The strata take turns as parties take seats
+    by Sainte-Lague's rule, one each first: a stratum of n images, of which k are taken, has the claim n / (2 k + 1). So
+    the images for 20 labels are among those for 21, each stratum has its share to within about one image, and draw k
+    is a function of (seed, k) and the names alone. Stratifying reads all labels of the images.
+    Raises UserError for a count below the number of strata or above that of images.
     """
-    if not 0 < fraction <= 1:
-        raise UserError(f"the label fraction is {fraction}; expected a number above 0 and up to 1, such as 0.05.")
-    drawn = np.argsort([hashlib.sha256(f"{seed}:{draw}:{path}".encode()).hexdigest() for path in paths])
-    chosen = []
-    for stratum in np.unique(strata):
+    hashed = np.array([hashlib.sha256(f"{seed}:{draw}:{path}".encode()).hexdigest() for path in paths])
+    drawn = np.argsort(hashed)
+    claim = np.zeros(len(paths))
+    strata_there = np.unique(strata)
+    for stratum in strata_there:
         members = drawn[strata[drawn] == stratum]
-        chosen.append(members[: max(1, round(fraction * len(members)))])
-    return np.sort(np.concatenate(chosen))
+        claim[members] = len(members) / (2 * np.arange(len(members)) + 1)
+        claim[members[0]] = np.inf
+    if not len(strata_there) <= count <= len(paths):
+        raise UserError(
+            f"{count:,} labels are asked for; there are {len(paths):,} to train with, and {len(strata_there)} classes "
+            "or groups of findings, each of which needs one."
+        )
+    return np.sort(np.lexsort((hashed, -claim))[:count])
 
 
 def names_hash(paths: np.ndarray) -> str:
@@ -149,18 +171,25 @@ def split_hash(paths: np.ndarray, parts: np.ndarray) -> str:
 
 
 def write_split(
-    path: Path, columns: Columns, parts: np.ndarray, unlabelled: Columns | None = None, ids: Ids = PLAIN
+    path: Path,
+    columns: Columns,
+    places: np.ndarray,
+    fold: int,
+    unlabelled: Columns | None = None,
+    ids: Ids = PLAIN,
 ) -> None:
-    """Write file,label,group,part as CSV; a label is the class's name or the findings that are not blank.
+    """Write file,label,group,part,fold as CSV; a label is the class's name or the findings that are not blank.
+
+    `part` is that when `fold` is the test part; the column fold is blank for images that no fold holds.
 
     `unlabelled` images of the same data set follow, whose part is UNLABELLED, except with `ids` "none", under which no
     later run finds a film again. `ids` says how files and groups are named.
     """
     table = pd.DataFrame(
-        {"file": columns.paths, "label": _label_texts(columns), "group": columns.groups, "part": parts}
-    )
+        {"file": columns.paths, "label": _label_texts(columns), "group": columns.groups, "part": parts_of(places, fold)}
+    ).assign(fold=np.where(np.isin(places, FOLD_NAMES), places, ""))
     if unlabelled is not None and len(unlabelled) and ids.mode != "none":
-        more = {"file": unlabelled.paths, "label": "", "group": unlabelled.groups, "part": UNLABELLED}
+        more = {"file": unlabelled.paths, "label": "", "group": unlabelled.groups, "part": UNLABELLED, "fold": ""}
         table = pd.concat([table, pd.DataFrame(more)])
     table = table.assign(file=ids.files(table["file"]), group=ids.names(table["group"]))
     write_text(path, table.to_csv(index=False, lineterminator="\n"))

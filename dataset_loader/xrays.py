@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dataset_loader.columns import Columns
+from dataset_loader.columns import UNLABELLED, Columns
 from dataset_loader.duplicates import NO_DUPLICATES, find_duplicates, joined_groups
 from dataset_loader.ids import IDS, PLAIN, Ids, open_ids
 from dataset_loader.image_store import ImageStore, open_store
@@ -23,19 +23,21 @@ from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT, ensure_ch
 from dataset_loader.readers import READERS
 from dataset_loader.readers.folder_dataset import FOREIGN_ID, read_folder
 from dataset_loader.signatures import THUMBNAIL, signatures
-from dataset_loader.splits import PARTS, SHARES, complete_split, split_hash, write_split
+from dataset_loader.splits import FOLD_NAMES, FOLDS, PARTS, VAL_SHARE, parts_of, places_of, split_hash, write_split
 from dataset_loader.synthetic import is_synthetic
 from dataset_loader.unlabelled import Collection, Labelled, collection_of, columns_of, open_collection, visits_of
-from utils.config import DATASETS_ROOT, Config, Gone, UserError, check_at_least, check_between, check_choice, repo_path
+from utils.config import DATASETS_ROOT, Config, Gone, UserError, check_at_least, check_choice, repo_path
 from utils.facts import LISTED
 from utils.files import write_text
 
-# Built in: classes, the same with a planted shortcut for the audit, and CheXpert's findings in its layout.
-PHANTOMS = ["phantom", "phantom_marker", "phantom_chexpert"]
+# Built in: classes, the same without the parts that their table names, the same with a planted shortcut for the audit,
+# and CheXpert's findings in its layout.
+PHANTOMS = ["phantom", "phantom_folds", "phantom_marker", "phantom_chexpert"]
 MANY_COPIES = 10  # of one film; more are hardly films
 MIN_RES = 8  # pixels per side of what a network sees; fewer show nothing of a chest
 DATASETS = [*PHANTOMS, *READERS]
 DEFAULT_ROOTS = {
+    "phantom_folds": DATASETS_ROOT / "phantom",
     "covid": DATASETS_ROOT / "COVID-19_Radiography_Dataset",
     "chexpert": DATASETS_ROOT / "CheXpert-v1.0-small",
     "nih": DATASETS_ROOT / "ChestX-ray14",
@@ -54,7 +56,6 @@ class DataConfig(Config):
     img_res: int
     split_seed: int
     val_share: float
-    test_share: float
     keep_split: str
     ids: str
 
@@ -62,7 +63,6 @@ class DataConfig(Config):
         "labels": "table",
         "laterals": lambda old: old.get("dataset") == "folder",  # they were taken, and from no other data set
         "val_share": 0.1,
-        "test_share": 0.1,
         "keep_split": "",
         "ids": "plain",
     }
@@ -83,23 +83,32 @@ class DataConfig(Config):
                 f"store_res is {self.store_res} and img_res {self.img_res}: the images would be enlarged; "
                 "set store_res to 0, which derives it from img_res, or to a larger number."
             )
-        for key in ("val_share", "test_share"):
-            check_between(key, getattr(self, key), 0, 1)
-        if self.val_share + self.test_share >= 1:
-            raise UserError(
-                f"val_share is {self.val_share} and test_share {self.test_share}, which leaves nothing to train on; "
-                "their sum must be below 1."
-            )
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """Shares of the images whose part is drawn, by PARTS."""
-        return {"train": 1 - self.val_share - self.test_share, "val": self.val_share, "test": self.test_share}
+        if not 0 <= self.val_share < 1:
+            raise UserError(f"val_share is {self.val_share}; it must be from 0 to below 1.")
 
     @property
     def stored_size(self) -> int:
         """Side of the stored images in pixels: store_res or, where that is 0, 8/7 of img_res, which leaves room."""
         return self.store_res or with_room(self.img_res)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldConfig(DataConfig):
+    """The data of a run that has one test part."""
+
+    fold: int
+
+    later: ClassVar = {"fold": 0}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fold("fold", self.fold)
+
+
+def check_fold(key: str, fold: int) -> None:
+    """Raise UserError for a fold that does not exist."""
+    if fold not in range(FOLDS):
+        raise UserError(f"{key} is {fold}; there are the folds 0 to {FOLDS - 1}.")
 
 
 def with_room(img_res: int) -> int:
@@ -114,27 +123,29 @@ class XRays:
     columns     what is known about each X-ray (broken files are left out, and those of fewer than THUMBNAIL px)
     store       their pixels, uint8 [N, 1, S, S]
     signatures  [N, 49] uint8, by which their pictures are known
-    parts       [N] "train", "val" or "test", by patient or duplicate group
+    places      [N] "train", "val", "test" or the number of a fold, by patient or duplicate group: splits.places_of
     duplicates  the near-duplicate pairs that were joined into one group: file, other, distance
     source      "covid", "chexpert", "nih", "folder" or, wherever they are stored, "phantom"
     unlabelled  columns of the data set's images without a label; without any label, all count as labelled
     also        more X-rays for pretraining, without labels; their indices follow those of the data set, N, N + 1, ...
     ids         how runs name patients and files
     kept        the earlier split whose parts were kept, or None
-    seen        held-out images found in a list of images, by the list's hash: a comparison asks for each fine-tuning
+    fold        whose images are the test part
+    seen        [N] which images are found in a list of images, by the list's hash: a comparison asks for each training
     listed      facts about what its tables and folders list: see listed_facts
     """
 
     columns: Columns
     store: ImageStore
     signatures: np.ndarray
-    parts: np.ndarray
+    places: np.ndarray
     duplicates: pd.DataFrame
     source: str
     unlabelled: Columns | None = None
     also: tuple[Collection, ...] = ()
     ids: Ids = PLAIN
     kept: KeptSplit | None = None
+    fold: int = 0
     seen: dict[str, np.ndarray] = field(default_factory=dict)
     listed: dict[str, Any] = field(default_factory=dict)
 
@@ -145,6 +156,20 @@ class XRays:
     def synthetic(self) -> bool:
         """Whether these are phantoms."""
         return self.source == "phantom"
+
+    @functools.cached_property
+    def parts(self) -> np.ndarray:
+        """The part of each X-ray, [N] "train", "val" or "test"."""
+        return parts_of(self.places, self.fold)
+
+    def of_fold(self, fold: int) -> "XRays":
+        """Return the same X-rays with another fold as the test part; the same parts where the source names one."""
+        return replace(self, fold=fold)
+
+    @property
+    def has_folds(self) -> bool:
+        """Whether the test part depends on the fold."""
+        return bool(np.isin(self.places, FOLD_NAMES).any())
 
     @functools.cached_property
     def split_hash(self) -> str:
@@ -205,7 +230,7 @@ class XRays:
 
     def write_split(self, folder: Path) -> None:
         """Write split.csv, the part of each X-ray, duplicates.csv and left_out.csv, for a person to read."""
-        write_split(folder / "split.csv", self.columns, self.parts, self.unlabelled, self.ids)
+        write_split(folder / "split.csv", self.columns, self.places, self.fold, self.unlabelled, self.ids)
         name_of = dict(zip(self.columns.paths, self.written["file"], strict=True))
         named = {end: [name_of[file] for file in self.duplicates[end]] for end in ("file", "other")}
         pairs = [self.duplicates.assign(**named, collection="")]
@@ -232,6 +257,7 @@ class XRays:
             "duplicate_pairs": len(self.duplicates),
             "images_by_part": counts,
             "split_hash": self.split_hash,
+            "fold": self.fold,
             "ids": self.ids.fact,
             **({"kept": self.kept.facts(self.parts)} if self.kept else {}),
             "pixels": [self.store.pixels, *(collection.store.pixels for collection in self.also)],
@@ -240,7 +266,9 @@ class XRays:
         }
 
 
-def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] | None = None) -> XRays:
+def open_xrays(
+    config: DataConfig, device: torch.device, also: Sequence[str] | None = None, fold: int | None = None
+) -> XRays:
     """Read the tables, decode what was not decoded before, split by group; pixels move to a GPU if they fit.
 
     A group is a patient, or an image where no patient is known; groups with near-duplicate images are joined. An
@@ -264,28 +292,31 @@ def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] | N
     duplicates = duplicates.loc[duplicates[["file", "other"]].isin(columns.paths.tolist()).all(axis=1)]
     duplicates = duplicates.reset_index(drop=True)
     kept = read_kept_split(config.keep_split, columns) if config.keep_split else None
-    parts = complete_split(columns, config.split_seed, config.shares, kept and kept.parts)
+    places = places_of(columns, config.split_seed, config.val_share, kept and kept.places)
     source = "phantom" if is_synthetic(columns.root / columns.paths[0]) else config.dataset
     listed = _listed(config, everything if also is not None else everything.labelled())
     xrays = XRays(
         columns,
         store.to(device),
         signatures(thumbnails)[store.kept],
-        parts,
+        places,
         duplicates,
         source,
         unlabelled=everything.labelled(False),
         ids=PLAIN if source == "phantom" and config.ids == "plain" else open_ids(config.ids, columns.root),
         kept=kept,
+        fold=fold if fold is not None else config.fold if isinstance(config, FoldConfig) else 0,
         listed=listed,
     )
+    parts = xrays.parts
     described = ", ".join(f"{int((parts == part).sum()):,} {part}" for part in PARTS)
     kind = " (synthetic)" if xrays.synthetic else "" if columns.label_names else " without labels"
-    print(f"{config.dataset}{kind}: {len(xrays):,} X-rays, {described}", file=sys.stderr)
+    which = f" (fold {xrays.fold})" if xrays.has_folds else ""
+    print(f"{config.dataset}{kind}: {len(xrays):,} X-rays, {described}{which}", file=sys.stderr)
     say_labels(columns, parts)
     if kept:
-        kept.say(columns, parts)
-    _warn_of_official_parts(columns, parts, config.shares)
+        kept.say(columns, parts, places)
+    _warn_of_official_parts(columns, parts, config.val_share)
     _warn_of_copies(columns, parts, duplicates)
     if also is None:
         return xrays
@@ -295,11 +326,11 @@ def open_xrays(config: DataConfig, device: torch.device, also: Sequence[str] | N
     return replace(xrays, also=collections, listed={**listed, **named})
 
 
-def _warn_of_official_parts(columns: Columns, parts: np.ndarray, shares: Mapping[str, float]) -> None:
+def _warn_of_official_parts(columns: Columns, parts: np.ndarray, val_share: float) -> None:
     """Say what an official split does not keep apart, and what joins its parts; a drawn one keeps groups whole."""
     named = set(columns.official) & {"val", "test"}
-    if unused := [f"{part}_share" for part in sorted(named) if shares[part] != SHARES[part]]:
-        print(f"warning: {' and '.join(unused)} without effect: the source names these parts", file=sys.stderr)
+    if "val" in named and val_share != VAL_SHARE:
+        print("warning: val_share without effect: the source names a validation part", file=sys.stderr)
     joined = (columns.official == "") & np.isin(parts, list(named))
     if joined.any():
         print(
@@ -394,6 +425,10 @@ def read_present(config: DataConfig) -> Columns:
 def _read(config: DataConfig) -> Columns:
     if config.dataset == "folder":
         return read_folder(root_of(config), config.labels, config.laterals)
+    if config.dataset == "phantom_folds":
+        columns = READERS["folder"](root_of(config))
+        named = columns.official != UNLABELLED
+        return replace(columns, official=np.where(named, "", columns.official))
     layout = {"phantom": "folder", "phantom_marker": "folder", "phantom_chexpert": "chexpert"}
     return READERS[layout.get(config.dataset, config.dataset)](root_of(config))
 

@@ -1,8 +1,9 @@
 """A backbone with a head, in stages, of which a prefix may be frozen."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from self_sup_classes.backbones import Backbone, head_of, set_module
 from self_sup_classes.weights import choose, load_strictly, read_state_dict
 from utils.config import UserError, check_choice
 from utils.distributed import note_once
+from utils.optimisation import is_frozen
 
 # What is trained, by how many of a network's stages (stem, layer1 ... layer4, fc) are frozen.
 FROZEN_STAGES = {"fc": 5, "layer4+fc": 4, "layer3-4+fc": 3, "layer2-4+fc": 2, "layer1-4+fc": 1, "all": 0}
@@ -52,6 +54,12 @@ class Classifier(nn.Module):
         """Return the last layer."""
         return head_of(self.net)[1]
 
+    def set_head(self, weight: np.ndarray, bias: np.ndarray) -> None:
+        """Set the last layer's weight [classes, F] and bias [classes]."""
+        with torch.no_grad():
+            self.head.weight.copy_(torch.from_numpy(weight))
+            self.head.bias.copy_(torch.from_numpy(bias))
+
     def prefix(self, x: Tensor) -> Tensor:
         """Return what the frozen stages make of images, without gradients; the images if nothing is frozen."""
         with torch.no_grad():
@@ -68,6 +76,26 @@ class Classifier(nn.Module):
         """Return what the head sees, [N, F]."""
         *stages, head = _stages(self.net)
         return nn.Sequential(*stages, *list(head)[:-1])(x)
+
+
+@torch.no_grad()
+def restate_batch_norm(classifier: Classifier, views: Iterable[Tensor]) -> None:
+    """Set the running statistics of trained BatchNorm layers to their means over batches of images [B, C, R, R].
+
+    Everything else is in eval mode meanwhile, and afterwards.
+    """
+    classifier.eval()
+    layers = [part for part in classifier.modules() if isinstance(part, nn.BatchNorm2d) and not is_frozen(part)]
+    momentum = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the mean over all batches
+        layer.train()
+    for y in views:
+        classifier.features(y)
+    for layer, before in zip(layers, momentum, strict=True):
+        layer.momentum = before
+    classifier.eval()
 
 
 def load_classifier(path: Path, name: str, in_channels: int, class_names: Sequence[str]) -> Classifier:

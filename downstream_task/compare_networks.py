@@ -5,7 +5,7 @@ import itertools
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,76 +13,103 @@ import numpy as np
 import pandas as pd
 
 from dataset_loader.xrays import XRays, listed_facts, open_xrays
-from downstream_task.finetuning import FinetuneConfig, TrainingConfig, finetune, labelled_subset
-from downstream_task.targets import Targets, check_learnable, read_targets
+from downstream_task.features import FILE, LastFeatures
+from downstream_task.finetune_config import FinetuneConfig, TrainingConfig
+from downstream_task.finetuning import finetune, labelled_subset, numbers_of_labels
+from downstream_task.predictions import read_predictions
+from downstream_task.targets import Targets, check_learnable, predictions_table, read_targets
 from self_sup_classes.initialisation import start_from, weights_hashes
 from self_sup_classes.provenance import check_unseen
 from utils.config import UserError, make_config, part_of, repo_path
+from utils.files import write_text
 from utils.hardware import prepare
 from utils.logging_utils import Run
 from utils.sweeps import check_all_finished, errors_of, run_trials, with_reasons
 
+PREDICTIONS = "predictions:"  # before a folder of tables in a config
+KNOWN = ("fold", "draw", "arm", "way", "labels", "start")  # columns that say which head a table is of
+RANDOM, IMAGENET, PRETRAINED = KINDS = ["random", "imagenet", "pretrained"]  # of starts
+
 
 @dataclass(frozen=True)
 class Arm:
-    """An initialisation: the short name that tables and figures have for it, and its encoders, one per pretraining."""
+    """An initialisation: the short name that tables and figures have for it, and its encoders, one per pretraining.
+
+    fits  for each fold the places in `encoders` of those that have not seen what it holds out; unknown before the data
+          are open
+    """
 
     name: str
     encoders: tuple[str, ...]
+    fits: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
-    def encoder(self, draw: int) -> str:
-        """Return the encoder of a draw: the pretrainings take turns."""
-        return self.encoders[draw % len(self.encoders)]
+    @property
+    def kind(self) -> str:
+        """Return which of KINDS it is, by which a way of training has its learning rate."""
+        kind = self.encoders[0].partition(":")[0]
+        return kind if kind in KINDS[:2] else PRETRAINED
 
+    @property
+    def has_network(self) -> bool:
+        """Return whether it can be trained, and not only probed."""
+        return not self.encoders[0].startswith(FILE)
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """A way to train a classifier: the keys of a fine-tuning that a comparison chooses between."""
+    def start(self, fold: int, draw: int) -> int:
+        """Return the number of its start for a draw: those that fit the fold take turns; random weights are drawn."""
+        if self.encoders == (RANDOM,):
+            return draw
+        fits = self.fits[fold]
+        return fits[draw % len(fits)]
 
-    name: str = ""
-    method: str = "finetune"
-    head: str = "probe"
-    lr: float = 0.0
-    backbone_lr_factor: float = 1.0
-    batch_norm: str = "train"
-
-
-LINEAR = Setting(method="linear")
-AS_IS = Setting(method="as_is")
+    def encoder(self, fold: int, draw: int) -> str:
+        """Return the encoder of a draw."""
+        return self.encoders[0 if len(self.encoders) == 1 else self.start(fold, draw)]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a comparison."""
+    """One run of a comparison: an arm, trained in one way on one draw of the labels.
+
+    way       its name, and the keys of a fine-tuning that it sets: method, head, lr, ...
+    draw      of the labels; `fold` is the one that it belongs to
+    headline  whether this way headlines for this arm and number of labels
+    """
 
     arm: Arm
-    setting: Setting
-    fraction: float
+    way: str
+    keys: Mapping[str, Any]
+    labels: int
     draw: int
+    fold: int
+    headline: bool = False
     trainable: str = "all"
 
     @property
     def name(self) -> str:
         """Return its folder inside the comparison's."""
-        setting = f"_{self.setting.name}" if self.setting.name else ""
         part = "" if self.trainable == "all" else f"_{self.trainable}"
-        return f"{self.arm.name}_{self.setting.method}{setting}{part}_f{self.fraction:g}_d{self.draw}"
-
-    @property
-    def cell(self) -> tuple[str, float]:
-        """Return what it is compared under: the arm's name and the fraction."""
-        return self.arm.name, self.fraction
+        return f"{self.arm.name}_{self.way}{part}_n{self.labels}_d{self.draw}"
 
     def config(self, shared: TrainingConfig) -> FinetuneConfig:
         """Return the config of its fine-tuning; draw k has the seed random_seed + k."""
-        own = {"run_name": f"{shared.run_name}/{self.name}", "random_seed": shared.random_seed + self.draw}
-        setting = {key: value for key, value in vars(self.setting).items() if key != "name"}
+        unused = {"method": "finetune", "head": "probe", "lr": 0.0, "backbone_lr_factor": 1.0, "batch_norm": "train"}
         return FinetuneConfig(
-            **{**part_of(shared, TrainingConfig), **own, **setting},
-            encoder=self.arm.encoder(self.draw),
+            **{
+                **part_of(shared, TrainingConfig),
+                **unused,
+                **self.keys,
+                "run_name": f"{shared.run_name}/{self.name}",
+                "random_seed": shared.random_seed + self.draw,
+                "keep_weights": shared.keep_weights or (self.headline and self.draw == 0),
+            },
+            encoder=self.arm.encoder(self.fold, self.draw),
+            arm=self.arm.name,
+            way=self.way,
+            start=self.arm.start(self.fold, self.draw),
             trainable=self.trainable,
-            label_fraction=self.fraction,
+            num_labels=self.labels,
             label_draw=self.draw,
+            fold=self.fold,
         )
 
 
@@ -95,13 +122,13 @@ def named_arms(encoders: Iterable[str]) -> list[Arm]:
     arms: dict[str, Arm] = {}
     encoders = list(encoders)
     kinds = {encoder: encoder.partition(":")[0] for encoder in encoders}
-    files = [encoder for encoder, kind in kinds.items() if kind not in ("random", "imagenet")]
+    files = [encoder for encoder, kind in kinds.items() if kind not in (RANDOM, IMAGENET)]
     for encoder in encoders:
         path = Path(encoder)
         stem = path.parent.name if path.name.endswith("_state_dict.pt") and path.parent.name else path.stem
         if glob.has_magic(encoder):
             stem = re.sub(r"[^\w.+-]", "", "-".join(path.parent.parts[-2:])).strip("-_.")  # a/s* and b/s*
-        name = kinds[encoder] if encoder not in files else "pretrained" if len(files) == 1 else stem
+        name = kinds[encoder] if encoder not in files else PRETRAINED if len(files) == 1 else stem
         if name in arms:
             raise UserError(
                 f"encoders holds {encoder!r} and {arms[name].encoders[0]!r}, both named {name!r}; keep one."
@@ -122,20 +149,21 @@ def _matching(encoder: str) -> tuple[str, ...]:
     return tuple(str(folder / file.relative_to(repo_path(folder))) for file in found)
 
 
-def usable_arms(config: TrainingConfig, arms: Sequence[Arm], xrays: XRays) -> tuple[list[Arm], dict[str, str]]:
+def usable_arms(
+    config: TrainingConfig, arms: Sequence[Arm], xrays: XRays, folds: Sequence[int]
+) -> tuple[list[Arm], dict[str, str]]:
     """Return the arms whose weights can be loaded, and why ImageNet's, which need a network, are left out if they are.
 
-    Raises UserError for any other that cannot be loaded or has seen held-out images, and if no arm remains.
+    Each arm knows then which of its encoders fit which fold: those that have seen no image that it holds out.
+    Raises UserError for any other that cannot be loaded, a fold for which an arm has no encoder, an encoder that fits
+    none, and if no arm remains.
     """
     usable, left_out = [], {}
     for arm in arms:
         try:
-            for encoder in arm.encoders:
-                start = start_from(encoder, config.backbone, config.in_channels, config.random_seed)
-                check_unseen(start.provenance, xrays, config.allow_seen, encoder)
-            usable.append(arm)
+            usable.append(replace(arm, fits=_fits(config, arm, xrays, folds)))
         except UserError as error:
-            if arm.encoders != ("imagenet",):
+            if arm.encoders != (IMAGENET,):
                 raise
             print(f"warning: {arm.name} is left out: {error}", file=sys.stderr)
             left_out[arm.name] = str(error)
@@ -144,20 +172,51 @@ def usable_arms(config: TrainingConfig, arms: Sequence[Arm], xrays: XRays) -> tu
     return usable, left_out
 
 
+def _fits(config: TrainingConfig, arm: Arm, xrays: XRays, folds: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    fits: dict[int, list[int]] = {fold: [] for fold in folds}
+    refused: dict[int, str] = {}
+    for number, encoder in enumerate(arm.encoders):
+        provenance = None
+        if arm.has_network:
+            provenance = start_from(encoder, config.backbone, config.in_channels, config.random_seed).provenance
+        for fold in folds:
+            try:
+                check_unseen(provenance, xrays.of_fold(fold), config.allow_seen, encoder)
+                fits[fold].append(number)
+            except UserError as error:
+                refused[fold] = str(error)
+    if lacking := [fold for fold in folds if not fits[fold]]:
+        which = f"no encoder of {arm.name} fits fold {lacking[0]}: " if xrays.has_folds and len(folds) > 1 else ""
+        hint = " Pretrain with --fold for each of them, or compare with the --folds that it fits." * bool(which)
+        raise UserError(f"{which}{refused[lacking[0]]}{hint}")
+    if unused := [
+        arm.encoders[number] for number in range(len(arm.encoders)) if not any(number in f for f in fits.values())
+    ]:
+        raise UserError(f"{', '.join(unused)} fits none of the folds {list(folds)}: {next(iter(refused.values()))}")
+    return {fold: tuple(numbers) for fold, numbers in fits.items()}
+
+
 def open_comparison(
-    config: TrainingConfig, encoders: list[str], fractions: Sequence[float], draws: int, run: Run
-) -> tuple[XRays, Targets, list[Arm], dict[str, str]]:
+    config: TrainingConfig,
+    encoders: list[str],
+    labels: Sequence[int | float | str],
+    folds: Sequence[int],
+    draws: int,
+    run: Run,
+) -> tuple[XRays, Targets, list[Arm], dict[str, str], list[int]]:
     """Open the data, check the arms and label subsets of a comparison, and start its run.
 
-    Returns the X-rays, their targets, the arms, and which others are left out, with the reason.
+    Returns the X-rays, their targets, the arms, which others are left out, with the reason, and numbers of labels.
     """
-    xrays = open_xrays(config, prepare(config.device, config.threads))
+    xrays = open_xrays(config, prepare(config.device, config.threads), fold=folds[0])
     targets = read_targets(xrays, config)
     named = named_arms(encoders)
-    arms, left_out = usable_arms(config, named, xrays)
-    check_subsets(fractions, draws, targets, xrays, config.split_seed)
+    arms, left_out = usable_arms(config, named, xrays, folds)
+    counts = numbers_of_labels(labels, xrays, folds)
+    check_subsets(counts, draws, folds, targets, xrays, config.split_seed)
     run.start(alone=False, data=xrays.facts(), **facts_of(named))
-    return xrays, targets, arms, left_out
+    xrays.write_split(run.folder)
+    return xrays, targets, arms, left_out, counts
 
 
 def facts_of(arms: Sequence[Arm]) -> dict[str, Any]:
@@ -171,13 +230,16 @@ def look_again(config: TrainingConfig, encoders: Sequence[str]) -> dict[str, Any
     return {"data": listed_facts(config), **facts_of(named_arms(encoders))}
 
 
-def check_subsets(fractions: Sequence[float], draws: int, targets: Targets, xrays: XRays, seed: int) -> None:
+def check_subsets(
+    counts: Sequence[int], draws: int, folds: Sequence[int], targets: Targets, xrays: XRays, seed: int
+) -> None:
     """Raise UserError, before anything is written, for label subsets that no run could be trained with."""
     check_learnable(targets, {"the validation part": xrays.indices("val")})
-    for fraction in fractions:
-        for draw in range(draws):
-            subset = labelled_subset(xrays, targets, fraction, draw, seed)
-            check_learnable(targets, {f"the {fraction:.0%} of the labels in draw {draw}": subset})
+    for draw, fold in zip(range(draws), itertools.cycle(folds), strict=False):
+        of_fold = xrays.of_fold(fold)
+        for count in counts:
+            subset = labelled_subset(of_fold, targets, count, draw, seed)
+            check_learnable(targets, {f"{count:,} labels in draw {draw}": subset})
 
 
 def run_of(trial: Trial, config: TrainingConfig) -> Run:
@@ -190,14 +252,14 @@ def run_side_by_side(
 ) -> pd.DataFrame:
     """Fine-tune all trials that are not finished; return one row per trial of the arms of which none failed, in order.
 
-    Columns: trial, arm, setting, encoder, method, trainable, fraction, draw, labels, score, every score on validation,
-    and what the runs' summaries say besides. The other arms are added to `left_out`, with their trials and the reason.
+    Columns: trial, arm, way, fold, start, encoder, method, trainable, draw, labels, metric, score on validation, and
+    what the runs' summaries say besides. The other arms are added to `left_out`, with their trials and the reason.
     Raises UserError if no arm remains.
     """
-    runs = {trial.name: run_of(trial, config) for trial in trials}
+    runs, features = {trial.name: run_of(trial, config) for trial in trials}, LastFeatures()
 
     def work(one: Run) -> None:
-        finetune(make_config(FinetuneConfig, one.config), xrays, one, show_progress=False)
+        finetune(make_config(FinetuneConfig, one.config), xrays, one, show_progress=False, features_of=features)
 
     table = run_trials(run, runs, work)
     for arm in dict.fromkeys(trial.arm.name for trial in trials):
@@ -207,9 +269,53 @@ def run_side_by_side(
     if not remaining:
         check_all_finished(table, list(runs))
     table = table.set_index("trial").loc[[trial.name for trial in remaining]].reset_index()
-    table.insert(1, "arm", [trial.arm.name for trial in remaining])
-    table.insert(2, "setting", [trial.setting.name for trial in remaining])
-    return table.drop(columns=["classes", "error"]).rename(columns=lambda name: name.removeprefix("val/"))
+    table["headline"] = [trial.headline for trial in remaining]
+    return table.drop(columns=["classes", "error"])
+
+
+def joined_rows(entry: str, run: Run, xrays: XRays, targets: Targets) -> pd.DataFrame:
+    """Return the rows of summary.csv for the tables of predictions:FOLDER, which are copied into the run's folder.
+
+    Raises UserError for a table of other images, parts or labels than the comparison's.
+    """
+    folder = repo_path(entry.removeprefix(PREDICTIONS))
+    files = sorted(folder.rglob("predictions.csv"))
+    if not files:
+        raise UserError(f"there is no predictions.csv below {folder}; expected one for each trained head.")
+    rows: list[dict[str, Any]] = []
+    taken = {row["arm"] for row in pd.read_csv(run.folder / "summary.csv").to_dict("records")}
+    for file in files:
+        table = read_predictions(file)
+        known = table[list(KNOWN)].drop_duplicates() if set(KNOWN) <= set(table) else pd.DataFrame()
+        if len(known) != 1:
+            raise UserError(f"{file} must be of one head, with one value each in the columns {', '.join(KNOWN)}.")
+        row = {key: value.item() if hasattr(value, "item") else value for key, value in known.iloc[0].items()}
+        of_fold = xrays.of_fold(int(row["fold"]))
+        rows_here = np.concatenate([of_fold.indices("val"), of_fold.indices("test")])
+        names = [f"p {name}" for name in targets.names]
+        here = predictions_table(of_fold, targets, rows_here, np.zeros((len(rows_here), len(names))), {})
+        facts = ["file", "part", *(name for name in here if str(name).partition(" ")[0] == "label")]
+        if not set(names) <= set(table) or not _same(table, here, facts):
+            raise UserError(
+                f"{file} is of other images, parts or labels than {run}; expected each validation and test image of "
+                f"fold {row['fold']} once, and a probability for {', '.join(targets.names)}."
+            )
+        if row["arm"] in taken:
+            row["arm"] = f"{folder.name}-{row['arm']}"
+        trial = f"{row['arm']}_{row['way']}_n{row['labels']}_d{row['draw']}"
+        (run.folder / trial).mkdir(exist_ok=True)
+        write_text(run.folder / trial / "predictions.csv", table.assign(arm=row["arm"]).to_csv(index=False))
+        rows.append(
+            {"trial": trial, **row, "encoder": entry, "metric": targets.metric, "transductive": False, "note": ""}
+        )
+    return pd.DataFrame(rows)
+
+
+def _same(table: pd.DataFrame, other: pd.DataFrame, columns: list[str]) -> bool:
+    if not set(columns) <= set(table):
+        return False
+    a, b = (one.sort_values(by=["part", "file"])[columns].reset_index(drop=True) for one in (table, other))
+    return len(a) == len(b) and bool((a.fillna(-1).astype(str) == b.fillna(-1).astype(str)).all(axis=None))
 
 
 def check_complete(run: Run) -> None:
@@ -220,14 +326,6 @@ def check_complete(run: Run) -> None:
             f"{', '.join(left_out)} left out for the reason above, so {run} compares the other arms only; the same "
             "command tries again."
         )
-
-
-def best_by(table: pd.DataFrame, column: str) -> dict[tuple[str, float], str]:
-    """Return the value of `column` with the best mean validation score of each (arm, fraction); the first of equals."""
-    scores: dict[tuple[str, float], dict[str, list[float]]] = {}
-    for row in table.to_dict("records"):
-        scores.setdefault((row["arm"], row["fraction"]), {}).setdefault(row[column], []).append(row["score"])
-    return {cell: max(found, key=lambda value: float(np.mean(found[value]))) for cell, found in scores.items()}
 
 
 def shared_summary(
@@ -243,7 +341,9 @@ def shared_summary(
         "classes": list(targets.names),
         "arms": {arm.name: list(arm.encoders) for arm in arms},
         "left_out": dict(left_out),
-        "pretrainings": max(table.loc[table["arm"] == arm.name, "encoder"].nunique() for arm in arms),
+        "labels": sorted(set(table["labels"].tolist())),
+        "folds": sorted(set(table["fold"].tolist())) if xrays.has_folds else [],
+        "pretrainings": max(len(arm.encoders) for arm in arms),
         "transductive": bool(table["transductive"].any()),
         "notes": sorted(set(table["note"]) - {""}),
     }

@@ -1,15 +1,15 @@
-"""The keys of a fine-tuning, checked once, and its budget: until validation stops rising, within a cap."""
+"""The keys of a fine-tuning, checked once, and its budget, which is fixed beforehand and the same for every arm."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from augmentations.recipes import RECIPES
-from dataset_loader.xrays import DataConfig
+from dataset_loader.xrays import DataConfig, FoldConfig
 from downstream_task.classifier import FROZEN_STAGES
 from downstream_task.targets import TargetConfig
 from self_sup_classes.backbones import check_backbone
-from utils.config import Config, check_above_zero, check_at_least, check_between, check_choice, part_of
+from utils.config import Config, check_above_zero, check_at_least, check_choice, part_of
 from utils.hardware import PRECISIONS, MachineConfig
 from utils.optimisation import OPTIMIZERS, FitConfig
 
@@ -17,8 +17,8 @@ METHODS = ["finetune", "linear", "as_is"]
 HEADS = ["probe", "zeros"]
 BATCH_NORMS = ["train", "eval"]
 MAX_DRAWS = 1000  # of label subsets
-MAX_STEPS_BETWEEN_EVALUATIONS = 10**6  # whose images are put into an order at once
-CHOOSE_BY = ["validation", "cross-validation"]
+EVALUATIONS = 10  # of a training, at most, on validation, which nothing of it depends on
+WARMUP = 1  # of these tenths: the learning rate rises in the first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,35 +26,28 @@ class BudgetConfig(TargetConfig):
     """What is learned, from which views, and for how long; the dicts of the scripts say what each key means."""
 
     recipe: str
-    choose_by: str
-    evaluate_every: int
-    patience: int
+    epochs: float
     min_steps: int
-    passes: float
     batch_size: int
     optimizer: str
     optimizer_weight_decay: float
 
+    later: ClassVar = {"epochs": 0}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("recipe", self.recipe, list(RECIPES))
-        check_choice("choose_by", self.choose_by, CHOOSE_BY)
-        check_between("evaluate_every", self.evaluate_every, 1, MAX_STEPS_BETWEEN_EVALUATIONS)
-        for key, least in {"patience": 1, "min_steps": 1, "passes": 0, "batch_size": 2}.items():
+        for key, least in {"min_steps": 1, "epochs": 0, "batch_size": 2}.items():
             check_at_least(key, getattr(self, key), least)
 
-    def max_evaluations(self, labels: int) -> int:
-        """Return after how many evaluations a fine-tuning on so many labels stops: the cap, the same for every arm.
-
-        It allows `min_steps` steps, or `passes` passes over the labels where these are more.
-        """
-        steps = max(self.min_steps, self.passes * labels / self.batch_size)
-        return math.ceil(steps / self.evaluate_every)
+    def steps(self, labels: int) -> int:
+        """Return the optimiser steps of a fine-tuning on so many labels: `epochs` passes, `min_steps` at least."""
+        return max(self.min_steps, math.ceil(self.epochs * labels / self.batch_size))
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartConfig(Config):
-    """How a fine-tuning starts and how fast its parts learn: what a comparison chooses between."""
+    """How a fine-tuning starts and how fast its parts learn."""
 
     head: str
     lr: float
@@ -77,7 +70,10 @@ class TrainingConfig(DataConfig, BudgetConfig, MachineConfig):
     backbone: str
     in_channels: int
     allow_seen: bool
+    keep_weights: bool
     precision: str
+
+    later: ClassVar = {"keep_weights": True}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,35 +85,42 @@ class TrainingConfig(DataConfig, BudgetConfig, MachineConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(TrainingConfig, StartConfig):
-    """Every key of one fine-tuning run."""
+class FinetuneConfig(TrainingConfig, StartConfig, FoldConfig):
+    """Every key of one fine-tuning run.
+
+    arm, way, start  what a comparison calls its initialisation and way of training; which of the arm's starts it is
+    num_labels       labels to learn from; 0 is all
+    """
 
     encoder: str
+    arm: str
+    way: str
+    start: int
     method: str
     trainable: str
-    label_fraction: float
+    num_labels: int
     label_draw: int
+
+    later: ClassVar = {"arm": "", "way": "", "start": 0, "num_labels": 0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("method", self.method, METHODS)
         check_choice("trainable", self.trainable, list(FROZEN_STAGES))
-        check_at_least("label_draw", self.label_draw, 0)
-        check_above_zero("label_fraction", self.label_fraction, most=1)
-        if self.method == "finetune":  # the other has no learning rate
+        for key in ("label_draw", "num_labels"):
+            check_at_least(key, getattr(self, key), 0)
+        if self.method == "finetune":  # the others have no learning rate
             check_above_zero("lr", self.lr)
-        engine_config(self, labels=1)
+        engine_config(self, self.num_labels)
 
 
 def engine_config(config: FinetuneConfig, labels: int) -> FitConfig:
-    """Return what the engine reads; its epoch is what lies between two evaluations.
-
-    The learning rate is constant: a schedule would need to know where a training ends that stops by patience.
-    """
-    fixed = {"scheduler": "constant", "warmup_epochs": 0, "gradient_clip": 0.0, "checkpoint_minutes": 5.0}
-    return FitConfig(**{**fixed, **part_of(config, FitConfig)}, num_epochs=config.max_evaluations(labels))
+    """Return what the engine reads: EVALUATIONS epochs of equal length, a warmup, then a cosine to zero."""
+    epochs = min(EVALUATIONS, config.steps(labels))
+    fixed = {"scheduler": "cosine", "warmup_epochs": WARMUP if epochs > WARMUP else 0, "gradient_clip": 0.0}
+    return FitConfig(**{**part_of(config, FitConfig), **fixed, "checkpoint_minutes": 5.0, "num_epochs": epochs})
 
 
-def has_converged(scores: Sequence[float], patience: int) -> bool:
-    """Whether the last `patience` validation scores are all no better than the best one before them."""
-    return len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
+def steps_per_epoch(config: FinetuneConfig, labels: int) -> int:
+    """Return the steps of each of them."""
+    return math.ceil(config.steps(labels) / min(EVALUATIONS, config.steps(labels)))

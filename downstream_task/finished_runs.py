@@ -18,7 +18,7 @@ from dataset_loader.ids import open_ids
 from dataset_loader.image_files import image_files
 from dataset_loader.listing import details, listing
 from dataset_loader.readers.tables import class_key
-from dataset_loader.xrays import DataConfig, XRays, check_there, open_xrays, read_present
+from dataset_loader.xrays import DataConfig, FoldConfig, XRays, check_there, open_xrays, read_present
 from downstream_task.classifier import Classifier, load_classifier
 from downstream_task.finetune_config import FinetuneConfig
 from downstream_task.predictions import labels_and_probabilities, logits_of, read_predictions
@@ -98,8 +98,17 @@ class Finished:
 
     @property
     def weights(self) -> Path:
-        """Return the file of the weights that were best on validation. Raises UserError if it was deleted."""
-        name = f"{self.config.backbone}_best_state_dict.pt"
+        """Return the file of its weights. Raises UserError if they were not kept.
+
+        Runs of earlier versions have those that were best on validation.
+        """
+        before = self.folder / f"{self.config.backbone}_best_state_dict.pt"
+        name = before.name if before.exists() else f"{self.config.backbone}_final_state_dict.pt"
+        if not (self.folder / name).exists() and (self.folder / "predictions.csv").exists():
+            raise UserError(
+                f"{self.folder} kept no weights: a comparison keeps those of draw 0 of what headlines, and all with "
+                "--keep-weights."
+            )
         check_files(self.folder, name)
         return self.folder / name
 
@@ -133,7 +142,9 @@ class Finished:
 
     def validation(self) -> tuple[np.ndarray, np.ndarray, float]:
         """Return labels [K] and logits [K, C] of its validation part, and the temperature that makes them likeliest."""
-        labels, p = labels_and_probabilities(read_predictions(self.folder / "predictions_val.csv"))
+        before = self.folder / "predictions_val.csv"  # of earlier versions
+        table = read_predictions(before if before.exists() else self.folder / "predictions.csv")
+        labels, p = labels_and_probabilities(table.loc[table["part"] == "val"] if "part" in table else table)
         logits = logits_of(p, self.summary["multilabel"])
         return labels, logits, fit_temperature(logits, labels)
 
@@ -242,7 +253,7 @@ class OpenedData:
         """Return the data that a config names."""
         if (key := json.dumps(part_of(config, DataConfig))) not in self.opened:
             self.opened[key] = open_xrays(config, self.device)
-        return self.opened[key]
+        return self.opened[key].of_fold(config.fold if isinstance(config, FoldConfig) else 0)
 
     def of_run(self, finished: Finished) -> XRays:
         """Return the data of a run. Raises Gone if they are not there any more."""

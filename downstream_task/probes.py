@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits
@@ -20,15 +20,14 @@ from torch.nn import functional as F
 
 from augmentations.transform_utils import plain_view
 from dataset_loader.xrays import XRays
-from downstream_task.targets import Targets, apply_policy
+from downstream_task.targets import apply_policy
 from utils.metrics import auroc, balanced_accuracy
 
-# Inverse L2 strengths C of every logistic regression. The head of a classifier takes the best one on the validation
-# part, or the likeliest one by cross-validation (fit_linear_head); a probe that monitors a backbone takes the likeliest
-# one on a fifth of its own training images.
+# Inverse L2 strengths C of every logistic regression. The head of a classifier takes the likeliest one by
+# cross-validation (fit_linear_head); a probe that monitors a backbone, on a fifth of its own training images.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 DEFAULT_STRENGTH = 1e-2  # where there are too few images to choose by
-MIN_IMAGES = 5  # of a class or a finding to learn from: one for each fifth
+MIN_IMAGES = 5  # of a class or a finding to learn from, each of another group: one for each fifth
 MIN_TESTED = 2  # of a class or a finding to be tested on
 
 
@@ -79,20 +78,22 @@ def linear_probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.
     return logistic_regression(likeliest_strength(train, labels), train, labels).predict_proba(test)
 
 
-def likeliest_strength(x: np.ndarray, y: np.ndarray, class_weights: bool = True, folds: int = 1) -> float:
+def likeliest_strength(
+    x: np.ndarray, y: np.ndarray, groups: np.ndarray | None = None, class_weights: bool = True, folds: int = 1
+) -> float:
     """Return the one of STRENGTHS under which held-out features x [N, F] have the likeliest classes y [N].
 
-    Each of the first `folds` fifths, stratified, is held out in turn; fewer parts where a class has fewer images.
-    Classes of a single image do not count; DEFAULT_STRENGTH if fewer than two others are left.
+    Each of the first `folds` fifths, stratified and of whole groups [N] (by default, of images), is held out in turn.
+    DEFAULT_STRENGTH where a class has fewer than MIN_IMAGES groups.
     """
-    counts = np.unique(y, return_inverse=True, return_counts=True)
-    count = counts[2][counts[1]]  # [N] images of the same class
-    x, y, count = (values[count > 1] for values in (x, y, count))
-    if len(np.unique(y)) < 2:
+    groups = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    if min(len(np.unique(groups[y == c])) for c in np.unique(y)) < MIN_IMAGES:
         return DEFAULT_STRENGTH
     losses = np.zeros(len(STRENGTHS))
-    splits = StratifiedKFold(min(5, int(count.min())), shuffle=True, random_state=0).split(x, y)
+    splits = StratifiedGroupKFold(MIN_IMAGES, shuffle=True, random_state=0).split(x, y, groups)
     for rows, held_out in itertools.islice(splits, folds):
+        if len(np.unique(y[rows])) < len(np.unique(y)):
+            return DEFAULT_STRENGTH  # a few groups hold most images of a class
         weight = compute_sample_weight("balanced", y[held_out]) if class_weights else None
         models = [logistic_regression(c, x[rows], y[rows], class_weights) for c in STRENGTHS]
         losses += [
@@ -177,65 +178,36 @@ class LinearHead:
     bias: np.ndarray
     regularisation: list[float]
 
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """Return float32 [n, C] of features [n, F]."""
+        return features @ self.weight.T + self.bias
+
 
 def fit_linear_head(
-    train: np.ndarray,
-    targets: np.ndarray,
-    val: np.ndarray | None,
-    val_targets: np.ndarray | None,
-    class_weights: bool = True,
+    train: np.ndarray, targets: np.ndarray, groups: np.ndarray, class_weights: bool = True
 ) -> LinearHead:
     """Fit logistic regression on standardised features [N, F]; with class_weights, classes weigh the same.
 
     targets are classes [N], each present, or findings [N, C] of 1, 0 and NaN (not counted), one regression each. Of
-    STRENGTHS, the one with the best balanced accuracy (classes) or AUROC (findings) on val [M, F] is taken, the
-    strongest of equals; without val, the likeliest one by five-fold cross-validation within the training images.
+    STRENGTHS, the likeliest one by five-fold cross-validation within these images, by group [N], is taken.
     """
     scaler = StandardScaler().fit(train)
     x = np.asarray(scaler.transform(train))
-    val_x = None if val is None else np.asarray(scaler.transform(val))
     if targets.ndim == 1:
-        strengths = [_strength(x, targets, val_x, val_targets, class_weights, balanced_accuracy)]
+        strengths = [likeliest_strength(x, targets, groups, class_weights, folds=5)]
         weight, bias = _fitted(strengths[0], x, targets, class_weights)
     else:
         strengths, fits = [], []
-        for c, y in enumerate(targets.T):
-            known = np.isfinite(y)
-            column = None if val_targets is None else val_targets[:, c]
-            strengths.append(_strength(x[known], y[known].astype(int), val_x, column, class_weights, auroc))
-            fits.append(_fitted(strengths[-1], x[known], y[known].astype(int), class_weights))
+        for column in targets.T:
+            known = np.isfinite(column)
+            y = column[known].astype(int)
+            strengths.append(likeliest_strength(x[known], y, groups[known], class_weights, folds=5))
+            fits.append(_fitted(strengths[-1], x[known], y, class_weights))
         # a sigmoid's logit is the difference of the two classes' logits
         weight, bias = np.stack([w[1] - w[0] for w, _ in fits]), np.array([b[1] - b[0] for _, b in fits])
     weight = weight / np.asarray(scaler.scale_)
     bias = bias - weight @ np.asarray(scaler.mean_)
     return LinearHead(weight.astype(np.float32), bias.astype(np.float32), strengths)
-
-
-def knn_probabilities(train: np.ndarray, targets: np.ndarray, val: np.ndarray, what: Targets) -> np.ndarray:
-    """Return [M, C] by the 20 nearest of the training features [N, F] by cosine; classes weigh the same."""
-    if what.multilabel:
-        votes = torch.from_numpy(np.nan_to_num(targets, nan=0.5))
-    else:
-        votes = class_votes(targets, len(what.names))
-    scores = knn_scores(torch.from_numpy(train), votes, torch.from_numpy(val)).double().numpy()
-    return scores if what.multilabel else scores / scores.sum(1, keepdims=True)
-
-
-def _strength(
-    x: np.ndarray,
-    y: np.ndarray,
-    val_x: np.ndarray | None,
-    val_y: np.ndarray | None,
-    class_weights: bool,
-    score: Callable[[np.ndarray, np.ndarray], float],
-) -> float:
-    """Return the strength with the best score on validation (NaN labels are left out), or else by cross-validation."""
-    if val_x is None or val_y is None:
-        return likeliest_strength(x, y, class_weights, folds=5)
-    known = np.isfinite(val_y)
-    labels, features = val_y[known].astype(int), val_x[known]
-    fits = [_fitted(c, x, y, class_weights) for c in STRENGTHS]
-    return STRENGTHS[int(np.argmax([score(labels, features @ weight.T + bias) for weight, bias in fits]))]
 
 
 def _fitted(c: float, x: np.ndarray, y: np.ndarray, class_weights: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ config: dict[str, Any] = {
     # data
     **DATA,  # dataset_loader/data_keys.py: dataset, data_root, split_seed, ...
     **TARGETS,  # downstream_task/target_keys.py: findings, uncertain, blank, class_weights
+    "fold": 0,  # 0 to 4: the fifth of the images that is held out as the test part, where the data do not name one
     # run
     "run_name": "search/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
     "random_seed": 0,  # of the search, the labels and the weights
@@ -38,10 +39,10 @@ config: dict[str, Any] = {
     # what is searched, on a log scale for lr and weight decay; flip and crop are on or off
     "lr_range": [1e-4, 1e-2],  # smallest and largest learning rate
     "weight_decay_range": [1e-6, 1e-2],  # smallest and largest weight decay
-    "epochs_range": [4, 16],  # fewest and most passes over the labelled images
+    "epochs_range": [4, 16],  # fewest and most passes over the labelled images, each a whole schedule
     "batch_sizes": [16, 32, 64, 96],  # batch sizes to choose from
     # training
-    "label_fraction": 0.25,  # of the train part's labels
+    "num_labels": 300,  # labels to learn from
     "img_res": 32,  # pixels per side of what the network sees
     "head": "zeros",  # starts from the linear "probe" (LP-FT) | "zeros"
     "optimizer": "adam",  # "adam" | "adamw" | "sgd"
@@ -67,8 +68,8 @@ from dataclasses import dataclass
 import optuna
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 
-from dataset_loader.xrays import DataConfig, XRays, open_xrays
-from downstream_task.finetune_config import FinetuneConfig
+from dataset_loader.xrays import FoldConfig, XRays, open_xrays
+from downstream_task.finetune_config import EVALUATIONS, FinetuneConfig
 from downstream_task.finetuning import finetune, labelled_subset
 from downstream_task.supervised_study import ENDED, importances, open_study, sampler_of, search_figure, trials_table
 from downstream_task.targets import TargetConfig, check_learnable, read_targets
@@ -87,7 +88,7 @@ RECIPES = {(False, False): "none", (True, False): "supervised", (False, True): "
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig(DataConfig, TargetConfig, JobsConfig):
+class SearchConfig(FoldConfig, TargetConfig, JobsConfig):
     """The config above, checked."""
 
     random_seed: int
@@ -102,7 +103,7 @@ class SearchConfig(DataConfig, TargetConfig, JobsConfig):
     weight_decay_range: list[float]
     epochs_range: list[int]
     batch_sizes: list[int]
-    label_fraction: float
+    num_labels: int
     head: str
     optimizer: str
     backbone_lr_factor: float
@@ -119,7 +120,7 @@ class SearchConfig(DataConfig, TargetConfig, JobsConfig):
         for batch_size in self.batch_sizes:  # a fine-tuning checks the values of the keys that it shares
             check_at_least("batch_sizes", batch_size, 2)
             params = {"lr": self.lr_range[0], "weight_decay": 0.0, "epochs": 1, "flip": True, "crop": True}
-            finetuning(self, settings({**params, "batch_size": batch_size}, labels=1), "check")
+            finetuning(self, settings({**params, "batch_size": batch_size}), "check")
 
 
 def main(config: SearchConfig) -> None:
@@ -139,7 +140,7 @@ def main(config: SearchConfig) -> None:
             run.save_table("summary", trials_table(study))
 
         study.optimize(
-            lambda trial: train(trial, config, labels, xrays),
+            lambda trial: train(trial, config, xrays),
             n_trials=max(0, config.num_trials - ended),
             catch=(Exception,),  # a trial that fails is recorded and the others continue
             callbacks=[after_trial, optuna.study.MaxTrialsCallback(config.num_trials, states=ENDED)],
@@ -147,8 +148,8 @@ def main(config: SearchConfig) -> None:
     conclude(study, config, labels, xrays, run)
 
 
-def train(trial: optuna.Trial, config: SearchConfig, labels: int, xrays: XRays) -> float:
-    """Fine-tune with the settings that the study draws; return the best score on validation."""
+def train(trial: optuna.Trial, config: SearchConfig, xrays: XRays) -> float:
+    """Fine-tune with the settings that the study draws; return the score of the last weights on validation."""
     trial.study.sampler = sampler_of(config.random_seed, trial.number)
     params = {
         "lr": trial.suggest_float("lr", *config.lr_range, log=True),
@@ -160,11 +161,11 @@ def train(trial: optuna.Trial, config: SearchConfig, labels: int, xrays: XRays) 
     }
     retried = RetryHeartbeatStaleTrialCallback.retried_trial_number(trial.study.trials[trial.number])
     number = trial.number if retried is None else retried  # a trial whose process died resumes from its checkpoint
-    chosen = finetuning(config, settings(params, labels), f"trial_{number:03d}")
+    chosen = finetuning(config, settings(params), f"trial_{number:03d}")
 
     def report(epoch: int, score: float) -> None:
         trial.report(score, epoch)
-        if epoch < chosen.patience and trial.should_prune():
+        if epoch < EVALUATIONS and trial.should_prune():
             raise optuna.TrialPruned
 
     run = Run(chosen.run_name, chosen, "trial")
@@ -184,16 +185,13 @@ def train(trial: optuna.Trial, config: SearchConfig, labels: int, xrays: XRays) 
     return run.summary["score"]
 
 
-def settings(params: Mapping[str, Any], labels: int) -> dict[str, Any]:
-    """Return the keys of a fine-tuning that a trial's parameters stand for; it is evaluated after each epoch."""
-    batch_size, epochs = params["batch_size"], params["epochs"]
+def settings(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a fine-tuning that a trial's parameters stand for."""
     return {
         "lr": params["lr"],
         "optimizer_weight_decay": params["weight_decay"],
-        "batch_size": batch_size,
-        "evaluate_every": max(1, labels // batch_size),
-        "min_steps": epochs * max(1, labels // batch_size),
-        "patience": epochs,  # no trial stops by itself: epochs are searched
+        "batch_size": params["batch_size"],
+        "epochs": params["epochs"],
         "recipe": RECIPES[params["flip"], params["crop"]],
     }
 
@@ -201,14 +199,15 @@ def settings(params: Mapping[str, Any], labels: int) -> dict[str, Any]:
 def finetuning(config: SearchConfig, chosen: Mapping[str, Any], name: str) -> FinetuneConfig:
     """Return the config of a trial's fine-tuning."""
     shared = {**part_of(config, FinetuneConfig), "run_name": f"{config.run_name}/{name}"}
-    fixed = {"method": "finetune", "label_draw": 0, "passes": 0, "choose_by": "validation", "batch_norm": "train"}
+    fixed = {"method": "finetune", "label_draw": 0, "min_steps": 1, "batch_norm": "train", "keep_weights": False}
+    fixed |= {"arm": config.encoder.partition(":")[0], "way": config.head, "start": 0}
     return FinetuneConfig(**shared, **chosen, **fixed)
 
 
 def count_labels(config: SearchConfig, xrays: XRays) -> int:
     """Return how many labels the trials have; UserError if they or the encoder cannot be used."""
     targets = read_targets(xrays, config)
-    train = labelled_subset(xrays, targets, config.label_fraction, 0, config.split_seed)
+    train = labelled_subset(xrays, targets, config.num_labels, 0, config.split_seed)
     check_learnable(targets, {"the labelled subset": train, "the validation part": xrays.indices("val")})
     start = start_from(config.encoder, config.backbone, config.in_channels, config.random_seed)
     check_unseen(start.provenance, xrays, config.allow_seen, config.encoder)
@@ -224,9 +223,8 @@ def conclude(study: optuna.Study, config: SearchConfig, labels: int, xrays: XRay
     failed = errors_of(table, table["trial"].tolist()) if len(table) else {}
     if not counts["complete"]:
         raise UserError(f"no trial in {run} was completed: {with_reasons(failed) or 'all were pruned'}.")
-    best = settings(study.best_trial.params, labels)
+    best = settings(study.best_trial.params)
     best = {**best, **{key: getattr(config, key) for key in ("head", "backbone_lr_factor", "optimizer")}}
-    del best["patience"]
     run.save_json("best", best)
     metric, shares = read_targets(xrays, config).metric, importances(study)
     facts = {"synthetic": xrays.synthetic, "metric": metric, "labels": labels, "score": study.best_value}
@@ -239,7 +237,7 @@ def conclude(study: optuna.Study, config: SearchConfig, labels: int, xrays: XRay
     print("\n".join(f'    "{key}": {json.dumps(value)},' for key, value in best.items()))
     print(f"\ntable, best.json and figure   {run}/")
     print(
-        "next   put lr, head and backbone_lr_factor into SETTINGS of downstream_task/trained_vs_no_trained_compare.py,"
+        "next   put lr into LEARNING_RATES of downstream_task/trained_vs_no_trained_compare.py for this kind of start,"
     )
     print("       the other values into its config, and run it")
     if failed:

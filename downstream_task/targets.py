@@ -1,9 +1,9 @@
 """Targets: the classes or findings that a classifier learns, their loss and scores, and tables of predictions."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dataset_loader.readers.class_folders import like_classes
 from dataset_loader.readers.folder_dataset import offer_of_folders
-from dataset_loader.splits import PARTS, strata_of
+from dataset_loader.splits import FOLD_NAMES, strata_of
 from dataset_loader.xrays import XRays
 from downstream_task.predictions import metric_of, scores_of
 from utils.config import Config, UserError, check_choice, nearest
@@ -23,6 +23,7 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]  # (logits [B, C], indices [B]
 ALL = "all"  # in place of the names of findings
 # the default for every data set, until each had its own
 DEFAULT_BEFORE = ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"]
+DETAILS = ("study", "sex", "age", "source")  # of an X-ray, which scores are split by
 UNCERTAIN = ["ignore", "zeros", "ones"]
 BLANK = ["zero", "ignore"]
 
@@ -125,14 +126,15 @@ def read_targets(xrays: XRays, config: TargetConfig) -> Targets:
 
 
 def _learnable(xrays: XRays, values: np.ndarray) -> tuple[str, ...]:
-    """Return the data set's own findings that every part has positive and negative labels [N, C] of."""
+    """Return the data set's own findings that every part, and every fold, has labels of both kinds of."""
     names, root = xrays.columns.label_names, xrays.columns.root
-    parts = {part: rows for part in PARTS if len(rows := xrays.indices(part))}
+    places = {place: xrays.places == place for place in np.unique(xrays.places)}
+    places = {f"fold {place}" if place in FOLD_NAMES else place: rows for place, rows in places.items()}
     lacking: dict[str, str] = {}
     for name, column in zip(names, values.T, strict=True):
-        counts = {part: [int((column[rows] == value).sum()) for value in (1, 0)] for part, rows in parts.items()}
+        counts = {place: [int((column[rows] == value).sum()) for value in (1, 0)] for place, rows in places.items()}
         if any(0 in pair for pair in counts.values()):
-            listed = ", ".join(f"{part} {positive}/{negative}" for part, (positive, negative) in counts.items())
+            listed = ", ".join(f"{place} {positive}/{negative}" for place, (positive, negative) in counts.items())
             lacking[name] = f"{name} ({listed})"
     own = xrays.columns.default_findings or names
     if chosen := tuple(name for name in own if name not in lacking):
@@ -204,9 +206,21 @@ def loss_function(targets: Targets, train: np.ndarray, class_weights: bool) -> L
     return binary_cross_entropy
 
 
-def predictions_table(xrays: XRays, targets: Targets, indices: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
-    """Return file, group, label (for findings one column each), and a probability for each class or finding."""
-    table = xrays.written.iloc[indices].reset_index(drop=True)
+def predictions_table(
+    xrays: XRays, targets: Targets, indices: np.ndarray, probabilities: np.ndarray, known: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Return a table of predictions, one row per X-ray at `indices` [n].
+
+    Columns: file, part, what is `known` of the head (fold, draw, arm, way, labels, start), group, those of DETAILS that
+    the data set knows, label (for findings one column each), and a probability [n, C] for each class or finding.
+    """
+    written, details = xrays.written.iloc[indices], xrays.columns.details.iloc[indices]
+    table = pd.DataFrame({"file": written["file"].to_numpy(), "part": xrays.parts[indices], **known})
+    table["group"] = written["group"].to_numpy()
+    for name in DETAILS:
+        if name in details and details[name].notna().any():
+            values = details[name].to_numpy()
+            table[name] = xrays.ids.names(values) if name == "study" else values
     values = targets.values[indices]
     if not targets.multilabel:
         table["label"] = [targets.names[value] for value in values]

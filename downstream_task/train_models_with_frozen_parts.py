@@ -2,12 +2,12 @@
 
     python downstream_task/train_models_with_frozen_parts.py
     python downstream_task/train_models_with_frozen_parts.py --dataset covid --run-name frozen/covid \\
-        --encoders random runs/pretrain/covid/resnet18_final_state_dict.pt --label-fraction 0.1
+        --encoders random runs/pretrain/covid/fold0/resnet18_final_state_dict.pt --num-labels 187
 
 A frozen part is frozen: its weights and BatchNorm statistics are compared bit by bit after every run. It runs without
 gradients, and with recipe "none" what it computes is computed once. Scores are of the validation part.
 runs/<run_name>/ holds summary.csv (one row per run), table.csv (with intervals) and figures/frozen_parts.png.
-By default 36 fine-tunings of up to 1,200 steps, on synthetic X-rays.
+By default 36 fine-tunings of 400 steps, on synthetic X-rays.
 """
 
 from typing import Any
@@ -22,6 +22,7 @@ config: dict[str, Any] = {
     # data
     **DATA,  # dataset_loader/data_keys.py: dataset, data_root, split_seed, ...
     **TARGETS,  # downstream_task/target_keys.py: findings, uncertain, blank, class_weights
+    "fold": 0,  # 0 to 4: the fifth of the images that is held out as the test part, where the data do not name one
     # run
     "run_name": "frozen/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
     "random_seed": 0,  # of the first draw; draw k has random_seed + k
@@ -35,23 +36,21 @@ config: dict[str, Any] = {
     "in_channels": 1,  # 1 (gray) | 3
     "allow_seen": False,  # True: take encoders that have seen held-out images, and say so in every result
     # labels
-    "label_fraction": 0.25,  # of the train part's labels
+    "num_labels": 300,  # labels to learn from
     "draws": 3,  # label subsets
     # training
     "head": "probe",  # starts from the linear "probe" (LP-FT) | "zeros"
-    "choose_by": "validation",  # strength of the probe: best on "validation" | "cross-validation" in the subset
     "img_res": 32,  # pixels per side of what the network sees
     "recipe": "none",  # a name in augmentations/recipes.py; with "none" frozen layers are computed once
-    "evaluate_every": 25,  # optimiser steps between evaluations on validation; the best one's weights are kept
-    "patience": 8,  # stops after so many evaluations in a row without a new best one
-    "min_steps": 1200,  # cap of the steps, the same for every arm and part ...
-    "passes": 10,  # ... or so many passes over the labels, if these are more steps
+    "epochs": 40,  # passes over the labels ...
+    "min_steps": 400,  # ... or so many steps, if these are more; then the last weights count
     "batch_size": 32,  # labelled images per step
     "optimizer": "adam",  # "adam" | "adamw" | "sgd"
-    "lr": 3e-4,  # of the head; the backbone's is backbone_lr_factor of it
+    "lr": 1e-3,  # of the head, at its peak; the backbone's is backbone_lr_factor of it
     "backbone_lr_factor": 0.3,  # the backbone learns at this share of the head's rate
     "batch_norm": "train",  # trained layers normalise by the batch ("train") | the running values ("eval")
     "optimizer_weight_decay": 1e-5,  # of weights; not of biases and BatchNorm
+    "keep_weights": False,  # True: keep what was trained
     "precision": "auto",  # "auto" | "float32" | "bfloat16"
     "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
     "threads": 0,  # CPU threads of a process; 0 leaves it to torch
@@ -59,7 +58,11 @@ config: dict[str, Any] = {
 }
 
 # What changes when `dataset` is not a phantom; flags win over both.
-real_xrays: dict[str, Any] = {"img_res": 64, "patience": 12}
+real_xrays: dict[str, Any] = {
+    "encoders": ["random", "runs/pretrain/{dataset}/fold0/resnet18_final_state_dict.pt"],
+    "num_labels": 187,
+    "img_res": 64,
+}
 
 if __name__ == "__main__":
     files = __file__, data_keys.__file__, target_keys.__file__
@@ -70,10 +73,10 @@ from functools import partial
 
 import pandas as pd
 
+from dataset_loader.xrays import check_fold
 from downstream_task import label_efficiency
 from downstream_task.classifier import FROZEN_STAGES
 from downstream_task.compare_networks import (
-    Setting,
     Trial,
     check_complete,
     look_again,
@@ -96,13 +99,14 @@ class FrozenPartsConfig(TrainingConfig, StartConfig, JobsConfig):
 
     encoders: list[str]
     parts: list[str]
-    label_fraction: float
+    fold: int
+    num_labels: int
     draws: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_between("draws", self.draws, 1, MAX_DRAWS)
-        check_above_zero("label_fraction", self.label_fraction, most=1)
+        check_fold("fold", self.fold)
         check_above_zero("lr", self.lr)
         for key in ("encoders", "parts"):
             check_list(key, getattr(self, key))
@@ -125,11 +129,11 @@ def main(config: FrozenPartsConfig) -> None:
 
 def train_parts(config: FrozenPartsConfig, run: Run) -> None:
     """Run the experiment; its summary holds what main prints."""
-    fractions = [config.label_fraction]
-    xrays, targets, arms, left_out = open_comparison(config, config.encoders, fractions, config.draws, run)
-    setting = Setting(**part_of(config, StartConfig))
+    xrays, targets, arms, left_out, [labels] = open_comparison(
+        config, config.encoders, [config.num_labels], [config.fold], config.draws, run
+    )
     trials = [
-        Trial(arm, setting, config.label_fraction, draw, part)
+        Trial(arm, config.head, part_of(config, StartConfig), labels, draw, config.fold, trainable=part)
         for draw in range(config.draws)
         for part in config.parts
         for arm in arms
@@ -138,13 +142,10 @@ def train_parts(config: FrozenPartsConfig, run: Run) -> None:
     run.save_table("summary", table)
 
     scores = pd.concat(
-        label_efficiency.curve_table(label_efficiency.read_cells(rows, run.folder, "predictions_val.csv")).assign(
-            trainable=part
-        )
+        label_efficiency.curve_table(label_efficiency.read_cells(rows, run.folder, "val")).assign(trainable=part)
         for part, rows in table.groupby("trainable", sort=False)
     )
     run.save_table("table", scores)
-    labels = int(table["labels"].iloc[0])
     summary = {**shared_summary(table, arms, left_out, targets, xrays), "labels": labels}
     title = plots.marked(
         f"Frozen parts, {labels:,} labelled X-rays, validation", summary["synthetic"], summary["transductive"]

@@ -1,12 +1,12 @@
-"""The classifier to use: what a comparison chose, trained again on all labelled films, test part included.
+"""The classifier to use: what headlined in a comparison, trained again on all labelled films, test part included.
 
     python downstream_task/train_on_all_films.py
     python downstream_task/train_on_all_films.py --comparison runs/compare/covid --arm pretrained
     python downstream_task/predict.py --classifier runs/final/compare/covid --images new_films/
 
-Takes the way that the arm's validation chose at the most labels, the start of its first draw, and the optimiser steps
-of its draws (the median). Nothing is left to choose by or to test on: the temperature is that of the comparison's first
-draw on validation, and the scores are those of the comparison, whose classifiers saw fewer films and no test film. Run
+Takes the way that headlines for the arm at the most labels, the start of its first draw, and as many passes over the
+labels. Nothing is left to choose by or to test on: the temperature is that of the comparison's first draw on
+validation, and the scores are those of the comparison, whose classifiers saw fewer films and no test film. Run
 confusion_matrix.py first, so that they are of the test part. runs/<run_name>/ is a fine-tuning run for predict.py and
 for grad_cam.py --images; what reads the test part refuses it. About as long as one run of the comparison.
 """
@@ -67,18 +67,16 @@ class AllFilms(XRays):
 
 
 def main(config: FinalConfig) -> None:
-    """Train on all films what the comparison chose; print whose scores belong to it."""
+    """Train on all films as the comparison did; print whose scores belong to it."""
     folder = repo_path(config.comparison)
-    rows = best_rows(folder, config.arm)
+    rows = headline_rows(folder, config.arm)
     [first] = find_finished(str(folder / rows["trial"].iloc[0]))
-    steps = max(1, int(np.median(rows["step_best"])))
     trained = replace(
         first.config,
         run_name=config.run_name or f"final/{run_name(folder)}{config.arm and '_'}{config.arm}",
         data_root=config.data_root or first.config.data_root,
         **{"device": config.device, "threads": config.threads},
-        **{"label_fraction": 1.0, "label_draw": 0, "choose_by": "cross-validation", "allow_seen": True},
-        **{"min_steps": steps, "evaluate_every": steps, "passes": 0},  # one evaluation, after the last step
+        **{"num_labels": 0, "label_draw": 0, "allow_seen": True, "keep_weights": True},
         keep_split="" if first.config.ids == "none" else str(first.folder / "split.csv"),
     )
     run = Run(
@@ -95,7 +93,7 @@ def main(config: FinalConfig) -> None:
                 f"{xrays.columns.root} has other classes or findings now than {', '.join(names)}; compare again."
             )
         values = {one.name: getattr(xrays, one.name) for one in fields(xrays)}
-        everything = AllFilms(**{**values, "parts": np.full(len(xrays), "train"), "watched": xrays.indices("val")})
+        everything = AllFilms(**{**values, "places": np.full(len(xrays), "train"), "watched": xrays.indices("val")})
         finetune(trained, everything, run)
         run = Run(trained.run_name, trained, run.kind)
         finish(run, first, folder, rows)
@@ -105,45 +103,38 @@ def main(config: FinalConfig) -> None:
     print(f"\nnext   {command('downstream_task/predict.py', films)}")
 
 
-def best_rows(folder: Path, arm: str) -> pd.DataFrame:
-    """Return the runs of the arm's best way at the most labels, by draw; UserError if the comparison has none."""
+def headline_rows(folder: Path, arm: str) -> pd.DataFrame:
+    """Return the runs of the arm's headline way at the most labels, by draw; UserError if the comparison has none."""
     path = folder / "summary.csv"
     finished = path.exists() and (folder / "summary.json").exists()
     table = pd.read_csv(path, dtype={"arm": str}) if finished else pd.DataFrame()
-    if "best" not in table:
+    if "headline" not in table or "score" not in table:
         raise UserError(f"{folder} is no finished comparison; trained_vs_no_trained_compare.py makes one.")
-    rows = table.loc[table["best"] & (table["labels"] == table["labels"].max())]
+    rows = table.loc[table["headline"] & (table["labels"] == table["labels"].max()) & table["score"].notna()]
     means = rows.groupby("arm", sort=False)["score"].mean()
     arm = arm or str(means.idxmax())
     check_choice("arm", arm, [str(name) for name in means.index])
-    rows = rows.loc[rows["arm"] == arm].sort_values("draw")
-    if (rows["method"] == "as_is").any():
-        raise UserError(
-            f"the best way of {arm} is its file as it is, which nothing is trained for; name another --arm."
-        )
-    return rows
+    return rows.loc[rows["arm"] == arm].sort_values("draw")
 
 
 def finish(run: Run, first: Finished, folder: Path, rows: pd.DataFrame) -> None:
     """Put the comparison's validation predictions and scores in the place of those on films that were trained on."""
     name, row, found = run_name(folder), rows.iloc[0], dict(run.summary or {})
-    run.save_table("predictions_val", read_predictions(first.folder / "predictions_val.csv"))
+    before = read_predictions(first.folder / "predictions.csv")
+    run.save_table("predictions", before.loc[before["part"] == "val"])
     tested = RUNS_ROOT / "test" / name / "all" / "curves.csv"
     curves = pd.read_csv(tested if tested.exists() else folder / "curves.csv", dtype={"arm": str})
-    curve = curves.query("method == 'best' and arm == @row.arm and labels == @row.labels").iloc[0]
-    part = (
-        "the test part" if tested.exists() else "validation, which chose it (confusion_matrix.py reads the test part)"
-    )
+    curve = curves.query("headline and arm == @row.arm and labels == @row.labels").iloc[0]
+    part = "the test part" if tested.exists() else "validation (confusion_matrix.py reads the test part)"
     score = f"{metric_name(row['metric'])} {interval_text(curve['mean'], curve['low'], curve['high'])} on {part}"
     note = (
         f"{score} is that of {row['arm']} in the comparison {name}, whose classifiers learnt from {row['labels']:,} "
         "labels and saw no film that they were scored on. This one has seen all films, so nothing here can score it"
     )
     way = row["method"] if row["method"] == "linear" else f"fine-tuned for {found['steps']:,} steps"
-    kept = {key: value for key, value in found.items() if not key.startswith("val/") and key != "encoder_knn"}
     run.finish(
         {
-            **kept,
+            **found,
             "comparison": name,
             "part": "test" if tested.exists() else "validation",
             **{"score": curve["mean"], "low": curve["low"], "high": curve["high"]},

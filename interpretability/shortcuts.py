@@ -154,7 +154,8 @@ class Audited:
         x = {part: self._features(alteration, *rows) for part, rows in self.parts.items()}
         y = {part: self.targets.values[indices] for part, (indices, _) in self.parts.items()}
         own = self.classifier.head
-        new = fit_linear_head(x["train"], y["train"], x["val"], y["val"], self.config.class_weights)
+        groups = self.xrays.columns.groups[self.parts["train"][0]]
+        new = fit_linear_head(x["train"], y["train"], groups, self.config.class_weights)
         heads = {
             TRAINED: (own.weight.detach().cpu(), own.bias.detach().cpu()),
             REFITTED: (torch.from_numpy(new.weight), torch.from_numpy(new.bias)),

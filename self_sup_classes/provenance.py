@@ -71,10 +71,10 @@ def check_unseen(
         note = f"{encoder} does not say which images it was trained on (it is from elsewhere, or of an earlier version)"
     else:
         held_out = np.concatenate([xrays.indices("val"), xrays.indices("test")]) if rows is None else rows
-        known = xrays.seen if rows is None else {}
-        if provenance.list_hash not in known:
-            known[provenance.list_hash] = held_out[copies_among(xrays.image_ids(held_out), provenance.seen)]
-        seen = known[provenance.list_hash]
+        if provenance.list_hash not in xrays.seen:  # of all images, since each fold holds out others
+            everything = xrays.image_ids(np.arange(len(xrays)))
+            xrays.seen[provenance.list_hash] = copies_among(everything, provenance.seen)
+        seen = held_out[xrays.seen[provenance.list_hash][held_out]]
         if len(seen) == 0:
             return ""
         files = xrays.written["file"].to_numpy() if allow_seen else xrays.columns.paths  # a note goes into runs

@@ -27,7 +27,7 @@ from utils.training_utils import check_batch_size
 class FinetunePart(BudgetConfig, StartConfig):
     """How a scan fine-tunes: what FinetuneConfig has and the pretraining does not say."""
 
-    label_fraction: float
+    num_labels: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class Scan:
         check_unseen(start.provenance, self.xrays, allow_seen=False, encoder=config.start)  # trials are fine-tuned
         part = finetuning(config, "finetune", "random")
         targets = read_targets(self.xrays, part)
-        labelled = labelled_subset(self.xrays, targets, part.label_fraction, part.label_draw, config.split_seed)
+        labelled = labelled_subset(self.xrays, targets, part.num_labels, part.label_draw, config.split_seed)
         check_learnable(targets, {"the labelled subset": labelled, "the validation part": self.xrays.indices("val")})
         for trial in self.trials.values():
             check_batch_size(trial.batch_size, len(self.xrays.pretraining_indices("train")))
@@ -116,9 +116,7 @@ class Scan:
         """Pretrain on the train part, then score a linear probe and a full fine-tuning on validation.
 
         The summary has what the trial varies and linear and full (balanced accuracy, or mean AUROC of findings), by
-        which trials may be ranked: where finetune.head is "probe", full starts from linear and is never below it, and
-        full_step, the optimiser step of its best, is 0 where no step improved it. Loss and rank may not rank trials:
-        their scale depends on lambda, batch and projector.
+        which trials may be ranked. Loss and rank may not rank them: their scale depends on lambda, batch and projector.
         """
         trial = self.trials[one.folder.name]
         one.start()
@@ -135,7 +133,6 @@ class Scan:
                 **{key: _cell(value) for key, value in self.varied[one.folder.name].items()},
                 "linear": linear["score"],
                 "full": full["score"],
-                "full_step": full["step_best"],
                 "metric": linear["metric"],
                 "loss": start["loss_last_epoch"],
                 "rank": start["rank"],
@@ -165,7 +162,8 @@ class Scan:
 
 def finetuning(trial: ScanConfig, method: str, encoder: str) -> FinetuneConfig:
     """Return the fine-tuning that judges a trial's encoder."""
-    fixed = {"trainable": "all", "label_draw": 0, "allow_seen": False}
+    fixed = {"trainable": "all", "label_draw": 0, "allow_seen": False, "keep_weights": trial.keep_all}
+    fixed |= {"arm": encoder.partition(":")[0] if encoder == "random" else "trial", "way": method, "start": 0}
     named = {"run_name": f"{trial.run_name}/{method}", "encoder": encoder, "method": method}
     return FinetuneConfig(**{**part_of(trial, FinetuneConfig), **as_dict(trial.finetune), **fixed, **named})
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from augmentations.transform_utils import Views, denormalise, operator_views, step_generator
 from dataset_loader.splits import label_subset, strata_of
-from dataset_loader.xrays import DataConfig, XRays
+from dataset_loader.xrays import FoldConfig, XRays
 from downstream_task.predictions import metric_of
 from downstream_task.probes import forward_all, probe, probe_labels, probed_classes
 from self_sup_classes.backbones import save_backbone
@@ -38,7 +38,7 @@ DRAWS_SHOWN = 4  # of each operator in recipe.png
 
 
 @dataclass(frozen=True, kw_only=True)
-class MonitorConfig(DataConfig, FitConfig):
+class MonitorConfig(FoldConfig, FitConfig):
     """What the monitor reads of a pretraining's config."""
 
     in_channels: int
@@ -208,8 +208,9 @@ def _label_draws(xrays: XRays, seed: int) -> list[np.ndarray]:
         return []
     train, labels = xrays.indices("train"), xrays.columns.labels
     paths, strata = xrays.columns.paths[train], strata_of(labels)[train]
-    fraction = min(1.0, (PROBE_LABELS if labels.ndim == 1 else FINDING_LABELS) / len(train))
-    return [train[label_subset(paths, strata, fraction, draw, seed)] for draw in range(PROBE_DRAWS)]
+    wanted = max(PROBE_LABELS if labels.ndim == 1 else FINDING_LABELS, len(np.unique(strata)))
+    count = min(wanted, len(train))
+    return [train[label_subset(paths, strata, count, draw, seed)] for draw in range(PROBE_DRAWS)]
 
 
 def _sample(purpose: str, indices: np.ndarray, most: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from torch import Tensor
 from augmentations.transform_utils import Views, step_generator
 from dataset_loader.columns import UNLABELLED, Columns
 from dataset_loader.image_store import open_store
+from dataset_loader.splits import FOLDS
 from dataset_loader.xrays import read_columns
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
 from selfsup_task.monitor import FINDING_LABELS, HEALTH_IMAGES, PROBE_DRAWS, PROBE_LABELS, PROBE_TESTS
@@ -92,7 +93,8 @@ def train_images(config: PretrainConfig, official: np.ndarray) -> int:
 
 def _images_of(part: str, config: PretrainConfig, official: np.ndarray) -> int:
     """Return about how many images a part has: those that the source names, and its share of those that it does not."""
-    return int((official == part).sum() + config.shares[part] * (official == "").sum())
+    share = config.val_share if part == "val" else (1 - config.val_share) * (1 - 1 / FOLDS)  # of train
+    return int((official == part).sum() + share * (official == "").sum())
 
 
 def measure_apart(config: PretrainConfig) -> Costs:

@@ -15,6 +15,7 @@ FILES = __file__, data_keys.__file__, target_keys.__file__  # whose comments --h
 
 PRETRAINING: dict[str, Any] = {
     **DATA,  # dataset_loader/data_keys.py
+    "fold": 0,  # 0 to 4: the fifth of the images that is held out as the test part, where the data do not name one
     "pretrain_on": "train",  # trials are ranked by validation images, which must be unseen
     "also": [],  # more X-rays without labels: FOLDER, or with its layout: covid: chexpert: nih: folder:
     "random_seed": 0,  # of weights, views and the order of images
@@ -51,14 +52,11 @@ SCAN_BASE: dict[str, Any] = {
     "jobs": 0,  # processes that share the trials; 0 is one for each GPU or else for each core, with one thread each
     "finetune": {  # how an encoder is judged, beside a linear probe
         **TARGETS,  # downstream_task/target_keys.py
-        "label_fraction": 1.0,  # of the train part's labels
+        "num_labels": 0,  # labels to learn from; 0 is all of the train part
         "head": "probe",  # where it starts: "probe" (the linear probe) | "zeros"
-        "choose_by": "validation",  # strength of the probe: best on "validation" | "cross-validation" in the subset
         "recipe": "supervised",  # a name in augmentations/recipes.py
-        "evaluate_every": 10,  # optimiser steps between evaluations on validation; the best one's weights are kept
-        "patience": 3,  # stops after so many evaluations in a row without a new best one
-        "min_steps": 60,  # cap of the steps ...
-        "passes": 0,  # ... or so many passes over the labels, if these are more steps
+        "epochs": 0,  # passes over the labels ...
+        "min_steps": 60,  # ... or so many steps, if these are more; then the last weights count
         "batch_size": 32,  # labelled X-rays per step
         "optimizer": "adam",
         "lr": 3e-4,  # of the head
@@ -76,7 +74,7 @@ REAL_XRAYS: dict[str, Any] = {
     "batch_size": 128,
     "num_epochs": 10,  # half of train_barlow_twins.py's
     "projector_dims": [1024, 1024],
-    "finetune": {"min_steps": 600, "patience": 6},  # 60 steps are too few for random weights to improve on a probe
+    "finetune": {"min_steps": 600},  # 60 steps are too few for random weights to improve on a probe
 }
 
 

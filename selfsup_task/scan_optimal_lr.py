@@ -137,7 +137,7 @@ def range_of_finetuning(config: RatesConfig, xrays: XRays, lrs: np.ndarray) -> p
     """Test the rates on a classifier, all layers from random weights, trained as trials are."""
     part = finetuning(config, "finetune", "random")
     targets = read_targets(xrays, part)
-    train = labelled_subset(xrays, targets, part.label_fraction, part.label_draw, config.split_seed)
+    train = labelled_subset(xrays, targets, part.num_labels, part.label_draw, config.split_seed)
     backbone = random_backbone(config.backbone, config.in_channels, config.random_seed)
     classifier = placed(Classifier(backbone, len(targets.names), "all"), xrays.store.device)
     step = classify_step(classifier, xrays, loss_function(targets, train, part.class_weights), part)

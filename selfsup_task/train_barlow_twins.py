@@ -35,6 +35,7 @@ from utils.scripts import command, flags, run_script
 config: dict[str, Any] = {
     # data
     **DATA,  # dataset_loader/data_keys.py: dataset, data_root, split_seed, ...
+    "fold": 0,  # 0 to 4: the fifth of the images that is held out as the test part, where the data do not name one
     "pretrain_on": "train",  # "train", and what has no label | "all" (then no held-out image is unseen any more)
     "also": [],  # more X-rays without labels: FOLDER, or with its layout: covid: chexpert: nih: folder:
     # run

@@ -253,7 +253,8 @@ def _parsing(value: object) -> dict[str, Any]:
     if isinstance(value, bool):
         return {"action": argparse.BooleanOptionalAction}
     if isinstance(value, list):
-        return {"nargs": "*", "type": _typed(type(value[0]) if value else str), "metavar": "VALUE"}
+        kinds = {type(item) for item in value} or {str}
+        return {"nargs": "*", "type": _typed(kinds.pop()) if len(kinds) == 1 else _number_or_word, "metavar": "VALUE"}
     return {"type": _typed(type(value)), "metavar": "VALUE"}
 
 
@@ -267,6 +268,13 @@ def _typed(kind: type) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"{text!r} is not {names[kind]}") from None
 
     return convert
+
+
+def _number_or_word(text: str) -> int | float | str:
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _flag(key: str) -> str:

@@ -1,0 +1,140 @@
+"""Features of X-rays: of a backbone, computed as they are asked for, or a table of vectors from any other model."""
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from dataset_loader.xrays import DataConfig, XRays, open_xrays
+from downstream_task.finetune_config import FinetuneConfig
+from downstream_task.probes import forward_all
+from self_sup_classes.backbones import Backbone
+from self_sup_classes.initialisation import Start, start_from
+from self_sup_classes.provenance import Provenance
+from utils.config import UserError, repo_path
+from utils.hardware import choose_precision, placed, prepare
+
+FILE = "features:"  # before the name of a table in a config
+
+
+class NetworkFeatures:
+    """Features [N, F] float32 of a backbone, each computed the first time that it is asked for."""
+
+    has_network = True
+
+    def __init__(self, start: Start, xrays: XRays, size: int, in_channels: int, precision: str):
+        self.start, self.xrays, self.size, self.in_channels = start, xrays, size, in_channels
+        self.provenance, self.note = start.provenance, start.note
+        self.dtype = choose_precision(precision, xrays.store.device)
+        self.net = placed(start.backbone, xrays.store.device)
+        self.values = np.empty((len(xrays), start.backbone.num_features), dtype=np.float32)
+        self.known = np.zeros(len(xrays), dtype=bool)
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Return the features [n, F] of the X-rays at `indices` [n]."""
+        new = indices[~self.known[indices]]
+        if len(new):
+            found = forward_all(self.net, self.xrays, new, self.size, self.in_channels, self.dtype)
+            self.values[new], self.known[new] = found.numpy(), True
+        return self.values[indices]
+
+    def backbone(self) -> Backbone:
+        """Return a backbone with these weights, to train."""
+        return copy.deepcopy(self.net)
+
+
+@dataclass(frozen=True)
+class TableFeatures:
+    """Features [N, F] float32 of the X-rays that a table has; NaN rows of others."""
+
+    name: str
+    values: np.ndarray
+    paths: np.ndarray
+    has_network = False
+    provenance: Provenance | None = None
+    note: str = ""
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Return the features [n, F] of the X-rays at `indices` [n]; UserError if the table lacks one."""
+        found = self.values[indices]
+        lacking = np.isnan(found).any(axis=1)
+        if lacking.any():
+            raise UserError(
+                f"{self.name} has no vector, or one with a blank, for {lacking.sum():,} images, such as "
+                f"{self.paths[indices][lacking][0]!r}; give one of each, by its path in the data set's folder."
+            )
+        return found
+
+    def backbone(self) -> Backbone:
+        """Raise UserError: there is no network."""
+        raise UserError(f"{self.name} is a table of features, which can only be probed; use the way linear.")
+
+
+Features = NetworkFeatures | TableFeatures
+
+
+def features_of(config: FinetuneConfig, xrays: XRays) -> Features:
+    """Return the features that `config.encoder` gives of the X-rays of a fold."""
+    if config.encoder.startswith(FILE):
+        return read_features(config.encoder, xrays)
+    start = start_from(config.encoder, config.backbone, config.in_channels, config.random_seed)
+    return NetworkFeatures(start, xrays, config.img_res, config.in_channels, config.precision)
+
+
+class LastFeatures:
+    """features_of, which keeps what it returned last, for the heads that share it, one after another."""
+
+    def __init__(self) -> None:
+        self.key: tuple[object, ...] = ()
+        self.found: Features | None = None
+
+    def __call__(self, config: FinetuneConfig, xrays: XRays) -> Features:
+        seed = config.random_seed if config.encoder == "random" else 0
+        key = config.encoder, seed, config.img_res, xrays.fold, id(xrays.store)
+        if self.found is None or key != self.key:
+            self.key, self.found = key, features_of(config, xrays)
+        return self.found
+
+
+def read_features(name: str, xrays: XRays) -> TableFeatures:
+    """Return the vectors of a table `features:FILE`: CSV, Parquet or NPZ with `file`, a path in the data set's folder.
+
+    CSV and Parquet: every other column is a number of the vector. NPZ: `file` [M] and `features` [M, F].
+    Raises UserError if the file cannot be read, names a file twice or has a column that is no number.
+    """
+    path = repo_path(name.removeprefix(FILE))
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                files, values = arrays["file"].astype(str), arrays["features"].astype(np.float32)
+        else:
+            table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype={"file": str})
+            files, values = table["file"].to_numpy(str), table.drop(columns="file").to_numpy(np.float32)
+    except (OSError, KeyError, ValueError, ImportError) as error:
+        raise UserError(
+            f"{path} is no table of features ({error}); expected CSV, Parquet or NPZ with a column `file`, the image's "
+            "path in the data set's folder, and numbers beside it."
+        ) from error
+    if len(set(files)) < len(files) or values.ndim != 2 or not values.shape[1]:
+        raise UserError(
+            f"{path} has {len(files):,} rows and {values.shape[1:]} numbers each; give each file one vector."
+        )
+    row = pd.Index(files).get_indexer(pd.Index(xrays.columns.paths))
+    found = np.full((len(xrays), values.shape[1]), np.nan, dtype=np.float32)
+    found[row >= 0] = values[row[row >= 0]]
+    return TableFeatures(name, found, xrays.columns.paths)
+
+
+def embed(encoder: str, data: DataConfig, backbone: str = "resnet18", in_channels: int = 1) -> pd.DataFrame:
+    """Return a table of `file` and the features f0, f1, ... [F] that an encoder gives of a data set's X-rays.
+
+    encoder  as in a comparison: "random", "imagenet" or a file of weights
+    """
+    device = prepare("auto", 0)
+    xrays = open_xrays(data, device)
+    start = start_from(encoder, backbone, in_channels, seed=0)
+    features = NetworkFeatures(start, xrays, data.img_res, in_channels, "float32")
+    values = features.rows(np.arange(len(xrays)))
+    table = pd.DataFrame(values, columns=[f"f{number}" for number in range(values.shape[1])])
+    return pd.concat([pd.DataFrame({"file": xrays.columns.paths}), table], axis=1)
