@@ -315,7 +315,7 @@ def _same(table: pd.DataFrame, other: pd.DataFrame, columns: list[str]) -> bool:
     if not set(columns) <= set(table):
         return False
     a, b = (one.sort_values(by=["part", "file"])[columns].reset_index(drop=True) for one in (table, other))
-    return len(a) == len(b) and bool((a.fillna(-1).astype(str) == b.fillna(-1).astype(str)).all(axis=None))
+    return len(a) == len(b) and bool((a.fillna(-1).astype(str) == b.fillna(-1).astype(str)).to_numpy().all())
 
 
 def check_complete(run: Run) -> None:
