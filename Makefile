@@ -16,23 +16,25 @@ train: .venv/installed
 test: .venv/installed
 	.venv/bin/python -m pytest $(ARGS)
 
-# From pretraining to report, each script once: the first two by default, the others with fewer trials and steps, under runs/tour/.
-TOUR := runs/compare/phantom
-BRIEF := --min-steps 25 --passes 0
-SCAN := --num-epochs 1 --finetune.label-fraction 0.1 --finetune.min-steps 10
+# From pretraining to report, each script once: pretraining by default, the others with fewer trials and steps, under runs/tour/.
+TOUR := runs/tour/compare
+SCAN := --num-epochs 1 --finetune.num-labels 120 --finetune.min-steps 10
 tour: .venv/installed
 	.venv/bin/python selfsup_task/train_barlow_twins.py
-	.venv/bin/python downstream_task/trained_vs_no_trained_compare.py
+	.venv/bin/python downstream_task/trained_vs_no_trained_compare.py --run-name tour/compare --epochs 0 --min-steps 150
+	.venv/bin/python downstream_task/trained_vs_no_trained_compare.py --run-name tour/folds --dataset phantom_folds \
+		--folds 0 1 2 3 4 --draws 5 --ways linear --encoders random
 	.venv/bin/python downstream_task/train_models_with_frozen_parts.py --run-name tour/frozen --parts fc all \
-		--label-fraction 0.1 $(BRIEF)
+		--num-labels 120 --epochs 0 --min-steps 25
 	.venv/bin/python downstream_task/confusion_matrix.py --runs $(TOUR)
-	.venv/bin/python downstream_task/predict.py --run-name tour/predictions
+	.venv/bin/python downstream_task/predict.py --run-name tour/predictions \
+		--classifier $(TOUR)/pretrained_zeros_n1201_d0
 	.venv/bin/python selfsup_task/train_barlow_twins.py --dataset folder --data-root datasets/phantom \
 		--run-name tour/folder --img-res 32 --views 2 --num-epochs 1 --warmup-epochs 0
 	.venv/bin/python interpretability/grad_cam.py --run-name tour/grad_cam --per-class 6 \
-		--checkpoints '$(TOUR)/random_finetune_*_f1_d0' '$(TOUR)/pretrained_finetune_*_f1_d0'
+		--checkpoints $(TOUR)/random_zeros_n1201_d0 $(TOUR)/pretrained_zeros_n1201_d0
 	.venv/bin/python interpretability/shortcut_audit.py --run-name tour/audit \
-		--checkpoints '$(TOUR)/pretrained_finetune_*_f1_d0'
+		--checkpoints $(TOUR)/pretrained_zeros_n1201_d0
 	.venv/bin/python selfsup_task/check_bt_resources.py --run-name tour/resources --backbones resnet18 --batch-sizes 64
 	.venv/bin/python selfsup_task/scan_optimal_lr.py --run-name tour/lr --range-steps 25 \
 		--schedulers constant cosine $(SCAN)
@@ -40,7 +42,7 @@ tour: .venv/installed
 	.venv/bin/python selfsup_task/scan_best_hyperparameters.py --run-name tour/hyperparameters --lambdas 5e-3 5e-4 \
 		--projectors 512 $(SCAN)
 	.venv/bin/python downstream_task/scan_best_supervised_hyperparameters.py --run-name tour/search --num-trials 8 \
-		--label-fraction 0.1
+		--num-labels 120
 	.venv/bin/python utils/make_report.py
 
 lint: .venv/installed

@@ -33,12 +33,12 @@ from utils.intervals import metric_name
 
 PICTURES = {  # name: pattern of the figure below the runs; of several, the first is taken
     "views": "pretrain/phantom*/figures/views.png",
-    "label_efficiency": "compare/phantom/figures/label_efficiency.png",
+    "label_efficiency": "tour/compare/figures/label_efficiency.png",
     "panel": "tour/grad_cam/figures/panel.png",
     "audit": "tour/audit/*/*/*/figures/audit.png",
 }
 BENCHMARK = "bench_time_to_quality/scores.png"
-# Scores alone, no pixels; docs/RESULTS.md. With 93 labels there are three pretrainings only.
+# Scores alone, no pixels, of the earlier protocol; docs/RESULTS.md. With 93 labels there are three pretrainings only.
 REAL = [REPO_ROOT / f"docs/results/real_{name}_test_curves.csv" for name in ("five_cap600", "three_seeds")]
 WIDTHS = (1200, 1000, 800, 600)  # pixels; the widest that gives a small enough file is taken
 MAX_BYTES = 200_000
@@ -66,9 +66,10 @@ def main(config: PicturesConfig) -> None:
 
 
 def real_label_efficiency() -> io.BytesIO:
-    """Return the figure of label efficiency on real X-rays: each arm's best method, and its linear probe."""
-    curves = pd.concat([pd.read_csv(path) for path in REAL]).query("method in ['best', 'linear']")
-    curves = curves.drop_duplicates(["arm", "method", "fraction"])  # five pretrainings before three
+    """Return the figure of label efficiency on real X-rays: each arm's best way, and its linear head."""
+    curves = pd.concat([pd.read_csv(path) for path in REAL]).rename(columns={"method": "way"})
+    curves = curves.query("way in ['best', 'linear']").drop_duplicates(["arm", "way", "labels"])  # five before three
+    curves["headline"] = curves["way"] == "best"
     title = "64 px X-rays in the COVID-19 Radiography layout, test part"
     no_fits = pd.DataFrame(columns=["arm", "a", "b", "c"])
     figure = plots.label_efficiency(curves, no_fits, metric_name("balanced_accuracy"), title, chance=0.25)

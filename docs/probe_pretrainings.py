@@ -14,11 +14,12 @@ from utils.scripts import flags, run_script
 config: dict[str, Any] = {
     "data_root": "",  # a folder in the COVID-19 Radiography layout; "" is where datasets/README.md says
     "encoders": ["random"],  # "random" | *_state_dict.pt
-    "fractions": [0.01, 0.05, 0.1],  # of the train part's labels
+    "num_labels": [20, 93, 187],  # labels of the train part
     "draws": 10,  # of these labels
     "img_res": 64,  # pixels a side
     "backbone": "resnet18",
     "split_seed": 0,  # that of the pretraining
+    "fold": 0,  # that of the pretraining
     "random_seed": 0,  # of random weights
     "device": "auto",
     "threads": 0,  # CPU threads; 0 leaves it to torch
@@ -51,11 +52,12 @@ class ProbeConfig(Config):
 
     data_root: str
     encoders: list[str]
-    fractions: list[float]
+    num_labels: list[int]
     draws: int
     img_res: int
     backbone: str
     split_seed: int
+    fold: int
     random_seed: int
     device: str
     threads: int
@@ -65,29 +67,28 @@ def main(config: ProbeConfig) -> None:
     """Print one row of a table for each encoder."""
     device = prepare(config.device, config.threads)
     data = make_config(DataConfig, {**DATA, **part_of(config, DataConfig), "dataset": "covid", "store_res": 0})
-    xrays = open_xrays(data, device)
+    xrays = open_xrays(data, device, fold=config.fold)
     targets = Targets(xrays.columns.labels, xrays.columns.label_names)
     rows = np.concatenate([xrays.indices("train"), xrays.indices("val")])
-    sizes = [len(labelled_subset(xrays, targets, fraction, 0, config.split_seed)) for fraction in config.fractions]
-    counts = " / ".join(map(str, sizes))
+    counts = " / ".join(map(str, config.num_labels))
     print(f"| encoder | validation: {counts} | other training images: {counts} |\n|---|---|---|")
     for encoder in config.encoders:
         net = placed(start_from(encoder, config.backbone, 1, config.random_seed).backbone, device)
         features = np.full((len(targets.values), net.num_features), np.nan, dtype=np.float32)  # the test part's stay so
         features[rows] = forward_all(net, xrays, rows, config.img_res, 1, torch.float32).numpy()
-        found = [scores(features, xrays, targets, fraction, config) for fraction in config.fractions]
+        found = [scores(features, xrays, targets, count, config) for count in config.num_labels]
         columns = [" / ".join(f"{score:.1f}" for score in column) for column in np.transpose(found)]
         print(f"| {encoder} | {' | '.join(columns)} |", flush=True)
 
 
 def scores(
-    features: np.ndarray, xrays: XRays, targets: Targets, fraction: float, config: ProbeConfig
+    features: np.ndarray, xrays: XRays, targets: Targets, count: int, config: ProbeConfig
 ) -> tuple[float, float]:
     """Return the scores of features [N, F] on validation and on the other training images."""
     train, val, labels = xrays.indices("train"), xrays.indices("val"), targets.values
     found = np.zeros((len(STRENGTHS), config.draws, 2))
     for draw in range(config.draws):
-        rows = labelled_subset(xrays, targets, fraction, draw, config.split_seed)
+        rows = labelled_subset(xrays, targets, count, draw, config.split_seed)
         mean, deviation = features[rows].mean(0), features[rows].std(0) + 1e-6
         x = (features - mean) / deviation
         for k, strength in enumerate(STRENGTHS):

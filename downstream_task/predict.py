@@ -1,7 +1,7 @@
 """What does a finished classifier say about X-rays? Calibrated probabilities for files, folders or a table.
 
     python downstream_task/predict.py
-    python downstream_task/predict.py --classifier 'runs/compare/covid/pretrained_finetune_*_f1_d0' --images films/
+    python downstream_task/predict.py --classifier runs/compare/covid/pretrained_zeros_n187_d0 --images films/
     python downstream_task/predict.py --classifier resnet18_state_dict.pt --classes COVID Normal --img-res 224 \\
         --images films.csv
 
@@ -19,7 +19,7 @@ from typing import Any
 from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
-    "classifier": "runs/compare/phantom/pretrained_finetune_*_f1_d0",  # a fine-tuning run | *_state_dict.pt
+    "classifier": "runs/compare/phantom/pretrained_zeros_n1201_d0",  # a fine-tuning run | *_state_dict.pt
     "images": ["datasets/phantom"],  # files, folders (all below), or a CSV whose column `file` is relative to it
     "laterals": False,  # True: also predict lateral views, which are left out and listed
     # a state_dict only: a run knows these

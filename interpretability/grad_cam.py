@@ -2,7 +2,7 @@
 
     python interpretability/grad_cam.py
     python interpretability/grad_cam.py --images some/xray.png some/folder --run-name grad_cam/mine \\
-        --checkpoints 'runs/compare/covid/random_finetune_*_f0.1_d0' 'runs/compare/covid/pretrained_finetune_*_f0.1_d0'
+        --checkpoints runs/compare/covid/random_zeros_n187_d0 runs/compare/covid/pretrained_zeros_n187_d0
     python interpretability/grad_cam.py --images some/folder --checkpoints resnet18_state_dict.pt \\
         --classes COVID Normal --img-res 224
 
@@ -25,8 +25,8 @@ from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
     "checkpoints": [  # fine-tuning runs (with * for any part of a name), state_dicts; differences are to the first
-        "runs/compare/phantom/random_finetune_*_f1_d0",
-        "runs/compare/phantom/pretrained_finetune_*_f1_d0",
+        "runs/compare/phantom/random_zeros_n1201_d0",
+        "runs/compare/phantom/pretrained_zeros_n1201_d0",
     ],
     "images": [],  # files, folders, or a CSV with the column file; [] takes some of the first run's test part
     "laterals": False,  # True: also explain lateral views among `images`, which are left out and listed

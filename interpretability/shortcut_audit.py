@@ -1,7 +1,7 @@
 """How much of the accuracy needs the lungs at all? Finished classifiers on test X-rays with a part removed.
 
     python interpretability/shortcut_audit.py
-    python interpretability/shortcut_audit.py --checkpoints 'runs/compare/covid/pretrained_finetune_*_f0.05_d0'
+    python interpretability/shortcut_audit.py --checkpoints runs/compare/covid/pretrained_zeros_n187_d0
 
 Reads the test part: as is, with the lungs blacked out, with all but the lungs blacked out, with all but a border of a
 tenth blacked out, and shuffled in 8 x 8 patches. Each network is scored twice, with 95% intervals over patients or
@@ -16,9 +16,9 @@ figures/audit.png, summary.json and its embeddings in TensorBoard's projector.
 To see it catch a shortcut: --dataset phantom_marker draws synthetic X-rays of which one class carries a corner marker.
 
     python downstream_task/trained_vs_no_trained_compare.py --dataset phantom_marker --run-name compare/marker \\
-        --encoders random --menu zeros --fractions 1.0 --draws 1 --img-res 64 --store-res 64 --recipe none \\
-        --min-steps 100 --passes 0
-    python interpretability/shortcut_audit.py --checkpoints 'runs/compare/marker/random_finetune_*_f1_d0'
+        --encoders random --ways zeros --num-labels all --draws 1 --img-res 64 --store-res 64 --recipe none \\
+        --epochs 0 --min-steps 100
+    python interpretability/shortcut_audit.py --checkpoints 'runs/compare/marker/random_zeros_*_d0'
 """
 
 from typing import Any
@@ -27,8 +27,8 @@ from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
     "checkpoints": [  # fine-tuning runs; a * stands for any part of a name
-        "runs/compare/phantom/random_finetune_*_f1_d0",
-        "runs/compare/phantom/pretrained_finetune_*_f1_d0",
+        "runs/compare/phantom/random_zeros_n1201_d0",
+        "runs/compare/phantom/pretrained_zeros_n1201_d0",
     ],
     "data_root": "",  # where the networks' data are now, if they were moved since the training
     "source_table": "",  # a CSV with the columns file (below the data's folder) and source; "" looks for sources.csv

@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_house import is_entry_script, sources
 from torch import nn
 from torchvision.models import resnet18
 
+from dataset_loader.splits import PARTS
+from dataset_loader.xrays import open_xrays
+from downstream_task.features import read_features
 from self_sup_classes.backbones import save_backbone
 from self_sup_classes.initialisation import random_backbone
 from self_sup_classes.provenance import NOTHING_SEEN
@@ -27,7 +32,8 @@ MAX_PICTURE_BYTES = 200_000
 def commands(text: str) -> list[list[str]]:
     """The commands that run an entry script, each as its words, from the script on."""
     found = []
-    lines = re.sub(r"\\+\n\s*", " ", text)
+    text = re.sub(r"^```earlier\n.*?^```$", "", text, flags=re.S | re.M)  # of commits whose scripts had other keys
+    lines = re.sub(r"\\+\n\s*", " ", text).replace("$k", "0")  # of a loop
     for line in re.findall(r"(?:^|`|\s)(?:\.venv/bin/)?(?:python|torchrun [^\n`]*?) (\w+/\w+\.py[^\n`#;]*)", lines):
         words = shlex.split(re.split(r"   +", line)[0].rstrip(".,"))
         if words[0] in SCRIPTS:
@@ -89,3 +95,33 @@ def test_the_lines_on_using_the_weights_elsewhere_work(tmp_path: Path, monkeypat
     assert isinstance(head, nn.Linear)
     torch.testing.assert_close(model.eval()(x), backbone.eval()(x))
     assert type(model) is type(resnet18())
+
+
+def test_the_lines_on_features_work_and_their_table_is_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    films = tmp_path / "films"
+    films.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 80, 80), dtype=np.uint8)
+    for number, film in enumerate(pixels):
+        Image.fromarray(film).save(films / f"{number}.png")
+    rows = "".join(f"{number}.png,{'ab'[number % 2]},{PARTS[number // 2]}\n" for number in range(6))
+    (films / "labels.csv").write_text(f"file,label,part\n{rows}")
+    encoder = tmp_path / "resnet18_final_state_dict.pt"
+    save_backbone(encoder, random_backbone("resnet18", 1, seed=1), NOTHING_SEEN)
+    guide = (REPO_ROOT / "docs" / "GUIDE.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", guide, re.S) if "embed(" in block)
+    for there, here in {
+        "/data/my_xrays": films,
+        "runs/pretrain/films/fold0/resnet18_final_state_dict.pt": encoder,
+    }.items():
+        assert code.count(there) == 1
+        code = code.replace(there, str(here))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    xrays = open_xrays(names["films"], torch.device("cpu"))
+    features = read_features(f"features:{tmp_path / 'features.csv'}", xrays)
+    written = names["table"].set_index("file").loc[xrays.columns.paths].to_numpy(np.float32)
+    np.testing.assert_array_equal(features.rows(np.arange(6)), written)
+    assert written.shape == (6, 512)
