@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from dataset_loader.xrays import XRays, listed_facts, open_xrays
-from downstream_task.features import FILE, LastFeatures
+from downstream_task.features import LastFeatures
 from downstream_task.finetune_config import FinetuneConfig, TrainingConfig
 from downstream_task.finetuning import finetune, labelled_subset, numbers_of_labels
 from downstream_task.predictions import read_predictions
@@ -21,13 +21,15 @@ from downstream_task.targets import Targets, check_learnable, predictions_table,
 from self_sup_classes.initialisation import start_from, weights_hashes
 from self_sup_classes.provenance import check_unseen
 from utils.config import UserError, make_config, part_of, repo_path
-from utils.files import write_text
+from utils.facts import fact
+from utils.files import content_hash, write_text
 from utils.hardware import prepare
 from utils.logging_utils import Run
 from utils.sweeps import check_all_finished, errors_of, run_trials, with_reasons
 
 PREDICTIONS = "predictions:"  # before a folder of tables in a config
 KNOWN = ("fold", "draw", "arm", "way", "labels", "start")  # columns that say which head a table is of
+FEATURES = "features"  # the same before a table
 RANDOM, IMAGENET, PRETRAINED = KINDS = ["random", "imagenet", "pretrained"]  # of starts
 
 
@@ -52,7 +54,7 @@ class Arm:
     @property
     def has_network(self) -> bool:
         """Return whether it can be trained, and not only probed."""
-        return not self.encoders[0].startswith(FILE)
+        return not self.encoders[0].startswith(f"{FEATURES}:")
 
     def start(self, fold: int, draw: int) -> int:
         """Return the number of its start for a draw: those that fit the fold take turns; random weights are drawn."""
@@ -114,7 +116,9 @@ class Trial:
 
 
 def named_arms(encoders: Iterable[str]) -> list[Arm]:
-    """Return an arm for each entry, named by its kind or, of several entries of files, by the run that each comes from.
+    """Return an arm for each entry, named by its kind, a table of features by its file.
+
+    Of several entries of encoders' files, each is named by the run that it comes from.
 
     An entry with *, ? or [ is a pattern: its files are one arm, such as the pretrainings of several seeds.
     Raises UserError for equal names and a pattern without files.
@@ -122,13 +126,14 @@ def named_arms(encoders: Iterable[str]) -> list[Arm]:
     arms: dict[str, Arm] = {}
     encoders = list(encoders)
     kinds = {encoder: encoder.partition(":")[0] for encoder in encoders}
-    files = [encoder for encoder, kind in kinds.items() if kind not in (RANDOM, IMAGENET)]
+    files = [encoder for encoder, kind in kinds.items() if kind not in (RANDOM, IMAGENET, FEATURES)]
     for encoder in encoders:
         path = Path(encoder)
         stem = path.parent.name if path.name.endswith("_state_dict.pt") and path.parent.name else path.stem
         if glob.has_magic(encoder):
             stem = re.sub(r"[^\w.+-]", "", "-".join(path.parent.parts[-2:])).strip("-_.")  # a/s* and b/s*
-        name = kinds[encoder] if encoder not in files else PRETRAINED if len(files) == 1 else stem
+        name = stem if encoder in files or kinds[encoder] == FEATURES else kinds[encoder]
+        name = PRETRAINED if files == [encoder] else name
         if name in arms:
             raise UserError(
                 f"encoders holds {encoder!r} and {arms[name].encoders[0]!r}, both named {name!r}; keep one."
@@ -210,24 +215,30 @@ def open_comparison(
     """
     xrays = open_xrays(config, prepare(config.device, config.threads), fold=folds[0])
     targets = read_targets(xrays, config)
-    named = named_arms(encoders)
-    arms, left_out = usable_arms(config, named, xrays, folds)
+    arms, left_out = usable_arms(config, named_arms(trained(encoders)), xrays, folds)
     counts = numbers_of_labels(labels, xrays, folds)
     check_subsets(counts, draws, folds, targets, xrays, config.split_seed)
-    run.start(alone=False, data=xrays.facts(), **facts_of(named))
+    run.start(alone=False, data=xrays.facts(), **facts_of(encoders))
     xrays.write_split(run.folder)
     return xrays, targets, arms, left_out, counts
 
 
-def facts_of(arms: Sequence[Arm]) -> dict[str, Any]:
-    """Return what a comparison records of its arms: their encoders, and hashes of the files."""
-    encoders = {arm.name: list(arm.encoders) for arm in arms}
-    return {"arms": encoders, "weights": weights_hashes(itertools.chain(*encoders.values()))}
+def facts_of(entries: Sequence[str]) -> dict[str, Any]:
+    """Return what a comparison records of its arms: their encoders, and hashes of files and tables."""
+    encoders = {arm.name: list(arm.encoders) for arm in named_arms(trained(entries))}
+    tables = {entry: _tables(entry) for entry in entries if entry.startswith(PREDICTIONS)}
+    joined = {entry: fact(len(files), map(content_hash, files)) for entry, files in tables.items()}
+    return {"arms": encoders, "weights": weights_hashes(itertools.chain(*encoders.values())), "tables": joined}
 
 
 def look_again(config: TrainingConfig, encoders: Sequence[str]) -> dict[str, Any]:
     """Return what a finished comparison compares with its records: data and arms, without a look at a pixel."""
-    return {"data": listed_facts(config), **facts_of(named_arms(encoders))}
+    return {"data": listed_facts(config), **facts_of(encoders)}
+
+
+def trained(entries: Sequence[str]) -> list[str]:
+    """Return the entries that are trained here, and do not only bring tables of predictions."""
+    return [entry for entry in entries if not entry.startswith(PREDICTIONS)]
 
 
 def check_subsets(
@@ -279,12 +290,9 @@ def joined_rows(entry: str, run: Run, xrays: XRays, targets: Targets) -> pd.Data
     Raises UserError for a table of other images, parts or labels than the comparison's.
     """
     folder = repo_path(entry.removeprefix(PREDICTIONS))
-    files = sorted(folder.rglob("predictions.csv"))
-    if not files:
-        raise UserError(f"there is no predictions.csv below {folder}; expected one for each trained head.")
     rows: list[dict[str, Any]] = []
     taken = {row["arm"] for row in pd.read_csv(run.folder / "summary.csv").to_dict("records")}
-    for file in files:
+    for file in _tables(entry):
         table = read_predictions(file)
         known = table[list(KNOWN)].drop_duplicates() if set(KNOWN) <= set(table) else pd.DataFrame()
         if len(known) != 1:
@@ -309,6 +317,14 @@ def joined_rows(entry: str, run: Run, xrays: XRays, targets: Targets) -> pd.Data
             {"trial": trial, **row, "encoder": entry, "metric": targets.metric, "transductive": False, "note": ""}
         )
     return pd.DataFrame(rows)
+
+
+def _tables(entry: str) -> list[Path]:
+    """Return the tables of predictions:FOLDER. Raises UserError without any."""
+    folder = repo_path(entry.removeprefix(PREDICTIONS))
+    if not (files := sorted(folder.rglob("predictions.csv"))):
+        raise UserError(f"there is no predictions.csv below {folder}; expected one for each trained head.")
+    return files
 
 
 def _same(table: pd.DataFrame, other: pd.DataFrame, columns: list[str]) -> bool:

@@ -98,23 +98,24 @@ class LastFeatures:
 
 
 def read_features(name: str, xrays: XRays) -> TableFeatures:
-    """Return the vectors of a table `features:FILE`: CSV, Parquet or NPZ with `file`, a path in the data set's folder.
+    """Return the vectors of a table `features:FILE`: CSV, Parquet or NPZ, by paths in the data set's folder.
 
-    CSV and Parquet: every other column is a number of the vector. NPZ: `file` [M] and `features` [M, F].
+    CSV and Parquet: a column `file`, and one for each number of the vector. NPZ: `files` [M] and `features` [M, F].
     Raises UserError if the file cannot be read, names a file twice or has a column that is no number.
     """
     path = repo_path(name.removeprefix(FILE))
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
-                files, values = arrays["file"].astype(str), arrays["features"].astype(np.float32)
+                files, values = arrays["files"].astype(str), arrays["features"].astype(np.float32)
         else:
             table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype={"file": str})
             files, values = table["file"].to_numpy(str), table.drop(columns="file").to_numpy(np.float32)
     except (OSError, KeyError, ValueError, ImportError) as error:
         raise UserError(
-            f"{path} is no table of features ({error}); expected CSV, Parquet or NPZ with a column `file`, the image's "
-            "path in the data set's folder, and numbers beside it."
+            f"{path} is no table of features ({error}); expected CSV or Parquet (which needs pyarrow) with a "
+            "column `file`, the image's path in the data set's folder, and numbers beside it, or NPZ with `files` and "
+            "`features`."
         ) from error
     if len(set(files)) < len(files) or values.ndim != 2 or not values.shape[1]:
         raise UserError(

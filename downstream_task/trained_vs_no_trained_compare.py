@@ -173,21 +173,27 @@ def main(config: CompareConfig) -> None:
 
 def compare(config: CompareConfig, run: Run) -> None:
     """Run the comparison; its summary holds what main prints."""
-    joined = [entry for entry in config.encoders if entry.startswith(PREDICTIONS)]
-    trained = [entry for entry in config.encoders if entry not in joined]
     xrays, targets, arms, left_out, labels = open_comparison(
-        config, trained, config.num_labels, config.folds, config.draws, run
+        config, config.encoders, config.num_labels, config.folds, config.draws, run
     )
     classes, ways = len(targets.names), config.ways
     trials = [
-        Trial(arm, way, keys_of(arm, way), number, draw, fold, way == headline_of(arm.kind, number, classes, ways))
+        Trial(
+            arm,
+            way,
+            keys_of(arm, way),
+            number,
+            draw,
+            fold,
+            way == headline_of(arm.kind, number, classes, ways_of(arm, ways)),
+        )
         for draw, fold in zip(range(config.draws), itertools.cycle(config.folds), strict=False)
         for arm in arms
         for way in ways_of(arm, ways)
         for number in ([0] if way == "as_is" else labels)
     ]
     table = run_side_by_side(run, trials, config, xrays, left_out)
-    for entry in joined:
+    for entry in (entry for entry in config.encoders if entry.startswith(PREDICTIONS)):
         rows = joined_rows(entry, run, xrays, targets)
         theirs = [list(dict.fromkeys(rows.loc[rows["arm"] == arm, "way"])) for arm in rows["arm"]]
         found = zip(rows["labels"], theirs, rows["way"], strict=True)

@@ -1,5 +1,6 @@
 """Where a network starts from: random weights, ImageNet's, or an encoder's file."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +67,8 @@ def seen_by(encoder: str) -> Provenance | None:
 
 
 def weights_hashes(encoders: Iterable[str]) -> dict[str, str]:
-    """Return the hash of the content of each encoder that is a file, and is there."""
-    paths = {encoder: repo_path(encoder.removeprefix("imagenet:")) for encoder in encoders}
+    """Return the hash of the content of each encoder, or table of features, that is a file, and is there."""
+    paths = {encoder: repo_path(re.sub("^(imagenet|features):", "", encoder)) for encoder in encoders}
     return {encoder: content_hash(path) for encoder, path in paths.items() if path.is_file()}
 
 

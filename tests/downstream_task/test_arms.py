@@ -1,9 +1,8 @@
 """Arms of several pretrainings, and encoders that were trained on from other weights."""
 
-import json
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +12,9 @@ import torch
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.xrays import open_xrays
 from downstream_task.compare_networks import named_arms
+from downstream_task.predictions import read_predictions
+from downstream_task.trained_vs_no_trained_compare import CompareConfig, main
+from downstream_task.trained_vs_no_trained_compare import config as COMPARISON
 from self_sup_classes.backbones import save_backbone
 from self_sup_classes.initialisation import random_backbone
 from self_sup_classes.provenance import NOTHING_SEEN, Provenance, provenance_of
@@ -37,7 +39,9 @@ def test_the_draws_take_the_pretrainings_of_a_pattern_in_turn(tmp_path: Path) ->
     assert (random.name, random.encoders) == ("random", ("random",))
     assert arm.name == "pretrained"
     assert arm.encoders == tuple(pattern.replace("s*", f"s{seed}") for seed in range(3))
-    assert [arm.encoder(draw) for draw in range(4)] == [arm.encoders[k] for k in (0, 1, 2, 0)]
+    everywhere = replace(arm, fits=dict.fromkeys(range(5), (0, 1, 2)))
+    assert [everywhere.encoder(0, draw) for draw in range(4)] == [arm.encoders[k] for k in (0, 1, 2, 0)]
+    assert [random.encoder(0, 7), random.start(0, 7)] == ["random", 7]
     absolute = named_arms(
         [str(RUNS_ROOT / tmp_path.name / "s[01]" / "resnet18_final_state_dict.pt"), "a/b/c_state_dict.pt"]
     )
@@ -50,21 +54,74 @@ def test_the_draws_take_the_pretrainings_of_a_pattern_in_turn(tmp_path: Path) ->
         named_arms(["runs/nothing*/resnet18_final_state_dict.pt"])
 
 
-def test_a_comparison_says_that_its_intervals_include_pretrainings(phantoms: Path, tmp_path: Path, script: Any) -> None:
-    save_encoders(RUNS_ROOT / tmp_path.name, 2)
-    name = f"{tmp_path.name}/compare"
-    done = script(
-        "downstream_task/trained_vs_no_trained_compare.py",
-        *("--dataset", "covid", "--data-root", str(phantoms / COVID_ROOT), "--img-res", "32", "--threads", "1"),
-        *("--menu", "linear", "--fractions", "0.2", "--draws", "3", "--run-name", name),
-        *("--encoders", "random", f"runs/{tmp_path.name}/s*/resnet18_final_state_dict.pt"),
-    )
-    assert done.returncode == 0, done.stderr
-    assert "and new pretrainings (of 2)" in done.stdout
-    table = pd.read_csv(RUNS_ROOT / name / "summary.csv").query("arm == 'pretrained'")
-    assert [Path(encoder).parent.name for encoder in table["encoder"]] == ["s0", "s1", "s0"]
-    summary = json.loads((RUNS_ROOT / name / "summary.json").read_text())
-    assert summary["pretrainings"] == 2 and len(summary["arms"]["pretrained"]) == 2
+@pytest.fixture
+def of_folds(phantoms: Path, tmp_path: Path) -> tuple[CompareConfig, Path]:
+    """Five encoders, of which number k has seen all that fold k trains on, and a comparison of them."""
+    data = {"dataset": "covid", "data_root": str(phantoms / COVID_ROOT), "img_res": 32, "threads": 1, "jobs": 1}
+    own = {"num_labels": [40], "draws": 10, "folds": [0, 1, 2, 3, 4], "ways": ["linear"]}
+    pattern = f"runs/{tmp_path.name}/s*/resnet18_final_state_dict.pt"
+    own |= {"encoders": ["random", pattern], "run_name": f"{tmp_path.name}/compare"}
+    config = make_config(CompareConfig, {**COMPARISON, **data, **own})
+    xrays, folder = open_xrays(config, torch.device("cpu")), RUNS_ROOT / tmp_path.name
+    for k in range(5):
+        fold, backbone = xrays.of_fold(k), random_backbone("resnet18", 1, 100 + k)
+        (folder / f"s{k}").mkdir(parents=True)
+        saw = Provenance(fold.split_hash, fold.image_ids(fold.indices("train")))
+        save_backbone(folder / f"s{k}" / "resnet18_final_state_dict.pt", backbone, saw)
+    return config, folder
+
+
+def test_each_fold_gets_the_pretraining_that_has_not_seen_its_test_part(of_folds: tuple[CompareConfig, Path]) -> None:
+    config, folder = of_folds
+    main(config)
+    table = pd.read_csv(folder / "compare" / "summary.csv").query("arm == 'pretrained'")
+    assert [Path(encoder).parent.name for encoder in table["encoder"]] == [f"s{k % 5}" for k in range(10)]
+    assert table["start"].tolist() == table["fold"].tolist() == [k % 5 for k in range(10)]
+    tested = [
+        set(one.query("part == 'test'")["file"])
+        for one in map(
+            read_predictions, (folder / "compare" / trial / "predictions.csv" for trial in table["trial"][:5])
+        )
+    ]
+    assert sum(map(len, tested)) == len(set.union(*tested)) == 216, "each image outside validation is tested once"
+
+
+def test_an_arm_without_an_encoder_for_a_fold_is_refused(of_folds: tuple[CompareConfig, Path]) -> None:
+    config, folder = of_folds
+    one = str(folder / "s2" / "resnet18_final_state_dict.pt")
+    with pytest.raises(UserError, match=r"no encoder of pretrained fits fold 0: .* was trained on 4\d of the 68"):
+        main(replace(config, encoders=["random", one]))
+    assert not (folder / "compare").exists()
+    main(replace(config, encoders=["random", one], folds=[2], draws=3, run_name=f"{folder.name}/one"))
+    with pytest.raises(UserError, match="fits none of the folds"):
+        main(replace(config, folds=[1, 2, 3, 4], draws=4))
+
+
+def test_tables_from_elsewhere_join_as_arms_and_their_fit_is_checked(
+    of_folds: tuple[CompareConfig, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, folder = of_folds
+    short = replace(config, draws=5)
+    main(short)
+    entries = ["random", f"predictions:{folder / 'compare'}"]
+    joined = replace(short, encoders=entries, run_name=f"{folder.name}/joined")
+    main(joined)
+    curves = [pd.read_csv(folder / name / "curves.csv").set_index("arm") for name in ("compare", "joined")]
+    assert set(curves[1].index) == {"random", "compare-random", "pretrained"}
+    for arm, theirs in (("random", "random"), ("compare-random", "random"), ("pretrained", "pretrained")):
+        pd.testing.assert_series_equal(curves[1].loc[arm], curves[0].loc[theirs], check_names=False)
+    capsys.readouterr()
+    main(joined)
+    assert "compare-random" in capsys.readouterr().out
+    file = next((folder / "compare").glob("pretrained*_d3/predictions.csv"))
+    table = read_predictions(file)
+    table["p COVID"] *= 0.5
+    table.to_csv(file, index=False)
+    with pytest.raises(UserError, match="was made from other data"):
+        main(joined)
+    table.iloc[1:].to_csv(file, index=False)
+    with pytest.raises(UserError, match="other images, parts or labels"):
+        main(replace(joined, run_name=f"{folder.name}/again"))
 
 
 def test_a_pretraining_starts_from_given_weights_and_remembers_what_they_saw(

@@ -11,36 +11,44 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from finetuning_config import finetuning_config
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.xrays import XRays, open_xrays
 from downstream_task import compare_networks
-from downstream_task.compare_networks import best_by, named_arms, usable_arms
+from downstream_task.compare_networks import KINDS, named_arms, usable_arms
+from downstream_task.finetune_config import FinetuneConfig
 from downstream_task.train_models_with_frozen_parts import FrozenPartsConfig
 from downstream_task.train_models_with_frozen_parts import config as FROZEN_DEFAULTS
 from downstream_task.train_models_with_frozen_parts import main as train_main
-from downstream_task.trained_vs_no_trained_compare import CompareConfig, compare, main
+from downstream_task.trained_vs_no_trained_compare import (
+    HEADLINE,
+    LEARNING_RATES,
+    WAYS,
+    CompareConfig,
+    compare,
+    headline_of,
+    main,
+)
 from downstream_task.trained_vs_no_trained_compare import config as DEFAULTS
 from self_sup_classes.backbones import Backbone, save_backbone
 from self_sup_classes.provenance import NOTHING_SEEN, provenance_of
 from self_sup_classes.weights import read_state_dict
 from selfsup_task.train_barlow_twins import config as PRETRAINING
-from utils.config import RUNS_ROOT, UserError, make_config
-from utils.files import read_json, write_json
+from utils.config import RUNS_ROOT, UserError, as_dict, make_config, open_config
 from utils.logging_utils import Run
-from utils.metrics import fit_temperature
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
 COMPARE = "downstream_task/trained_vs_no_trained_compare.py"
 TEST = "downstream_task/confusion_matrix.py"
 FROZEN = "downstream_task/train_models_with_frozen_parts.py"
+WEIGHTS = "resnet18_final_state_dict.pt"
 SMALL = {
     "img_res": 32,
     "store_res": 32,
     "min_steps": 2,
-    "evaluate_every": 2,
-    "passes": 0,
+    "epochs": 0,
     "batch_size": 8,
     "threads": 1,
     "jobs": 1,
@@ -58,7 +66,8 @@ def name(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def small(phantoms: Path, name: str, **changes: Any) -> CompareConfig:
     data = {"dataset": "covid", "data_root": str(phantoms / COVID_ROOT), "run_name": name}
-    arms = {"encoders": ["random"], "draws": 1, "fractions": [0.2], "menu": ["linear", "zeros"]}
+    arms = {"encoders": ["random"], "draws": 1, "num_labels": [40], "ways": ["linear", "zeros"]}
+    arms |= {"folds": [0]}
     return make_config(CompareConfig, {**DEFAULTS, **SMALL, **data, **arms, **changes})
 
 
@@ -82,66 +91,53 @@ def test_defaults_name_the_encoder_of_the_default_pretraining() -> None:
 
 def test_scripts_from_labels_to_the_test_part(phantoms: Path, script: Any, name: str) -> None:
     flags = {"dataset": "covid", "data_root": phantoms / COVID_ROOT, **SMALL}
-    flags |= {"encoders": "random", "draws": 2, "run_name": f"{name}/compare", "fractions": [0.1, 0.5]}
-    flags |= {"menu": ["linear", "probe", "zeros"], "menu_draws": 1}
+    flags |= {"encoders": "random", "draws": 4, "run_name": f"{name}/compare", "num_labels": [20, "all"]}
+    flags |= {"ways": ["linear", "zeros"], "folds": [0, 3]}
     done = script(COMPARE, *as_flags(flags))
     assert done.returncode == 0, done.stderr
     again = script(COMPARE, *as_flags(flags))
     assert again.stdout == done.stdout
     folder = RUNS_ROOT / name / "compare"
     summary = pd.read_csv(folder / "summary.csv")
-    assert len(summary) == 2 * (2 + 3), "for each fraction two probes, the menu on draw 0, its best on draw 1"
-    check_choices(summary)
+    assert len(summary) == 2 * 4 * 2 and summary["fold"].tolist() == [0] * 4 + [3] * 4 + [0] * 4 + [3] * 4
+    most = min((pd.read_csv(folder / "split.csv")["fold"] != fold).sum() for fold in (0, 3)) - 24
+    assert set(summary["labels"]) == {20, most}, "the same numbers in every fold"
+    headline = {20: "linear", most: "zeros"}  # 5 and 43 labels for each class
+    assert [headline[row.labels] == row.way for row in summary.itertuples()] == summary["headline"].tolist()
+    kept = {path.parent.name for path in folder.glob("*/*.pt")}
+    assert kept == {"random_linear_n20_d0", f"random_zeros_n{most}_d0"}
     for figure in ("label_efficiency", "convergence"):
         assert (folder / "figures" / f"{figure}.png").exists()
     curves = pd.read_csv(folder / "curves.csv")
-    assert (np.diff(curves[["low", "mean", "high"]].to_numpy(), axis=1) >= 0).all()
-    one = str(summary["trial"].iloc[0])
-    split = pd.read_csv(folder / one / "split.csv")
-    assert set(split["part"]) == {"train", "val", "test"}
+    assert len(curves) == 4 and (curves["draws"] == 4).all() and (curves["folds"] == 2).all()
 
-    whole = script(TEST, "--runs", f"runs/{name}/compare", "--threads", "1")
+    whole = script(TEST, "--runs", f"runs/{name}/compare")
     assert whole.returncode == 0, whole.stderr
     assert "Label efficiency on the test part (synthetic)" in whole.stdout
-    assert sum(one in line for line in whole.stdout.splitlines()) == 1, "one row per run"
-    tested = {path.parent.name for path in (RUNS_ROOT / "test" / name / "compare").glob("*/scores.csv")}
-    assert tested == set(summary["trial"][summary["chosen"]])
-    result = RUNS_ROOT / "test" / name / "compare" / one
-    predictions = pd.read_csv(result / "predictions.csv")
-    assert set(predictions["file"]) == set(split["file"][split["part"] == "test"])
-    scores = pd.read_csv(result / "scores.csv").set_index("score")
-    accuracy = (predictions.filter(like="p ").to_numpy().argmax(1) == pd.Categorical(predictions["label"]).codes).mean()
+    tested = RUNS_ROOT / "test" / name / "compare"
+    assert {path.parent.name for path in tested.glob("*/scores.csv")} == kept
+    scores = pd.read_csv(tested / "random_linear_n20_d0" / "scores.csv").set_index("score")
+    table = pd.read_csv(folder / "random_linear_n20_d0" / "predictions.csv").query("part == 'test'")
+    accuracy = (table.filter(like="p ").to_numpy().argmax(1) == pd.Categorical(table["label"]).codes).mean()
     assert scores.loc["accuracy", "value"] == pytest.approx(accuracy)
-    assert (result / "figures" / "confusion_matrix.png").exists()
-
-    val = pd.read_csv(folder / one / "predictions_val.csv")
-    logits, labels = np.log(val.filter(like="p ").to_numpy()), pd.Categorical(val["label"]).codes.astype(int)
-    tested = json.loads((result / "summary.json").read_text())
-    assert tested["temperature"] == pytest.approx(fit_temperature(logits, labels), rel=1e-6)
-
-    summary_file = folder / one / "summary.json"
-    write_json(summary_file, {**(read_json(summary_file) or {}), "split_hash": "0"})
-    shutil.rmtree(result)
-    changed = script(TEST, "--runs", f"runs/{name}/compare/{one}", "--threads", "1")
-    assert changed.returncode == 1
-    assert "files came or went" in changed.stderr
 
 
-def check_choices(summary: Any) -> None:
-    """The fine-tuning of each fraction is the best on draw 0, the best method that of the best mean over draws."""
-    for _, rows in summary.groupby("fraction"):
-        tuned = rows[rows["method"] == "finetune"]
-        first = tuned[tuned["draw"] == 0]
-        best = first["setting"][first["score"].idxmax()]
-        assert set(tuned["setting"][tuned["chosen"]]) == {best}
-        assert set(tuned["setting"][tuned["draw"] == 1]) == {best}
-        means = rows[rows["chosen"]].groupby("method", sort=False)["score"].mean()
-        assert set(rows["method"][rows["best"]]) == {means.idxmax()}
+def test_the_heads_labels_are_nested_and_the_same_for_all_ways(phantoms: Path, name: str) -> None:
+    config = small(phantoms, name, num_labels=[20, 21, 60], keep_weights=True, ways=["linear", "zeros"])
+    run = compared(config)
+    seen = {}
+    for row in pd.read_csv(run.folder / "summary.csv").to_dict("records"):
+        provenance = provenance_of(read_state_dict(run.folder / row["trial"] / WEIGHTS))
+        assert provenance is not None
+        seen[row["way"], row["labels"]] = set(map(bytes, provenance.seen))
+    assert [len(seen["linear", n]) for n in (20, 21, 60)] == [20, 21, 60]
+    assert seen["linear", 20] < seen["linear", 21] < seen["linear", 60]
+    assert all(seen["linear", n] == seen["zeros", n] for n in (20, 21, 60))
 
 
 def test_frozen_parts_script(phantoms: Path, script: Any, name: str) -> None:
     flags = {"dataset": "covid", "data_root": phantoms / COVID_ROOT, **SMALL, "draws": 1, "encoders": "random"}
-    flags |= {"parts": ["fc", "all"], "label_fraction": 0.2, "run_name": name}
+    flags |= {"parts": ["fc", "all"], "num_labels": 40, "run_name": name}
     done = script(FROZEN, *as_flags(flags))
     assert done.returncode == 0, done.stderr
     assert list(pd.read_csv(RUNS_ROOT / name / "table.csv")["trainable"]) == ["fc", "all"]
@@ -153,8 +149,18 @@ def test_mistakes_are_one_sentence(phantoms: Path, script: Any, name: str) -> No
     absent = script(COMPARE, *fresh, "runs/none/x_state_dict.pt")
     assert absent.returncode == 1
     assert absent.stderr.strip().splitlines()[-1].startswith("error: there is no file")
-    twice = script(COMPARE, *fresh, "--fractions", "0.1", "0.1")
-    assert "with a value more than once" in twice.stderr
+    for flags, words in {
+        "--num-labels 20 20": "with a value more than once",
+        "--num-labels 20 2000": "num_labels holds 2000, which is 2000 labels; expected different numbers from 1 to 172",
+        "--num-labels 0.5 86 --folds 0 --draws 3": "num_labels holds 0.5, which is 86 labels",
+        "--num-labels most": "num_labels holds 'most'",
+        "--num-labels 2": "2 labels are asked for; there are",
+        "--draws 3": "each fold needs as many draws; give a multiple of 5",
+        "--folds 0 5": "folds is 5; there are the folds 0 to 4",
+        "--ways zero": "did you mean 'zeros'",
+    }.items():
+        refused = script(COMPARE, *fresh, "--jobs", "1", *flags.split())
+        assert refused.returncode == 1 and words in refused.stderr.strip().splitlines()[-1], refused.stderr
     nothing = script(TEST, "--runs", f"runs/{name}/nothing")
     assert nothing.returncode == 1
     assert "there is no run" in nothing.stderr
@@ -171,24 +177,23 @@ def garbled(xrays: XRays) -> XRays:
 
 def test_a_comparison_never_reads_the_test_part(phantoms: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     left = compared(small(phantoms, f"{name}/left"))
-    monkeypatch.setattr(compare_networks, "open_xrays", lambda *args: garbled(open_xrays(*args)))
+    monkeypatch.setattr(compare_networks, "open_xrays", lambda *args, **named: garbled(open_xrays(*args, **named)))
     right = compared(small(phantoms, f"{name}/right"))
-    trials = pd.read_csv(left.folder / "summary.csv")["trial"]
-    for file in ["curves.csv", *(f"{trial}/predictions_val.csv" for trial in trials)]:
-        assert (left.folder / file).read_bytes() == (right.folder / file).read_bytes(), file
-    for trial in trials:
-        weights = [read_state_dict(run.folder / trial / "resnet18_best_state_dict.pt") for run in (left, right)]
-        assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    assert (left.folder / "curves.csv").read_bytes() == (right.folder / "curves.csv").read_bytes()
+    for trial in pd.read_csv(left.folder / "summary.csv")["trial"]:
+        a, b = (pd.read_csv(run.folder / trial / "predictions.csv") for run in (left, right))
+        pd.testing.assert_frame_equal(a.query("part == 'val'"), b.query("part == 'val'"))
+        assert not a.query("part == 'test'").equals(b.query("part == 'test'"))
 
 
 def test_all_arms_get_the_same_labels(phantoms: Path, name: str, tmp_path: Path) -> None:
     save_backbone(tmp_path / "encoder.pt", Backbone("resnet18", 1), NOTHING_SEEN)
     encoders = ["random", str(tmp_path / "encoder.pt")]
-    run = compared(small(phantoms, name, encoders=encoders, draws=2, menu=["linear"]))
+    run = compared(small(phantoms, name, encoders=encoders, draws=2, ways=["linear"], keep_weights=True))
     table = pd.read_csv(run.folder / "summary.csv")
     seen = {}
     for row in table.to_dict("records"):
-        provenance = provenance_of(read_state_dict(run.folder / row["trial"] / "resnet18_best_state_dict.pt"))
+        provenance = provenance_of(read_state_dict(run.folder / row["trial"] / WEIGHTS))
         assert provenance is not None
         seen[row["arm"], row["draw"]] = provenance.seen.tolist()
     assert seen["random", 0] == seen["pretrained", 0] != seen["random", 1]
@@ -207,10 +212,10 @@ def test_arms_that_fail_are_named_at_the_end_and_tried_again(
     """The others are compared; ImageNet's weights cannot be had, and a trial of another encoder stops."""
     save_backbone(tmp_path / "encoder.pt", Backbone("resnet18", 1), NOTHING_SEEN)
     encoders = ["random", "imagenet", str(tmp_path / "encoder.pt")]
-    config = small(phantoms, name, encoders=encoders, draws=2, menu=["linear"])
+    config = small(phantoms, name, encoders=encoders, draws=2, ways=["linear"])
     if script_main is train_main:
         shared = {key: value for key, value in vars(config).items() if key in FROZEN_DEFAULTS}
-        config = make_config(FrozenPartsConfig, {**FROZEN_DEFAULTS, **shared, "parts": ["fc"], "label_fraction": 0.2})
+        config = make_config(FrozenPartsConfig, {**FROZEN_DEFAULTS, **shared, "parts": ["fc"], "num_labels": 40})
     broken, started, finetune = {"imagenet", encoders[2]}, [], compare_networks.finetune
 
     def start(encoder: str, *rest: Any) -> Any:
@@ -226,7 +231,7 @@ def test_arms_that_fail_are_named_at_the_end_and_tried_again(
 
     start_from = compare_networks.start_from
     monkeypatch.setattr(compare_networks, "start_from", start)
-    monkeypatch.setattr("downstream_task.finetuning.start_from", start)
+    monkeypatch.setattr("downstream_task.features.start_from", start)
     monkeypatch.setattr(compare_networks, "finetune", train)
     with pytest.raises(UserError, match="imagenet, pretrained left out for the reason above"):
         script_main(config)
@@ -258,27 +263,34 @@ def test_without_any_usable_arm_there_is_nothing_to_compare(
     monkeypatch.setattr(compare_networks, "start_from", refuse)
     config = small(phantoms, name, encoders=["imagenet"])
     with pytest.raises(UserError, match="nothing that can be run"):
-        usable_arms(config, named_arms(config.encoders), open_xrays(config, torch.device("cpu")))
+        usable_arms(config, named_arms(config.encoders), open_xrays(config, torch.device("cpu")), [0])
 
 
 def test_arms_are_named_after_their_runs_and_never_twice() -> None:
     def names(*encoders: str) -> list[str]:
         return [arm.name for arm in named_arms(encoders)]
 
-    encoders = ["random", "imagenet:weights/x.pth", "runs/pretrain/covid/resnet18_best_state_dict.pt"]
+    encoders = ["random", "imagenet:weights/x.pth", "runs/pretrain/covid/resnet18_final_state_dict.pt"]
     assert names(*encoders) == ["random", "imagenet", "pretrained"]
     assert names(*encoders, "a/chexpert/r_best_state_dict.pt") == ["random", "imagenet", "covid", "chexpert"]
     with pytest.raises(UserError, match="both named 'covid'"):
         names("a/covid/r_best_state_dict.pt", "b/covid/r_best_state_dict.pt")
 
 
-def test_each_cell_takes_the_best_mean_score() -> None:
-    rows = [
-        ("a", 0.1, "x", 0.5),
-        ("a", 0.1, "x", 0.7),
-        ("a", 0.1, "y", 0.65),
-        ("a", 1.0, "y", 0.8),
-        ("a", 1.0, "x", 0.8),
-    ]
-    table = pd.DataFrame(rows, columns=["arm", "fraction", "setting", "score"])
-    assert best_by(table, "setting") == {("a", 0.1): "y", ("a", 1.0): "y"}
+def test_the_headline_way_is_fixed_by_labels_for_each_class() -> None:
+    ways = ["linear", "probe", "zeros"]
+    for kind, by_labels in HEADLINE.items():
+        assert kind in KINDS and 0 in by_labels and set(by_labels.values()) <= set(WAYS)
+        for least, way in by_labels.items():
+            assert headline_of(kind, 4 * least, 4, ways) == way
+    assert headline_of("random", 10**6, 4, ["linear"]) == "linear"
+    assert all(set(rates) == set(KINDS) for rates in LEARNING_RATES.values())
+
+
+def test_runs_of_the_old_protocol_still_open_where_their_weights_are_used() -> None:
+    """A fine-tuning of before folds lacks their keys; predict.py and maps take it all the same."""
+    old = {"fraction": 0.1, "label_fraction": 0.1, "patience": 8, "evaluate_every": 25, "passes": 5, "test_share": 0.1}
+    new = ("fold", "arm", "way", "start", "num_labels", "epochs", "keep_weights")
+    kept = {key: value for key, value in as_dict(finetuning_config()).items() if key not in new}
+    opened = open_config(FinetuneConfig, {**kept, **old, "choose_by": "validation", "version": 2})
+    assert (opened.fold, opened.num_labels, opened.encoder) == (0, 0, "random")

@@ -105,7 +105,7 @@ def test_a_killed_fine_tuning_resumes_to_the_same_bits(finetune: Finetune) -> No
 
 
 def test_the_budget_is_fixed_whatever_validation_says(finetune: Finetune, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The steps are those of the config; the rate rises for a tenth of them, falls to zero, and the last weights count."""
+    """The steps are those of the config; the rate rises for a tenth of them, then falls to zero."""
     run = finetune(min_steps=40, lr=1e-3, head="zeros")
     rates = read_scalars(run.folder)[0].query("tag == 'lr'")["value"].tolist()
     assert run.rows[-1]["step"] == 40 and len(run.rows) == 11
