@@ -1,164 +1,291 @@
-"""Label efficiency: scores over labels, the arms' differences and the labels saved, each with its interval."""
+"""Label efficiency: scores over labels, the arms' differences and the labels saved, each with its interval.
+
+All of it is computed from tables of predictions, without the networks that made them.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from downstream_task.predictions import labels_and_probabilities, read_predictions
 from utils import plots
+from utils.config import UserError
 from utils.intervals import (
+    HEADLINE,
+    MIN_UNITS,
     Difference,
+    Shared,
+    difference_interval,
+    draw_units,
     interval_scope,
     interval_text,
     labels_text,
     metric_name,
-    paired_difference,
-    resampled_scores,
+    resample_weights,
     savings_sentence,
 )
-from utils.logging_utils import Run
 from utils.metrics import fit_plateau, labels_for, weighted_scores
 from utils.seeds import mixed_seed
 
 REPEATS = 500  # resamples of the images behind an interval
+MAX_COUNTS = 2**21  # of images in resamples, which are scored at once
+FOLDS = 5  # of the images outside the validation part
+STEPS = 16  # between two numbers of labels, at which a curve is compared with a score
 MIN_POINTS = 4  # numbers of labels to which a plateau is fitted
 MAX_MISS = 0.03  # of a fit at the scores; one that misses by more predicts nothing
-CELL = ["arm", "method", "fraction"]
-DIFFERENCE_COLUMNS = [
-    *("arm", "reference", "method", "fraction", "labels", "difference", "low", "high"),
-    *("reference_needs", "reference_needs_low", "reference_needs_high"),
-]
+CELL = ["arm", "way", "labels"]
+RUN = [*CELL, "fold", "draw", "start"]
+CURVE_COLUMNS = [*CELL, "headline", "draws", "starts", "folds", "mean", "low", "high"]
+NEEDS = ["reference_needs", "reference_needs_low", "reference_needs_high"]
+DIFFERENCE_COLUMNS = ["arm", "reference", "way", "labels", "difference", "low", "high", *NEEDS]
+
+Tables = Mapping[str, pd.DataFrame] | Path
+
+
+class Images(NamedTuple):
+    """The images of a part, those of all folds together.
+
+    files    M names
+    folds    the places of each fold's images among them, in order
+    weights  [1 + R, M] how often each is drawn in R resamples of whole groups; in row 0 once
+    groups   how many (patients, duplicates) there are
+    pool     labels that a fold's train part offers; infinite if the tables do not tell
+    """
+
+    files: pd.Index
+    folds: Mapping[int, np.ndarray]
+    weights: np.ndarray
+    groups: int
+    pool: float
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one arm, method and fraction, one for each of K draws.
+    """The K heads of one arm, way of training and number of labels.
 
-    scores     [K] on the images that they predicted
-    resampled  [R, K] on resamples of these images, the same for every cell
-    units      groups (patients, duplicates) among the images
-    encoders   [K] the encoder of each draw
+    draws      K pairs (fold, draw)
+    starts     [K] the pretraining of each
+    scores     [K] each on its fold's images
+    resampled  [R, K] on resamples of the images, the same for every cell
     """
 
     arm: str
-    method: str
-    fraction: float
+    way: str
     labels: int
+    headline: bool
+    draws: tuple[tuple[int, int], ...]
+    starts: np.ndarray
     scores: np.ndarray
     resampled: np.ndarray
-    units: int
-    encoders: tuple[str, ...]
-
-    def interval(self) -> tuple[float, float, float]:
-        """Return mean and bounds in 0..1 for new images and new draws; NaN bounds for a single draw."""
-        scores, resampled = self._by(draw_units(self))
-        found = paired_difference(scores, 0 * scores, resampled, 0 * resampled, self.units)
-        return found.mean, *np.clip([found.low, found.high], 0, 1)  # Student's t knows no bounds
-
-    def less(self, other: "Cell") -> Difference:
-        """Return the difference to another cell of the same draws, paired by draw and image."""
-        units = draw_units(self, other)
-        (ours, ours_resampled), (theirs, theirs_resampled) = self._by(units), other._by(units)
-        found = paired_difference(ours, theirs, ours_resampled, theirs_resampled, self.units)
-        return found._replace(low=float(np.clip(found.low, -1, 1)), high=float(np.clip(found.high, -1, 1)))
-
-    def _by(self, units: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores [U] and resampled [R, U], each the mean over the draws of a unit."""
-        resampled = np.stack([self.resampled[:, unit].mean(1) for unit in units], axis=1)
-        return np.array([self.scores[unit].mean() for unit in units]), resampled
+    images: Images
 
 
-def draw_units(*cells: Cell) -> list[np.ndarray]:
-    """Return the draws that count as one observation: each draw, or those that share one of an arm's pretrainings.
+def runs_of(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return the table of runs that read_cells takes, from the columns of the predictions alone.
 
-    Draws that share a pretraining share its luck, so that an interval for new pretrainings must not count them twice.
+    One row per table: trial (its name in `tables`), arm, way, labels, fold, draw, start and headline, which is the way
+    that comes first for an arm and number of labels.
     """
-    for cell in cells:
-        if 1 < len(set(cell.encoders)) < len(cell.encoders):
-            names = np.array(cell.encoders)
-            return [np.flatnonzero(names == name) for name in dict.fromkeys(cell.encoders)]
-    return [np.array([k]) for k in range(len(cells[0].scores))]
+    rows = [{"trial": trial, **table.iloc[0][RUN].to_dict()} for trial, table in tables.items()]
+    runs = pd.DataFrame(rows, columns=["trial", *RUN])
+    first = runs.groupby(["arm", "labels"], sort=False)["way"].transform("first")
+    return runs.assign(headline=runs["way"] == first)
 
 
-def read_cells(table: pd.DataFrame, folder: Path, file: str) -> list[Cell]:
-    """Return the cells of a comparison's runs, arm by arm, from the predictions `file` of each run in `folder`.
+def read_cells(runs: pd.DataFrame, tables: Tables, part: str) -> list[Cell]:
+    """Return the cells of a comparison's runs, arm by arm, with their scores on "val" or "test".
 
-    table  one row per run; columns trial, arm, method, fraction, draw, labels, encoder
+    runs    one row per head; columns trial, arm, way, labels, fold, draw, start, headline
+    tables  the predictions of each trial, or the folder with <trial>/predictions.csv
+
+    Raises UserError if two heads of a fold do not predict the same images.
     """
+    images = _images(runs, tables, part)
     return [
-        _read_cell(rows.sort_values("draw"), folder, file)
-        for _, of_arm in table.groupby("arm", sort=False)
+        _read_cell(rows.sort_values("draw"), tables, part, images)
+        for _, of_arm in runs.groupby("arm", sort=False)
         for _, rows in of_arm.groupby(CELL, sort=False)
     ]
 
 
-def with_best(cells: Sequence[Cell], table: pd.DataFrame) -> list[Cell]:
-    """Return the cells, after those of the method "best": of each arm and fraction the one whose rows are `best`."""
-    best = set(table.loc[table["best"], CELL].itertuples(index=False, name=None))
-    chosen = [replace(cell, method="best") for cell in cells if (cell.arm, cell.method, cell.fraction) in best]
-    return [*chosen, *cells]
+def _table(tables: Tables, trial: str) -> pd.DataFrame:
+    return read_predictions(tables / trial / "predictions.csv") if isinstance(tables, Path) else tables[trial]
 
 
-def _read_cell(rows: pd.DataFrame, folder: Path, file: str) -> Cell:
-    first = rows.iloc[0]
-    tables = [read_predictions(folder / trial / file) for trial in rows["trial"]]
-    labels, predictions = zip(*map(labels_and_probabilities, tables), strict=True)
-    groups, once = tables[0]["group"].to_numpy(), np.ones((1, len(tables[0])))
-    return Cell(
-        *(first[key] for key in CELL),
-        labels=int(first["labels"]),
-        scores=np.array([weighted_scores(labels[0], p, once)[0] for p in predictions]),
-        resampled=resampled_scores(weighted_scores, predictions, labels[0], groups, REPEATS),
-        units=len(np.unique(groups)),
-        encoders=tuple(rows["encoder"]),
+def _rows(table: pd.DataFrame, part: str) -> Any:
+    return table[table["part"] == part]
+
+
+def _images(runs: pd.DataFrame, tables: Tables, part: str) -> Images:
+    """Return the images of all folds; several folds with the same test part are not of one split of FOLDS."""
+    first = runs.drop_duplicates("fold")
+    of_fold = {row["fold"]: _table(tables, row["trial"]) for row in first.to_dict("records")}
+    of_part = {fold: _rows(table, part) for fold, table in of_fold.items()}
+    together = pd.concat(of_part.values()).drop_duplicates("file")
+    tested = [set(_rows(table, "test")["file"]) for table in of_fold.values()]
+    apart = len(tested) == 1 or len(set.union(*tested)) > max(map(len, tested))
+    files, groups = pd.Index(together["file"]), together["group"].to_numpy()
+    return Images(
+        files=files,
+        folds={fold: np.sort(files.get_indexer(table["file"].tolist())) for fold, table in of_part.items()},
+        weights=resample_weights(groups, REPEATS),
+        groups=len(np.unique(groups)),
+        pool=(FOLDS - 1) * float(np.mean([len(one) for one in tested])) if apart else float("inf"),
     )
 
 
+def _read_cell(rows: pd.DataFrame, tables: Tables, part: str, images: Images) -> Cell:
+    scores = []
+    for row in rows.to_dict("records"):
+        table = _rows(_table(tables, row["trial"]), part)
+        places = images.files.get_indexer(table["file"].tolist())
+        if not np.array_equal(np.sort(places), images.folds[row["fold"]]):
+            raise UserError(f"{row['trial']} predicts other images of fold {row['fold']} than the runs beside it.")
+        labels, probabilities = labels_and_probabilities(table)
+        weights = images.weights[:, places]
+        chunks = np.array_split(weights, weights.size // MAX_COUNTS + 1)
+        scores.append(np.concatenate([weighted_scores(labels, probabilities, chunk) for chunk in chunks]))
+    of_draws, first = np.stack(scores, axis=1), rows.iloc[0]  # [1 + R, K]
+    return Cell(
+        first["arm"],
+        first["way"],
+        int(first["labels"]),
+        bool(first["headline"]),
+        draws=tuple(zip(rows["fold"], rows["draw"], strict=True)),
+        starts=rows["start"].to_numpy(),
+        scores=of_draws[0],
+        resampled=of_draws[1:],
+        images=images,
+    )
+
+
+class Draws(NamedTuple):
+    """The D draws that n cells have in common.
+
+    scores     [D, n]
+    resampled  [R, D, n] without resamples in which a score is not known
+    starts     [n, D] the pretraining of each
+    labels     [n]
+    images     that they are scored on
+    """
+
+    scores: np.ndarray
+    resampled: np.ndarray
+    starts: np.ndarray
+    labels: np.ndarray
+    images: Images
+
+    def contrast(self, weights: Sequence[float]) -> Difference:
+        """Return the sum of the cells' mean scores times weights [n], with its interval; NaN without draws."""
+        used, groups = np.flatnonzero(weights), self.images.groups
+        if len(self.scores) < 2:
+            mean = float((self.scores @ weights).mean()) if len(self.scores) else float("nan")
+            return Difference(mean, float("nan"), float("nan"))
+        shares = np.abs(weights)[used]
+        labels = shares.sum() / (shares / np.maximum(self.labels[used], 1)).sum()  # harmonic mean: noise is as 1 / n
+        covariance = np.cov((self.resampled @ weights).T) * groups / max(groups - 1, 1)  # [D, D]
+        shared = Shared(covariance, draw_units(*self.starts[used]), min(labels / self.images.pool, 1), groups)
+        return difference_interval(self.scores @ weights, shared)
+
+    def means(self, seed: int) -> np.ndarray:
+        """Return the cells' mean scores for new images, labels and pretrainings, [R, n]; NaN for too few of them.
+
+        The images' part is that of the resamples. The units' part, beyond what images explain of their spread, comes
+        from the units' deviations times random normal numbers (wild bootstrap, Wu 1986, Ann Stat 14:1261), widened as
+        Student's t is.
+        """
+        units = draw_units(*self.starts)
+        of_unit = (units == np.unique(units)[:, None]).astype(float)  # [U, D]
+        share, count = of_unit.mean(1, keepdims=True), len(of_unit)
+        if count < MIN_UNITS:
+            return np.full((len(self.resampled), len(self.labels)), np.nan)
+        deviations = [
+            share * (of_unit @ scores / of_unit.sum(1, keepdims=True) - scores.mean(0))  # [U, n]
+            for scores in (self.scores, *self.resampled)
+        ]
+        spread, by_images = (deviations[0] ** 2).sum(0), np.var(deviations[1:], axis=0).sum(0)  # [n]
+        beyond = deviations[0] * np.sqrt(np.maximum(1 - by_images / np.maximum(spread, 1e-12), 0))
+        generator, repeats = np.random.default_rng(mixed_seed("wild bootstrap", seed)), len(self.resampled)
+        luck = generator.normal(size=(repeats, count)) * np.sqrt(count / generator.chisquare(count - 1, (repeats, 1)))
+        return self.resampled.mean(1) + luck @ beyond
+
+
+def in_common(*cells: Cell) -> Draws:
+    """Return the draws (fold, draw) that all cells have, in the first one's order."""
+    drawn = [draw for draw in cells[0].draws if all(draw in cell.draws for cell in cells)]
+    places = [[cell.draws.index(draw) for draw in drawn] for cell in cells]
+    resampled = np.stack([cell.resampled[:, k] for cell, k in zip(cells, places, strict=True)], axis=2)
+    return Draws(
+        scores=np.stack([cell.scores[k] for cell, k in zip(cells, places, strict=True)], axis=1),
+        resampled=resampled[~np.isnan(resampled).any((1, 2))],
+        starts=np.stack([cell.starts[k] for cell, k in zip(cells, places, strict=True)]),
+        labels=np.array([cell.labels for cell in cells]),
+        images=cells[0].images,
+    )
+
+
+def headlines(cells: Sequence[Cell], arm: str) -> list[Cell]:
+    """Return the cells of an arm's headline curve, by numbers of labels."""
+    return sorted((cell for cell in cells if cell.arm == arm and cell.headline), key=lambda cell: cell.labels)
+
+
 def curve_table(cells: Sequence[Cell]) -> pd.DataFrame:
-    """Return one row per cell: arm, method, fraction, labels, draws, mean, low, high."""
-    rows = [(c.arm, c.method, c.fraction, c.labels, len(c.scores), *c.interval()) for c in cells]
-    return pd.DataFrame(rows, columns=[*CELL, "labels", "draws", "mean", "low", "high"])
+    """Return one row per cell: arm, way, labels, headline, draws, starts, folds, mean, low, high."""
+    rows = []
+    for cell in cells:
+        folds = {fold for fold, _ in cell.draws}
+        mean, low, high = in_common(cell).contrast([1])
+        counts = len(cell.draws), len(set(cell.starts)), len(folds)
+        place = cell.arm, cell.way, cell.labels, cell.headline
+        rows.append((*place, *counts, mean, *np.clip([low, high], 0, 1)))  # Student's t knows no bounds
+    return pd.DataFrame(rows, columns=CURVE_COLUMNS)
 
 
 def difference_table(cells: Sequence[Cell]) -> pd.DataFrame:
-    """Return the differences of each arm's methods to the first arm's best method.
+    """Return the differences of each arm to the first one: of the headline ways, and of each way that both have.
 
-    And the labels that the first arm needs for the same score.
+    They are means over the draws that both have, at equal numbers of labels. Rows of headline ways also say how many
+    labels the first arm needs for the same score.
     """
-    reference = cells[0].arm
-    curve = [cell for cell in cells if (cell.arm, cell.method) == (reference, "best")]
-    base = {cell.fraction: cell for cell in curve}
-    rows: list[dict[str, Any]] = []
-    for cell in cells:
-        if cell.arm != reference:
-            gap = cell.less(base[cell.fraction])
-            found = {"difference": gap.mean, "low": gap.low, "high": gap.high, **labels_needed(cell, curve)}
-            place = {key: getattr(cell, key) for key in (*CELL, "labels")}
-            rows.append({**place, "reference": reference, **found})
+    reference, *arms = dict.fromkeys(cell.arm for cell in cells)
+    curve, rows = headlines(cells, reference), []
+    for arm in arms:
+        base = {(HEADLINE, cell.labels): cell for cell in curve}
+        base |= {(cell.way, cell.labels): cell for cell in cells if cell.arm == reference}
+        compared = [(HEADLINE, cell) for cell in headlines(cells, arm)]
+        for way, cell in [*compared, *((cell.way, cell) for cell in cells if cell.arm == arm)]:
+            if other := base.get((way, cell.labels)):
+                mean, low, high = in_common(cell, other).contrast([1, -1])
+                place = arm, reference, way, cell.labels, mean, *np.clip([low, high], -1, 1)
+                needs = labels_needed(cell, curve) if way == HEADLINE else {}
+                rows.append({**dict(zip(DIFFERENCE_COLUMNS, place, strict=False)), **needs})
     return pd.DataFrame(rows, columns=DIFFERENCE_COLUMNS)
 
 
-def labels_needed(cell: Cell, curve: Sequence[Cell], seed: int = 0) -> dict[str, float]:
+def labels_needed(cell: Cell, curve: Sequence[Cell]) -> dict[str, float]:
     """Return the labels at which `curve` reaches the cell's mean score: reference_needs, with a 95% interval.
 
-    The interval (_low, _high) is the percentile one over images and draws together; of three draws it is rather too
-    narrow. Beyond the curve's last point: inf (more labels than were tried); below its first: 0 (fewer).
+    The curve, in ascending order, is interpolated over the logarithm of its numbers of labels. The interval (_low,
+    _high) reaches from where the curve is no longer surely below the cell to where it is surely above, by the intervals
+    of their difference (a test, inverted: Fieller 1954, J R Stat Soc B 16:175). Beyond the curve's last point: inf
+    (more labels than were tried); below its first: 0 (fewer). NaN where the differences have no interval.
     """
-    curve = sorted(curve, key=lambda point: point.labels)
-    labels = np.array([point.labels for point in curve])
-    now = _crossing(labels, np.array([point.scores.mean() for point in curve]), cell.scores.mean())
-    generator, units = np.random.default_rng(mixed_seed("labels needed", seed)), draw_units(cell, *curve)
-    crossings = []
-    for r in range(len(cell.resampled)):
-        draws = np.concatenate([units[k] for k in generator.integers(0, len(units), len(units))])
-        levels = np.array([point.resampled[r, draws].mean() for point in curve])
-        crossings.append(_crossing(labels, levels, cell.resampled[r, draws].mean()))
-    low, high = np.quantile(crossings, (0.025, 0.975), method="nearest") if len(cell.scores) > 1 else (np.nan, np.nan)
-    return {"reference_needs": now, "reference_needs_low": low, "reference_needs_high": high}
+    curve = [point for point in curve if point.labels]
+    draws, corners = in_common(*curve, cell), np.arange(len(curve))
+    if not (len(curve) and len(draws.scores)):
+        return dict.fromkeys(NEEDS, float("nan"))
+    steps = np.linspace(0, len(curve) - 1, (len(curve) - 1) * STEPS + 1)
+    shares = np.stack([np.interp(steps, corners, corner) for corner in np.eye(len(curve))], axis=1)  # [steps, n]
+    labels, gaps = draws.labels[:-1], np.array([draws.contrast([*share, -1]) for share in shares])
+    tried = np.exp(shares @ np.log(labels))
+    mean, above = draws.scores.mean(0), np.minimum.accumulate(gaps[::-1, 1])[::-1]
+    found = [_crossing(labels, mean[:-1], mean[-1]), _crossing(tried, gaps[:, 2], 0), _crossing(tried, above, 0)]
+    return dict(zip(NEEDS, found, strict=True)) | (dict.fromkeys(NEEDS[1:], np.nan) if np.isnan(gaps).any() else {})
 
 
 def _crossing(labels: np.ndarray, levels: np.ndarray, target: float) -> float:
@@ -176,27 +303,22 @@ def _crossing(labels: np.ndarray, levels: np.ndarray, target: float) -> float:
 
 
 def plateau_table(cells: Sequence[Cell], target: float, seed: int = 0) -> pd.DataFrame:
-    """Fit score(n) = a - b n^-c (arXiv 2510.11553) to each arm's best method over its numbers of labels n.
+    """Fit score(n) = a - b n^-c (arXiv 2510.11553) to each arm's headline curve over its numbers of labels n.
 
     Returns one row per arm with MIN_POINTS points: arm, a (the plateau), b, c, by how much the fit `misses` a score at
     most, and the labels needed for the score `target`: interpolated between the numbers compared, 0 if the fewest are
     enough, and beyond the most by the fit, inf if it misses by more than MAX_MISS or does not say so many. a and needed
-    have 95% percentile intervals (_low, _high) over images and draws. No rows for a single draw.
+    have 95% percentile intervals (_low, _high) over images, labels and pretrainings, NaN for too few of these.
     """
     rows = []
     for arm in dict.fromkeys(cell.arm for cell in cells):
-        curve = sorted((c for c in cells if (c.arm, c.method) == (arm, "best")), key=lambda c: c.labels)
-        draws = len(curve[0].scores)
-        if len(curve) < MIN_POINTS or draws < 2:
+        curve = [cell for cell in headlines(cells, arm) if cell.labels]
+        if len(curve) < MIN_POINTS or not len((draws := in_common(*curve)).scores):
             continue
-        labels = np.array([cell.labels for cell in curve], dtype=float)
-        generator, units = np.random.default_rng(mixed_seed("plateaus", seed)), draw_units(*curve)
-        means = [[cell.scores.mean() for cell in curve]]
-        for r in range(len(curve[0].resampled)):
-            drawn = np.concatenate([units[k] for k in generator.integers(0, len(units), len(units))])
-            means.append([cell.resampled[r, drawn].mean() for cell in curve])
-        levels = np.array(means)  # [1 + R, n]
+        labels = draws.labels.astype(float)
+        levels = np.concatenate([draws.scores.mean(0)[None], draws.means(seed)])  # [1 + R, n]
         fits = fit_plateau(labels, levels)  # [1 + R, 3]
+        fits[np.isnan(levels).any(1)] = np.nan
         a, b, c = fits[0]
         misses = np.abs(a - b * labels**-c - levels[0]).max()
         beyond = labels_for(target, fits)
@@ -209,46 +331,35 @@ def plateau_table(cells: Sequence[Cell], target: float, seed: int = 0) -> pd.Dat
     return pd.DataFrame(rows, columns=names)
 
 
-def report(run: Run, summary: Mapping[str, Any], cells: Sequence[Cell]) -> str:
-    """Write curves.csv, differences.csv, plateaus.csv and figures/label_efficiency.png; return what they say as text.
+def report(cells: Sequence[Cell], summary: Mapping[str, Any]) -> tuple[dict[str, pd.DataFrame], str, Figure]:
+    """Return the tables curves, differences and plateaus, what they say as text, and a figure.
 
-    summary  of the comparison: metric, chance, part ("validation" or "test"), synthetic, transductive, target_score,
-             pretrainings (encoders of the arm that has most)
+    summary  of the comparison: metric, chance, part ("val" or "test"), synthetic, transductive, target_score
     """
     curves, differences = curve_table(cells), difference_table(cells)
     plateaus = plateau_table(cells, summary["target_score"])
-    for name, table in {"curves": curves, "differences": differences, "plateaus": plateaus}.items():
-        run.save_table(name, table)
-    metric, is_test = metric_name(summary["metric"]), summary["part"] == "test"
-    part = "the test part" if is_test else "validation, also used to make choices"
+    metric, part = metric_name(summary["metric"]), "the test part" if summary["part"] == "test" else "validation"
     title = plots.marked(f"Label efficiency on {part}", summary["synthetic"], summary["transductive"])
     fits = plateaus.query("misses <= @MAX_MISS")
-    run.save_figure("label_efficiency", plots.label_efficiency(curves, fits, metric, title, summary["chance"]))
-    lines = ["", f"{title}: {metric}, mean [95% interval]", interval_text_table(curves, ["method", "labels"]), ""]
-    labels = curves["labels"].tolist()
-    for row in differences.query("method == 'best'").to_dict("records"):
+    figure = plots.label_efficiency(curves, fits, metric, title, summary["chance"])
+    lines = ["", f"{title}: {metric}, mean [95% interval]", interval_text_table(curves, ["way", "labels"]), ""]
+    numbers, starts = curves["labels"].tolist(), dict(zip(curves["arm"], curves["starts"], strict=True))
+    fewest, most = min(numbers), max(numbers)
+    for row in differences.query("way == @HEADLINE").to_dict("records"):
         gap = interval_text(*(100 * row[key] for key in ("difference", "low", "high")), form="+.1f")
-        sentence = savings_sentence(row, row["arm"], f"{row['reference']}'s best", min(labels), max(labels))
-        lines.append(f"{row['labels']:,} labels, best method of each: {gap} points. {sentence}")
+        sentence = savings_sentence(row, row["arm"], row["reference"], fewest, most)
+        lines.append(f"{row['labels']:,} labels, headline way of each: {gap} points. {sentence}")
     for row in plateaus.to_dict("records"):
-        needed = labels_text(row, "needed", "labels", min(labels), max(labels))
+        needed = labels_text(row, "needed", "labels", fewest, most)
         fit = f"fitted plateau {interval_text(row['a'], row['a_low'], row['a_high'], '.2f')}"
         if row["misses"] > MAX_MISS:
             fit = f"no plateau is fitted, since a power law misses a score by {100 * row['misses']:.1f} points"
         lines.append(f"{row['arm']}: {metric} {row['target']:g} needs {needed}; {fit}.")
-    lines.append(f"Intervals are for {interval_scope(summary.get('pretrainings', 1))}.")
-    if 2 in curves["draws"].tolist():
-        lines.append("Two draws say little about the next one: three or more give useful intervals.")
-    return "\n".join(lines)
+    lines.append(f"Intervals are for {interval_scope(starts)}.")
+    return {"curves": curves, "differences": differences, "plateaus": plateaus}, "\n".join(lines), figure
 
 
 def interval_text_table(table: pd.DataFrame, index: str | list[str]) -> str:
-    """Return a table as text, one column per arm: `0.712 [0.680, 0.744]` of each row's mean, low and high.
-
-    Numbers of labels are shown with their share of the train part.
-    """
-    cells = table.assign(
-        cell=[interval_text(*row) for row in table[["mean", "low", "high"]].to_numpy()],
-        labels=[f"{n:,} ({100 * share:g}%)" for n, share in zip(table["labels"], table["fraction"], strict=True)],
-    )
+    """Return a table as text, one column per arm: `0.712 [0.680, 0.744]` of each row's mean, low and high."""
+    cells = table.assign(cell=[interval_text(*row) for row in table[["mean", "low", "high"]].to_numpy()])
     return cells.pivot_table("cell", index, "arm", aggfunc="first", sort=False).to_string()

@@ -4,20 +4,27 @@ An interval of one network's score speaks of new images. Images of one patient, 
 whole groups are resampled. An interval of the difference between two arms speaks of new draws of labels too.
 """
 
-import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit, logit
-from scipy.stats import t as student
+from scipy.special import expit, logit, stdtrit
 
 from utils.seeds import mixed_seed
 
 ABBREVIATIONS = {word.lower(): word for word in ("AUROC", "AUPRC", "ECE", "F1")}
 
 METHOD_NAMES = {"best": "best method", "linear": "linear probe", "finetune": "fine-tuning", "as_is": "as it is"}
+
+HEADLINE = "headline"  # in place of a way of training: of each arm the way that was fixed beforehand
+WAY_NAMES = {
+    HEADLINE: "headline way",
+    "linear": "linear probe",
+    "probe": "fine-tuning from the probe",
+    "zeros": "fine-tuning from zeros",
+    "as_is": "as it is",
+}
 
 SALIENCY_NAMES = {
     "grad_cam": "Grad-CAM",
@@ -26,7 +33,10 @@ SALIENCY_NAMES = {
 }
 
 MIN_GROUPS = 5  # for an interval of a mean over groups
-MAX_COUNTS = 2**21  # of images in resamples, which are scored at once
+MIN_UNITS = 3  # pretrainings, or draws that share none, for an interval over new ones
+HELD_OUT = 0.25  # test images per train image: one of five folds against the other four
+ROUNDING = 1e-16  # a variance of scores that are equal
+OWN = 0.75  # by simulation: intervals of 3, 5 and 10 units cover 93.5 to 98.5 %, whatever images and luck contribute
 
 
 class Difference(NamedTuple):
@@ -143,65 +153,86 @@ def _bounds(now: float, resampled: np.ndarray, units: int, level: float, fewest:
     return float(expit(logit(now) - reach)), float(expit(logit(now) + reach))
 
 
-def resampled_scores(
-    score: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
-    predictions: Sequence[np.ndarray] | np.ndarray,
-    labels: np.ndarray,
-    groups: np.ndarray,
-    repeats: int = 1000,
-    seed: int = 0,
-) -> np.ndarray:
-    """Return the scores [repeats, K] of one arm's K runs on resampled groups, the same for every arm of one seed.
+def resample_weights(groups: np.ndarray, repeats: int, seed: int = 0) -> np.ndarray:
+    """Return how often each image is drawn in `resamples`, uint8 [1 + repeats, M]; in row 0 each image once."""
+    counts = (np.bincount(rows, minlength=len(groups)) for rows in resamples(groups, repeats, seed))
+    return np.array([np.ones(len(groups)), *counts], dtype=np.uint8)
 
-    score(labels, predictions, weights) takes the images' labels [M, ...], one run of predictions, of K [M, ...], and
-    how often each image is drawn in some of the resamples, [r, M]; it returns [r].
+
+class Shared(NamedTuple):
+    """What makes the scores of D draws alike.
+
+    covariance  [D, D] of their scores over resampled images; 0 between draws with different test images
+    units       [D] draws of equal numbers share a pretraining
+    labels      0..1, the labels that a draw learns from, as a share of those of its train part
+    groups      patients or duplicate groups among all test images
     """
-    found, rows = [], resamples(groups, repeats, seed)
-    while drawn := list(itertools.islice(rows, MAX_COUNTS // len(groups) + 1)):
-        weights = np.array([np.bincount(one, minlength=len(groups)) for one in drawn])  # [r, M]
-        found.append(np.stack([score(labels, run, weights) for run in predictions], axis=1))
-    return np.concatenate(found)
+
+    covariance: np.ndarray
+    units: np.ndarray
+    labels: float
+    groups: int
 
 
-def paired_difference(
-    scores_a: np.ndarray,
-    scores_b: np.ndarray,
-    resampled_a: np.ndarray,
-    resampled_b: np.ndarray,
-    units: int,
-    level: float = 0.95,
-) -> Difference:
-    """Return the mean of scores_a - scores_b [K] over K draws, with an interval for new images and new draws.
+def draw_units(*starts: np.ndarray) -> np.ndarray:
+    """Return a number [D] for each draw, the same for draws that share a pretraining of any arm, directly or in turn.
 
-    Run k of both arms was fine-tuned on the same draw of labels and scored on the same images. resampled_* [repeats, K]
-    are the scores on resamples of the `units` groups, the same for both arms. The draws' differences share the images,
-    so var(mean) = var(between draws) / K + cov, where cov, shared by two draws, is a covariance over the resamples. By
-    chance, few draws may differ less than their images alone make them differ; the first part is never taken as
-    smaller than that. Student's t has the harmonic mean of the parts' degrees of freedom K - 1 and units - 1, weighted
-    by their variances. (Satterthwaite 1946, Biometrics Bulletin 2, squares the weights: with three draws, equal arms
-    come out different in up to 8 % of cases, with these in at most 6 %; resampling the draws gives up to 25 %. Two
-    draws are too few: up to 9 %.) NaN bounds for one draw or one group; resamples with a NaN are left out. Raises
-    ValueError if the arms have different draws.
+    starts  for each arm [D], which of its pretrainings a draw starts from. An arm with a single one joins no draws.
     """
-    if np.shape(scores_a) != np.shape(scores_b) or resampled_a.shape != resampled_b.shape:
-        raise ValueError("both arms need the same draws and resamples")
-    differences, resampled = np.asarray(scores_a) - np.asarray(scores_b), resampled_a - resampled_b
-    resampled, k, mean = resampled[~np.isnan(resampled).any(1)], len(differences), float(differences.mean())
-    if min(k, units, len(resampled)) < 2:
+    units = np.arange(len(starts[0]))
+    for of_arm in starts:
+        pretrainings = np.unique(of_arm)
+        for start in pretrainings if 1 < len(pretrainings) < len(of_arm) else ():
+            joined = units[of_arm == start]
+            units[np.isin(units, joined)] = joined.min()
+    return np.unique(units, return_inverse=True)[1]
+
+
+def difference_interval(values: np.ndarray, shared: Shared, level: float = 0.95) -> Difference:
+    """Return the mean of values [D], one for each draw, with an interval for new images, labels and pretrainings.
+
+    values are scores, or differences of two arms' scores. Units (draws that share a pretraining) differ by their luck
+    and by their test images. With the units' means y [U] and weights w, images with a covariance C explain E(C) of the
+    spread Q = sum w^2 (y - mean)^2. The rest is luck, taken as 0 if it is negative: var(mean) = w C w + factor (Q -
+    E(C)), the estimate of a variance component by moments (Searle, Casella and McCulloch 1992, chapter 4).
+
+    The factor is U / (U - 1) for independent luck. But train parts overlap, and what all units have in common does not
+    show in their spread. For all labels, Nadeau and Bengio (2003, Machine Learning 52:239) add HELD_OUT to 1 / U: a
+    compromise between luck of seeds, which is independent, and of images. The luck of two draws correlates by no more
+    than the share of labels that both have (Hoeffding's decomposition), so for n of N labels HELD_OUT n / N is added.
+
+    Student's t has the harmonic mean of the parts' degrees of freedom, weighted by their variances: U - 1 for luck, and
+    for OWN of what images explain of the spread; groups - 1 for the rest. (Satterthwaite 1946, Biometrics Bulletin 2,
+    squares the weights and gives images no share of U - 1; with three units that covers 87 %.) NaN bounds for fewer
+    than MIN_UNITS units or a single group.
+    """
+    mean, count = float(values.mean()), int(shared.units.max()) + 1
+    if count < MIN_UNITS or shared.groups < 2:
         return Difference(mean, float("nan"), float("nan"))
-    covariance = np.cov(resampled.T) * units / (units - 1)  # [K, K]
-    shared = max((covariance.sum() - covariance.trace()) / (k * (k - 1)), 0.0)
-    own = max(covariance.trace() / k - shared, 0.0)
-    draws = max(differences.var(ddof=1), own) / k
-    if draws + shared == 0:
+    of_unit = np.eye(count)[shared.units].T  # [U, D]
+    w, of_unit = of_unit.mean(1), of_unit / of_unit.sum(1, keepdims=True)
+    centred = np.eye(count) - w
+    spread = centred.T @ np.diag(w**2) @ centred  # [U, U]: Q = y spread y, E(C) = trace(spread C)
+    y, covariance = of_unit @ values, of_unit @ shared.covariance @ of_unit.T
+    independent = (w @ w) / spread.trace()
+    found, by_images = independent * (y @ spread @ y), independent * (spread * covariance).sum()
+    luck = max(found - by_images, 0) * (1 + count * HELD_OUT * shared.labels)
+    total = luck + w @ covariance @ w
+    if total < ROUNDING:
         return Difference(mean, mean, mean)
-    freedom = (draws + shared) / (draws / (k - 1) + shared / (units - 1))
-    reach = _t_quantile(level, freedom) * np.sqrt(draws + shared)
+    few = min(luck + OWN * min(found, by_images), total)
+    freedom = total / (few / (count - 1) + (total - few) / (shared.groups - 1))
+    reach = _t_quantile(level, freedom) * np.sqrt(total)
     return Difference(mean, float(mean - reach), float(mean + reach))
 
 
 def _t_quantile(level: float, freedom: float) -> float:
-    return float(student.ppf((1 + level) / 2, freedom))
+    return float(stdtrit(freedom, (1 + level) / 2))
+
+
+def way_name(way: str) -> str:
+    """Return the name of a way of training for a reader."""
+    return WAY_NAMES.get(way, way)
 
 
 def metric_name(metric: str) -> str:
@@ -216,14 +247,15 @@ def interval_text(value: float, low: float | None, high: float | None, form: str
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
-def interval_scope(pretrainings: int) -> str:
-    """Return what the intervals of a comparison are for, whose arms have so many pretraining runs."""
-    also = f"and new pretrainings (of {pretrainings})" if pretrainings > 1 else "not for a new pretraining run"
-    return f"new images and new draws of labels, {also}"
+def interval_scope(starts: Mapping[str, int]) -> str:
+    """Return what the intervals of a comparison are for, whose arms start from so many pretrainings each."""
+    single = ", ".join(arm for arm, count in starts.items() if count == 1)
+    given = f", but not for new weights of {single}: there is only one file of them" if single else ""
+    return f"new patients, new draws of labels and new pretrainings{given}"
 
 
 def labels_text(row: Mapping[str, float], name: str, word: str, fewest: int, most: int) -> str:
-    """Return: 310 WORD (95% of resamples 180 to more than 1,869), from the row's `name`, `name`_low and `name`_high.
+    """Return: 310 WORD (95% interval 180 to more than 1,869), from the row's `name`, `name`_low and `name`_high.
 
     0 is fewer than the `fewest` labels that were tried, inf more than the `most`.
     """
@@ -234,11 +266,11 @@ def labels_text(row: Mapping[str, float], name: str, word: str, fewest: int, mos
         return f"more than {most:,}" if np.isinf(labels) else f"{labels:,.0f}"
 
     low, high = row[f"{name}_low"], row[f"{name}_high"]
-    interval = "" if np.isnan(low) else f" (95% of resamples {text(low)} to {text(high)})"
+    interval = "" if np.isnan(low) else f" (95% interval {text(low)} to {text(high)})"
     return f"{text(row[name])} {word}{interval}"
 
 
 def savings_sentence(row: Mapping[str, float], arm: str, reference: str, fewest: int, most: int) -> str:
-    """Return: With 94 labels ARM scores as REFERENCE does with 310 labels (95% of resamples 180 to more than 1,869)."""
+    """Return: With 94 labels ARM scores as REFERENCE does with 310 labels (95% interval 180 to more than 1,869)."""
     needed = labels_text(row, "reference_needs", "labels", fewest, most)
     return f"With {row['labels']:,.0f} labels {arm} scores as {reference} does with {needed}."

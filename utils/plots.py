@@ -1,7 +1,11 @@
 """Figures: legible, with units, in Okabe and Ito's colour-blind-safe palette."""
 
+import gc
+import io
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +15,8 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import auc, roc_curve
 
-from utils.intervals import METHOD_NAMES
+from utils.files import write_bytes
+from utils.intervals import HEADLINE, way_name
 from utils.metrics import calibration_error
 
 DIMENSIONS_SHOWN = 64  # more are too fine for a picture: the diagonal vanishes
@@ -23,6 +28,14 @@ def marked(title: str, synthetic: bool, transductive: bool = False) -> str:
     """The title with what its numbers must not be read without."""
     marks = [mark for mark, holds in {"synthetic": synthetic, "transductive": transductive}.items() if holds]
     return f"{title} ({', '.join(marks)})" if marks else title
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a PNG atomically."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
+    write_bytes(path, picture.getvalue())
+    gc.collect()  # figures before this one: circles of references, of which Python lets dozens pile up
 
 
 def styled(names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
@@ -91,31 +104,33 @@ def training_curves(
 
 
 def label_efficiency(curves: pd.DataFrame, plateaus: pd.DataFrame, metric: str, title: str, chance: float) -> Figure:
-    """Score over labels (log scale), one panel per method, one line with its 95% interval per arm.
+    """Score over labels (log scale), a panel for the headline ways and one per way, a line with its interval per arm.
 
-    curves    columns arm, method, labels, fraction, mean, low, high
-    plateaus  columns arm, a, b, c: fits a - b n^-c to the method "best", drawn dashed beyond its points
+    curves    columns arm, way, labels, headline, mean, low, high
+    plateaus  columns arm, a, b, c: fits a - b n^-c to the headline ways, drawn dashed beyond their points
     """
-    methods, arms = list(dict.fromkeys(curves["method"])), list(dict.fromkeys(curves["arm"]))
-    figure = Figure(figsize=(4.6 * len(methods) + 0.6, 4.4), layout="constrained")
+    ways, arms = list(dict.fromkeys(curves["way"])), list(dict.fromkeys(curves["arm"]))
+    panels: dict[str, Any] = {HEADLINE: curves[curves["headline"]]}
+    panels |= {way: curves[curves["way"] == way] for way in ways}
+    figure = Figure(figsize=(4.6 * len(panels) + 0.6, 4.4), layout="constrained")
     figure.suptitle(title, fontsize=11)
-    axes = figure.subplots(1, len(methods), squeeze=False, sharey=True)[0]
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     fits = {row["arm"]: row for row in plateaus.to_dict("records")}
-    ticks = dict(sorted(zip(curves["labels"], curves["fraction"], strict=True)))
-    for ax, method in zip(axes, methods, strict=True):
+    ticks = sorted(set(curves["labels"]))
+    for ax, (way, of_way) in zip(axes, panels.items(), strict=True):
         for arm, colour, marker in styled(arms):
-            rows = curves.query("arm == @arm and method == @method").sort_values("labels")
+            rows = of_way[of_way["arm"] == arm].sort_values("labels")
             ax.plot(rows["labels"], rows["mean"], color=colour, marker=marker, markersize=5, label=arm)
             ax.fill_between(rows["labels"], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
-            if method == "best" and arm in fits:
+            if way == HEADLINE and arm in fits:
                 n, fit = np.geomspace(max(ticks), 10 * max(ticks), 100), fits[arm]
                 score = fit["a"] - fit["b"] * n ** -fit["c"]
                 ax.plot(n, score, color=colour, linestyle="--", linewidth=1, label=f"{arm}, power law")
         ax.axhline(chance, color=BLACK, linestyle=":", linewidth=1, label="chance")
-        ax.set_xscale("log")
-        ax.set_xticks(list(ticks), [f"{n:,} ({100 * share:g}%)" for n, share in ticks.items()], fontsize=8, rotation=45)
+        ax.set_xscale("symlog" if 0 in ticks else "log")  # a network as it is has learnt from none
+        ax.set_xticks(ticks, [f"{n:,}" for n in ticks], fontsize=8, rotation=45)
         ax.minorticks_off()
-        ax.set(xlabel="labelled training images (log scale)", title=METHOD_NAMES[method])
+        ax.set(xlabel="labelled training images (log scale)", title=way_name(way))
         ax.grid(alpha=0.3)
     axes[0].set_ylabel(f"{metric}, mean and 95% interval")
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)

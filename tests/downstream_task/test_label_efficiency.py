@@ -1,113 +1,226 @@
-"""Label efficiency: intervals, differences, plateaus and labels saved, of predictions and curves that are made up."""
+"""Label efficiency: tables of predictions that are made up, curves that are known, and how often intervals hold."""
 
+import contextlib
+import io
+import re
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from finetuning_config import finetuning_config
+from matplotlib.figure import Figure
+from simulated_comparisons import Design, coverage, coverage_of_labels_needed
+from sklearn.metrics import roc_auc_score
 
-from dataset_loader.phantoms.dataset import COVID_ROOT
-from dataset_loader.xrays import open_xrays
 from downstream_task.label_efficiency import (
+    CURVE_COLUMNS,
+    DIFFERENCE_COLUMNS,
     MAX_MISS,
     Cell,
+    Images,
     curve_table,
     difference_table,
-    draw_units,
+    in_common,
     labels_needed,
     plateau_table,
     read_cells,
-    with_best,
+    report,
+    runs_of,
 )
-from downstream_task.targets import predictions_table, read_targets
+from utils.config import REPO_ROOT, UserError
 from utils.intervals import savings_sentence
 from utils.metrics import balanced_accuracy, fit_plateau
 
-
-def cell(labels: int, level: float) -> Cell:
-    resampled, encoders = np.full((50, 3), level), ("random",) * 3
-    return Cell("arm", "linear", labels / 1000, labels, np.full(3, level), resampled, 50, encoders)
-
-
-def made_up(scores: np.ndarray, encoders: tuple[str, ...]) -> Cell:
-    resampled = scores + np.random.default_rng(1).normal(0, 0.02, (400, 1))
-    return Cell("arm", "linear", 0.1, 100, scores, resampled, 200, encoders)
+CLASSES = ["COVID", "NA", "Normal"]
+FINDINGS = ["Edema", "Mass"]
+WAYS = [("linear", 20), ("zeros", 20), ("zeros", 90)]
+Tables = dict[str, pd.DataFrame]
 
 
-def test_draws_that_share_a_pretraining_are_not_counted_twice() -> None:
-    levels, labels = np.array([0.60, 0.64, 0.68]), np.array([-0.01, 0.01])
-    scores = (levels[:, None] + labels).ravel()  # three pretrainings, two draws of labels each
-    random = made_up(np.full(6, 0.5), ("random",) * 6)
-    shared = made_up(scores, ("a", "a", "b", "b", "c", "c"))
-    averaged = made_up(levels, ("a", "b", "c"))
-    wanted = averaged.less(made_up(np.full(3, 0.5), ("random",) * 3))
-    np.testing.assert_allclose(shared.less(random), wanted)
-    np.testing.assert_allclose(shared.interval(), averaged.interval())
-    apart = made_up(scores, ("a", "b", "c", "d", "e", "f")).less(random)
-    assert apart.high - apart.low < wanted.high - wanted.low
-    assert [unit.tolist() for unit in draw_units(random, shared)] == [[0, 1], [2, 3], [4, 5]]
-    assert [unit.tolist() for unit in draw_units(random)] == [[0], [1], [2], [3], [4], [5]]
+def classes(generator: np.random.Generator, images: int, right: float) -> pd.DataFrame:
+    known = generator.integers(0, 3, images)
+    called = np.where(generator.random(images) < right, known, (known + 1) % 3)
+    probabilities = np.eye(3)[called] * 0.7 + 0.1
+    table = pd.DataFrame({"label": np.array(CLASSES)[known]})
+    return pd.concat([table, pd.DataFrame(probabilities, columns=[f"p {name}" for name in CLASSES])], axis=1)
 
 
-def test_intervals_and_differences_of_known_predictions(phantoms: Path, tmp_path: Path) -> None:
-    config = finetuning_config(data_root=str(phantoms / COVID_ROOT), img_res=32, store_res=32)
-    xrays = open_xrays(config, torch.device("cpu"))
-    targets, val = read_targets(xrays, config), xrays.indices("all")
-    generator, rows = np.random.default_rng(0), []
-    for arm, right in (("random", 0.5), ("pretrained", 0.9)):
-        for draw in range(3):
-            trial, labels = f"{arm}_{draw}", targets.values[val]
-            called = np.where(generator.random(len(val)) < right, labels, (labels + 1) % 4)
-            table = predictions_table(xrays, targets, val, np.eye(4)[called])
-            (tmp_path / trial).mkdir()
-            table.to_csv(tmp_path / trial / "predictions.csv", index=False)
-            score = balanced_accuracy(labels, np.eye(4)[called])
-            place = {
-                "trial": trial,
-                "arm": arm,
-                "method": "linear",
-                "fraction": 0.1,
-                "draw": draw,
-                "labels": 19,
-                "encoder": arm,
-            }
-            rows.append({**place, "score": score})
-    runs = pd.DataFrame(rows)
-    cells = read_cells(runs.drop(columns="score"), tmp_path, "predictions.csv")
-    means = [runs.loc[runs["arm"] == arm, "score"].to_numpy().mean() for arm in ("random", "pretrained")]
-    for row, mean in zip(curve_table(cells).to_dict("records"), means, strict=True):
-        assert row["low"] < row["mean"] == pytest.approx(mean)
-    gap, same = difference_table(with_best(cells, runs.assign(best=True))).to_dict("records")
-    assert (gap["arm"], gap["reference"], gap["method"], gap["labels"]) == ("pretrained", "random", "best", 19)
-    assert same == {**gap, "method": "linear"}
-    assert gap["difference"] == pytest.approx(means[1] - means[0])
-    assert 0 < gap["low"] < gap["difference"] < gap["high"]
-    assert gap["reference_needs"] == np.inf
+def findings(generator: np.random.Generator, images: int, right: float) -> pd.DataFrame:
+    known = generator.choice([0.0, 1.0, np.nan], (images, 2), p=[0.6, 0.3, 0.1])
+    probabilities = (np.nan_to_num(known) * right + generator.random((images, 2))) / (1 + right)
+    labels = pd.DataFrame(known, columns=[f"label {name}" for name in FINDINGS])
+    return pd.concat([labels, pd.DataFrame(probabilities, columns=[f"p {name}" for name in FINDINGS])], axis=1)
 
 
-def test_differences_are_to_the_best_method_of_the_reference() -> None:
-    levels = {("random", "linear"): 0.5, ("random", "finetune"): 0.6, ("pretrained", "linear"): 0.7}
-    cells = [replace(cell(10, level), arm=arm, method=method) for (arm, method), level in levels.items()]
-    runs = pd.DataFrame([(*key, 0.01) for key in levels], columns=["arm", "method", "fraction"])
-    table = difference_table(with_best(cells, runs.assign(best=[False, True, True])))
-    assert table["method"].tolist() == ["best", "linear"]
-    np.testing.assert_allclose(table["difference"], 0.1)
+Make = Callable[[np.random.Generator, int, float], pd.DataFrame]
+
+
+def made_up(make: Make = classes, draws: int = 6, folds: int = 3) -> Tables:
+    """Two arms with two ways and numbers of labels, of three folds with 30 test images each; labels are the images'."""
+    tables: Tables = {}
+    for fold in range(folds):
+        truth = [make(np.random.default_rng(seed), 30, 1.0) for seed in (99, fold)]
+        names = [column for column in truth[0] if column.startswith("label")]
+        for draw in range(fold, draws, folds):
+            for arm, skill in (("random", 0.5), ("ours", 0.7)):
+                for way, labels in WAYS:
+                    parts = []
+                    for part, of_part, seed in (("val", truth[0], 99), ("test", truth[1], fold)):
+                        generator = np.random.default_rng([seed, draw, labels, len(arm), len(way)])
+                        rows = make(generator, 30, skill + labels / 1000).drop(columns=names)
+                        if make is classes:  # of the images' own labels
+                            known = np.array([CLASSES.index(label) for label in of_part["label"]])
+                            called = np.where(generator.random(30) < skill, known, (known + 1) % 3)
+                            rows[[f"p {name}" for name in CLASSES]] = np.eye(3)[called] * 0.7 + 0.1
+                        files = [f"{part}{'' if part == 'val' else fold}-{i}.png" for i in range(30)]
+                        group = [f"{part}{'' if part == 'val' else fold}-{i // 2}" for i in range(30)]
+                        place = {"file": files, "part": part, "fold": fold, "draw": draw, "arm": arm, "way": way}
+                        start = draw if arm == "random" else fold
+                        place |= {"labels": labels, "start": start, "group": group}
+                        parts.append(pd.concat([pd.DataFrame(place), of_part[names], rows], axis=1))
+                    tables[f"{arm}-{way}-{labels}-{draw}"] = pd.concat(parts, ignore_index=True)
+    return tables
+
+
+def cell(labels: int, level: float, arm: str = "arm", way: str = "linear", headline: bool = True) -> Cell:
+    images = Images(pd.Index([]), {}, np.ones((51, 0)), 50, 1e6)
+    draws, starts = ((0, 0), (1, 1), (2, 2)), np.arange(3)
+    return Cell(arm, way, labels, headline, draws, starts, np.full(3, level), np.full((50, 3), level), images)
+
+
+def score_of(table: pd.DataFrame, part: str) -> float:
+    rows = table.query("part == @part")
+    known = np.array([CLASSES.index(label) for label in rows["label"]])
+    return balanced_accuracy(known, rows[[f"p {name}" for name in CLASSES]].to_numpy())
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_scores_are_computed_within_a_fold_and_averaged_over_draws(part: str) -> None:
+    tables = made_up()
+    cells = read_cells(runs_of(tables), tables, part)
+    assert [(c.arm, c.way, c.labels) for c in cells[:3]] == [("random", way, n) for way, n in WAYS]
+    for one, row in zip(cells, curve_table(cells).to_dict("records"), strict=True):
+        scores = [score_of(tables[f"{one.arm}-{one.way}-{one.labels}-{draw}"], part) for draw in range(6)]
+        np.testing.assert_allclose(one.scores, scores)
+        assert row["mean"] == pytest.approx(np.mean(scores)) and row["low"] < row["mean"] < row["high"]
+        assert (row["draws"], row["starts"], row["folds"]) == (6, {"random": 6, "ours": 3}[one.arm], 3)
+        assert len(one.images.files) == {"val": 30, "test": 90}[part] and one.images.groups == len(one.images.files) / 2
+        times = dict(zip(one.images.files, one.images.weights[7], strict=True))  # the same for all draws of all folds
+        for draw, score in enumerate(one.resampled[6]):
+            table = tables[f"{one.arm}-{one.way}-{one.labels}-{draw}"]
+            again = table.loc[table.index.repeat([times.get(file, 0) for file in table["file"]])]
+            assert score == pytest.approx(score_of(again, part))
+
+
+def test_findings_are_scored_within_a_fold_too() -> None:
+    tables = made_up(findings)
+    for one in read_cells(runs_of(tables), tables, "test")[:2]:
+        for draw, score in enumerate(one.scores):
+            rows = tables[f"{one.arm}-{one.way}-{one.labels}-{draw}"].query("part == 'test'")
+            pairs = [rows[[f"label {name}", f"p {name}"]].dropna().to_numpy().T for name in FINDINGS]
+            assert score == pytest.approx(np.mean([roc_auc_score(*pair) for pair in pairs]))
+
+
+def test_the_order_of_images_says_nothing() -> None:
+    tables = made_up()
+    runs = runs_of(tables)
+    mixed = {name: table.sample(frac=1, random_state=i) for i, (name, table) in enumerate(tables.items())}
+    mixed[next(iter(mixed))] = tables[next(iter(mixed))]  # the table that the others are put in order by
+    want, found = (difference_table(read_cells(runs, of, "test")) for of in (tables, mixed))
+    want_again = read_cells(runs, tables, "test")[-1].resampled
+    pd.testing.assert_frame_equal(want, difference_table(read_cells(runs, tables, "test")))
+    np.testing.assert_allclose(read_cells(runs, tables, "test")[-1].resampled, want_again)
+    np.testing.assert_allclose(found["difference"], want["difference"])
+
+
+def test_tables_of_a_folder_and_of_strangers_are_read_alike(tmp_path: Path) -> None:
+    tables = made_up()
+    for name, table in tables.items():
+        (tmp_path / name).mkdir()
+        table.to_csv(tmp_path / name / "predictions.csv", index=False)
+    runs = runs_of(tables)
+    assert runs.columns.tolist() == ["trial", "arm", "way", "labels", "fold", "draw", "start", "headline"]
+    assert set(runs[runs["headline"]]["way"] + runs[runs["headline"]]["labels"].astype(str)) == {"linear20", "zeros90"}
+    of_folder, of_tables = (curve_table(read_cells(runs, of, "test")) for of in (tmp_path, tables))
+    pd.testing.assert_frame_equal(of_folder, of_tables)
+
+
+def test_other_images_are_refused() -> None:
+    tables = made_up()
+    for wrong in (slice(0, 59), np.r_[np.arange(59), 58]):
+        with pytest.raises(UserError, match="ours-zeros-90-4 predicts other images of fold 1"):
+            read_cells(runs_of(tables), tables | {"ours-zeros-90-4": tables["ours-zeros-90-4"].iloc[wrong]}, "test")
+
+
+def test_folds_tell_how_many_labels_draws_have_in_common() -> None:
+    tables = made_up()
+    assert read_cells(runs_of(tables), tables, "test")[0].images.pool == 120
+    official = {
+        name: table.assign(file=table["file"].str.replace(r"test\d", "test", regex=True))
+        for name, table in tables.items()
+    }
+    assert np.isinf(read_cells(runs_of(official), official, "test")[0].images.pool)
+
+
+def test_differences_are_of_headlines_and_of_each_way_that_both_have() -> None:
+    tables = made_up()
+    runs = runs_of(tables)
+    runs["headline"] = [
+        (arm, way) in {("random", "linear"), ("ours", "zeros")}
+        for arm, way in zip(runs["arm"], runs["way"], strict=True)
+    ]
+    runs = runs.query("arm != 'ours' or draw != 5")
+    cells = read_cells(runs, tables, "test")
+    table = difference_table(cells)
+    assert table.columns.tolist() == DIFFERENCE_COLUMNS
+    assert table[["way", "labels"]].values.tolist() == [["headline", 20], *map(list, WAYS)]
+    mean = {(c.arm, c.way, c.labels): c.scores[:5].mean() for c in cells}  # of draws that both have
+    want = [mean["ours", "zeros", 20] - mean["random", "linear", 20]]
+    want += [mean["ours", *way] - mean["random", *way] for way in WAYS]
+    np.testing.assert_allclose(table["difference"], want)
+    assert table["reference_needs"].notna().tolist() == [True, False, False, False]
+    assert all(row["low"] < row["difference"] < row["high"] for row in table.to_dict("records"))
+    apart = difference_table([cells[0], replace(cells[3], draws=((7, 7),) * 5)])
+    assert np.isnan(apart["difference"]).all(), "no draw in common"
+
+
+def test_two_pretrainings_give_no_interval() -> None:
+    tables = made_up(draws=4, folds=2)
+    curves = curve_table(read_cells(runs_of(tables), tables, "test"))
+    assert curves["low"].isna().tolist() == [False] * 3 + [True] * 3, "four random weights, two pretrainings"
+
+
+def test_the_report_says_it_in_words() -> None:
+    tables = made_up()
+    summary = {"metric": "balanced_accuracy", "chance": 1 / 3, "part": "test", "target_score": 0.9}
+    marks = {"synthetic": True, "transductive": False}
+    found, text, figure = report(read_cells(runs_of(tables), tables, "test"), summary | marks)
+    assert found["curves"].columns.tolist() == CURVE_COLUMNS
+    assert isinstance(figure, Figure) and len(found["plateaus"]) == 0
+    gap = found["differences"].iloc[0]
+    assert f"20 labels, headline way of each: {100 * gap['difference']:+.1f} [" in text
+    assert "Label efficiency on the test part (synthetic): balanced accuracy" in text
+    assert text.endswith("Intervals are for new patients, new draws of labels and new pretrainings.")
 
 
 def test_a_plateau_is_fitted_and_says_how_many_labels_a_score_needs() -> None:
     labels = np.array([16, 80, 160, 400, 1600])
     a, b, c = 0.85, 1.2, 0.5
-    curve = [replace(cell(n, a - b * n**-c), method="best") for n in labels]
+    curve = [cell(n, a - b * n**-c) for n in labels]
     (row,) = plateau_table(curve, target=0.8).to_dict("records")
     assert row["a"] == pytest.approx(a, abs=0.01)
     assert row["needed"] == pytest.approx((b / 0.05) ** 2, rel=0.15)
-    assert row["needed_low"] == row["needed"] == row["needed_high"], "all resamples are the same"
+    assert row["needed_low"] == pytest.approx(row["needed"]) == row["needed_high"], "all resamples are the same"
     (row,) = plateau_table(curve, target=0.9).to_dict("records")
     assert row["needed"] == np.inf
     assert len(plateau_table(curve[:3], target=0.8)) == 0
+    assert len(plateau_table([*curve[:3], cell(400, 0.7, headline=False)], target=0.8)) == 0
+    two = [replace(one, starts=np.array([0, 1, 1])) for one in curve]
+    assert np.isnan(plateau_table(two, target=0.8)[["a_low", "needed_high"]]).all(axis=None)
     flat = fit_plateau(labels.astype(float), np.full((1, 5), 0.6))
     np.testing.assert_allclose(flat[0, :2], [0.6, 0], atol=1e-9)
     beyond = fit_plateau(labels.astype(float), np.array([[0.5, 0.8, 0.9, 0.97, 1.0]]))
@@ -116,12 +229,12 @@ def test_a_plateau_is_fitted_and_says_how_many_labels_a_score_needs() -> None:
 
 def test_labels_for_a_score_that_was_reached_are_interpolated() -> None:
     labels, levels = [12, 60, 120, 1200], [0.3, 0.4, 0.5, 0.9]  # no power law
-    curve = [replace(cell(n, level), method="best") for n, level in zip(labels, levels, strict=True)]
+    curve = [cell(n, level) for n, level in zip(labels, levels, strict=True)]
 
     def row(target: float) -> dict[str, float]:
         return plateau_table(curve, target).to_dict("records")[0]
 
-    assert row(0.7)["needed"] == row(0.7)["needed_low"] == pytest.approx((120 * 1200) ** 0.5)
+    assert row(0.7)["needed"] == pytest.approx((120 * 1200) ** 0.5) == row(0.7)["needed_low"]
     assert row(0.2)["needed"] == 0  # fewer than 12 were not tried
     fit = row(0.7)
     predicted = fit["a"] - fit["b"] * np.array(labels, dtype=float) ** -fit["c"]
@@ -130,22 +243,92 @@ def test_labels_for_a_score_that_was_reached_are_interpolated() -> None:
 
 
 def test_a_fit_does_not_say_that_labels_suffice_that_did_not() -> None:
-    labels = np.array([16, 80, 160, 400])
-    curve = [replace(cell(n, 0.85 - 1.2 * n**-0.5 - 0.015 * (n == 400)), method="best") for n in labels]
+    curve = [cell(n, 0.85 - 1.2 * n**-0.5 - 0.015 * (n == 400)) for n in (16, 80, 160, 400)]
     (row,) = plateau_table(curve, target=curve[-1].scores.mean() + 1e-3).to_dict("records")
     assert row["misses"] < MAX_MISS and row["needed"] == np.inf
+
+
+def test_means_for_new_images_and_pretrainings_spread_as_the_interval_says() -> None:
+    """Of the plateau's resamples, against the closed form of the same mean's interval."""
+    generator = np.random.default_rng(0)
+    scores, noise = generator.normal(0.6, 0.03, 20), generator.normal(0, 0.01, (4000, 1))
+    draws = tuple((0, k) for k in range(20))
+    one = replace(cell(20, 0.6), draws=draws, starts=np.arange(20), scores=scores, resampled=scores + noise)
+    drawn = in_common(replace(one, images=one.images._replace(pool=float("inf"))))
+    mean, low, high = drawn.contrast([1])
+    np.testing.assert_allclose(np.quantile(drawn.means(0), (0.025, 0.5, 0.975)), (low, mean, high), atol=0.0015)
 
 
 def test_labels_saved_on_a_known_curve() -> None:
     curve = [cell(10, 0.5), cell(100, 0.7), cell(1000, 0.8)]
     needed = labels_needed(cell(10, 0.6), curve)
     assert needed["reference_needs"] == pytest.approx(10**1.5)  # half-way between 10 and 100 on the log scale
-    assert needed["reference_needs_low"] == needed["reference_needs_high"] == pytest.approx(10**1.5)
-    assert labels_needed(cell(10, 0.9), curve)["reference_needs"] == np.inf
-    assert labels_needed(cell(10, 0.4), curve)["reference_needs"] == 0
-    assert labels_needed(cell(10, 0.5), curve)["reference_needs"] == pytest.approx(10)
+    assert needed["reference_needs_low"] == pytest.approx(10**1.5) == needed["reference_needs_high"]
+    assert set(labels_needed(cell(10, 0.9), curve).values()) == {np.inf}
+    assert set(labels_needed(cell(10, 0.4), curve).values()) == {0}
+    np.testing.assert_allclose(list(labels_needed(cell(10, 0.5), curve).values()), 10)
+    wide = replace(cell(10, 0.6), scores=np.array([0.5, 0.6, 0.7]))
+    reach = 4.302653 * 0.1 / np.sqrt(3)  # Student's t with two degrees of freedom
+    needed = labels_needed(wide, [*curve, cell(10000, 0.9)])
+    assert needed["reference_needs_low"] == 0
+    assert needed["reference_needs_high"] == pytest.approx(10 ** (3 + 10 * (0.6 + reach - 0.8)), rel=1e-3)
     row = {"labels": 10, **labels_needed(cell(10, 0.9), curve)}
     assert savings_sentence(row, "covid", "random", 10, 1000) == (
-        "With 10 labels covid scores as random does with more than 1,000 labels (95% of resamples more than 1,000 to "
-        "more than 1,000)."
+        "With 10 labels covid scores as random does with more than 1,000 labels (95% interval more than 1,000 to more "
+        "than 1,000)."
     )
+    two = [replace(one, starts=np.array([0, 1, 1])) for one in curve]
+    unknown = labels_needed(cell(10, 0.6), two)
+    assert unknown["reference_needs"] == pytest.approx(10**1.5) and np.isnan(unknown["reference_needs_low"])
+
+
+SMALL = Design(images=1000, resamples=60)
+
+
+@pytest.mark.parametrize(
+    "design",
+    [SMALL, replace(SMALL, luck=(0.005, 0.005, 0.06), gap=0.0), replace(SMALL, part="val", images=200)],
+    ids=["folds", "pretrainings differ", "the same images"],
+)
+def test_intervals_hold_as_often_as_they_say(design: Design) -> None:
+    found = coverage(design, repeats=120)
+    assert min(found["difference"], found["score"]) >= 0.9  # of 1,500 repeats 95 to 97 % hold
+    assert 0.9 <= found["width"] <= 1.4
+    assert abs(found["bias"]) < 0.006
+
+
+def test_labels_needed_hold_as_often_as_they_say() -> None:
+    assert coverage_of_labels_needed(SMALL, repeats=60)["labels needed"] >= 0.9
+
+
+def the_20_lines() -> str:
+    guide = (REPO_ROOT / "docs" / "GUIDE.md").read_text(encoding="utf-8")
+    section = guide.partition("## Every number from the tables")[2]
+    found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert found, "the guide shows them"
+    return found[1]
+
+
+@pytest.mark.parametrize("make", [classes, findings])
+def test_a_stranger_recomputes_the_curves_with_20_lines(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines, tables = the_20_lines(), made_up(make)
+    assert len([line for line in lines.splitlines() if line]) <= 20
+    assert set(re.findall(r"^(?:from|import) (\w+)", lines, re.MULTILINE)) <= {"pandas", "numpy", "sklearn", "pathlib"}
+    for name, table in tables.items():
+        folder = tmp_path / "runs" / "compare" / "covid" / name
+        folder.mkdir(parents=True)
+        table.to_csv(folder / "predictions.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, pd.DataFrame] = {}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(lines, names)
+    want = curve_table(read_cells(runs_of(tables), tables, "test")).set_index(["arm", "way", "labels"])["mean"]
+    np.testing.assert_allclose(names["means"].loc[want.index], want, rtol=0, atol=1e-12)
+    assert "linear" in printed.getvalue()
+
+
+def test_nothing_here_needs_torch() -> None:
+    code = "import sys, downstream_task.label_efficiency; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO_ROOT)

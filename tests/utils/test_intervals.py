@@ -1,6 +1,6 @@
 """Intervals against closed forms, and against how often they hold in simulated studies."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -8,18 +8,21 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from utils.intervals import (
-    Difference,
+    HELD_OUT,
+    OWN,
+    Shared,
     bootstrap_intervals,
+    difference_interval,
+    draw_units,
     fewest_groups,
     grouped_mean_interval,
     independent_difference,
+    interval_scope,
     interval_text,
     mean_interval,
-    paired_difference,
-    resampled_scores,
+    resample_weights,
     resamples,
 )
-from utils.metrics import weighted_scores
 
 
 def bootstrap_interval(
@@ -29,59 +32,14 @@ def bootstrap_interval(
     return bootstrap_intervals(lambda rows: {"score": score(rows)}, groups, repeats, level, seed)["score"][1:]
 
 
-def compared(
-    score: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
-    arms: Sequence[np.ndarray],
-    labels: np.ndarray,
-    groups: np.ndarray,
-    repeats: int,
-) -> Difference:
-    """Difference of two arms, each [K, M] predictions, as comparisons compute it."""
-    a, b = (resampled_scores(score, arm, labels, groups, repeats, seed=0) for arm in arms)
-    once = np.ones((1, len(labels)))
-    now_a, now_b = (np.array([score(labels, run, once)[0] for run in arm]) for arm in arms)
-    return paired_difference(now_a, now_b, a, b, len(np.unique(groups)))
-
-
-def accuracy(labels: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return weights @ (labels == predictions) / weights.sum(1)
-
-
 def some_groups(generator: np.random.Generator, images: int) -> np.ndarray:
     """Groups [images] of 1 to 3 images."""
     return np.repeat(np.arange(images), generator.integers(1, 4, images))[:images]
 
 
-def two_arms(
-    generator: np.random.Generator, images: int, draws: int, spread: float, advantage: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which images [2, draws, images] are right, of two arms, and the groups; near 80 % right.
-
-    An image is hard for every run (and so are those of its group), harder for one arm, or by luck for one run; each
-    run of each arm is better or worse by `spread`. Both arms are equal if `advantage` is 0.
-    """
-    groups = some_groups(generator, images)
-    units = groups[-1] + 1
-    difficulty = generator.normal(0, 1, units)[groups] + generator.normal(0, 0.7, images)
-    of_the_arm = generator.normal(0, 0.5, (2, 1, units))[..., groups]
-    by_luck = generator.normal(0, 0.4, (2, draws, images))
-    of_the_run = generator.normal(0, spread, (2, draws, 1))
-    skill = 1.2 + np.array([advantage, 0]).reshape(2, 1, 1)
-    return skill + difficulty + of_the_arm + by_luck + of_the_run > 0, groups
-
-
-def share_called_different(cases: int, images: int, draws: int, spread: float, advantage: float = 0.0) -> float:
-    """Share of simulated comparisons of accuracy whose interval excludes 0; all runs are resampled at once."""
-    generator = np.random.default_rng(0)
-    called = []
-    for seed in range(cases):
-        right, groups = two_arms(generator, images, draws, spread, advantage)
-        times = np.array([np.bincount(rows, minlength=images) for rows in resamples(groups, 100, seed)])
-        a, b = (times @ arm.T.astype(float) / times.sum(1, keepdims=True) for arm in right)
-        now_a, now_b = right.mean(-1)
-        _, low, high = paired_difference(now_a, now_b, a, b, units=len(np.unique(groups)))
-        called.append(low > 0 or high < 0)
-    return float(np.mean(called))
+def shared(covariance: np.ndarray, labels: float = 0.0, groups: int = 1000) -> Shared:
+    """Draws that share no pretraining."""
+    return Shared(covariance, np.arange(len(covariance)), labels, groups)
 
 
 def test_mean_interval_is_students() -> None:
@@ -186,68 +144,78 @@ def test_resamples_without_one_class_are_left_out() -> None:
     assert any(np.isnan(area(rows)) for rows in resamples(np.arange(22), 100, 0))
     low, high = bootstrap_interval(area, np.arange(22), repeats=40)
     assert 0 < low < area(np.arange(22)) < high < 1
-    one_arm, other = scores[None].repeat(3, 0), np.random.default_rng(0).random((3, 22))
-    arms = one_arm[..., None], other[..., None]
-    assert np.isfinite(compared(weighted_scores, arms, labels[:, None], np.arange(22), repeats=40)).all()
 
 
-@pytest.mark.parametrize("spread", [0.1, 0.3])
-def test_equal_arms_are_seldom_called_different(spread: float) -> None:
-    assert share_called_different(500, images=200, draws=3, spread=spread) <= 0.07
+def test_weights_are_the_resamples() -> None:
+    groups = np.array(["b", "a", "c", "b", "c", "c", "d"])
+    weights = resample_weights(groups, 20, seed=3)
+    assert weights.dtype == np.uint8 and weights[0].tolist() == [1] * 7
+    counts = [np.bincount(rows, minlength=7) for rows in resamples(groups, 20, 3)]
+    np.testing.assert_array_equal(weights[1:], counts)
 
 
-def test_ten_points_are_found_with_three_draws() -> None:
-    right = two_arms(np.random.default_rng(0), 100_000, 3, 0.1, advantage=0.65)[0]
-    assert right[0].mean() - right[1].mean() == pytest.approx(0.1, abs=0.02)
-    assert share_called_different(100, images=500, draws=3, spread=0.1, advantage=0.65) >= 0.8
+def test_draws_that_share_a_pretraining_are_one_unit() -> None:
+    random, folds = np.arange(6), np.array([0, 1, 2, 0, 1, 2])
+    assert draw_units(random).tolist() == [0, 1, 2, 3, 4, 5]
+    assert draw_units(random, folds).tolist() == draw_units(folds, random).tolist() == [0, 1, 2, 0, 1, 2]
+    assert draw_units(0 * random, folds).tolist() == [0, 1, 2, 0, 1, 2], "one file of weights joins nothing"
+    assert draw_units(0 * random, 0 * random).tolist() == [0, 1, 2, 3, 4, 5]
+    pairs = np.array([0, 0, 1, 1, 2, 2])
+    assert draw_units(np.array([0, 1, 2, 3, 3, 4]), pairs).tolist() == [0, 0, 1, 1, 1, 1], "joined in turn"
 
 
-def test_the_paired_interval_is_students_where_images_say_nothing_new() -> None:
-    """If all images agree, only the draws vary; if all draws agree, only the images vary."""
-    a, b = np.array([0.8, 0.7, 0.9]), np.array([0.6, 0.6, 0.6])
-    difference = paired_difference(a, b, np.tile(a, (50, 1)), np.tile(b, (50, 1)), units=100)
-    assert difference == pytest.approx(mean_interval(a - b))
-    noise = np.random.default_rng(0).normal(0, 0.02, (50, 1))
-    difference = paired_difference(b + 0.1, b, b + 0.1 + noise, np.tile(b, (50, 1)), units=20)
-    reach = stats.t.ppf(0.975, 19) * noise.std(ddof=1) * np.sqrt(20 / 19)
-    assert difference == pytest.approx((0.1, 0.1 - reach, 0.1 + reach))
+def test_the_interval_is_students_where_images_say_nothing_new() -> None:
+    """If images say nothing, only the units' luck counts; if all units agree, only the images do."""
+    values = np.array([0.2, 0.1, 0.3])
+    assert difference_interval(values, shared(np.zeros((3, 3)))) == pytest.approx(mean_interval(values))
+    twice = Shared(np.zeros((6, 6)), np.arange(6) % 3, 0.0, 1000)
+    spread = np.repeat([-0.05, 0.05], 3)  # of two draws of one pretraining, which luck of pretrainings outweighs
+    assert difference_interval(np.tile(values, 2) + spread, twice) == pytest.approx(mean_interval(values))
+    same = difference_interval(np.full(3, 0.1), shared(np.full((3, 3), 0.02**2), groups=20))
+    reach = stats.t.ppf(0.975, 19) * 0.02
+    assert same == pytest.approx((0.1, 0.1 - reach, 0.1 + reach))
 
 
-def test_draws_and_images_add_up() -> None:
-    """Against the formula written out for three draws, with noise that the draws share and noise of their own."""
-    generator = np.random.default_rng(0)
-    a, zero = np.array([0.1, 0.3, 0.05]), np.zeros((4000, 3))
-    resampled = a + generator.normal(0, 0.05, (4000, 1)) + generator.normal(0, 0.01, (4000, 3))
-    draws, shared = np.var(a, ddof=1) / 3, 0.05**2 * 40 / 39
-    freedom = 1 / (draws / (draws + shared) / 2 + shared / (draws + shared) / 39)
-    reach = stats.t.ppf(0.975, freedom) * np.sqrt(draws + shared)
-    low, high = paired_difference(a, zero[0], resampled, zero, units=40)[1:]
-    assert (high - low) / 2 == pytest.approx(reach, rel=0.02)
-    lucky = paired_difference(zero[0] + 0.1, zero[0], generator.normal(0, 0.03, (4000, 3)), zero, units=1000)
-    assert lucky.mean - lucky.low == pytest.approx(stats.t.ppf(0.975, 2) * 0.03 / np.sqrt(3), rel=0.05)
+def test_luck_and_images_add_up() -> None:
+    """Against the formula written out for five draws, of two folds, that learn from shares of the labels."""
+    values, own, groups = np.array([0.1, 0.3, 0.05, 0.2, 0.15]), 0.05**2, 40
+    covariance = own * np.equal.outer([0, 1, 0, 1, 0], [0, 1, 0, 1, 0])
+    of_mean = own * (9 + 4) / 25
+    explained = (5 * own - 25 * of_mean / 5) / 4 / 5  # of the variance between draws, over five
+    spread = values.var(ddof=1) / 5
+    for labels in (0.0, 0.1, 1.0):
+        luck = (1 / 5 + HELD_OUT * labels) * 5 * (spread - explained)
+        few = luck + OWN * explained
+        freedom = (luck + of_mean) / (few / 4 + (luck + of_mean - few) / (groups - 1))
+        reach = stats.t.ppf(0.975, freedom) * np.sqrt(luck + of_mean)
+        mean, low, high = difference_interval(values, shared(covariance, labels, groups))
+        assert (mean, low, high) == pytest.approx((0.16, 0.16 - reach, 0.16 + reach))
 
 
-def test_both_arms_get_the_same_resamples() -> None:
-    """Arms that are the same but for one image differ by that image alone, however hard the others are."""
-    generator = np.random.default_rng(0)
-    right, groups = two_arms(generator, 200, 3, 0.3, 0)
-    labels, almost = np.ones(200, bool), right[0].copy()
-    almost[:, 7] = ~almost[:, 7]
-    assert compared(accuracy, (right[0], right[0]), labels, groups, repeats=50) == Difference(0.0, 0.0, 0.0)
-    close = compared(accuracy, (right[0], almost), labels, groups, repeats=200)
-    assert close.high - close.low < 0.06
-    mean, low, high = compared(accuracy, (almost, right[0]), labels, groups, repeats=200)
-    assert (mean, low, high) == pytest.approx((-close.mean, -close.high, -close.low))
+def test_there_is_no_interval_of_two_units_or_one_group() -> None:
+    assert difference_interval(np.array([0.1, 0.3]), shared(np.zeros((2, 2))))[0] == pytest.approx(0.2)
+    for draws, groups in ((2, 100), (4, 1)):
+        assert np.isnan(difference_interval(np.arange(draws), shared(np.eye(draws), groups=groups))[1:]).all()
+    pretrainings = Shared(np.zeros((10, 10)), np.arange(10) % 2, 0.0, 100)
+    assert np.isnan(difference_interval(np.arange(10.0), pretrainings)[1:]).all()
 
 
-def test_one_draw_or_unpaired_draws_give_no_bounds() -> None:
-    right, groups = two_arms(np.random.default_rng(0), 60, 3, 0.1, 0)
-    labels = np.ones(60, bool)
-    one = compared(accuracy, (right[0, :1], right[1, :1]), labels, groups, repeats=20)
-    assert one.mean == pytest.approx(right[0, 0].mean() - right[1, 0].mean())
-    assert np.isnan([one.low, one.high]).all()
-    with pytest.raises(ValueError, match="same draws"):
-        compared(accuracy, (right[0], right[1, :1]), labels, groups, repeats=20)
+@pytest.mark.parametrize("units", [3, 5, 10])
+@pytest.mark.parametrize("luck", [0.25, 1.0, 4.0])
+def test_intervals_hold_for_any_share_of_luck_and_images(units: int, luck: float) -> None:
+    """Units with test images of their own, whose covariance is known; luck is its variance over that of a unit."""
+    generator, images = np.random.default_rng(0), shared(np.eye(units))
+    values = generator.normal(0, np.sqrt(1 + luck), (2000, units))
+    bounds = np.array([difference_interval(of_one, images) for of_one in values])
+    held, width = (bounds[:, 1] <= 0) & (bounds[:, 2] >= 0), np.median(bounds[:, 2] - bounds[:, 1]) / 2
+    assert 0.93 <= held.mean() <= 0.985
+    assert width / (1.96 * np.sqrt((1 + luck) / units)) < {3: 1.85, 5: 1.35, 10: 1.15}[units]
+
+
+def test_the_scope_says_which_weights_are_taken_as_given() -> None:
+    assert interval_scope({"random": 10, "ours": 5}) == "new patients, new draws of labels and new pretrainings"
+    scope = interval_scope({"random": 10, "imagenet": 1})
+    assert scope.endswith(", but not for new weights of imagenet: there is only one file of them")
 
 
 def test_the_difference_of_independent_scores_keeps_their_uncertainty() -> None:
