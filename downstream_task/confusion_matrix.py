@@ -1,17 +1,19 @@
-"""How good are finished classifiers on the test part? The one script that reads it; run it when the choices are made.
+"""How good are finished classifiers on the test part? The one script that scores it; run it when the choices are made.
 
     python downstream_task/confusion_matrix.py
     python downstream_task/confusion_matrix.py --runs runs/compare/covid
-    python downstream_task/confusion_matrix.py --runs runs/compare/covid/random_linear_f0.05_d0 --threads 1
+    python downstream_task/confusion_matrix.py --runs runs/compare/covid/random_linear_n93_d0
     python downstream_task/confusion_matrix.py --runs runs/compare/covid --external covid:/data/another_hospital
 
-`runs` names fine-tuning runs, or comparisons: of these, what validation chose is tested. Prints one row per run.
-runs/test/<run>/ holds predictions.csv, scores.csv (with 95% intervals over patients or duplicate groups), classes.csv,
-summary.json and figures/confusion_matrix.png. A comparison also gets curves.csv and differences.csv, as on validation.
-`external` tests on all images of other collections too, which the networks must not have seen, and gives the drop from
-the test part over the classes that both have; runs/external/<collection>/<run>/ holds the same files.
-Findings whose data set knows studies (CheXpert) are also scored by study: the mean over its frontal views.
-The calibration error (ECE) is given before and after temperature scaling; the temperature is fitted on validation.
+It reads the predictions.csv that each training has left: no images, no network, seconds per run. Of a comparison, all
+runs give curves.csv, differences.csv and plateaus.csv in runs/test/<comparison>/all/. A run that is named, and of a
+comparison the headline runs of the first draw, get a page in runs/test/<run>/: scores.csv (with 95% intervals over
+patients or duplicate groups), classes.csv, operating_points.csv, conformal.csv, subgroups.csv and figures/. Temperature
+and thresholds are chosen on the validation rows; the tables say on how many labels. Findings whose data set knows
+studies (CheXpert) are also scored by study: the mean over its frontal views.
+`external` lets the networks, which must not have seen them, predict all images of other collections, and gives the drop
+from the test part over the classes that both have: runs/external/<collection>/<run>/ holds predictions.csv and a page.
+It needs the weights, which a comparison keeps of its first draw.
 """
 
 from typing import Any
@@ -20,43 +22,32 @@ from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
     "runs": ["runs/compare/phantom"],  # fine-tuning runs or comparisons: folders under runs/
-    "data_root": "",  # where the runs' data are now, if they were moved since the training
     "external": [],  # other collections: DATASET or DATASET:FOLDER, such as covid:/data/another_hospital
-    "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
-    "threads": 0,  # CPU threads; 0 leaves it to torch
+    "device": "auto",  # of the networks on these: "auto" | "cuda" | "mps" | "cpu"
+    "threads": 0,  # CPU threads of the networks; 0 leaves it to torch
 }
 
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__)  # before the slow imports
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from dataset_loader.xrays import DATASETS
 from downstream_task import label_efficiency
-from downstream_task.clinic.external import collection_name, compared_with_test, external_data, external_table
-from downstream_task.clinic.studies import study_scores
-from downstream_task.clinic.tables import save_clinic_tables
-from downstream_task.finished_runs import Finished, OpenedData, Scored, find_finished, run_name
-from downstream_task.targets import predictions_table
-from self_sup_classes.provenance import check_unseen
+from downstream_task.clinic.tables import Page, page
+from downstream_task.predictions import CELL, FILE, find_runs, predicted, predictions_of, read_predictions, run_name
 from utils import plots
-from utils.config import RUNS_ROOT, UserError, check_choice, part_of, repo_path
-from utils.facts import fact
-from utils.files import check_files, content_hash, read_json
-from utils.hardware import MachineConfig, describe_device, prepare
-from utils.intervals import bootstrap_intervals, fewest_groups, interval_text, metric_name
-from utils.logging_utils import Run
-from utils.metrics import CLASS_SCORES, calibration_error, confusion_counts, per_class_scores
+from utils.config import RUNS_ROOT, VERSION, MachineConfig, UserError, differences, part_of, repo_path
+from utils.files import check_files, content_hash, read_json, write_checked_json, write_json, write_table
+from utils.intervals import interval_text, metric_name
 from utils.scripts import command, tracked
+from utils.software import software
 
-REPEATS = 300  # resamples behind an interval
-SCORE_COLUMNS = ["score", "value", "low", "high"]
 PRINTED = ("accuracy", "balanced_accuracy", "auroc", "auroc_by_study", "ece", "ece_after_temperature_scaling")
+NAMED = 3  # changed tables that a message names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,165 +55,130 @@ class ScoreConfig(MachineConfig):
     """The config above, checked."""
 
     runs: list[str]
-    data_root: str
     external: list[str]
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.runs:
             raise UserError("runs is empty; name at least one folder under runs/.")
-        for entry in self.external:
-            if ":" not in entry and repo_path(entry).is_dir():
-                raise UserError(f"external holds {entry!r}; write its layout before it, such as folder:{entry}.")
-            check_choice("external", entry.partition(":")[0], DATASETS)
+        if self.external:
+            from downstream_task.clinic.external import check_external  # it imports torch
+
+            check_external(self.external)
 
 
 def main(config: ScoreConfig) -> None:
     """Score every run on the test part, then every comparison; print one row per run, and what comparisons say."""
-    data = OpenedData(prepare(config.device, config.threads), config.data_root)
-    runs = [finished for name in config.runs for finished in find_finished(name)]
-    tested = [score_run(finished, data) for finished in tracked(runs, "testing", "run")]
-    print(score_table(tested))
+    runs = [folder for name in config.runs for folder in find_runs(name)]
+    pages = {run_name(folder): score_run(folder) for folder in tracked(runs, "scoring", "run")}
+    print(score_table(pages))
     for folder in map(repo_path, config.runs):
-        if (folder / "differences.csv").exists():
+        if (folder / "summary.csv").exists():
             print("\n".join(score_comparison(folder)))
-    for entry in config.external:
-        print(external_table([score_external(finished, entry, data) for finished in tracked(runs, entry, "run")]))
+    if config.external:
+        from downstream_task.clinic.external import external_tests
+
+        for text in external_tests(runs, config.external, config):
+            print(text)
     print(f"\ntables and figures   {RUNS_ROOT / 'test'}/")
-    audited = {"checkpoints": [runs[-1].path], **part_of(config, MachineConfig), "data_root": config.data_root}
+    last = f"runs/{run_name(runs[-1])}" if runs[-1].is_relative_to(RUNS_ROOT) else str(runs[-1])
+    audited = {"checkpoints": [last], **part_of(config, MachineConfig)}
     print(f"next   {command('interpretability/shortcut_audit.py', audited)}")
 
 
-def score_run(finished: Finished, data: OpenedData) -> Run:
-    """Score a run on the test part; return the stored result if that was done before."""
-    facts = {"tested": finished.name, "weights": finished.weights_hash(), "trained": finished.config}
-    where = data.at(finished)
-    run = Run(f"test/{finished.name}", facts, "test", look=lambda: {"data": data.facts(where)})
-    if run.summary is None:
-        xrays = data.of_run(finished)
-        targets, note = finished.held_out(xrays)
-        scored = finished.look(xrays, targets, xrays.indices("test"), note)
-        run.start(device=describe_device(data.device), data=xrays.facts() | data.facts(where))
-        save_scores(run, scored, "of the test part", {})
-    check_files(run.folder, "predictions.csv", "scores.csv")
-    return run
+def results(name: str, kind: str, made_from: Mapping[str, Any], compute: Callable[[Path], Page]) -> dict[str, Any]:
+    """Return the summary in a folder under runs/; if it is not finished, compute tables, figures and summary first.
 
+    made_from  what is scored: its name, and the hash of its table, or of each table by name
 
-def score_external(finished: Finished, entry: str, data: OpenedData) -> Run:
-    """Score a tested run on all images of another collection; return the stored result if that was done before.
-
-    The score and its drop from the test part are over the classes or findings that both collections have.
-    Raises UserError if these are too few, or if the network has seen one of the images.
+    Raises UserError if the folder holds finished results of other tables.
     """
-    config = external_data(entry, finished.config)
-    name = collection_name(config)
-    facts = {"tested": finished.name, "weights": finished.weights_hash(), "external": config}
-    internal = content_hash(RUNS_ROOT / "test" / finished.name / "predictions.csv")
-    run = Run(
-        f"external/{name}/{finished.name}",
-        facts,
-        "external test",
-        look=lambda: {"data": data.facts(config), "test_predictions": internal},
-    )
-    if run.summary is None:
-        xrays = data.of(config)
-        targets, rows, shared = finished.shared_targets(xrays)
-        note = check_unseen(finished.provenance(), xrays, finished.config.allow_seen, str(finished.weights), rows)
-        scored = finished.look(xrays, targets, rows, note)
-        run.start(
-            device=describe_device(data.device), data=xrays.facts() | data.facts(config), test_predictions=internal
+    folder = RUNS_ROOT / name
+    if summary := read_json(folder / "summary.json"):
+        stored = {key: summary[key] for key in made_from if key in summary}
+        if changed := differences(stored, made_from):
+            more = f" and {len(changed) - NAMED} more" * (len(changed) > NAMED)
+            raise UserError(
+                f"{folder} holds results of other predictions: {', '.join(changed[:NAMED])}{more}. Nothing was "
+                "changed; delete that folder."
+            )
+        check_files(folder, *({"test": ["scores.csv", "classes.csv"]}.get(kind, ["curves.csv", "differences.csv"])))
+        return summary
+    tables, figures, found = compute(folder)
+    write_json(folder / "config.json", {"version": VERSION, **made_from})
+    write_json(folder / "environment.json", {**software(), "kind": kind})
+    for table, values in tables.items():
+        write_table(folder / f"{table}.csv", values)
+    for figure, drawn in figures.items():
+        plots.write_figure(folder / "figures" / f"{figure}.png", drawn)
+    write_checked_json(folder / "summary.json", {**found, **made_from})  # last: it is done
+    return {**found, **made_from}
+
+
+def score_run(folder: Path) -> dict[str, Any]:
+    """Score a run on the test part; return its summary."""
+    path, name = current(folder), run_name(folder)
+
+    def compute(_: Path) -> Page:
+        table, stated = read_predictions(path), [read_json(at / "summary.json") for at in (folder, folder.parent)]
+        facts = next(filter(None, stated))  # a table from elsewhere has no summary of its own
+        tested = predicted(table, "test")
+        if not len(tested.labels):
+            raise UserError(f"{path} has no test rows, as where all films were trained on; there is nothing to score.")
+        marks = {"synthetic": facts["synthetic"], "transductive": facts.get("transductive", False)}
+        title = plots.marked(f"{len(tested.labels):,} X-rays of the test part", **marks)
+        tables, figures, found = page(tested, predicted(table, "val"), title)
+        cell = table.iloc[:1][CELL].to_dict("records")[0]
+        return tables, figures, {**cell, **marks, "note": facts.get("note", ""), **found}
+
+    return results(f"test/{name}", "test", {"tested": name, "predictions": content_hash(path)}, compute)
+
+
+def current(folder: Path) -> Path:
+    """Return the table of predictions of a run. Raises UserError if it is of the earlier protocol."""
+    path = predictions_of(folder)
+    if path is None or path.name != FILE:
+        raise UserError(
+            f"{folder} was trained under the earlier protocol, without {FILE}; train it again under another name, or "
+            "score it with the version that made it."
         )
-        missing = [name for name in targets.names if name not in shared]
-        found = {"tested": finished.name, "collection": name, "of_other_classes": len(xrays) - len(rows)}
-        compared = compared_with_test(finished, scored, shared, REPEATS)
-        save_scores(run, scored, f"of {name}", {**found, "missing": missing, **compared})
-    return run
+    return path
 
 
-def save_scores(run: Run, scored: Scored, where: str, facts: Mapping[str, Any]) -> None:
-    """Write predictions, scores, figure and summary, with the caller's `facts`, of X-rays `where` they are from."""
-    xrays, targets, rows = scored.xrays, scored.targets, scored.rows
-    labels, groups, probabilities = scored.labels, scored.groups, scored.probabilities
-    run.save_table("predictions", predictions_table(xrays, targets, rows, probabilities))
-
-    def scores(chosen: np.ndarray) -> dict[str, float]:
-        after = calibration_error(labels[chosen], scored.scaled[chosen])
-        return {**targets.scores(rows[chosen], probabilities[chosen]), "ece_after_temperature_scaling": after}
-
-    title = plots.marked(f"{len(rows):,} X-rays {where}", xrays.synthetic, bool(scored.note))
-    save_clinic_tables(run, scored, title, REPEATS)
-    fewest = fewest_groups(labels, groups)
-    found = bootstrap_intervals(scores, groups, REPEATS, fewest=fewest) | study_scores(scored, REPEATS)
-    run.save_table("scores", pd.DataFrame([(name, *values) for name, values in found.items()], columns=SCORE_COLUMNS))
-    run.save_table("classes", class_table(labels, probabilities, groups, targets.names, fewest))
-    if not targets.multilabel:
-        counts = confusion_counts(labels, probabilities)
-        run.save_figure("confusion_matrix", plots.confusion_matrices(counts, targets.names, title), step=0)
-    run.finish(
-        {
-            "synthetic": xrays.synthetic,
-            "transductive": bool(scored.note),
-            "multilabel": targets.multilabel,
-            "metric": targets.metric,
-            "note": scored.note,
-            "images": len(rows),
-            "groups": len(np.unique(groups)),
-            "temperature": scored.temperature,
-            "split_hash": xrays.split_hash,
-            **{name: list(values) for name, values in found.items()},
-            **facts,
-        }
-    )
-
-
-def class_table(
-    labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, names: tuple[str, ...], fewest: int
-) -> pd.DataFrame:
-    """Return class, score, value, low, high: CLASS_SCORES of each class against the rest, or of each finding."""
-    keys = [f"{name}\t{score}" for name in names for score in CLASS_SCORES]
-
-    def scores(chosen: np.ndarray) -> dict[str, float]:
-        values = per_class_scores(labels[chosen], probabilities[chosen]).ravel()
-        return dict(zip(keys, values.tolist(), strict=True))
-
-    found = bootstrap_intervals(scores, groups, REPEATS, fewest=fewest)
-    rows = [(*name.split("\t"), *values) for name, values in found.items()]
-    return pd.DataFrame(rows, columns=["class", *SCORE_COLUMNS])
-
-
-def score_table(tested: list[Run]) -> str:
+def score_table(pages: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the scores as text: one row per run, one column per score."""
-    summaries = {one.name.removeprefix("test/"): one.summary or {} for one in tested}
-    first = next(iter(summaries.values()))
+    first = next(iter(pages.values()))
     rows = {
         name: {metric_name(score): interval_text(*summary[score], form=".2f") for score in PRINTED if score in summary}
-        for name, summary in summaries.items()
+        for name, summary in pages.items()
     }
     title = plots.marked(
         f"{first['images']:,} X-rays of {first['groups']:,} groups, test part",
         first["synthetic"],
-        any(summary["transductive"] for summary in summaries.values()),
+        any(summary["transductive"] for summary in pages.values()),
     )
-    notes = sorted({summary["note"] for summary in summaries.values()} - {""})
+    chosen = sorted({f"{summary['validation_labels']:,}" for summary in pages.values()})
+    notes = [f"Temperatures, thresholds and sets are chosen on {' or '.join(chosen)} labelled validation images."]
+    notes += sorted({summary["note"] for summary in pages.values()} - {""})
     return "\n".join(["", f"{title}: value [95% interval]", pd.DataFrame(rows).T.to_string(), *notes])
 
 
 def score_comparison(folder: Path) -> list[str]:
-    """Compare the arms of a comparison on the test predictions of its runs; return lines to print."""
-    name, compared = run_name(folder), read_json(folder / "summary.json") or {}
-    table = pd.read_csv(folder / "summary.csv").query("chosen")
-    tested = [RUNS_ROOT / "test" / name / trial / "predictions.csv" for trial in table["trial"]]
-    predictions = fact(len(tested), map(content_hash, tested))["hash"]
-    look = {"test_predictions": predictions}
-    run = Run(f"test/{name}/all", {"tested": name, "compared": compared}, "test comparison", look=lambda: look)
-    if run.summary is None:
-        run.start(test_predictions=predictions)
-        cells = label_efficiency.read_cells(table, RUNS_ROOT / "test" / name, "predictions.csv")
-        summary = {**compared, "part": "test"}
-        text = label_efficiency.report(run, summary, label_efficiency.with_best(cells, table))
-        run.finish({**summary, "report": [text, *summary["notes"], f"\ntables and figure   {run}/"]})
-    assert run.summary is not None
-    return run.summary["report"]
+    """Compare the arms of a comparison on the test rows of all its runs; return lines to print."""
+    runs = pd.read_csv(folder / "summary.csv", dtype=dict.fromkeys(["trial", "arm", "way", "encoder"], str))
+    paths, name = {trial: current(folder / trial) for trial in runs["trial"]}, run_name(folder)
+
+    def compute(there: Path) -> Page:
+        compared = {**(read_json(folder / "summary.json") or {}), "part": "test"}
+        cells = label_efficiency.read_cells(
+            runs, {trial: read_predictions(path) for trial, path in paths.items()}, "test"
+        )
+        tables, text, figure = label_efficiency.report(cells, compared)
+        lines = [text, *compared["notes"], f"\ntables and figure   {there}/"]
+        return tables, {"label_efficiency": figure}, {**compared, "report": lines}
+
+    made_from = {"tested": name, "predictions": {trial: content_hash(path) for trial, path in paths.items()}}
+    return results(f"test/{name}/all", "test comparison", made_from, compute)["report"]
 
 
 if __name__ == "__main__":

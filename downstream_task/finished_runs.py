@@ -1,7 +1,5 @@
 """Finished fine-tuning runs, opened again: their classifiers and the data that they may be scored on."""
 
-import fnmatch
-import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -17,60 +15,18 @@ from torch import Tensor
 from dataset_loader.ids import open_ids
 from dataset_loader.image_files import image_files
 from dataset_loader.listing import details, listing
-from dataset_loader.readers.tables import class_key
 from dataset_loader.xrays import DataConfig, FoldConfig, XRays, check_there, open_xrays, read_present
 from downstream_task.classifier import Classifier, load_classifier
 from downstream_task.finetune_config import FinetuneConfig
-from downstream_task.predictions import labels_and_probabilities, logits_of, read_predictions
-from downstream_task.probes import forward_all
+from downstream_task.predictions import find_runs, labels_and_probabilities, logits_of, read_predictions, run_name
 from downstream_task.targets import Targets, probabilities_of, read_targets
 from self_sup_classes.provenance import Provenance, check_unseen, provenance_of
 from self_sup_classes.weights import read_state_dict
-from utils.config import RUNS_ROOT, UserError, nearest, open_config, part_of, repo_path
+from utils.config import RUNS_ROOT, UserError, open_config, part_of
 from utils.facts import LISTED, changes_since
 from utils.files import check_files, content_hash, read_json
-from utils.hardware import choose_precision, placed
+from utils.hardware import placed
 from utils.metrics import fit_temperature
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What a network says about some X-rays.
-
-    rows         [n] where they are in `xrays`
-    logits       float64 [n, C]
-    temperature  of the network, fitted on its validation part
-    validation   labels [K] and probabilities [K, C] at that temperature of its validation part
-    note         on images that it has seen, "" if none
-    """
-
-    xrays: XRays
-    targets: Targets
-    rows: np.ndarray
-    logits: Tensor
-    temperature: float
-    validation: tuple[np.ndarray, np.ndarray]
-    note: str
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Return the classes [n] or findings [n, C]."""
-        return self.targets.values[self.rows]
-
-    @property
-    def groups(self) -> np.ndarray:
-        """Return the patients or duplicate groups [n]."""
-        return self.xrays.columns.groups[self.rows]
-
-    @functools.cached_property
-    def probabilities(self) -> np.ndarray:
-        """Return probabilities [n, C] as the network gives them."""
-        return self.targets.probabilities(self.logits)
-
-    @functools.cached_property
-    def scaled(self) -> np.ndarray:
-        """Return probabilities [n, C] at the temperature."""
-        return self.targets.probabilities(self.logits / self.temperature)
 
 
 @dataclass(frozen=True)
@@ -182,56 +138,9 @@ class Finished:
         findings = self.summary["classes"] if self.summary["multilabel"] else []
         return read_targets(xrays, replace(self.config, findings=findings)), note
 
-    def look(self, xrays: XRays, targets: Targets, rows: np.ndarray, note: str) -> Scored:
-        """Return what its network says about the X-rays at `rows` [n]."""
-        config, device = self.config, xrays.store.device
-        classifier, dtype = self.classifier(device), choose_precision(config.precision, device)
-        logits = forward_all(classifier, xrays, rows, config.img_res, config.in_channels, dtype).double()
-        labels, val_logits, temperature = self.validation()
-        validation = labels, self.probabilities(torch.from_numpy(val_logits / temperature)).numpy()
-        return Scored(xrays, targets, rows, logits, temperature, validation, note)
-
     def provenance(self) -> Provenance | None:
         """Return what its weights were trained on, or None if that is not known."""
         return provenance_of(read_state_dict(self.weights))
-
-    def shared_targets(self, xrays: XRays) -> tuple[Targets, np.ndarray, list[str]]:
-        """Return targets of another collection by the network's own classes or findings, for an external test.
-
-        Also the rows [n] that can be scored (X-rays of a class that the network knows; for findings, all), and the
-        names that both have: classes with X-rays, findings of which X-rays are positive and others negative. All other
-        findings are NaN.
-        Raises UserError if there are fewer than two shared classes, or no shared finding.
-        """
-        names, columns, multilabel = self.summary["classes"], xrays.columns, self.summary["multilabel"]
-        found = {class_key(name): name for name in columns.label_names}
-        theirs = {name: found[class_key(name)] for name in names if class_key(name) in found}
-        values, shared = self._values(xrays, theirs) if multilabel == (columns.labels.ndim > 1) else (None, [])
-        if values is None or len(shared) < 2 - multilabel:
-            raise UserError(
-                f"{columns.root} has {', '.join(columns.label_names)}, and {self.folder} predicts {', '.join(names)}; "
-                "an external test needs images of two classes, or positive and negative ones of a finding, of the same "
-                "name."
-            )
-        rows = np.arange(len(xrays)) if multilabel else np.flatnonzero(values >= 0)
-        return Targets(values, tuple(names)), rows, shared
-
-    def _values(self, xrays: XRays, theirs: dict[str, str]) -> tuple[np.ndarray, list[str]]:
-        """Return classes [N] (-1: another) or findings [N, C] of a collection, and which of the names occur there.
-
-        `theirs` is what the collection calls each name that both have.
-        """
-        names, columns = self.summary["classes"], xrays.columns
-        if columns.labels.ndim == 1:
-            place = {there: names.index(name) for name, there in theirs.items()}
-            values = np.array([place.get(name, -1) for name in columns.label_names])[columns.labels]
-            return values, [name for name in theirs if names.index(name) in values]
-        values = np.full((len(xrays), len(names)), np.nan, dtype=np.float32)
-        for name, there in theirs.items():
-            known = read_targets(xrays, replace(self.config, findings=[there])).values[:, 0]
-            if {0, 1} <= set(known):
-                values[:, names.index(name)] = known
-        return values, [name for name in theirs if not np.isnan(values[:, names.index(name)]).all()]
 
 
 class OpenedData:
@@ -272,34 +181,14 @@ class OpenedData:
 
 
 def find_finished(name: str) -> list[Finished]:
-    """Return the finished fine-tuning runs that a name stands for: a run, or the chosen runs of a finished comparison.
+    """Return the finished fine-tuning runs that a name stands for, without tables from elsewhere; see find_runs."""
+    return [open_finished(folder) for folder in find_runs(name) if (folder / "config.json").exists()]
 
-    A run's *_best_state_dict.pt stands for the run. A * in the last part of a name chooses among the runs of a
-    comparison. Raises UserError if nothing is found.
-    """
-    folder, pattern = repo_path(name), "*"
-    if "*" in folder.name:
-        folder, pattern = folder.parent, folder.name
-    elif folder.name.endswith("_best_state_dict.pt") and folder.is_file():
-        folder = folder.parent
-    listed = [folder]
-    if (folder / "summary.csv").exists():
-        table = pd.read_csv(folder / "summary.csv")
-        names = [str(name) for name in (table.query("chosen") if "chosen" in table else table)["trial"]]
-        listed = [folder / name for name in fnmatch.filter(names, pattern)]
-    found = [path for path in listed if (path / "predictions_val.csv").exists() and (path / "summary.json").exists()]
-    if not found or not (folder / "summary.json").exists():
-        if not folder.exists():
-            beside = [path.name for path in folder.parent.glob("*/")]
-            raise UserError(f"there is no run {folder}; {nearest(folder.name, beside)}")
-        raise UserError(
-            f"{repo_path(name)} is not a finished fine-tuning run or comparison; run "
-            "downstream_task/trained_vs_no_trained_compare.py first, or name one of the folders that it writes."
-        )
-    for path in listed:
-        check_files(path, "predictions_val.csv", "summary.json")
-    read = [(path, read_json(path / "config.json") or {}, read_json(path / "summary.json") or {}) for path in found]
-    return [Finished(path, open_config(FinetuneConfig, config), summary) for path, config, summary in read]
+
+def open_finished(folder: Path) -> Finished:
+    """Return the finished fine-tuning run in a folder."""
+    config, summary = (read_json(folder / f"{name}.json") or {} for name in ("config", "summary"))
+    return Finished(folder, open_config(FinetuneConfig, config), summary)
 
 
 def open_checkpoints(names: Sequence[str]) -> dict[str, Finished]:
@@ -318,9 +207,3 @@ def open_checkpoints(names: Sequence[str]) -> dict[str, Finished]:
     if len(runs) < max(1, len(chosen)):
         raise UserError("checkpoints is empty or names a run twice; name each fine-tuning run under runs/ once.")
     return runs
-
-
-def run_name(folder: Path) -> str:
-    """Return a folder's name below runs/, or the last part of a folder elsewhere."""
-    root = RUNS_ROOT.resolve()
-    return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else folder.name

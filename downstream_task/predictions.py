@@ -1,15 +1,63 @@
 """Tables of predictions, which everything that is scored is scored from: one row per image, without torch."""
 
+import fnmatch
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import logit
+from scipy.special import expit, logit, softmax
 
-from utils.config import UserError
+from utils.config import RUNS_ROOT, UserError, nearest, repo_path
 from utils.files import check_files
-from utils.metrics import classification_scores, finding_scores
+from utils.metrics import classification_scores, finding_scores, one_against_rest
+
+FILE, FILE_BEFORE = "predictions.csv", "predictions_val.csv"  # before: of the earlier protocol, validation alone
+CELL = ["fold", "draw", "arm", "way", "labels", "start"]  # columns that are the same in all rows of a table
+DETAILS = ["study", "sex", "age", "view", "source"]  # columns of those data sets that know them
+TEXT: Any = dict.fromkeys(["file", "part", "arm", "way", "group", "label", *DETAILS], str)  # even if it holds 0 or NA
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a network says about N images.
+
+    names          of the C classes or findings
+    labels         classes [N], or findings [N, C]: 1, 0, NaN where unknown
+    probabilities  [N, C]
+    groups         patients or duplicate groups [N]
+    details        N rows of the DETAILS that are known
+    """
+
+    names: tuple[str, ...]
+    labels: np.ndarray
+    probabilities: np.ndarray
+    groups: np.ndarray
+    details: pd.DataFrame
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether these are findings, of which an image may have several, instead of classes."""
+        return self.labels.ndim > 1
+
+    @property
+    def truth(self) -> np.ndarray:
+        """Return [N, C] of 1, 0 and NaN: of classes each against the others, or the findings."""
+        return one_against_rest(self.labels, len(self.names))
+
+    def at(self, temperature: float) -> "Predicted":
+        """Return the same with probabilities at a temperature."""
+        logits = logits_of(self.probabilities, self.multilabel) / temperature
+        return replace(self, probabilities=expit(logits) if self.multilabel else softmax(logits, axis=1))
+
+    def scores(self, rows: np.ndarray) -> dict[str, float]:
+        """Return every score of some of the images."""
+        return scores_of(self.labels[rows], self.probabilities[rows])
+
+    def score(self, rows: np.ndarray) -> float:
+        """Return the one that networks are compared by."""
+        return self.scores(rows)[metric_of(self.labels)]
 
 
 def metric_of(labels: np.ndarray) -> str:
@@ -35,11 +83,10 @@ def logits_of(probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
 def read_predictions(path: Path) -> pd.DataFrame:
     """Read a predictions table; a class may be called 0 or NA. Raises UserError if it is missing or damaged."""
     check_files(path.parent, path.name)
-    text: Any = {"file": str, "group": str, "label": str}
     try:
         names = pd.read_csv(path, nrows=0).columns
         blank = {name: [""] for name in names if name.startswith("label ")}
-        return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=blank)
+        return pd.read_csv(path, dtype=TEXT, keep_default_na=False, na_values=blank)
     except ValueError as error:
         raise UserError(
             f"{path} is damaged ({str(error).strip()}); delete it: the same command then says more."
@@ -48,10 +95,64 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
 def labels_and_probabilities(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Return the classes [M] or findings [M, C] of a predictions table, and its probabilities [M, C]."""
-    columns = [column for column in table if str(column).startswith("p ")]
-    names = [str(column)[2:] for column in columns]
+    names = _names(table)
     if "label" in table:
-        labels = np.array([names.index(label) for label in table["label"]])
+        labels = np.array([names.index(label) for label in table["label"]], dtype=int)
     else:
-        labels = table[[f"label {name}" for name in names]].to_numpy()
-    return labels, table[columns].to_numpy()
+        labels = table[[f"label {name}" for name in names]].to_numpy(float)
+    return labels, table[[f"p {name}" for name in names]].to_numpy()
+
+
+def predicted(table: pd.DataFrame, part: str) -> Predicted:
+    """Return what a table says about the images of a part, "val" or "test"."""
+    rows: Any = table[table["part"] == part].reset_index(drop=True)
+    details = rows[[name for name in DETAILS if name in rows]]
+    return Predicted(tuple(_names(table)), *labels_and_probabilities(rows), rows["group"].to_numpy(str), details)
+
+
+def _names(table: pd.DataFrame) -> list[str]:
+    return [column[2:] for column in map(str, table) if column.startswith("p ")]
+
+
+def find_runs(name: str) -> list[Path]:
+    """Return the folders of the trained heads that a name stands for.
+
+    A run, or a file of weights in it, stands for itself; a finished comparison for its headline runs of the first
+    draw. A * in the last part of a name chooses among all runs of the first draw. Raises UserError if none is found.
+    """
+    folder, pattern = repo_path(name), ""
+    if "*" in folder.name:
+        folder, pattern = folder.parent, folder.name
+    elif folder.name.endswith("_state_dict.pt") and folder.is_file():
+        folder = folder.parent
+    listed = [folder]
+    if (folder / "summary.csv").exists():
+        table: Any = pd.read_csv(folder / "summary.csv", dtype={"trial": str})
+        if "headline" in table:
+            first = table[table["draw"] == table["draw"].min()]
+            table = first if pattern else first[first["headline"]]
+        listed = [folder / name for name in fnmatch.filter(table["trial"], pattern or "*")]
+    if not folder.exists():
+        beside = [path.name for path in folder.parent.glob("*/")]
+        raise UserError(f"there is no run {folder}; {nearest(folder.name, beside)}")
+    if not any(map(predictions_of, listed)) or not (folder / "summary.json").exists():
+        raise UserError(
+            f"{repo_path(name)} is not a finished fine-tuning run or comparison; run "
+            "downstream_task/trained_vs_no_trained_compare.py first, or name one of the folders that it writes."
+        )
+    for path in listed:
+        check_files(path, FILE_BEFORE if (path / FILE_BEFORE).exists() else FILE)
+    return listed
+
+
+def predictions_of(folder: Path) -> Path | None:
+    """Return the table of predictions in a run's folder, also of the earlier protocol; None if there is none."""
+    if (folder / FILE).exists() and "part" in pd.read_csv(folder / FILE, nrows=0):
+        return folder / FILE
+    return folder / FILE_BEFORE if (folder / FILE_BEFORE).exists() else None
+
+
+def run_name(folder: Path) -> str:
+    """Return a folder's name below runs/, or the last part of a folder elsewhere."""
+    root = RUNS_ROOT.resolve()
+    return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else folder.name

@@ -35,8 +35,8 @@ import pandas as pd
 
 from dataset_loader.xrays import XRays, listed_facts, open_xrays
 from downstream_task.finetuning import finetune
-from downstream_task.finished_runs import Finished, find_finished, run_name
-from downstream_task.predictions import read_predictions
+from downstream_task.finished_runs import Finished, find_finished
+from downstream_task.predictions import read_predictions, run_name
 from downstream_task.targets import read_targets
 from self_sup_classes.initialisation import weights_hashes
 from utils.config import RUNS_ROOT, UserError, check_choice, part_of, repo_path

@@ -36,6 +36,8 @@ PACE = ("threads", "jobs", "checkpoint_minutes")
 MAX_NAME = 200  # bytes of a part of a run's name; file systems take 255, some of them for temporary files
 MAX_PART, MAX_TEXT = 255, 3000  # bytes of a text in a config between two slashes, and of all of it: it may be a path
 MAX_SHOWN = 120  # characters of a value in a message
+DEVICES = ["auto", "cuda", "mps", "cpu"]
+MAX_THREADS = 1024  # more than any machine has cores; many more cannot be started
 MAX_NUMBER = 2**53  # of a config; larger ones are not exact in JSON
 
 
@@ -289,3 +291,16 @@ def _has_type(value: Any, expected: Any) -> bool:
     if expected is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineConfig(Config):
+    """The device, by its name in DEVICES, and the number of CPU threads, 0 to leave it to torch."""
+
+    device: str
+    threads: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("device", self.device, DEVICES)
+        check_between("threads", self.threads, 0, MAX_THREADS)

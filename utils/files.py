@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import pandas as pd
+
 from utils.config import UserError
 
 
@@ -95,6 +97,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a CSV file atomically."""
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def write_json(path: Path, value: Any) -> None:

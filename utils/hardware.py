@@ -11,36 +11,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from utils.config import Config, UserError, check_between, check_choice
+from utils.config import DEVICES, UserError, check_choice
+from utils.config import MachineConfig as MachineConfig
 from utils.software import software
 
 Module = TypeVar("Module", bound=nn.Module)
 
-DEVICES = ["auto", "cuda", "mps", "cpu"]
 PRECISIONS = ["auto", "float32", "bfloat16"]
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # on Linux
 REFUSED_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
-MAX_THREADS = 1024  # more than any machine has cores; many more cannot be started
-
-
-@dataclass(frozen=True, kw_only=True)
-class MachineConfig(Config):
-    """The device, by its name in DEVICES, and the number of CPU threads, 0 to leave it to torch."""
-
-    device: str
-    threads: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("device", self.device, DEVICES)
-        check_between("threads", self.threads, 0, MAX_THREADS)
 
 
 def prepare(device: str, threads: int, deterministic: bool = True) -> torch.device:

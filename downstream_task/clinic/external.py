@@ -1,6 +1,7 @@
-"""A finished network on the X-rays of another hospital, beside its score on the test part."""
+"""Finished networks on the X-rays of another hospital, beside their scores on the test part."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,50 @@ import numpy as np
 import pandas as pd
 
 from dataset_loader.readers.folder_dataset import TABLE
-from dataset_loader.xrays import DataConfig
+from dataset_loader.readers.tables import class_key
+from dataset_loader.xrays import DATASETS, DataConfig, XRays
+from downstream_task.clinic.tables import page, score_of
 from downstream_task.finetune_config import FinetuneConfig
-from downstream_task.finished_runs import Finished, Scored
-from downstream_task.predictions import labels_and_probabilities, read_predictions
+from downstream_task.finished_runs import Finished, OpenedData, open_finished
+from downstream_task.predictions import CELL, FILE, Predicted, predicted, read_predictions
+from downstream_task.probes import forward_all
+from downstream_task.targets import Targets, predictions_table, read_targets
+from self_sup_classes.provenance import check_unseen
 from utils import plots
-from utils.config import RUNS_ROOT, make_config, part_of, repo_path
-from utils.intervals import bootstrap_intervals, fewest_groups, independent_difference, interval_text, metric_name
+from utils.config import MachineConfig, UserError, check_choice, make_config, part_of, repo_path
+from utils.files import check_files, content_hash
+from utils.hardware import choose_precision, describe_device, prepare
+from utils.intervals import independent_difference, interval_text, metric_name
 from utils.logging_utils import Run
 from utils.metrics import one_against_rest
+from utils.scripts import tracked
+
+
+def check_external(entries: Sequence[str]) -> None:
+    """Raise UserError for an entry of `external` that does not start with a layout."""
+    for entry in entries:
+        if ":" not in entry and repo_path(entry).is_dir():
+            raise UserError(f"external holds {entry!r}; write its layout before it, such as folder:{entry}.")
+        check_choice("external", entry.partition(":")[0], DATASETS)
+
+
+def external_tests(folders: Sequence[Path], entries: Sequence[str], machine: MachineConfig) -> Iterator[str]:
+    """Test the runs in `folders` on each collection that `entries` name; yield a table of each as text.
+
+    Raises UserError if they have too few classes in common, or if a network has seen one of the images.
+    """
+    data = OpenedData(prepare(machine.device, machine.threads))
+    kept = [folder for folder in folders if any(folder.glob("*_final_state_dict.pt"))]
+    if not kept:
+        raise UserError(
+            "no run that is named has kept its weights, which predict the other images; name one of draw 0, or compare "
+            "with --keep-weights."
+        )
+    for entry in entries:
+        runs = map(open_finished, tracked(kept, entry, "run"))
+        yield external_table([external_test(run, external_data(entry, run.config), data) for run in runs])
+        if len(kept) < len(folders):
+            yield f"left out: {len(folders) - len(kept):,} runs without weights"
 
 
 def external_data(entry: str, trained: FinetuneConfig) -> DataConfig:
@@ -33,42 +69,73 @@ def collection_name(config: DataConfig) -> str:
     return "-".join([config.dataset, *root.relative_to(root.anchor).parts[-2:]])
 
 
-def compared_with_test(finished: Finished, scored: Scored, shared: Sequence[str], repeats: int) -> dict[str, Any]:
+def external_test(finished: Finished, config: DataConfig, data: OpenedData) -> dict[str, Any]:
+    """Predict all images of a collection and score them from that table; return the stored summary if that was done.
+
+    The score and its drop from the test part are over the classes or findings that both have.
+    """
+    name, own = collection_name(config), finished.folder / FILE
+    facts = {"tested": finished.name, "weights": finished.weights_hash(), "external": config}
+    internal = content_hash(own)
+
+    def look() -> dict[str, Any]:
+        return {"data": data.facts(config), "predictions": internal}
+
+    run = Run(f"external/{name}/{finished.name}", facts, "external test", look=look)
+    check_files(run.folder, *([FILE, "scores.csv"] if run.summary is not None else []))
+    if run.summary is not None:
+        return run.summary
+    xrays = data.of(config)
+    targets, rows = shared_targets(finished, xrays)
+    note = check_unseen(finished.provenance(), xrays, finished.config.allow_seen, str(finished.weights), rows)
+    classifier, trained = finished.classifier(data.device), finished.config
+    dtype = choose_precision(trained.precision, data.device)
+    logits = forward_all(classifier, xrays, rows, trained.img_res, trained.in_channels, dtype)
+    recorded = xrays.facts() | data.facts(config)
+    run.start(device=describe_device(data.device), data=recorded, predictions=internal)
+    here = read_predictions(own)
+    table = predictions_table(xrays, targets, rows, targets.probabilities(logits), here.iloc[0][CELL].to_dict())
+    run.save_table("predictions", table.assign(part="test"))
+
+    there = predicted(read_predictions(run.folder / FILE), "test")  # the same way as the test part from here on
+    title = plots.marked(f"{len(rows):,} X-rays of {name}", xrays.synthetic, bool(note))
+    tables, figures, scored = page(there, predicted(here, "val"), title)
+    for key, values in tables.items():
+        run.save_table(key, values)
+    for key, figure in figures.items():
+        run.save_figure(key, figure)
+    stated = {"synthetic": xrays.synthetic, "transductive": bool(note), "note": note, "tested": finished.name}
+    stated |= {"collection": name, "of_other_classes": len(xrays) - len(rows), "predictions": internal}
+    run.finish({**stated, **scored, **compared_with_test(predicted(here, "test"), there)})
+    return run.summary or {}
+
+
+def compared_with_test(here: Predicted, there: Predicted) -> dict[str, Any]:
     """Return the `internal` score, on the test part, the `outside` one and the `drop`, each with low and high.
 
-    All over those of the `shared` classes or findings that occur in the test part.
+    All over the classes or findings that occur in both. `missing` are those that do not occur there.
     """
-    table = read_predictions(RUNS_ROOT / "test" / finished.name / "predictions.csv")
-    here = (*labels_and_probabilities(table), table["group"].to_numpy(str))
-    there = scored.labels, scored.probabilities, scored.groups
-    truth = one_against_rest(here[0], len(scored.targets.names))
-    occurs = (truth == 1).any(0) & ((truth == 0).any(0) | (not scored.targets.multilabel))
-    known = np.isin(scored.targets.names, shared) & occurs
+    known = occurring(here.truth, here.multilabel) & occurring(there.truth, there.multilabel)
     found = []
-    for seed, (labels, p, groups) in enumerate((here, there)):
-        if scored.targets.multilabel:
-            labels = np.where(known, labels, np.nan)
-        else:
-            labels, p, groups = (values[known[labels]] for values in (labels, p, groups))
-        found.append(
-            bootstrap_intervals(
-                lambda rows, labels=labels, p=p: {"score": scored.targets.score(labels[rows], p[rows])},
-                groups,
-                repeats,
-                seed=seed,
-                fewest=fewest_groups(labels, groups),
-            )["score"]
-        )
-    internal, outside = found
-    drop = independent_difference(internal, outside)
-    return {"internal": list(internal), "outside": list(outside), "drop": list(drop)}
+    for seed, side in enumerate((here, there)):
+        rows = np.arange(len(side.labels)) if side.multilabel else np.flatnonzero(known[side.labels])
+        labels = np.where(known, side.labels, np.nan) if side.multilabel else side.labels[rows]
+        kept = replace(side, labels=labels, probabilities=side.probabilities[rows], groups=side.groups[rows])
+        found.append(score_of(kept, seed))
+    missing = np.array(there.names)[~occurring(there.truth, there.multilabel)].tolist()
+    named = {"internal": found[0], "outside": found[1], "drop": independent_difference(*found)}
+    return {"missing": missing, **{name: list(values) for name, values in named.items()}}
 
 
-def external_table(tested: list[Run]) -> str:
+def occurring(truth: np.ndarray, multilabel: bool) -> np.ndarray:
+    """Return which classes have images, or which findings have positive and negative ones, bool [C] of truth [N, C]."""
+    return (truth == 1).any(0) & ((truth == 0).any(0) | (not multilabel))
+
+
+def external_table(tested: Sequence[Mapping[str, Any]]) -> str:
     """Return internal score, external score and drop as text, one row per run, and what the collection lacks."""
-    first, rows = tested[0].summary or {}, {}
-    for one in tested:
-        summary: Any = one.summary
+    first, rows = tested[0], {}
+    for summary in tested:
         values = {"test part": summary["internal"], "external": summary["outside"], "drop": summary["drop"]}
         rows[summary["tested"]] = {name: interval_text(*value, form=".2f") for name, value in values.items()}
     title = plots.marked(f"{first['images']:,} X-rays of {first['collection']}, external test", first["synthetic"])
@@ -77,3 +144,28 @@ def external_table(tested: list[Run]) -> str:
         lacks.append(f"left out: {first['of_other_classes']:,} images of classes that the network does not know")
     name = metric_name(first["metric"])
     return "\n".join(["", f"{title}: {name} [95% interval]", pd.DataFrame(rows).T.to_string(), *lacks])
+
+
+def shared_targets(finished: Finished, xrays: XRays) -> tuple[Targets, np.ndarray]:
+    """Return targets of another collection by the network's own classes or findings, and the rows [n] to be scored.
+
+    These are the X-rays of a class that the network knows; for findings, all. Findings that only one of them has are
+    NaN. Raises UserError if fewer than two classes, or no finding, occur there.
+    """
+    names, columns, multilabel = finished.summary["classes"], xrays.columns, finished.summary["multilabel"]
+    theirs = {class_key(name): name for name in columns.label_names}
+    both = {names.index(name): theirs[class_key(name)] for name in names if class_key(name) in theirs}
+    values = np.full((len(xrays), len(names)) if multilabel else len(xrays), np.nan if multilabel else -1)
+    if both and multilabel == (columns.labels.ndim > 1):
+        if multilabel:
+            values[:, list(both)] = read_targets(xrays, replace(finished.config, findings=[*both.values()])).values
+        else:
+            place = {there: here for here, there in both.items()}
+            values = np.array([place.get(name, -1) for name in columns.label_names])[columns.labels]
+    if occurring(one_against_rest(values, len(names)), multilabel).sum() < 2 - multilabel:
+        raise UserError(
+            f"{columns.root} has {', '.join(columns.label_names)}, and {finished.folder} predicts {', '.join(names)}; "
+            "an external test needs images of two classes, or positive and negative ones of a finding, of the same "
+            "name."
+        )
+    return Targets(values, tuple(names)), np.arange(len(xrays)) if multilabel else np.flatnonzero(values >= 0)

@@ -16,7 +16,8 @@ RULES: dict[str, tuple[str, float]] = {
     "sensitivity 0.95": ("sensitivity", 0.95),
     "Youden": ("both", 0.0),
 }
-COLUMNS = ("sensitivity", "specificity")
+RATES = ("sensitivity", "specificity")
+POINT_COLUMNS = ["class", "rule", "threshold", "rate", "value", "low", "high", "images", "validation_labels"]
 
 
 def choose_threshold(truth: np.ndarray, score: np.ndarray, rule: str) -> float:
@@ -42,10 +43,10 @@ def operating_points(
     names: Sequence[str],
     repeats: int,
 ) -> pd.DataFrame:
-    """Return one row per class or finding, rule and rate: class, rule, threshold, rate, value, low, high, images.
+    """Return one row of the POINT_COLUMNS per class or finding, rule and rate.
 
     val and test are truth [., C] of one_against_rest and probabilities [., C]. `images` are those that the rate is
-    measured on, and the interval is over the groups [M] of the test images.
+    measured on, the interval is over the groups [M] of the test images, and validation_labels chose the threshold.
     """
     chosen = {
         (name, rule): choose_threshold(val[0][:, c], val[1][:, c], rule)
@@ -55,15 +56,18 @@ def operating_points(
     rows = []
     for c, name in enumerate(names):
         truth, score = test[0][:, c], test[1][:, c]
-        for wanted, rate in zip((1, 0), COLUMNS, strict=True):
+        for wanted, rate in zip((1, 0), RATES, strict=True):
             of_kind = truth == wanted
             thresholds = {rule: chosen[name, rule] for rule in RULES if not np.isnan(chosen[name, rule])}
             if not of_kind.any() or not thresholds:
                 continue
             right = {rule: (score[of_kind] >= threshold) == wanted for rule, threshold in thresholds.items()}
             found = bootstrap_intervals(means(right), groups[of_kind], repeats)
-            rows += [(name, rule, at, rate, *found[rule], int(of_kind.sum())) for rule, at in thresholds.items()]
-    return pd.DataFrame(rows, columns=["class", "rule", "threshold", "rate", "value", "low", "high", "images"])
+            counts = int(of_kind.sum()), int(np.isfinite(val[0][:, c]).sum())
+            rows += [(name, rule, at, rate, *found[rule], *counts) for rule, at in thresholds.items()]
+    return pd.DataFrame(
+        rows, columns=["class", "rule", "threshold", "rate", "value", "low", "high", "images", "validation_labels"]
+    )
 
 
 def _rates_over_thresholds(truth: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

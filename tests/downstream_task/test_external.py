@@ -17,23 +17,25 @@ from sklearn.metrics import roc_auc_score
 
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT, ensure_chexpert_phantoms, ensure_phantoms
 from dataset_loader.synthetic import RECORD
+from downstream_task.clinic.external import compared_with_test, shared_targets
 from downstream_task.clinic.operating_points import choose_threshold
 from downstream_task.finetuning import finetune
 from downstream_task.finished_runs import OpenedData, find_finished
+from downstream_task.predictions import Predicted, predicted, read_predictions
 from utils.config import RUNS_ROOT, UserError
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
 TEST = "downstream_task/confusion_matrix.py"
-SMALL = {"method": "linear", "img_res": 32, "threads": 1}
+SMALL = {"method": "linear", "way": "linear", "img_res": 32, "threads": 1}
 
 
 @pytest.fixture(scope="module")
 def trained(phantoms: Path) -> Iterator[Path]:
     """A finished linear probe of four classes under runs/; what this module writes is deleted afterwards."""
-    data = {"label_fraction": 0.5, "run_name": "trained_here", "data_root": str(phantoms / COVID_ROOT)}
+    data = {"num_labels": 90, "run_name": "trained_here", "data_root": str(phantoms / COVID_ROOT)}
     yield finetune(finetuning_config(**SMALL, **data)).folder
-    for name in ("trained_here", "test/trained_here", "external"):
+    for name in ("trained_here", "trained_elsewhere", "test/trained_here", "test/trained_elsewhere", "external"):
         shutil.rmtree(RUNS_ROOT / name, ignore_errors=True)
 
 
@@ -78,7 +80,11 @@ def test_score_and_drop_are_over_the_shared_classes(trained: Path, elsewhere: Pa
     assert sorted(there["file"]) == sorted(files)
     assert summary["images"] == len(files)
 
-    here = pd.read_csv(RUNS_ROOT / "test" / "trained_here" / "predictions.csv").query("label in ['COVID', 'Normal']")
+    own: Any = pd.read_csv(trained / "predictions.csv")
+    assert set(there["part"]) == {"test"}
+    head = ["fold", "draw", "arm", "way", "labels", "start"]
+    assert there[head].drop_duplicates().to_numpy().tolist() == own[head].drop_duplicates().to_numpy().tolist()
+    here = own[(own["part"] == "test") & own["label"].isin(["COVID", "Normal"])]
     (internal, var_here), (external, var_there) = (recalls(table, ["COVID", "Normal"]) for table in (here, there))
     assert summary["internal"][0] == pytest.approx(internal)
     assert summary["balanced_accuracy"][0] == summary["outside"][0] == pytest.approx(external)
@@ -87,17 +93,31 @@ def test_score_and_drop_are_over_the_shared_classes(trained: Path, elsewhere: Pa
     assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(var_here + var_there), rel=0.25)
     assert script(TEST, *flags).stdout == done.stdout, "the same command prints the stored result"
 
-    tested = RUNS_ROOT / "test" / "trained_here"
-    points = pd.read_csv(tested / "operating_points.csv").query("`class` == 'COVID' and rule == 'Youden'")
-    val = pd.read_csv(trained / "predictions_val.csv")
-    p = softmax(
-        np.log(val.filter(like="p ")) / json.loads((tested / "summary.json").read_text())["temperature"], axis=1
-    )
-    expected = choose_threshold((val["label"] == "COVID").to_numpy(float), np.asarray(p)[:, 0], "Youden")
-    np.testing.assert_allclose(points["threshold"], expected)  # of validation, at the temperature
-    assert (tested / "conformal.csv").exists()
-    for figure in ("roc", "reliability"):
-        assert (tested / "figures" / f"{figure}.png").exists()
+    val = own[own["part"] == "val"]
+    temperature = json.loads((RUNS_ROOT / "test" / "trained_here" / "summary.json").read_text())["temperature"]
+    assert summary["temperature"] == temperature, "the network keeps the one of its own validation rows"
+    p = np.asarray(softmax(np.log(val.filter(like="p ")) / temperature, axis=1))
+    points = pd.read_csv(folder / "operating_points.csv").query("`class` == 'COVID' and rule == 'Youden'")
+    expected = choose_threshold((val["label"] == "COVID").to_numpy(float), p[:, 0], "Youden")
+    np.testing.assert_allclose(points["threshold"], expected)
+    assert set(points["validation_labels"]) == {len(val)}
+    for file in ("conformal.csv", "figures/roc.png", "figures/reliability.png"):
+        assert (folder / file).exists()
+
+    shutil.copytree(trained, weightless := trained.with_name("trained_elsewhere"))
+    for file in weightless.glob("*.pt"):
+        file.unlink()
+    without = script(TEST, "--runs", str(weightless), *flags[2:])
+    assert without.returncode == 1 and "no run that is named has kept its weights" in without.stderr
+    both = script(TEST, "--runs", "runs/trained_here", str(weightless), *flags[2:])
+    assert both.returncode == 0 and "left out: 1 runs without weights" in both.stdout
+    before = (trained / "predictions.csv").read_bytes()
+    own.assign(start=1).to_csv(trained / "predictions.csv", index=False)
+    shutil.rmtree(RUNS_ROOT / "test" / "trained_here")
+    other = script(TEST, *flags)
+    assert other.returncode == 1 and "was made from other data: predictions" in other.stderr
+    (trained / "predictions.csv").write_bytes(before)
+    shutil.rmtree(RUNS_ROOT / "test" / "trained_here")
 
 
 def test_a_collection_that_was_trained_on_or_has_other_labels_is_refused(
@@ -117,20 +137,25 @@ def test_a_collection_that_was_trained_on_or_has_other_labels_is_refused(
 
 def test_findings_that_only_the_network_knows_do_not_count(phantoms: Path, tmp_path: Path) -> None:
     data = {"dataset": "chexpert", "data_root": str(phantoms / CHEXPERT_ROOT), "findings": ["Edema", "Cardiomegaly"]}
-    run = finetune(finetuning_config(**SMALL, **data, label_fraction=1.0, run_name="external/of_findings"))
+    run = finetune(finetuning_config(**SMALL, **data, run_name="external/of_findings"))
     [finished] = find_finished(str(run.folder))
     root = ensure_chexpert_phantoms(tmp_path, patients=40, size=64, seed=1)
     config = finetuning_config(**{**SMALL, **data, "data_root": str(root)}, run_name="unused")
     xrays = OpenedData(torch.device("cpu")).of(config)
     names = tuple("Else" if name == "Cardiomegaly" else name for name in xrays.columns.label_names)
     xrays = replace(xrays, columns=replace(xrays.columns, label_names=names))
-    targets, rows, shared = finished.shared_targets(xrays)
-    assert shared == ["Edema"]
+    targets, rows = shared_targets(finished, xrays)
+    assert len(rows) == len(xrays) and np.isnan(targets.values[:, 1]).all()
     none_is_positive = np.where(xrays.columns.labels == 1, 0, xrays.columns.labels)
     with pytest.raises(UserError, match="positive and negative"):
-        finished.shared_targets(replace(xrays, columns=replace(xrays.columns, labels=none_is_positive)))
-    assert np.isnan(targets.values[:, 1]).all()
-    scored = finished.look(xrays, targets, rows, "")
-    p = targets.probabilities(scored.logits)
-    known = ~np.isnan(targets.values[:, 0])
-    assert targets.score(targets.values, p) == pytest.approx(roc_auc_score(targets.values[known, 0], p[known, 0]))
+        shared_targets(finished, replace(xrays, columns=replace(xrays.columns, labels=none_is_positive)))
+    generator = np.random.default_rng(0)
+    groups, p = xrays.columns.groups.astype(str), generator.random(targets.values.shape)
+    there = Predicted(targets.names, targets.values, p, groups, pd.DataFrame(index=rows))
+    here = predicted(read_predictions(run.folder / "predictions.csv"), "test")
+    compared = compared_with_test(here, there)
+    for name, side in (("internal", here), ("outside", there)):
+        known = ~np.isnan(side.labels[:, 0])
+        edema = roc_auc_score(side.labels[known, 0], side.probabilities[known, 0])
+        assert compared[name][0] == pytest.approx(edema)
+    assert compared["missing"] == ["Cardiomegaly"]

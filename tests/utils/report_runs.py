@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from utils.logging_utils import Run
 
 ARMS = ("random", "pretrained")
+HEADLINES = {20: "linear", 187: "probe"}  # by number of labels
 
 
 class Page(HTMLParser):
@@ -82,24 +83,21 @@ def comparison(root: Path, name: str, seed: int = 0) -> Run:
         value, reach = generator.uniform(0.3, 0.9), generator.uniform(0.01, 0.2)
         return {**keys, "value": value, "low": value - reach, "high": value + reach}
 
-    cells = [(method, labels) for method in ("linear", "finetune") for labels in (20, 187)]
-    curves = [row(arm=arm, method=m, fraction=0.1, labels=n, draws=3) for arm in ARMS for m, n in cells]
+    cells = [(way, labels) for way in ("linear", "probe") for labels in (20, 187)]
+    counts = {"draws": 5, "starts": 5, "folds": 5}
+    curves = [
+        row(arm=arm, way=way, labels=n, headline=way == HEADLINES[n], **counts) for arm in ARMS for way, n in cells
+    ]
+    needs = {"reference_needs": 50.0, "reference_needs_low": 0.0, "reference_needs_high": np.inf}
     gaps = [
-        {
-            **row(arm="pretrained", reference="random", method=m, fraction=0.1, labels=n),
-            **dict(
-                zip(
-                    ("reference_needs", "reference_needs_low", "reference_needs_high"), (50.0, 0.0, np.inf), strict=True
-                )
-            ),
-        }
-        for m, n in cells
+        {**row(arm="pretrained", reference="random", way=way, labels=n), **(needs if way == "headline" else {})}
+        for way, n in [*(("headline", n) for n in HEADLINES), *cells]
     ]
     tables = {
         "curves": pd.DataFrame(curves).rename(columns={"value": "mean"}),
         "differences": pd.DataFrame(gaps).rename(columns={"value": "difference"}),
     }
-    summary = {"synthetic": False, "metric": "balanced_accuracy", "part": "validation", "notes": [], "left_out": []}
+    summary = {"synthetic": False, "metric": "balanced_accuracy", "part": "validation", "notes": [], "left_out": {}}
     run = finished(root, name, "comparison", tables, summary)
     draw(run, "label_efficiency")
     return run
@@ -134,16 +132,17 @@ def one_of_each_kind(root: Path) -> None:
     finished(root, "frozen/a", "frozen parts", {"table": frozen}, {"metric": "auroc", "synthetic": False})
     scores = pd.DataFrame([{"score": name, **interval} for name in ("accuracy", "balanced_accuracy", "ece")])
     classes = pd.DataFrame([{"class": "COVID", "score": "sensitivity", **interval}])
-    trained = {"encoder": "random", "method": "linear", "trainable": "all", "label_fraction": 0.1, "label_draw": 0}
-    tested = {"images": 10, "synthetic": False, "temperature": 1.5}
+    tested = {"images": 10, "synthetic": False, "temperature": 1.5, "validation_labels": 8, "predictions": "abc"}
+    tested |= {"arm": "random", "way": "linear", "labels": 20, "draw": 0}
     tables = {"scores": scores, "classes": classes, "predictions": pd.DataFrame({"a": [1]})}
-    point = {"class": "COVID", "rule": "Youden", "threshold": 0.4, "images": 9, **interval}
+    point = {"class": "COVID", "rule": "Youden", "threshold": 0.4, "images": 9, "validation_labels": 8, **interval}
     tables["operating_points"] = pd.DataFrame([{**point, "rate": rate} for rate in ("sensitivity", "specificity")])
     sets = {"class": "all", "images": 9, "coverage": 0.91, "low": 0.8, "high": 0.97, "mean_size": 1.5, "empty": 0.0}
+    sets["validation_labels"] = 8
     tables["conformal"] = pd.DataFrame([sets])
     tables["subgroups"] = pd.DataFrame([{"detail": "sex", "group": "F", "images": 9, **interval, "note": "few images"}])
     elsewhere = {"images": 20, "synthetic": False, "metric": "auroc", "missing": ["Normal"], "tested": "compare/a/x"}
-    elsewhere["collection"] = "covid-b"
+    elsewhere |= {"collection": "covid-b", "predictions": "abc"}
     scored = {"internal": [0.8, 0.7, 0.9], "outside": [0.6, 0.5, 0.7], "drop": [0.2, 0.1, 0.3]}
     finished(root, "external/covid-b/compare/a/x", "external test", {}, {**elsewhere, **scored})
     finished(
@@ -152,7 +151,7 @@ def one_of_each_kind(root: Path) -> None:
     final = {"note": "0.8 is that of the comparison a", "synthetic": False, "metric": "auroc"}
     finished(root, "final/compare/a", "classifier of all films", {}, final)
     tested["metric"] = "balanced_accuracy"
-    draw(finished(root, "test/compare/a/x", "test", tables, tested, trained=trained), "confusion_matrix")
+    draw(finished(root, "test/compare/a/x", "test", tables, tested), "confusion_matrix")
     suggested = {"steepest": 1e-3, "lowest": 1e-2, "diverged": None, "synthetic": False}
     finished(root, "scans/lr/range_pretraining", "learning rates", {"lr_range": pd.DataFrame({"lr": [1.0]})}, suggested)
     for name, varied in (("lr/schedulers", "schedulers"), ("t", "recipes"), ("h", "lambdas")):

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from report_runs import ARMS, Page, comparison, one_of_each_kind, replace_in, report
+from report_runs import ARMS, HEADLINES, Page, comparison, finished, one_of_each_kind, replace_in, report
 
 COUNTS = {
     "images",
     "labels",
-    "share",
     "groups",
     "near-duplicate pairs",
     "train",
@@ -23,7 +22,7 @@ COUNTS = {
     "runs",
     "X-rays",
 }
-COUNTS |= {"classes in a set", "empty sets", "files left out"}
+COUNTS |= {"classes in a set", "empty sets", "files left out", "validation labels"}
 FITTED = {"temperature, fitted on validation", "temperature"}
 
 
@@ -68,20 +67,24 @@ def test_every_kind_of_run_is_shown_and_none_is_skipped(page: Page) -> None:
 
 
 def test_the_numbers_are_those_of_the_files(runs: Path, page: Page) -> None:
-    curves = pd.read_csv(runs / "compare/a/curves.csv").set_index(["method", "labels", "arm"])
+    curves = pd.read_csv(runs / "compare/a/curves.csv").set_index(["way", "labels", "arm"])
     rows = page.table("compare/a: balanced accuracy on the validation part")
-    assert len(rows) == 4
-    names = {"linear probe": "linear", "fine-tuning": "finetune"}
-    for method, _, labels, *cells in rows:
+    assert len(rows) == 2 + 4, "the headline ways come first"
+    names = {"linear probe": "linear", "fine-tuning from the probe": "probe"}
+    for n, (way, labels, *cells) in enumerate(rows):
+        own = HEADLINES[int(labels[0])] if n < 2 else names[way[0]]
+        assert (way[0] == "headline way") == (n < 2)
         for arm, (text, *numbers) in zip(ARMS, cells, strict=True):
-            expected = curves.loc[(names[method[0]], int(labels[0]), arm), ["mean", "low", "high"]]  # type: ignore[index]
+            expected = curves.loc[(own, int(labels[0]), arm), ["mean", "low", "high"]]  # type: ignore[index]
             assert numbers == expected.tolist()
             assert text == "{:.3f} [{:.3f}, {:.3f}]".format(*expected)
     gaps = pd.read_csv(runs / "compare/a/differences.csv")
     rows = page.table("differences of balanced accuracy")
+    assert "new draws of labels and new pretrainings" in " ".join(page.captions)
     for row, gap in zip(rows, gaps.to_dict("records"), strict=True):
-        assert row[4][1:] == tuple(100 * gap[key] for key in ("difference", "low", "high"))
-        assert "random does with 50 labels (95% of resamples fewer than 20 to more than 187)" in row[5][0]
+        assert row[3][1:] == tuple(100 * gap[key] for key in ("difference", "low", "high"))
+        saved = "random does with 50 labels (95% interval fewer than 20 to more than 187)"
+        assert (saved in row[4][0]) == (row[0][0] == "headline way")
 
 
 def test_what_a_table_says_is_what_its_run_found(page: Page) -> None:
@@ -140,13 +143,23 @@ def test_numbers_of_synthetic_xrays_say_so_wherever_they_stand(runs: Path, tmp_p
         assert all("synthetic" in " ".join(cell[0] for cell in row) for row in page.table(words))
 
 
-def test_fractions_with_equally_many_labels_keep_a_row_each(tmp_path: Path, script: Any) -> None:
-    run = comparison(tmp_path, "compare/a")
-    for name in ("curves", "differences"):
-        table = pd.read_csv(run.folder / f"{name}.csv")
-        run.save_table(name, table.assign(fraction=np.where(table["labels"] == 20, 0.01, 0.05), labels=20))
+def test_a_comparison_whose_test_rows_are_not_scored_says_what_scores_them(tmp_path: Path, script: Any) -> None:
+    finished(tmp_path, "compare/a", "comparison", {}, {"synthetic": False, "metric": "auroc"})
     page, _ = report(script, tmp_path)
-    assert [row[1][0] for row in page.table("mean [95% interval]")] == ["1%", "5%", "1%", "5%"]
+    assert page.text.count("compare/a: confusion_matrix.py scores its test rows.") == 2
+
+
+def test_runs_of_the_earlier_protocol_are_named_and_not_shown(tmp_path: Path, script: Any) -> None:
+    comparison(tmp_path, "compare/a")
+    before = {"synthetic": False, "metric": "auroc"}
+    finished(tmp_path, "compare/b", "comparison", {}, before, patience=6, fractions=[0.1])
+    finished(tmp_path, "test/compare/b/all", "test comparison", {}, before)
+    finished(tmp_path, "test/compare/b/x", "test", {}, {**before, "temperature": 1.0})
+    page, _ = report(script, tmp_path)
+    rows = page.table("Older or foreign folders: 3")
+    assert {row[0][0] for row in rows} == {"compare/b", "test/compare/b/all", "test/compare/b/x"}
+    assert all("earlier protocol: the validation part chose steps and settings" in row[1][0] for row in rows)
+    assert "compare/a is better" not in page.text and "pretrained is better than random" in page.text
 
 
 def test_a_single_draw_and_a_network_that_saw_too_much_say_so(tmp_path: Path, script: Any) -> None:
@@ -160,7 +173,7 @@ def test_a_single_draw_and_a_network_that_saw_too_much_say_so(tmp_path: Path, sc
     assert "it has seen 3 images" in page.text
     assert "Not known: no intervals." in page.text
     assert "linear probe" in page.text
-    assert page.text.count("(too few for an interval)") >= 12
+    assert page.text.count("(too few for an interval)") >= 18
     assert "nan" not in page.text
 
 
@@ -173,17 +186,23 @@ def test_a_single_draw_and_a_network_that_saw_too_much_say_so(tmp_path: Path, sc
         ("pretrained", "random", [0.1, -0.1, 0.0, 0.0], "Mixed."),
         ("pretrained", "random", [0.1, 0.0, 0.0, 0.01], "Yes, in part."),
         ("pretrained", "random", [0.0, 0.01, -0.01, 0.0], "Not shown."),
-        ("pretrained", "random", [0.1, 0.0, 0.1, 0.0], "Yes, in part."),  # twice: fine-tuning stayed at its probe
+        ("pretrained", "random", [0.1, 0.0, 0.1, 0.0], "Yes, in part."),
         ("imagenet", "random", [0.1, 0.1, 0.1, 0.1], "imagenet, random:"),
     ],
 )
-def test_the_answer_does_not_depend_on_the_order_of_the_arms(
+def test_the_answer_counts_headlines_alone_whatever_the_order_of_the_arms(
     tmp_path: Path, script: Any, arm: str, reference: str, gaps: list[float], lead: str
 ) -> None:
     run = comparison(tmp_path, "compare/a")
-    table = pd.read_csv(run.folder / "differences.csv").assign(arm=arm, reference=reference, difference=gaps)
-    run.save_table("differences", table.assign(low=table["difference"] - 0.05, high=table["difference"] + 0.05))
+    others = [-5 * gaps[0]] * 4  # of each way, which do not count
+    rows = [("headline", n, gap) for n, gap in zip((20, 93, 187, 1682), gaps, strict=True)]
+    rows += [("linear", n, gap) for n, gap in zip((20, 93, 187, 1682), others, strict=True)]
+    table = pd.DataFrame(rows, columns=["way", "labels", "difference"]).assign(arm=arm, reference=reference)
+    table = table.assign(low=table["difference"] - 0.05, high=table["difference"] + 0.05)
+    needs = ("reference_needs", "reference_needs_low", "reference_needs_high")
+    run.save_table("differences", table.assign(**dict.fromkeys(needs, 50.0)))
     page, text = report(script, tmp_path)
     assert re.findall(r"<strong>(.*?)</strong>", text) == [lead]
-    pairs = {(n, gap) for n, gap in zip((20, 187, 20, 187), gaps, strict=True)}
-    assert f"of {len(pairs)} pairs of method" in page.text
+    assert "of 4 numbers of labels" in page.text
+    first, last = (100 * abs(gaps[n]) if reference == "pretrained" else 100 * gaps[n] for n in (0, -1))
+    assert f"with 20 labels {first:+.1f} [" in page.text and f"with 1,682 labels {last:+.1f} [" in page.text

@@ -112,7 +112,7 @@ def broken_runs(root: Path) -> dict[str, str]:
     no_kind = root / "no kind"
     shutil.copytree(root / "other", no_kind)
     (no_kind / "environment.json").write_text("{}")
-    (comparison(root, "torn").folder / "curves.csv").write_text('arm,method\n"')
+    (comparison(root, "torn").folder / "curves.csv").write_text('arm,way\n"')
     (pretraining(root, "lacking").folder / "summary.json").write_text('{"rank_random_network": 1.0}')
     (comparison(root, "picture").folder / "figures" / "label_efficiency.png").write_bytes(b"no picture")
     return {
@@ -138,7 +138,7 @@ def test_broken_runs_are_listed_with_the_reason_and_hide_no_other(tmp_path: Path
     for name, reason in expected.items():
         assert reason in skipped[name], (name, skipped[name])
     assert "whole" not in skipped
-    assert len(page.table("whole: balanced accuracy")) == 4
+    assert len(page.table("whole: balanced accuracy")) == 6
     assert [row[0][0] for row in page.table("Pretrainings")] == ["sound"]
 
 

@@ -82,11 +82,6 @@ def count(name: str, unknown: str = "not known") -> Column:
     return number(name, ",.0f", unknown)
 
 
-def share(name: str) -> Column:
-    """Return a column of fractions, shown as percentages."""
-    return lambda row: Number(f"{100 * row[name]:.3g}%", float(row[name]))
-
-
 def change(before: str, now: str, form: str = ".3f", unknown: str = "not known") -> Column:
     """Return a column of two numbers, before → now, sorted by the second."""
 

@@ -5,13 +5,28 @@ from typing import Any
 
 import pandas as pd
 
-from utils.intervals import METHOD_NAMES, SALIENCY_NAMES, interval_scope, interval_text, metric_name, savings_sentence
-from utils.report.content import Block, Cell, Note, count, estimate, number, share, table, triple
+from utils.intervals import (
+    HEADLINE,
+    SALIENCY_NAMES,
+    interval_scope,
+    interval_text,
+    metric_name,
+    savings_sentence,
+    way_name,
+)
+from utils.report.content import Block, Note, count, estimate, number, table, triple
 from utils.report.runs import FoundRun
 
-SCORED_ON = {"comparison": "the validation part, also used to make choices", "test comparison": "the test part"}
+SCORED_ON = {"comparison": "the validation part", "test comparison": "the test part"}
+UNSCORED = "confusion_matrix.py scores its test rows."
 TEST_SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "auroc_by_study", "auprc", "ece")
 TEST_SCORES += ("ece_after_temperature_scaling",)
+PAGE = {  # tables of a tested network
+    "classes": "each class against the rest [95% interval]",
+    "operating_points": "sensitivity and specificity at thresholds chosen on validation [95% interval]",
+    "conformal": "conformal sets that promise to hold the right class for 90% of the X-rays [95% interval]",
+    "subgroups": "score of subgroups [95% interval]",
+}
 MAX_ROWS = 12  # a longer table of tested networks is folded
 QUANTITIES = {
     "lung mass": "lung_mass",
@@ -22,36 +37,42 @@ QUANTITIES = {
 
 def answers(runs: Sequence[FoundRun]) -> list[Block]:
     """Show what each comparison says, and the figure of the first."""
-    notes: list[Block] = [note for run in runs for note in _verdicts(run)]
-    return [*notes, *_curves(runs[0])]
+    notes: list[Block] = [note for run in runs if _is_scored(run) for note in _verdicts(run)]
+    return [*notes, *_curves(runs[0])] or [Note(UNSCORED, f"{runs[0].label}:")]
 
 
 def comparison(run: FoundRun) -> list[Block]:
-    """Show a comparison's scores and the differences between its arms."""
+    """Show a comparison's scores and the differences between its arms; the headline ways come first."""
+    if not _is_scored(run):
+        return [Note(UNSCORED, f"{run.label}:")]
     curves, differences = run.csv("curves"), run.csv("differences")
     metric, arms = metric_name(run.summary["metric"]), dict.fromkeys(curves["arm"])
-    score, setting = estimate("mean"), {"method": _method, "share": share("fraction"), "labels": count("labels")}
+    score, setting = estimate("mean"), {"way": lambda row: way_name(row["way"]), "labels": count("labels")}
+    both: Any = pd.concat([curves[curves["headline"]].assign(way=HEADLINE), curves])
     rows = [
-        {**cell.iloc[0], "arms": {row["arm"]: row for row in cell.to_dict("records")}}
-        for _, cell in curves.groupby(["method", "fraction", "labels"], sort=False)
+        {"way": way, "labels": labels, "arms": {row["arm"]: row for row in cell.to_dict("records")}}
+        for (way, labels), cell in both.groupby(["way", "labels"], sort=False)
     ]
     scores = {arm: lambda row, arm=arm: score(row["arms"][arm]) if arm in row["arms"] else "not run" for arm in arms}
-    where = f"{metric} on {SCORED_ON[run.kind]}, mean [95% interval] of {curves['draws'].min()} draw(s) of the labels"
+    draws, folds = int(curves["draws"].min()), int(curves["folds"].min())
+    where = (
+        f"{metric} on {SCORED_ON[run.kind]}, mean [95% interval] of {draws} draw(s) of the labels in {folds} fold(s)"
+    )
     limits = int(curves["labels"].min()), int(curves["labels"].max())
     gaps = {
         **setting,
         "difference": lambda row: f"{row['arm']} - {row['reference']}",
         "points": estimate("difference", "+.1f", scale=100),
-        "labels saved": lambda row: savings_sentence(row, row["arm"], row["reference"], *limits),
+        "labels saved": lambda row: (
+            savings_sentence(row, row["arm"], row["reference"], *limits) if row["way"] == HEADLINE else ""
+        ),
     }
-    scope = interval_scope(run.summary.get("pretrainings", 1))
+    scope = interval_scope(dict(curves.groupby("arm", sort=False)["starts"].max()))
     caption = f"differences of {metric} in points, with 95% intervals for {scope}"
-    left_out = run.summary.get("left_out", {})  # of an earlier version: names alone
-    reasons = [f"left out: {name}" + (f": {left_out[name]}" if isinstance(left_out, dict) else "") for name in left_out]
-    notes = [*run.summary.get("notes", []), *reasons]
+    reasons = [f"left out: {name}: {reason}" for name, reason in run.summary.get("left_out", {}).items()]
     blocks: list[Block] = [*_curves(run), run.table(where, rows, {**setting, **scores})]
     blocks += [run.table(caption, differences, gaps)] if len(differences) else []
-    return [*blocks, *(Note(note, f"{run.name}:") for note in notes)]
+    return [*blocks, *(Note(note, f"{run.name}:") for note in [*run.summary.get("notes", []), *reasons])]
 
 
 def frozen_parts(run: FoundRun) -> list[Block]:
@@ -64,10 +85,11 @@ def frozen_parts(run: FoundRun) -> list[Block]:
 
 
 def tested(runs: Sequence[FoundRun]) -> list[Block]:
-    """Show scores on the test part, and the confusion matrix of one network for each arm and method."""
+    """Show scores on the test part, and the page of one network for each arm."""
     rows = [{**run.summary, **run.csv("scores").set_index("score").to_dict("index"), "run": run.label} for run in runs]
     columns = {"network": "run", "images": count("images"), **{metric_name(name): _score(name) for name in TEST_SCORES}}
     columns["temperature, fitted on validation"] = number("temperature", ".2f")
+    columns["validation labels"] = count("validation_labels")
     caption = "Each network on the test part [95% interval over patients or duplicate groups]"
     blocks: list[Block] = [table(caption, rows, columns, [run.name for run in runs], len(rows) > MAX_ROWS)]
     for run in _most_labels(runs):
@@ -76,7 +98,7 @@ def tested(runs: Sequence[FoundRun]) -> list[Block]:
             "roc": "ROC curves on the test part, one line for each class or finding",
             "reliability": "how often the network is right over the probability that it states, on the test part",
         }
-        blocks += [*run.figures(**drawn), *_classes(run), *_clinic(run)]
+        blocks += [*run.figures(**drawn), *_clinic(run)]
     return blocks
 
 
@@ -148,20 +170,21 @@ def audit(run: FoundRun) -> list[Block]:
     return [*blocks, *run.figures(audit="score by what is left of the X-rays, and beside it what that looks like")]
 
 
+def _is_scored(run: FoundRun) -> bool:
+    return (run.folder / "curves.csv").exists()
+
+
 def _verdicts(run: FoundRun) -> list[Block]:
-    """Count the 95% intervals above and below 0 for each pair of arms; encoders against random get a verdict."""
-    gaps: Any = _towards_random(run.csv("differences"))
-    # a fine-tuning that is never better than the probe it starts from is that probe: count it once
-    distinct = gaps.drop_duplicates(["arm", "reference", "labels", "difference", "low", "high"])
-    once = "; a fine-tuning equal to the probe it starts from counts once" if len(distinct) < len(gaps) else ""
+    """Count the headline differences above and below 0 for each pair of arms; encoders against random get a verdict."""
+    gaps: Any = _towards_random(run.csv("differences").query("way == @HEADLINE"))
     notes: list[Block] = []
-    for (arm, reference), rows in distinct.groupby(["arm", "reference"], sort=False):
+    for (arm, reference), rows in gaps.groupby(["arm", "reference"], sort=False):
         known = int(rows[["low", "high"]].notna().all(axis=1).sum())
         above, below = int((rows["low"] > 0).sum()), int((rows["high"] < 0).sum())
         text = (
-            f"{run.label}, {SCORED_ON[run.kind]}: {arm} is better than {reference} in {above} of {known} pairs of "
-            f"method and number of labels, worse in {below}; no difference is shown in {known - above - below} (95% "
-            f"intervals, each by itself{once}). {_at(rows, rows['labels'].min())} {_at(rows, rows['labels'].max())}"
+            f"{run.label}, {SCORED_ON[run.kind]}, headline ways: {arm} is better than {reference} at {above} of "
+            f"{known} numbers of labels, worse at {below}; no difference is shown at {known - above - below} (95% "
+            f"intervals, each by itself). {_at(rows)}"
         )
         judged = reference == "random" and arm != "imagenet"
         notes.append(Note(text, _verdict(above, below, known) if judged else f"{arm}, {reference}:"))
@@ -187,23 +210,21 @@ def _verdict(above: int, below: int, pairs: int) -> str:
     return ("Yes" if above else "It hurts") + ("." if above + below > pairs / 2 else ", in part.")
 
 
-def _at(rows: Any, labels: float) -> str:
-    """Say the differences at one number of labels."""
-    points = []
-    for row in rows[rows["labels"] == labels].to_dict("records"):
-        value, low, high = (100 * row[key] for key in ("difference", "low", "high"))
-        points.append(f"{METHOD_NAMES[row['method']]} {interval_text(value, low, high, '+.1f')}")
-    return f"With {labels:,.0f} labels, in points: {', '.join(points)}."
+def _at(rows: Any) -> str:
+    """Say the differences at the fewest and the most labels."""
+    first, last = rows.sort_values("labels").iloc[[0, -1]].to_dict("records")
+    points = [
+        f"with {row['labels']:,.0f} labels "
+        + interval_text(*(100 * row[key] for key in ("difference", "low", "high")), form="+.1f")
+        for row in ([first, last] if len(rows) > 1 else [first])
+    ]
+    return f"In points: {', '.join(points)}."
 
 
 def _curves(run: FoundRun) -> list[Any]:
     return run.figures(
         label_efficiency="score over the number of labels, one line with its interval per initialisation"
     )
-
-
-def _method(row: Any) -> Cell:
-    return METHOD_NAMES[row["method"]]
 
 
 def _score(name: str) -> Any:
@@ -215,53 +236,36 @@ def _quantities(form: str) -> dict[str, Any]:
 
 
 def _most_labels(runs: Sequence[FoundRun]) -> list[FoundRun]:
-    """Return, for each comparison, arm and method, the network trained on most labels (of several: the first draw)."""
+    """Return, for each comparison and arm, the network that has learnt from most labels (of several: the first)."""
     best: dict[Any, FoundRun] = {}
-    trained_with = {run.name: run.config["trained"] for run in runs}
-
-    def rank(run: FoundRun) -> tuple[float, int]:
-        return -trained_with[run.name]["label_fraction"], trained_with[run.name]["label_draw"]
-
-    for run in sorted(runs, key=rank):
-        trained = trained_with[run.name]
-        arm = run.folder.name.partition(f"_{trained['method']}")[0] or trained["encoder"]
-        best.setdefault((run.folder.parent, arm, trained["method"], trained["trainable"]), run)
+    for run in sorted(runs, key=lambda run: -run.summary["labels"]):
+        best.setdefault((run.folder.parent, run.summary["arm"]), run)
     return [run for run in runs if run in best.values()]
 
 
 def _clinic(run: FoundRun) -> list[Block]:
-    """Show operating points, conformal sets and subgroups, as far as the run has them."""
-    blocks: list[Block] = []
-    if (run.folder / "operating_points.csv").exists():
-        rows = [
-            {"class": name, "rule": rule, **found.set_index("rate").to_dict("index")}
-            for (name, rule), found in run.csv("operating_points").groupby(["class", "rule"], sort=False)
-        ]
-        columns = {"class": "class", "chosen on validation": "rule"}
-        columns |= {rate: _score(rate) for rate in ("sensitivity", "specificity")}
-        caption = "sensitivity and specificity at thresholds chosen on validation [95% interval]"
-        blocks.append(run.table(caption, rows, columns, folded=True))
-    if (run.folder / "conformal.csv").exists():
-        columns = {"class": "class", "images": count("images"), "right class in the set": estimate("coverage")}
-        columns |= {"classes in a set": number("mean_size", ".2f"), "empty sets": number("empty", ".2f")}
-        caption = "conformal sets that promise to hold the right class for 90% of the X-rays [95% interval]"
-        blocks.append(run.table(caption, run.csv("conformal"), columns))
-    if (run.folder / "subgroups.csv").exists():
-        columns = {"detail": "detail", "group": "group", "images": count("images"), "score": estimate()}
-        columns["note"] = lambda row: row["note"] if isinstance(row["note"], str) else ""
-        caption = f"{metric_name(run.summary['metric'])} of subgroups [95% interval]"
-        blocks.append(run.table(caption, run.csv("subgroups"), columns))
-    return blocks
+    """Show classes, operating points, conformal sets and subgroups, as far as the run has them."""
+    found = {name: run.csv(name) for name in PAGE if (run.folder / f"{name}.csv").exists()}
+    labels, rates = count("validation_labels"), {rate: _score(rate) for rate in ("sensitivity", "specificity")}
+    scores = dict.fromkeys(found["classes"]["score"]) if "classes" in found else {}
+    columns: dict[str, dict[str, Any]] = {
+        "classes": {"class": "class", **{metric_name(name): _score(name) for name in scores}},
+        "operating_points": {"class": "class", "chosen on validation": "rule", **rates},
+        "conformal": {"class": "class", "images": count("images"), "right class in the set": estimate("coverage")},
+        "subgroups": {"detail": "detail", "group": "group", "images": count("images"), "score": estimate()},
+    }
+    columns["operating_points"]["validation labels"] = lambda row: labels(row["sensitivity"])
+    columns["conformal"] |= {"classes in a set": number("mean_size", ".2f"), "empty sets": number("empty", ".2f")}
+    columns["conformal"]["validation labels"] = labels
+    columns["subgroups"]["note"] = lambda row: row["note"] if isinstance(row["note"], str) else ""
+    for name, key in {"classes": "score", "operating_points": "rate"}.items():
+        if name in found:
+            found[name] = _wide(found[name], [at for at in ("class", "rule") if at in found[name]], key)
+    return [run.table(PAGE[name], rows, columns[name], name == "operating_points") for name, rows in found.items()]
 
 
-def _classes(run: FoundRun) -> list[Block]:
-    """Show each class against the rest."""
-    if not (run.folder / "classes.csv").exists():
-        return []
-    classes = run.csv("classes")
-    rows = [
-        {"class": name, **rows.set_index("score").to_dict("index")}
-        for name, rows in classes.groupby("class", sort=False)
+def _wide(frame: Any, keys: list[str], name: str) -> list[dict[str, Any]]:
+    """Return a row for each value of `keys`, with a dict of the other columns for each value of `name`."""
+    return [
+        {**rows.iloc[0][keys], **rows.set_index(name).to_dict("index")} for _, rows in frame.groupby(keys, sort=False)
     ]
-    columns = {"class": "class", **{metric_name(name): _score(name) for name in dict.fromkeys(classes["score"])}}
-    return [run.table("each class against the rest [95% interval]", rows, columns)]

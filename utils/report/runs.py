@@ -4,7 +4,7 @@ import base64
 import fnmatch
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,15 @@ KINDS = (
     *("predictions", "maps", "audit", "scan", "search", "learning rates", "resources", "trial"),
     "classifier of all films",
 )
+# how config and summary of some kinds say that they are of the protocol before predictions.csv
+EARLIER: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], bool]] = {
+    **dict.fromkeys(("comparison", "frozen parts"), lambda config, _: "patience" in config),
+    **dict.fromkeys(("test", "test comparison", "external test"), lambda _, summary: "predictions" not in summary),
+}
 SWEEPS = ("scan", "resources")  # their result is summary.csv, one row per trial; it grows with each trial
 TRACES = ("metrics.csv", "summary.json", "environment.json", "events.out.tfevents*", "*.pt", "*.pth")  # only in runs
 # text, even if it holds "007"
-TEXT_COLUMNS: Any = dict.fromkeys(("arm", "reference", "trial", "trainable", "class", "group"), str)
+TEXT_COLUMNS: Any = dict.fromkeys(("arm", "reference", "way", "trial", "trainable", "class", "group"), str)
 BROKEN = (  # the errors that a damaged file can cause
     *(OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, SyntaxError, RecursionError),
     Image.DecompressionBombError,
@@ -146,6 +151,9 @@ def _open(path: Path, name: str, files: list[str]) -> FoundRun | Skipped:
                 name, f"failed: {(path / 'error.txt').read_text(encoding='utf-8', errors='replace').strip()}"
             )
         return Skipped(name, "not finished: the same command resumes it")
+    if kind in EARLIER and EARLIER[kind](config, summary):
+        reason = "earlier protocol: the validation part chose steps and settings; the version that made it shows it"
+        return Skipped(name, reason, foreign=True)
     stated = {**data, **summary}
     synthetic = bool(stated["synthetic"]) if "synthetic" in stated else None
     transductive = bool(stated.get("transductive", False))

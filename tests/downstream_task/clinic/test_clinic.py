@@ -2,13 +2,10 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from sklearn.metrics import recall_score, roc_auc_score, roc_curve
 
 from downstream_task.clinic.conformal import coverage, least_probability
@@ -18,14 +15,10 @@ from downstream_task.clinic.operating_points import (
     choose_threshold,
     operating_points,
 )
-from downstream_task.clinic.studies import study_scores
 from downstream_task.clinic.subgroups import MAX_GROUPS, MIN_IMAGES, subgroup_table
-from downstream_task.finished_runs import Scored
-from downstream_task.predictions import logits_of
-from downstream_task.targets import Targets
+from downstream_task.clinic.tables import by_study
+from downstream_task.predictions import Predicted
 from utils.metrics import one_against_rest
-
-UNREAD: Any = None  # a validation part that is not looked at
 
 
 def scores_and_truth(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,19 +124,20 @@ def test_scores_by_study_are_those_of_mean_probabilities() -> None:
     labels[0:3, 0] = [1, np.nan, np.nan]  # a finding of one view
     labels[3, 1] = np.nan  # of a study of which nothing is known
     p = np.clip(np.nan_to_num(labels) * 0.4 + rng.random((views, 2)) * 0.6, 0.01, 0.99)
-    details = pd.DataFrame({"patient": patients, "study": studies})
-    xrays: Any = SimpleNamespace(columns=SimpleNamespace(details=details, groups=patients.astype(str)))
-    targets = Targets(labels, ("a", "b"))
-    scored = Scored(xrays, targets, np.arange(views), torch.from_numpy(logits_of(p, True)), 1.0, UNREAD, "")
-    value, low, high = study_scores(scored, 100)["auroc_by_study"]
+    details = pd.DataFrame({"study": studies})
+    tested = Predicted(("a", "b"), labels, p, patients.astype(str), details)
+    found = by_study(tested)
+    assert found is not None and len(found.labels) == len(found.groups) == 120
+    value = found.score(np.arange(120))
     expected = []
     for c in range(2):
         table = pd.DataFrame({"study": of_study, "label": labels[:, c], "p": p[:, c]})
         known = table.groupby("study").agg({"label": "max", "p": "mean"}).dropna()
         expected.append(roc_auc_score(known["label"], known["p"]))
-    assert value == pytest.approx(np.mean(expected)) and low < value < high
-    alone = replace(scored, rows=np.arange(3, views, 4), logits=scored.logits[3::4])
-    assert study_scores(alone, 100) == {}, "each study has one view, so its score is the one by image"
+    assert value == pytest.approx(np.mean(expected))
+    kept = {name: getattr(tested, name)[3::4] for name in ("labels", "probabilities", "groups")}
+    alone = replace(tested, **kept, details=details[3::4])
+    assert by_study(alone) is None, "each study has one view, so its score is the one by image"
 
 
 def test_of_many_small_groups_the_largest_come_one_by_one() -> None:
