@@ -257,15 +257,16 @@ def interval_scope(starts: Mapping[str, int]) -> str:
 def labels_text(row: Mapping[str, float], name: str, word: str, fewest: int, most: int) -> str:
     """Return: 310 WORD (95% interval 180 to more than 1,869), from the row's `name`, `name`_low and `name`_high.
 
-    0 is fewer than the `fewest` labels that were tried, inf more than the `most`.
+    0 is fewer than the `fewest` labels that were tried, inf more than the `most`, and than what a fit extrapolates.
     """
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    most = max(most, *(round(bound) for bound in (low, row[name]) if np.isfinite(bound)), 0)
 
     def text(labels: float) -> str:
         if labels == 0:
             return f"fewer than {fewest:,}"
         return f"more than {most:,}" if np.isinf(labels) else f"{labels:,.0f}"
 
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
     interval = "" if np.isnan(low) else f" (95% interval {text(low)} to {text(high)})"
     return f"{text(row[name])} {word}{interval}"
 
