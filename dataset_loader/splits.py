@@ -61,7 +61,8 @@ def places_of(columns: Columns, seed: int, val_share: float = VAL_SHARE, kept: n
     does: `val_share` of them are validation, unless the source names that part, and the others are folds of equal
     size, or train where the source names a test part. Images of an official group go to its part. Where the source
     names no validation or test part, images of its train part are drawn for it. Places `kept` [N] of an earlier split
-    ("" where there is none) come before drawing, and after the source's. Without any label, all are train.
+    ("" where there is none) come before drawing, and after the source's: its folds stay beside a test part that the
+    source names now. Without any label, all are train.
     """
     if not columns.label_names:
         return np.full(len(columns), "train")
@@ -76,7 +77,8 @@ def places_of(columns: Columns, seed: int, val_share: float = VAL_SHARE, kept: n
     drawn = np.flatnonzero(to_draw)
     if len(drawn):
         rows, val_share = columns.take(drawn), val_share if "val" in absent else 0.0
-        sets = FOLD_NAMES if "test" in absent else ["train"]
+        has_folds = "test" in absent or (kept is not None and np.isin(kept, FOLD_NAMES).any())
+        sets = FOLD_NAMES if has_folds else ["train"]
         shares = [(1 - val_share) / len(sets)] * len(sets) + [val_share]
         names = [*sets, "val"]
         fixed = None if kept is None else np.array([names.index(k) if k in names else -1 for k in kept[drawn]])

@@ -43,7 +43,7 @@ def planted(phantoms: Path, root: Path) -> dict[str, str]:
     return copies
 
 
-def test_planted_copies_are_found_and_share_a_part(phantoms: Path, tmp_path: Path) -> None:
+def test_planted_copies_are_found_and_share_a_fold(phantoms: Path, tmp_path: Path) -> None:
     copies = planted(phantoms, tmp_path / "covid")
     xrays = opened(tmp_path / "covid")
     found = {frozenset(pair) for pair in zip(xrays.duplicates["file"], xrays.duplicates["other"], strict=True)}
@@ -51,8 +51,8 @@ def test_planted_copies_are_found_and_share_a_part(phantoms: Path, tmp_path: Pat
     assert planted_pairs <= found
     assert len(found - planted_pairs) <= 10  # of 31,000 pairs of phantoms, whose anatomies are similar
     assert xrays.duplicates["distance"].between(0, 0.4).all()
-    part = dict(zip(xrays.columns.paths, xrays.parts, strict=True))
-    assert all(part[copy] == part[original] for copy, original in copies.items())
+    place = dict(zip(xrays.columns.paths, xrays.places, strict=True))
+    assert all(place[copy] == place[original] for copy, original in copies.items())
     again = opened(tmp_path / "covid")
     pd.testing.assert_frame_equal(again.duplicates, xrays.duplicates)
     xrays.write_split(tmp_path)

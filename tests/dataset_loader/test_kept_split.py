@@ -11,7 +11,7 @@ from data_config import data_config
 from PIL import Image
 
 from dataset_loader.ids import KEY_FILE
-from dataset_loader.splits import PARTS, split_by_group
+from dataset_loader.splits import FOLD_NAMES, FOLDS, PARTS, split_by_group
 from dataset_loader.xrays import XRays, open_xrays
 from self_sup_classes.provenance import Provenance, check_unseen
 from utils.config import UserError
@@ -27,8 +27,13 @@ def opened(root: Path, also: list[str] | None = None, **changes: Any) -> XRays:
     return open_xrays(data_config(dataset="folder", data_root=str(root), **changes), torch.device("cpu"), also)
 
 
-def part_by_file(xrays: XRays) -> dict[str, str]:
-    return dict(zip(xrays.columns.paths, xrays.parts, strict=True))
+def place_by_file(xrays: XRays) -> dict[str, str]:
+    return dict(zip(xrays.columns.paths, xrays.places, strict=True))
+
+
+def first_of(xrays: XRays, *places: str) -> list[str]:
+    """The first film of each place."""
+    return [str(xrays.columns.paths[xrays.places == place][0]) for place in places]
 
 
 @pytest.fixture
@@ -48,23 +53,24 @@ def change(root: Path, table: Any) -> None:
 
 
 @pytest.mark.parametrize("ids", ["plain", "hashed"])
-def test_a_month_later_parts_stay_and_the_encoder_is_taken(
+def test_a_month_later_folds_stay_and_the_encoder_is_taken(
     clinic: Path, tmp_path: Path, ids: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = opened(clinic, [], ids=ids)
-    first.write_split(tmp_path)
+    first.of_fold(3).write_split(tmp_path)  # whichever fold a run was of, its split.csv has all five
     saw = Provenance(first.split_hash, first.image_ids(first.pretraining_indices("train")))
-    before, table = part_by_file(first), pd.read_csv(clinic / "labels.csv", keep_default_na=False)
-    assert len(saw.seen) == 100 and (tmp_path / "films" / KEY_FILE).exists() == (ids == "hashed")
+    before, table = place_by_file(first), pd.read_csv(clinic / "labels.csv", keep_default_na=False)
+    assert len(saw.seen) == 92 and (tmp_path / "films" / KEY_FILE).exists() == (ids == "hashed")
     assert ("000.png" in (tmp_path / "split.csv").read_text()) == (ids == "plain")
 
-    held_out = {part: first.columns.paths[first.indices(part)[0]] for part in PARTS}
+    places = ["val", *FOLD_NAMES]
+    held_out = dict(zip(places, first_of(first, *places), strict=True))
     patient = table.set_index("file")["patient"]
-    second_film = {f"new_{part}.png": patient[held_out[part]] for part in PARTS}
+    second_film = {f"new_{place}.png": patient[file] for place, file in held_out.items()}
     add_films(clinic, *second_film, *(f"n{number:02d}.png" for number in range(20)))
-    with Image.open(clinic / held_out["test"]) as image:
+    with Image.open(clinic / held_out["0"]) as image:
         image.point([value * 0.8 for value in range(256)]).save(clinic / "copy.png")
-    lost = patient[first.columns.paths[first.indices("test")[-1]]]
+    lost = patient[first.columns.paths[first.places == "0"][-1]]
     assert lost not in second_film.values()
     gone = table.loc[table["patient"] == lost, "file"].tolist()  # both films of a patient, who comes again
     second_film["again.png"] = lost
@@ -78,16 +84,19 @@ def test_a_month_later_parts_stay_and_the_encoder_is_taken(
 
     capsys.readouterr()
     now = opened(clinic, keep_split=str(tmp_path / "split.csv"))
-    said, parts = capsys.readouterr().err, part_by_file(now)
-    assert all(parts[file] == part for file, part in before.items() if file not in gone)
-    assert all(parts[f"new_{part}.png"] == part for part in PARTS) and parts["copy.png"] == "test"
-    assert parts["again.png"] == "test"
-    assert {parts[f"{number}.png"] for number in range(100, 120)} == {"train"}
+    said, after = capsys.readouterr().err, place_by_file(now)
+    assert all(after[file] == place for file, place in before.items() if file not in gone)
+    assert all(after[f"new_{place}.png"] == place for place in places)
+    assert after["copy.png"] == after["again.png"] == "0"
+    assert {after[f"{number}.png"] for number in range(100, 120)} == {"train"}
     assert check_unseen(saw, now, allow_seen=False, encoder="it") == ""
-    new = [part for file, part in parts.items() if file not in before]
+    with pytest.raises(UserError, match=r"it was trained on \d+ of the"):
+        check_unseen(saw, now.of_fold(1), allow_seen=False, encoder="it")
+    new = [part for file, part in zip(now.columns.paths, now.parts, strict=True) if file not in before]
     counts = ", ".join(f"{new.count(part)} {part}" for part in PARTS)
-    assert f"split.csv: 98 films known, 45 new ({counts}), 2 gone" in said and "20 of the new ones had no label" in said
-    assert [new.count(part) for part in PARTS[1:]] == [4, 6]  # a tenth of 143 is 14; 10 and 8 were there
+    assert f"split.csv: 98 films known, 48 new ({counts}), 2 gone" in said and "20 of the new ones had no label" in said
+    drawn = [list(after.values()).count(place) for place in places]
+    assert drawn[0] == 13 and max(drawn[1:]) - min(drawn[1:]) <= 1, drawn  # of 126 that are not kept as train
     facts: Any = now.facts()["kept"]
     assert facts["known"] == 98 and facts["gone"] == 2 and facts["new_val"] == new.count("val")
     with pytest.raises(UserError, match="--keep-split"):
@@ -98,14 +107,35 @@ def test_what_joins_parts_is_train_and_said(clinic: Path, tmp_path: Path, capsys
     first = opened(clinic)
     first.write_split(tmp_path)
     table = pd.read_csv(clinic / "labels.csv", keep_default_na=False)
-    train, val, test = (str(first.columns.paths[first.indices(part)[0]]) for part in PARTS)
+    val, one, two, three = first_of(first, "val", "1", "2", "3")
     patient = table.set_index("file")["patient"]
-    same = table["patient"].isin([patient[train], patient[test]])
-    change(clinic, table.assign(patient=table["patient"].mask(same, patient[train])))  # a patient had two numbers
-    parts = part_by_file(opened(clinic, keep_split=str(tmp_path / "split.csv")))
-    assert parts[train] == parts[test] == "train" and parts[val] == "val"
+    merged = table["patient"].replace({patient[two]: patient[one], patient[three]: patient[val]})
+    change(clinic, table.assign(patient=merged))  # two patients had two numbers each
+    after = place_by_file(opened(clinic, keep_split=str(tmp_path / "split.csv")))
+    assert {after[file] for file in (val, one, two, three)} == {"train"}  # each fold was train for the others
+    moved = {file for file, place in place_by_file(first).items() if after[file] != place}
+    assert moved == set(table.loc[merged.isin([patient[one], patient[val]]), "file"])
     said = capsys.readouterr().err
-    assert f"share a patient or a picture with a film of that part: 2 ({test}: test -> train" in said
+    assert "share a patient or a picture with a film of that part: 8 (" in said
+    assert all(f"{file}: {text} -> train" in said for file, text in ((one, "fold 1"), (val, "val")) if file in said)
+
+
+def test_a_split_of_before_there_were_folds_keeps_its_parts(clinic: Path, tmp_path: Path) -> None:
+    first = opened(clinic)
+    first.of_fold(2).write_split(tmp_path)
+    written = pd.read_csv(tmp_path / "split.csv", keep_default_na=False)
+    written.drop(columns="fold").to_csv(tmp_path / "split.csv", index=False)
+    now = opened(clinic, keep_split=str(tmp_path / "split.csv"))
+    assert not now.has_folds and now.split_hash == first.of_fold(2).split_hash
+    table, new = pd.read_csv(clinic / "labels.csv"), [f"n{number:02d}.png" for number in range(20)]
+    add_films(clinic, *new)
+    change(clinic, pd.concat([table, pd.DataFrame({"file": new, "label": ["a", "b"] * 10, "patient": new})]))
+    more = opened(clinic, keep_split=str(tmp_path / "split.csv"))
+    is_new, drawn = np.isin(more.columns.paths, new), more.places[np.isin(more.columns.paths, new)]
+    for fold in range(FOLDS):  # new films alone are folds; validation has its share of what is no kept train or test
+        assert (more.of_fold(fold).parts[~is_new] == first.of_fold(2).parts).all()
+        assert ((more.of_fold(fold).parts[is_new] == "test") == (drawn == str(fold))).all()
+    assert set(drawn) == set(FOLD_NAMES)
 
 
 def test_the_parts_that_a_table_names_come_first(
@@ -114,12 +144,11 @@ def test_the_parts_that_a_table_names_come_first(
     first = opened(clinic)
     first.write_split(tmp_path)
     table = pd.read_csv(clinic / "labels.csv", keep_default_na=False)
-    one = str(first.columns.paths[first.indices("train")[0]])
+    (one,) = first_of(first, "4")
     change(clinic, table.assign(part=np.where(table["file"] == one, "test", "")))
-    now = part_by_file(opened(clinic, keep_split=str(tmp_path / "split.csv")))
-    assert (
-        now[one] == "test" and sum(now[file] != part for file, part in part_by_file(first).items()) == 2
-    )  # its patient
+    now = place_by_file(opened(clinic, keep_split=str(tmp_path / "split.csv")))
+    changed = [file for file, place in place_by_file(first).items() if now[file] != place]
+    assert now[one] == "test" and len(changed) == 2  # its patient
     assert "the source names it" in capsys.readouterr().err
 
 
@@ -135,25 +164,26 @@ def test_what_is_no_split_of_these_films_is_refused(clinic: Path, tmp_path: Path
 
 
 def test_shares_are_those_of_all_images_after_many_months() -> None:
-    paths, parts = np.array([], dtype=str), np.array([], dtype=str)
+    shares = [0.18] * FOLDS + [0.1]
+    paths, sets = np.array([], dtype=str), np.array([], dtype=int)
     for month in range(20):
         paths = np.append(paths, [f"{month}/{number}.png" for number in range(50)])
         groups = np.array([f"{path[:-5]}" for path in paths])  # ten films of a patient, one of another
-        kept = np.append(parts, [""] * 50)
-        again = split_by_group(paths, groups, np.arange(len(paths)) % 3, 0, kept=kept)
-        assert (again[kept != ""] == parts).all()
-        parts = again
-    assert {part: (parts == part).mean() for part in PARTS[1:]} == pytest.approx({"val": 0.1, "test": 0.1}, abs=0.02)
+        kept = np.append(sets, [-1] * 50)
+        again = split_by_group(paths, groups, np.arange(len(paths)) % 3, 0, shares, kept)
+        assert (again[kept != -1] == sets).all()
+        sets = again
+    assert [(sets == number).mean() for number in range(len(shares))] == pytest.approx(shares, abs=0.02)
 
 
-def test_sizes_of_parts_are_keys(clinic: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    counts = opened(clinic, val_share=0.0, test_share=0.3).facts()["images_by_part"]
-    assert counts == {"train": 70, "val": 0, "test": 30}
-    for wrong in ({"val_share": -0.1}, {"test_share": float("nan")}, {"val_share": 0.5, "test_share": 0.5}):
-        with pytest.raises(UserError, match="_share is"):
-            data_config(**wrong)
+def test_the_size_of_the_validation_part_is_a_key(clinic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert opened(clinic, val_share=0.0).facts()["images_by_part"] == {"train": 80, "val": 0, "test": 20}
+    assert opened(clinic, val_share=0.5).facts()["images_by_part"] == {"train": 40, "val": 50, "test": 10}
+    for wrong in (-0.1, 1.0, float("nan")):
+        with pytest.raises(UserError, match="val_share is"):
+            data_config(val_share=wrong)
     table = pd.read_csv(clinic / "labels.csv", keep_default_na=False)
-    change(clinic, table.assign(part=["test"] * 10 + [""] * 110))
-    assert "test_share" not in capsys.readouterr().err
-    opened(clinic, test_share=0.3)
-    assert "test_share without effect" in capsys.readouterr().err
+    change(clinic, table.assign(part=["val"] * 10 + [""] * 110))
+    assert "without effect" not in capsys.readouterr().err
+    opened(clinic, val_share=0.3)
+    assert "val_share without effect" in capsys.readouterr().err

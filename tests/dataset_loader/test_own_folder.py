@@ -43,7 +43,7 @@ def test_labelled_images_alone_or_with_the_others(own: Path, capsys: pytest.Capt
     alone, pretrained = opened(own), opened(own, [])
     assert len(alone) == len(pretrained) == 40 and alone.split_hash == pretrained.split_hash
     assert alone.columns.paths[alone.parts == "test"].tolist() == [f"{number:02d}.png" for number in range(5)]
-    assert (alone.parts == "val").sum() == 5
+    assert (alone.parts == "val").sum() == 5 and (alone.of_fold(4).parts == alone.parts).all()
     assert len(alone.pretraining_indices("train")) == 30
     (others,) = pretrained.also
     assert others.paths.tolist() == [f"{number:02d}.png" for number in range(40, 60)]

@@ -1,7 +1,8 @@
-"""Splits by patient: whole groups, each stratum's share, nothing but names and the seed."""
+"""Splits by patient: whole groups, each stratum's share, nothing but names and the seed; folds; nested subsets."""
 
 import itertools
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ from hypothesis import strategies as st
 
 from dataset_loader.columns import Columns
 from dataset_loader.splits import (
+    FOLD_NAMES,
+    FOLDS,
     PARTS,
-    complete_split,
     label_subset,
+    parts_of,
+    places_of,
     split_by_group,
     split_hash,
     strata_of,
@@ -22,7 +26,8 @@ from dataset_loader.splits import (
 )
 from utils.config import UserError
 
-SHARES = (0.8, 0.1, 0.1)
+SHARES = [0.18] * FOLDS + [0.1]  # five folds and validation
+SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=120)  # images of each group
 
 
 def make_images(sizes: list[int], strata_count: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -32,152 +37,202 @@ def make_images(sizes: list[int], strata_count: int = 3) -> tuple[np.ndarray, np
     return paths, groups, np.repeat(np.arange(len(sizes)) % strata_count, sizes)
 
 
-@settings(deadline=None, max_examples=100)
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=120), st.integers(0, 10**6), st.integers(1, 5))
-def test_groups_stay_whole_and_parts_get_their_share(sizes: list[int], seed: int, strata_count: int):
-    paths, groups, strata = make_images(sizes, strata_count)
-    parts = split_by_group(paths, groups, strata, seed)
-    assert set(parts) <= set(PARTS)
-    assert all(len(set(parts[groups == group])) == 1 for group in groups)
-    for stratum in np.unique(strata):
-        members = strata == stratum
-        largest = np.bincount(np.unique(groups[members], return_inverse=True)[1]).max()
-        for part, share in zip(PARTS, SHARES, strict=True):
-            assert (parts[members] == part).sum() - share * members.sum() < largest
-
-
-@settings(deadline=None, max_examples=200)
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(0, 10**6))
-def test_single_images_come_within_one_of_each_share(stratum_sizes: list[int], seed: int):
-    paths, groups, _ = make_images([1] * sum(stratum_sizes))
-    strata = np.repeat(np.arange(len(stratum_sizes)), stratum_sizes)
-    parts = split_by_group(paths, groups, strata, seed)
-    for stratum, size in enumerate(stratum_sizes):
-        for part, share in zip(PARTS, SHARES, strict=True):
-            assert abs((parts[strata == stratum] == part).sum() - share * size) < 1 - 1e-9
-
-
-def test_single_images_get_their_share_of_each_stratum_to_within_one_and_of_all_of_them():
-    paths, groups, strata = make_images([1] * 1500, strata_count=300)  # five images each: .5 for val and test
-    parts = split_by_group(paths, groups, strata, seed=73)
-    for part, share in zip(PARTS, SHARES, strict=True):
-        counts = np.array([(parts[strata == stratum] == part).sum() for stratum in range(300)])
-        assert np.abs(counts - share * 5).max() < 1
-        assert counts.sum() == pytest.approx(share * 1500, abs=2)
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.integers(1, 5), min_size=2, max_size=60), st.randoms(use_true_random=False))
-def test_the_order_of_the_images_does_not_matter(sizes: list[int], random):
-    paths, groups, strata = make_images(sizes)
-    order = list(range(len(paths)))
-    random.shuffle(order)
-    shuffled = split_by_group(paths[order], groups[order], strata[order], seed=73)
-    parts = split_by_group(paths, groups, strata, seed=73)
-    assert (shuffled == parts[order]).all()
-    assert split_hash(paths[order], shuffled) == split_hash(paths, parts)
-
-
-def test_a_seed_gives_the_same_split_on_every_machine():
-    paths, groups, strata = make_images([1, 2, 3] * 40)
-    hashes = {seed: split_hash(paths, split_by_group(paths, groups, strata, seed)) for seed in (1, 73)}
-    assert hashes == {1: "fd4b79762ff6491b", 73: "17afa71a1470d71d"}
-
-
-def test_patients_with_many_images_are_not_all_in_one_part():
-    sizes = [1 + 5 * (group % 4 == 0) for group in range(4000)]
-    paths, groups, strata = make_images(sizes)
-    parts = split_by_group(paths, groups, strata, seed=73)
-    size_of = dict(zip(*np.unique(groups, return_counts=True), strict=True))
-    for part in PARTS:
-        members = sorted(set(groups[parts == part]))
-        assert np.mean([size_of[group] for group in members]) == pytest.approx(np.mean(sizes), rel=0.1)
-
-
-def test_a_groups_stratum_is_the_most_frequent_of_its_images():
-    # Nine of ten images of each patient are of stratum g % 2, the tenth of stratum 2, which no patient is of.
-    paths, groups, strata = make_images([10] * 200, strata_count=2)
-    strata[::10] = 2
-    parts = split_by_group(paths, groups, strata, seed=73)
-    for stratum in (0, 1):
-        of_stratum = strata == stratum
-        assert (parts[of_stratum] == "val").mean() == pytest.approx(0.1, abs=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("shares", "message"), [((0.8, 0.1, 0.2), "sum"), ((1.2, -0.1, -0.1), "shares"), ((0.5, 0.5), "shares")]
-)
-def test_wrong_shares_are_refused(shares: tuple[float, ...], message: str):
-    with pytest.raises(ValueError, match=message):
-        split_by_group(*make_images([1] * 9), seed=1, shares=shares)
-
-
-def test_a_path_listed_twice_is_refused():
-    paths, groups, strata = make_images([1] * 9)
-    paths[1] = paths[0]
-    with pytest.raises(ValueError, match="once"):
-        split_by_group(paths, groups, strata, seed=1)
-
-
-def test_strata_of_classes_are_the_classes():
-    assert strata_of(np.array([2, 0, 1])).tolist() == [2, 0, 1]
-
-
-def test_strata_of_findings_are_the_rarest_positive_ones():
-    nan = np.nan
-    findings = np.array([[1, nan, nan], [1, 1, 0], [1, nan, 1], [1, 1, 1], [nan, -1, 0], [0, 1, nan]], dtype=np.float32)
-    assert strata_of(findings).tolist() == [1, 2, 3, 3, 0, 2]  # positives: 4, 3, 2
-
-
-def make_columns(labels: np.ndarray, names: tuple[str, ...]) -> Columns:
-    paths, groups, _ = make_images([1] * len(labels))
+def make_columns(labels: np.ndarray, names: tuple[str, ...], sizes: list[int] | None = None) -> Columns:
+    paths, groups, _ = make_images(sizes or [1] * len(labels))
     masks = np.full(len(labels), None, dtype=object)
     official, details = np.full(len(labels), ""), pd.DataFrame(index=range(len(labels)))
     return Columns(Path("x"), paths, labels, names, groups, masks, official, details)
 
 
-def test_a_split_is_read_back_as_written(tmp_path: Path):
+def drawn_columns(sizes: list[int], strata_count: int = 3) -> Columns:
+    """Images of three classes, or so many; all of a group are of one."""
+    strata = make_images(sizes, strata_count)[2]
+    return make_columns(strata, tuple("abcdefgh"[:strata_count]), sizes)
+
+
+@given(SIZES, st.integers(0, 10**6), st.integers(1, 5), st.sampled_from([0.0, 0.1, 0.25]))
+def test_groups_stay_whole_and_each_fold_has_its_share_to_within_one_group(
+    sizes: list[int], seed: int, strata_count: int, val_share: float
+) -> None:
+    columns = drawn_columns(sizes, strata_count)
+    places, groups = places_of(columns, seed, val_share), columns.groups
+    assert set(places) <= {*FOLD_NAMES, "val"}
+    assert all(len(set(places[groups == group])) == 1 for group in groups)
+    shares = {"val": val_share, **dict.fromkeys(FOLD_NAMES, (1 - val_share) / FOLDS)}
+    for stratum in np.unique(columns.labels):
+        members = columns.labels == stratum
+        largest = np.unique(groups[members], return_counts=True)[1].max()
+        for place, share in shares.items():
+            assert (places[members] == place).sum() - share * members.sum() < largest
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=20), st.integers(0, 10**6))
+def test_single_images_come_within_one_of_each_share(stratum_sizes: list[int], seed: int) -> None:
+    labels = np.repeat(np.arange(len(stratum_sizes)), stratum_sizes)
+    places = places_of(make_columns(labels, tuple(map(str, range(len(stratum_sizes))))), seed)
+    for stratum, size in enumerate(stratum_sizes):
+        for place, share in zip([*FOLD_NAMES, "val"], SHARES, strict=True):
+            assert abs((places[labels == stratum] == place).sum() - share * size) < 1 - 1e-9
+
+
+def test_the_rounding_of_many_small_strata_evens_out() -> None:
+    paths, groups, strata = make_images([1] * 1500, strata_count=300)  # five images each
+    sets = split_by_group(paths, groups, strata, 73, SHARES)
+    for number, share in enumerate(SHARES):
+        counts = np.array([(sets[strata == stratum] == number).sum() for stratum in range(300)])
+        assert np.abs(counts - share * 5).max() < 1
+        assert counts.sum() == pytest.approx(share * 1500, abs=2)
+
+
+@given(SIZES, st.integers(0, 10**6))
+def test_every_image_but_validation_is_tested_in_exactly_one_fold(sizes: list[int], seed: int) -> None:
+    places = places_of(drawn_columns(sizes), seed)
+    parts = np.array([parts_of(places, fold) for fold in range(FOLDS)])  # [5, N]
+    assert set(parts.ravel()) <= set(PARTS)
+    assert ((parts == "val") == (parts[0] == "val")).all()  # the same in every fold
+    assert ((parts == "test").sum(axis=0) == (parts[0] != "val")).all()
+    assert ((parts == "train").sum(axis=0) == (FOLDS - 1) * (parts[0] != "val")).all()
+
+
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=60), st.randoms(use_true_random=False))
+def test_the_order_of_the_images_does_not_matter(sizes: list[int], random) -> None:
+    columns = drawn_columns(sizes)
+    order = np.array(random.sample(range(len(columns)), len(columns)))
+    places, shuffled = places_of(columns, 73), places_of(columns.take(order), 73)
+    assert (shuffled == places[order]).all()
+    assert split_hash(columns.paths[order], parts_of(shuffled, 2)) == split_hash(columns.paths, parts_of(places, 2))
+
+
+def test_a_seed_gives_the_same_folds_on_every_machine() -> None:
+    columns = drawn_columns([1, 2, 3] * 40)
+    hashes = {seed: split_hash(columns.paths, places_of(columns, seed)) for seed in (1, 73)}
+    assert hashes == {1: "2c927331ec0671a7", 73: "0f4a4781216e3e86"}
+
+
+def test_patients_with_many_images_are_not_all_in_one_fold() -> None:
+    sizes = [1 + 5 * (group % 4 == 0) for group in range(4000)]
+    columns = drawn_columns(sizes)
+    places = places_of(columns, seed=73)
+    size_of = dict(zip(*np.unique(columns.groups, return_counts=True), strict=True))
+    for place in (*FOLD_NAMES, "val"):
+        members = sorted(set(columns.groups[places == place]))
+        assert np.mean([size_of[group] for group in members]) == pytest.approx(np.mean(sizes), rel=0.1)
+
+
+def test_a_groups_stratum_is_the_most_frequent_of_its_images() -> None:
+    # Nine of ten images of each patient are of class g % 2, the tenth of class 2, which no patient is of.
+    columns = drawn_columns([10] * 200, strata_count=2)
+    columns.labels[::10] = 2
+    places = places_of(columns, seed=73)
+    for label in (0, 1):
+        of_class = columns.labels == label
+        assert (places[of_class] == "val").mean() == pytest.approx(0.1, abs=1e-9)
+        assert {(places[of_class] == fold).sum() for fold in FOLD_NAMES} == {18 * 9}
+
+
+@pytest.mark.parametrize(("shares", "message"), [((0.8, 0.1, 0.2), "sum"), ((1.2, -0.1, -0.1), "shares")])
+def test_wrong_shares_are_refused(shares: tuple[float, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        split_by_group(*make_images([1] * 9), seed=1, shares=shares)
+
+
+def test_a_path_listed_twice_is_refused() -> None:
+    paths, groups, strata = make_images([1] * 9)
+    paths[1] = paths[0]
+    with pytest.raises(ValueError, match="once"):
+        split_by_group(paths, groups, strata, 1, SHARES)
+
+
+def test_strata_of_classes_are_the_classes() -> None:
+    assert strata_of(np.array([2, 0, 1])).tolist() == [2, 0, 1]
+
+
+def test_strata_of_findings_are_the_rarest_positive_ones() -> None:
     nan = np.nan
-    findings = np.array([[1, -1], [nan, 0], [nan, nan]], dtype=np.float32)
+    findings = np.array([[1, nan, nan], [1, 1, 0], [1, nan, 1], [1, 1, 1], [nan, -1, 0], [0, 1, nan]], dtype=np.float32)
+    assert strata_of(findings).tolist() == [1, 2, 3, 3, 0, 2]  # positives: 4, 3, 2
+
+
+def test_folds_of_findings_have_their_share_of_the_rarest() -> None:
+    findings = np.zeros((600, 3), dtype=np.float32)
+    findings[:300, 0], findings[::6, 1], findings[::12, 2] = 1, 1, 1
+    places = places_of(make_columns(findings, ("a", "b", "c")), seed=0)
+    assert sorted((findings[places == fold, 2] == 1).sum() for fold in FOLD_NAMES) == [9] * FOLDS
+    assert (findings[places == "val", 2] == 1).sum() == 5
+
+
+def test_a_split_is_read_back_as_written(tmp_path: Path) -> None:
+    nan = np.nan
+    findings = np.array([[1, -1], [nan, 0], [nan, nan], [0, 0]], dtype=np.float32)
     columns = make_columns(findings, ("Edema", "Cardiomegaly"))
-    write_split(tmp_path / "split.csv", columns, np.array(["train", "val", "test"]))
+    write_split(tmp_path / "split.csv", columns, np.array(["train", "val", "3", "0"]), fold=3)
     table = pd.read_csv(tmp_path / "split.csv", keep_default_na=False)
+    assert list(table) == ["file", "label", "group", "part", "fold"]
     assert table["file"].tolist() == columns.paths.tolist()
     assert table["group"].tolist() == columns.groups.tolist()
-    assert table["part"].tolist() == ["train", "val", "test"]
-    assert table["label"].tolist() == ["Edema=1;Cardiomegaly=-1", "Cardiomegaly=0", ""]
+    assert table["part"].tolist() == ["train", "val", "test", "train"]
+    assert table["fold"].astype(str).tolist() == ["", "", "3", "0"]
+    assert table["label"].tolist() == ["Edema=1;Cardiomegaly=-1", "Cardiomegaly=0", "", "Edema=0;Cardiomegaly=0"]
 
 
-def test_class_labels_are_written_by_name(tmp_path: Path):
+def test_class_labels_are_written_by_name(tmp_path: Path) -> None:
     columns = make_columns(np.array([1, 0]), ("NA", 'Normal, "or" not'))
-    write_split(tmp_path / "split.csv", columns, np.array(["train", "val"]))
+    write_split(tmp_path / "split.csv", columns, np.array(["train", "val"]), fold=0)
     assert pd.read_csv(tmp_path / "split.csv", keep_default_na=False)["label"].tolist() == ['Normal, "or" not', "NA"]
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(0, 50), st.integers(0, 10**6))
-def test_label_subsets_are_nested_stratified_and_reproducible(counts: list[int], draw: int, seed: int):
-    strata = np.repeat(np.arange(len(counts)), counts)
+def subsets_of(sizes: list[int], draw: int, seed: int) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
+    """Paths and strata of images, strata of such sizes, and their subset for each possible number of labels."""
+    strata = np.repeat(np.arange(len(sizes)), sizes)
     paths = np.array([f"{row}.png" for row in range(len(strata))])
-    fractions = (0.01, 0.05, 0.1, 0.5, 1.0)
-    subsets = [label_subset(paths, strata, fraction, draw, seed) for fraction in fractions]
-    for smaller, larger in itertools.pairwise(subsets):
-        assert set(smaller) <= set(larger)
-    for fraction, subset in zip(fractions, subsets, strict=True):
-        expected = [max(1, round(fraction * count)) for count in counts]
-        assert np.bincount(strata[subset], minlength=len(counts)).tolist() == expected
-    order = np.random.default_rng(seed).permutation(len(paths))
-    again = label_subset(paths[order], strata[order], 0.5, draw, seed)
-    assert set(paths[order][again]) == set(paths[subsets[3]])
+    counts = range(len(sizes), len(strata) + 1)
+    return paths, strata, {count: label_subset(paths, strata, count, draw, seed) for count in counts}
 
 
-def test_draws_differ_and_impossible_fractions_are_refused():
-    paths, strata = np.array([f"{row}.png" for row in range(100)]), np.zeros(100, dtype=int)
-    draws = [tuple(label_subset(paths, strata, 0.1, draw, seed=0)) for draw in range(3)]
-    assert len(set(draws)) == 3
-    for fraction in (0.0, -1.0, 1.5):
-        with pytest.raises(UserError, match="label fraction"):
-            label_subset(paths, strata, fraction, 0, 0)
+@settings(max_examples=30)
+@given(st.lists(st.integers(1, 25), min_size=1, max_size=5), st.integers(0, 50), st.integers(0, 10**6))
+def test_label_subsets_are_nested_and_take_turns_by_sainte_lague(sizes: list[int], draw: int, seed: int) -> None:
+    """One image of each stratum; each further label goes to a stratum with the largest n / (2 k + 1), in fractions."""
+    _, strata, subsets = subsets_of(sizes, draw, seed)
+    for count, subset in subsets.items():
+        assert len(subset) == count and (np.diff(subset) > 0).all()
+    assert strata[subsets[len(sizes)]].tolist() == list(range(len(sizes)))
+    for smaller, larger in itertools.pairwise(subsets.values()):
+        (new,) = set(larger) - set(smaller)
+        assert set(smaller) < set(larger)
+        taken = np.bincount(strata[smaller], minlength=len(sizes)).tolist()
+        claims = [Fraction(n, 2 * k + 1) if k < n else Fraction(0) for n, k in zip(sizes, taken, strict=True)]
+        assert claims[strata[new]] == max(claims)
+
+
+# Up to three strata, where the rule cannot leave the quota (Balinski and Young 2001, appendix A), and COVID's four.
+@pytest.mark.parametrize("sizes", [[7, 90], [3, 40, 160], [87, 144, 245, 32]])
+def test_a_label_subset_has_each_share_to_within_one(sizes: list[int]) -> None:
+    strata = np.repeat(np.arange(len(sizes)), sizes)
+    paths = np.array([f"{row}.png" for row in range(len(strata))])
+    fewest = -(-sum(sizes) // (2 * min(sizes)))  # for less than half an image, the one that each has at first is more
+    for count in range(fewest, len(strata) + 1, 7):
+        counts = np.bincount(strata[label_subset(paths, strata, count, 0, 0)])
+        assert np.abs(counts - count * np.array(sizes) / sum(sizes)).max() < 1
+
+
+@given(st.lists(st.integers(1, 25), min_size=1, max_size=5), st.randoms(use_true_random=False))
+def test_the_order_of_the_images_does_not_matter_to_a_label_subset(sizes: list[int], random) -> None:
+    strata = np.repeat(np.arange(len(sizes)), sizes)
+    paths = np.array([f"{row}.png" for row in range(len(strata))])
+    order, count = np.array(random.sample(range(len(paths)), len(paths))), random.randint(len(sizes), len(paths))
+    subset = label_subset(paths, strata, count, 1, 2)
+    assert set(paths[order][label_subset(paths[order], strata[order], count, 1, 2)]) == set(paths[subset])
+
+
+def test_draws_and_seeds_differ_and_impossible_numbers_are_refused() -> None:
+    paths, strata = np.array([f"{row}.png" for row in range(100)]), np.arange(100) % 4
+    drawn = {tuple(label_subset(paths, strata, 10, draw, seed)) for draw in range(5) for seed in range(2)}
+    assert len(drawn) == 10
+    assert label_subset(paths, strata, 100, 0, 0).tolist() == list(range(100))
+    for count in (0, 3, 101):
+        with pytest.raises(UserError, match=f"{count} labels are asked for; there are 100 .* 4 classes"):
+            label_subset(paths, strata, count, 0, 0)
 
 
 def official_columns(official: list[str], groups: list[str] | None = None) -> Columns:
@@ -185,35 +240,52 @@ def official_columns(official: list[str], groups: list[str] | None = None) -> Co
     return replace(columns, official=np.array(official), groups=np.array(groups) if groups else columns.groups)
 
 
-def test_without_official_parts_the_split_is_the_drawn_one():
-    columns = official_columns([""] * 200)
-    drawn = split_by_group(columns.paths, columns.groups, columns.labels, 3)
-    assert complete_split(columns, 3).tolist() == drawn.tolist()
-
-
 @pytest.mark.parametrize(
     ("official", "counts"),
     [
         (["train"] * 60 + ["val"] * 20 + ["test"] * 20, {"train": 60, "val": 20, "test": 20}),
-        (["test"] * 10 + [""] * 90, {"train": 80, "val": 10, "test": 10}),  # as the NIH's list
-        (["test"] * 10 + ["train"] * 90, {"train": 80, "val": 10, "test": 10}),
-        (["val"] * 10 + [""] * 90, {"train": 80, "val": 10, "test": 10}),
+        (["test"] * 10 + [""] * 90, {"train": 81, "val": 9, "test": 10}),  # as the NIH's list
+        (["test"] * 10 + ["train"] * 90, {"train": 81, "val": 9, "test": 10}),
         (["train"] * 50 + ["val"] * 20 + ["test"] * 20 + [""] * 10, {"train": 60, "val": 20, "test": 20}),
     ],
 )
-def test_official_parts_are_kept_and_the_others_drawn(official: list[str], counts: dict[str, int]):
-    parts = complete_split(official_columns(official), seed=0)
-    named = np.array(official)
+def test_an_official_test_part_stays_and_folds_change_nothing(official: list[str], counts: dict[str, int]) -> None:
+    places, named = places_of(official_columns(official), seed=0), np.array(official)
+    for fold in range(FOLDS):
+        assert (parts_of(places, fold) == places).all()
     for part in ("val", "test"):
-        assert (parts[named == part] == part).all()
-    assert {part: int((parts == part).sum()) for part in counts} == counts
+        assert (places[named == part] == part).all()
+    assert {part: int((places == part).sum()) for part in counts} == counts
 
 
-def test_images_of_an_official_group_go_to_its_part():
-    parts = complete_split(official_columns(["test", "", "", ""] * 10, ["p", "p", "q", "r"] + list("abcdefghi") * 4), 0)
-    assert parts[:2].tolist() == ["test", "test"]
+@pytest.mark.parametrize("official", [["val"] * 10 + [""] * 90, ["val"] * 10 + ["train"] * 90])
+def test_an_official_validation_part_stays_and_the_others_are_folds(official: list[str]) -> None:
+    places = places_of(official_columns(official), seed=0)
+    assert (places[:10] == "val").all()
+    assert sorted((places == fold).sum() for fold in FOLD_NAMES) == [18] * FOLDS
 
 
-def test_without_labels_all_is_the_train_part():
+def test_images_of_an_official_group_go_to_its_part() -> None:
+    groups = ["p", "p", "q", "r"] + list("abcdefghi") * 4
+    places = places_of(official_columns(["test", "", "", ""] * 10, groups), 0)
+    assert places[:2].tolist() == ["test", "test"]
+    assert all(len(set(places[np.array(groups) == group])) == 1 for group in groups)
+
+
+def test_without_labels_all_is_the_train_part() -> None:
     columns = make_columns(np.empty((5, 0), dtype=np.float32), ())
-    assert complete_split(columns, 0).tolist() == ["train"] * 5
+    assert places_of(columns, 0).tolist() == ["train"] * 5
+
+
+@given(SIZES, st.integers(0, 100))
+def test_kept_places_stay_and_new_images_even_the_shares_out(sizes: list[int], seed: int) -> None:
+    columns = drawn_columns(sizes)
+    before = places_of(columns, seed)
+    known = np.isin(columns.groups, np.unique(columns.groups)[::2])
+    after = places_of(columns, seed + 1, kept=np.where(known, before, ""))
+    assert (after[known] == before[known]).all()
+    for label, (place, share) in itertools.product(range(3), zip([*FOLD_NAMES, "val"], SHARES, strict=True)):
+        members = columns.labels == label
+        if (~known & members & (after == place)).any():  # what has its share already gets no new ones
+            largest = np.unique(columns.groups[members], return_counts=True)[1].max()
+            assert (after[members] == place).sum() - share * members.sum() < largest

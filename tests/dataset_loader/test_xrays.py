@@ -10,8 +10,9 @@ import torch
 from data_config import data_config
 
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT, ensure_phantoms
-from dataset_loader.xrays import DataConfig, XRays, open_xrays, read_columns
-from utils.config import UserError
+from dataset_loader.splits import FOLD_NAMES, FOLDS, PARTS
+from dataset_loader.xrays import DataConfig, FoldConfig, XRays, open_xrays, read_columns
+from utils.config import UserError, make_config
 
 
 def data(dataset: str, root: Path, size: int = 32) -> DataConfig:
@@ -25,7 +26,7 @@ def opened(dataset: str, root: Path, size: int = 32) -> XRays:
 @pytest.mark.parametrize(("dataset", "root"), [("covid", COVID_ROOT), ("chexpert", CHEXPERT_ROOT)])
 def test_parts_share_no_group_and_hold_every_image(phantoms: Path, dataset: str, root: str) -> None:
     xrays = opened(dataset, phantoms / root)
-    parts = [xrays.indices(part) for part in ("train", "val", "test")]
+    parts = [xrays.indices(part) for part in PARTS]
     assert sorted(np.concatenate(parts)) == list(xrays.indices("all")) == list(range(len(xrays)))
     groups = [set(xrays.columns.groups[part]) for part in parts]
     assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
@@ -34,6 +35,26 @@ def test_parts_share_no_group_and_hold_every_image(phantoms: Path, dataset: str,
     assert facts["images"] == len(xrays)
     assert facts["multilabel"] is (dataset == "chexpert")
     assert facts["duplicate_pairs"] == len(xrays.duplicates)
+
+
+def test_each_image_is_validation_or_the_test_of_one_fold(phantoms: Path) -> None:
+    folds = [opened("covid", phantoms / COVID_ROOT).of_fold(fold) for fold in range(FOLDS)]
+    assert folds[0].has_folds and len({xrays.split_hash for xrays in folds}) == FOLDS
+    tested = np.concatenate([xrays.indices("test") for xrays in folds])
+    assert sorted([*tested, *folds[0].indices("val")]) == list(range(len(folds[0])))
+    for xrays in folds:
+        assert np.array_equal(xrays.indices("val"), folds[0].indices("val"))
+        assert not set(xrays.columns.groups[xrays.indices("test")]) & set(xrays.columns.groups[xrays.indices("train")])
+        assert xrays.facts()["fold"] == xrays.fold
+
+
+@pytest.mark.parametrize("fold", [-1, 5])
+def test_there_are_five_folds(phantoms: Path, fold: int) -> None:
+    config = {**vars(data("covid", phantoms / COVID_ROOT)), "fold": fold}
+    with pytest.raises(UserError, match=f"fold is {fold}; there are the folds 0 to 4"):
+        make_config(FoldConfig, config)
+    held_out = open_xrays(make_config(FoldConfig, {**config, "fold": 3}), torch.device("cpu"))
+    assert held_out.fold == 3 and (held_out.places[held_out.indices("test")] == "3").all()
 
 
 def test_built_in_xrays_without_labels_are_for_pretraining_alone(
@@ -47,9 +68,14 @@ def test_built_in_xrays_without_labels_are_for_pretraining_alone(
     xrays = open_xrays(data("phantom", tmp_path), torch.device("cpu"), [])
     assert (xrays.source, len(xrays)) == ("phantom", 80)
     assert list(xrays.pretraining_indices("train")) == [*xrays.indices("train"), *range(80, 104)]
-    assert np.array_equal(xrays.parts, xrays.columns.official)
+    for fold in range(FOLDS):
+        assert np.array_equal(xrays.of_fold(fold).parts, xrays.columns.official)
     assert all((xrays.columns.root / mask).is_file() for mask in xrays.columns.masks)
     assert opened("phantom", tmp_path).also == ()
+    with_folds = open_xrays(data("phantom_folds", tmp_path), torch.device("cpu"), [])  # the same without these parts
+    assert with_folds.has_folds and with_folds.columns.paths.tolist() == xrays.columns.paths.tolist()
+    assert with_folds.synthetic and set(with_folds.places) == {*FOLD_NAMES, "val"}
+    assert list(with_folds.pretraining_indices("all")) == list(range(104))
 
 
 def test_a_batch_is_the_pixels_of_those_images(phantoms: Path) -> None:

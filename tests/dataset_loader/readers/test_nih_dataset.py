@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dataset_loader.readers.nih_dataset import FINDINGS, read_nih
-from dataset_loader.splits import complete_split
+from dataset_loader.splits import places_of
 from utils.config import UserError
 
 HEADER = (
@@ -44,7 +44,7 @@ def test_findings_patients_and_the_official_test_part(tmp_path: Path, capsys: py
     assert columns.details["sex"].tolist()[:2] == ["Male", "Female"]
     assert columns.details["age"].tolist()[:3] == [41, 41, 42]
     assert set(columns.details["view"]) == {"PA"}
-    parts = complete_split(columns, seed=0)
+    parts = places_of(columns, seed=0)  # whatever the fold
     assert set(columns.groups[parts == "test"]) == {str(patient) for patient in range(16, 21)}
     assert 2 <= (parts == "val").sum() <= 6
     assert not set(columns.groups[parts == "val"]) & set(columns.groups[parts == "train"])
