@@ -1,4 +1,4 @@
-"""What is measured on fixed images while Barlow Twins trains: health, probes and pictures; which epoch is best."""
+"""What is measured on fixed images while Barlow Twins trains: health, probes and pictures."""
 
 import sys
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ class MonitorConfig(FoldConfig, FitConfig):
 
 
 class Monitor:
-    """The engine's end-of-epoch function: health and probes of the network, and the weights of its best epoch."""
+    """The engine's end-of-epoch function: health and probes of the network."""
 
     def __init__(
         self,
@@ -80,7 +80,6 @@ class Monitor:
         if epoch % self.config.probe_every == 0 or epoch == self.config.num_epochs:
             self.run.save_figure("cross_correlation", self.correlation_figure(epoch), step)
             numbers |= self.probe()
-            self._keep_best(numbers)
         return numbers
 
     def look_at_random_network(self) -> None:
@@ -138,16 +137,6 @@ class Monitor:
         if self.labels.ndim > 1 or not self.draws:
             return 0.5
         return 1 / max(1, len(probed_classes(self.labels[self.draws[0]], self.labels[self.val])))
-
-    def _keep_best(self, numbers: Mapping[str, float]) -> None:
-        earlier = [row["probe/linear"] for row in self.run.rows[1:] if "probe/linear" in row]
-        if "probe/linear" in numbers and numbers["probe/linear"] > max(earlier, default=-1.0):
-            self.save("best")
-
-    def save(self, which: str) -> None:
-        """Write the backbone's weights now: <backbone>_<which>_state_dict.pt."""
-        backbone = self.model.backbone
-        save_backbone(self.run.folder / f"{backbone.name}_{which}_state_dict.pt", backbone, self.provenance)
 
     def _features(self, indices: np.ndarray) -> Tensor:
         resolution, channels = self.config.img_res, self.config.in_channels
