@@ -86,7 +86,7 @@ from downstream_task.compare_networks import (
 )
 from downstream_task.finetune_config import MAX_DRAWS, StartConfig, TrainingConfig
 from utils import plots
-from utils.config import check_above_zero, check_between, check_choice, check_list, part_of
+from utils.config import check_above_zero, check_at_least, check_between, check_choice, check_list, part_of
 from utils.files import check_files
 from utils.intervals import metric_name
 from utils.jobs import JobsConfig, with_jobs
@@ -108,6 +108,7 @@ class FrozenPartsConfig(TrainingConfig, StartConfig, JobsConfig):
         check_between("draws", self.draws, 1, MAX_DRAWS)
         check_fold("fold", self.fold)
         check_above_zero("lr", self.lr)
+        check_at_least("num_labels", self.num_labels, 1)
         for key in ("encoders", "parts"):
             check_list(key, getattr(self, key))
         for part in self.parts:

@@ -151,6 +151,11 @@ class CompareConfig(TrainingConfig, JobsConfig):
                 f"draws is {self.draws} and folds {self.folds}: each fold needs as many draws; give a multiple of "
                 f"{len(self.folds)}."
             )
+        for entry in self.num_labels:
+            if entry != "all" and (
+                isinstance(entry, str) or not 0 < entry <= (1 if isinstance(entry, float) else entry)
+            ):
+                raise UserError(f'num_labels holds {entry!r}; expected numbers, shares such as 0.1, or "all".')
         check_between("target_score", self.target_score, 0, 1)
         for name in self.ways:
             check_choice("ways", name, list(WAYS))

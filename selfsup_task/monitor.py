@@ -15,10 +15,8 @@ from dataset_loader.splits import label_subset, strata_of
 from dataset_loader.xrays import FoldConfig, XRays
 from downstream_task.predictions import metric_of
 from downstream_task.probes import forward_all, probe, probe_labels, probed_classes
-from self_sup_classes.backbones import save_backbone
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss, cross_correlation, random_embedding_parts
 from self_sup_classes.health import Health, measure_health
-from self_sup_classes.provenance import Provenance
 from utils import plots
 from utils.hardware import choose_precision
 from utils.intervals import metric_name
@@ -57,9 +55,8 @@ class Monitor:
         indices: np.ndarray,
         config: MonitorConfig,
         run: Run,
-        provenance: Provenance | None,
     ):
-        """Choose the images to measure on; `indices` are those of the training, `provenance` goes into weights."""
+        """Choose the images to measure on; `indices` are those of the training."""
         self.model, self.xrays, self.config, self.run = model, xrays, config, run
         self.views = Views(config.recipe, config.img_res, config.views)
         self.device = next(model.parameters()).device
@@ -68,7 +65,6 @@ class Monitor:
         self.labels = probe_labels(xrays.columns.labels)
         self.val = _sample("probe tests", xrays.indices("val"), PROBE_TESTS)
         self.draws = _label_draws(xrays, config.split_seed) if len(self.val) else []
-        self.provenance = provenance
 
     def __call__(self, epoch: int, step: int, means: Mapping[str, float]) -> dict[str, float]:
         """Return the numbers of one epoch; the first process alone measures them."""
@@ -119,7 +115,6 @@ class Monitor:
             "verdict": self.health(self.run.rows[-1]).verdict(),
             **(probes if self.draws else {"probes_skipped": self.skipped}),
             "split_hash": self.xrays.split_hash,
-            "list_hash_seen": self.provenance and self.provenance.list_hash,
         }
 
     @property

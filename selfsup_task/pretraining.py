@@ -12,7 +12,7 @@ from torch import Tensor
 from augmentations.recipes import RECIPES
 from augmentations.transform_utils import Views, step_generator
 from dataset_loader.xrays import PHANTOMS, XRays, listed_facts, read_columns
-from self_sup_classes.backbones import check_backbone
+from self_sup_classes.backbones import check_backbone, save_backbone
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
 from self_sup_classes.cuda_graphs import replayed
 from self_sup_classes.initialisation import seen_by, start_from, weights_hashes
@@ -204,18 +204,20 @@ def train(model: BarlowTwins, step: StepFunction, xrays: XRays, config: Pretrain
     if run.is_writer:
         xrays.write_split(run.folder)
     model.eval()
-    before, note = provenance(config, xrays, indices)
-    monitor = Monitor(model, xrays, indices, config, run, before)
+    seen, note = provenance(config, xrays, indices)
+    monitor = Monitor(model, xrays, indices, config, run)
     if run.is_writer and run.checkpoint() is None:
         with memory_for(config.batch_size):
             monitor.look_at_random_network()
     fit(model, step, monitor, indices, config, run, steps_per_epoch=steps_per_epoch)
     if run.is_writer:
-        monitor.save("final")
+        save_backbone(run.folder / f"{config.backbone}_final_state_dict.pt", model.backbone, seen)
         run.save_figure("curves", monitor.curves_figure(), step=int(run.rows[-1]["step"]))
         length = {"images": len(indices), "epochs": config.num_epochs, "steps": int(run.rows[-1]["step"])}
         labels = len(xrays.indices("train")) if xrays.columns.label_names else 0
-        run.finish({**length, "labels": labels, "note": note, **monitor.facts(), **_progress(run.rows)})
+        fold = config.fold if xrays.has_folds else None
+        known = {"labels": labels, "fold": fold, "note": note, "list_hash_seen": seen and seen.list_hash}
+        run.finish({**length, **known, **monitor.facts(), **_progress(run.rows)})
         run.drop_checkpoint()
     distributed.barrier()
 

@@ -90,8 +90,7 @@ if __name__ == "__main__":
     )  # before the slow imports
 
 from collections.abc import Mapping
-
-import numpy as np
+from math import inf
 
 from dataset_loader.xrays import open_xrays
 from selfsup_task.pretraining import PretrainConfig, build_model, open_run, partners_of, passes_of, train, twin_step
@@ -101,9 +100,8 @@ from utils.hardware import placed, prepare
 from utils.intervals import metric_name
 from utils.training_utils import check_batch_size
 
-# Of a comparison: shares of the labels that may be worth trying, and the fewest labels that are.
-FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-FEWEST_LABELS, FEWEST_FINDINGS = 20, 100
+# Of a comparison: numbers of labels beside all, the fewest that hold each of several findings, and draws of them.
+NUM_LABELS, FEWEST_FINDINGS, DRAWS = (20, 93, 187), 60, 5
 SHARED = ("backbone", "in_channels", "precision", "device", "threads")  # keys with the same defaults there
 WORSE = 0.02  # a fall of the probe's score that is worth a word
 
@@ -166,12 +164,13 @@ def comparison(chosen: PretrainConfig, run_name: str, summary: Mapping[str, Any]
     """Return the command that measures what the encoder is worth; flags say what its defaults do not."""
     values = {key: getattr(chosen, key) for key in (*DATA, "img_res", *SHARED)}
     values["allow_seen"] = chosen.pretrain_on == "all" or bool(summary.get("note"))
-    encoder = f"runs/{run_name}/{chosen.backbone}_final_state_dict.pt"
-    fewest = FEWEST_FINDINGS if summary.get("metric") == "auroc" else FEWEST_LABELS
-    fractions = [share for share in FRACTIONS if share * (summary.get("labels") or np.inf) >= fewest]
     if (run_name, chosen.backbone) != ("pretrain/phantom", defaults["backbone"]):
+        encoder = f"runs/{run_name}/{chosen.backbone}_final_state_dict.pt"
         values |= {"run_name": f"compare/{run_name.removeprefix('pretrain/')}", "encoders": ["random", encoder]}
-        values |= {} if fractions == list(FRACTIONS) else {"fractions": [*fractions[:3], 1.0]}
+        fewest, most = FEWEST_FINDINGS if summary.get("metric") == "auroc" else 1, summary.get("labels") or inf
+        values["num_labels"] = [*(number for number in NUM_LABELS if fewest <= number < most), "all"]
+        if summary.get("fold") is not None:  # the encoder has seen what the others hold out
+            values |= {"folds": [summary["fold"]], "draws": DRAWS}
     own = "img_res" if chosen.dataset.startswith("phantom") else ""  # for real X-rays each script has its own
     known = {key: defaults[key] for key in (*DATA, *SHARED, own) if key}
     return command("downstream_task/trained_vs_no_trained_compare.py", values, {**known, "allow_seen": False})

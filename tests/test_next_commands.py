@@ -13,24 +13,13 @@ from dataset_loader.phantoms.dataset import COVID_ROOT
 from downstream_task import trained_vs_no_trained_compare as comparing
 from selfsup_task import train_barlow_twins as pretraining
 from utils.config import REPO_ROOT, RUNS_ROOT, make_config
-from utils.scripts import command
+from utils.scripts import command, parse_flags
 
 pytestmark = pytest.mark.usefixtures("narrow", "quick")
 
 PRETRAIN = "selfsup_task/train_barlow_twins.py"
 BUDGET = ["--num-epochs", "1", "--warmup-epochs", "0", "--batch-size", "32", "--views", "2", "--projector-dims", "32"]
-SMALLER = {
-    "downstream_task/trained_vs_no_trained_compare.py": [
-        "--menu",
-        "linear",
-        "--draws",
-        "1",
-        "--fractions",
-        "1.0",
-        "--jobs",
-        "1",
-    ]
-}
+SMALLER = {"downstream_task/trained_vs_no_trained_compare.py": ["--ways", "linear", "--jobs", "1"]}
 
 
 def printed(stdout: str) -> list[str]:
@@ -46,8 +35,9 @@ def test_each_script_prints_the_next_command(
     root, name = tmp_path / "my films" / COVID_ROOT, f"next {os.getpid()}"
     shutil.copytree(phantoms / COVID_ROOT, root)
     where = ["--dataset", "covid", "--data-root", str(root), "--split-seed", "3", "--img-res", "32", "--threads", "1"]
+    where += ["--fold", "2"]
     done = script(PRETRAIN, *where, "--device", "cpu", "--run-name", f"pretrain/{name}", *BUDGET)
-    called, comparison = [], printed(done.stdout)
+    called: list[str] = []
     try:
         while done.returncode == 0 and called[-1:] != ["utils/make_report.py"]:
             words = printed(done.stdout)
@@ -68,26 +58,35 @@ def test_each_script_prints_the_next_command(
         "utils/make_report.py",
     ]
     asked = {"img_res": 32, "split_seed": 3, "data_root": str(root), "device": "cpu", "threads": 1}
+    asked |= {"num_labels": [20, 93, "all"], "folds": [2], "draws": 5}  # of 172 labels, outside the encoder's fold
     assert {key: compared[key] for key in asked} == asked
-    assert comparison[comparison.index("--fractions") :][:4] == ["--fractions", "0.2", "0.5", "1.0"]  # of 192 labels
 
 
 def test_what_two_scripts_share_has_the_same_defaults() -> None:
     for key in (*pretraining.SHARED, "img_res"):
         assert pretraining.config[key] == comparing.config[key], key
     assert not {*pretraining.SHARED, *pretraining.DATA} & {*pretraining.real_xrays, *comparing.real_xrays}
+    assert set(pretraining.NUM_LABELS) | {"all"} == set(comparing.real_xrays["num_labels"])
+    assert comparing.real_xrays["draws"] == pretraining.DRAWS
 
 
 @pytest.mark.parametrize(
     ("changes", "summary", "flags"),
     [
-        ({}, {"labels": 1201, "metric": "balanced_accuracy"}, "--fractions 0.02 0.05 0.1 1.0"),
+        ({}, {"labels": 1201, "metric": "balanced_accuracy"}, "--num-labels 20 93 187 all"),
         ({"run_name": "pretrain/phantom"}, {"labels": 1201}, ""),
-        ({"dataset": "covid"}, {"labels": 8000}, "--dataset covid --img-res 32"),
-        ({"pretrain_on": "all"}, {"labels": 240}, "--allow-seen --fractions 0.1 0.2 0.5 1.0"),
-        ({}, {"labels": 900, "metric": "auroc"}, "--fractions 0.2 0.5 1.0"),
-        ({}, {"labels": 15, "note": "seen"}, "--allow-seen --fractions 1.0"),
-        ({"val_share": 0.2, "keep_split": "a b.csv"}, {}, "--val-share 0.2 --keep-split 'a b.csv'"),
+        ({"dataset": "covid"}, {"labels": 8000}, "--dataset covid --img-res 32 --num-labels 20 93 187 all"),
+        ({"pretrain_on": "all"}, {"labels": 187}, "--allow-seen --num-labels 20 93 all"),
+        ({}, {"labels": 188, "metric": "auroc"}, "--num-labels 93 187 all"),
+        ({}, {"labels": 15, "note": "seen"}, "--allow-seen --num-labels all"),
+        ({}, {"labels": 1682, "fold": 3}, "--num-labels 20 93 187 all --folds 3 --draws 5"),
+        ({}, {"labels": 90, "fold": 0}, "--num-labels 20 all --folds 0 --draws 5"),
+        ({}, {"labels": 1682, "fold": None}, "--num-labels 20 93 187 all"),
+        (
+            {"val_share": 0.2, "keep_split": "a b.csv"},
+            {},
+            "--val-share 0.2 --keep-split 'a b.csv' --num-labels 20 93 187 all",
+        ),
     ],
 )
 def test_the_comparison_suits_data_and_labels(changes: dict[str, Any], summary: dict[str, Any], flags: str) -> None:
@@ -97,6 +96,8 @@ def test_the_comparison_suits_data_and_labels(changes: dict[str, Any], summary: 
     start = words.index("--run-name") if "--run-name" in words else len(words)
     assert words[start : start + 5] == ([] if "run_name" in changes else own)
     assert words[2:start] + words[start + 5 :] == shlex.split(flags)
+    chosen = parse_flags(comparing.config, {}, "", words[2:], comparing.real_xrays)
+    make_config(comparing.CompareConfig, {**chosen, "run_name": "x"})
 
 
 def test_a_command_works_from_where_it_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,12 @@ from scipy.ndimage import gaussian_filter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
+from dataset_loader.splits import FOLDS
 from dataset_loader.xrays import XRays, open_xrays
 from downstream_task.probes import forward_all, probe
 from self_sup_classes.initialisation import start_from
+from self_sup_classes.provenance import check_unseen, provenance_of
+from self_sup_classes.weights import read_state_dict
 from selfsup_task import monitor, pretraining
 from selfsup_task.pretraining import PretrainConfig, derived_name, open_run
 from selfsup_task.train_barlow_twins import config as DEFAULTS
@@ -55,8 +58,8 @@ def metrics(run: Run) -> pd.DataFrame:
     return pd.read_csv(run.folder / "metrics.csv")
 
 
-def weights(run: Run, which: str) -> dict[str, torch.Tensor]:
-    return torch.load(run.folder / f"resnet18_{which}_state_dict.pt", weights_only=True)
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return torch.load(run.folder / "resnet18_final_state_dict.pt", weights_only=True)
 
 
 @pytest.fixture
@@ -69,47 +72,69 @@ def config(phantoms: Path, tmp_path: Path, quick: None) -> dict[str, Any]:
 def test_how_often_the_probes_run_does_not_change_what_is_learnt(config: dict[str, Any]) -> None:
     often = pretrain({**config, "run_name": f"{config['run_name']}/often", "probe_every": 1})
     seldom = pretrain({**config, "run_name": f"{config['run_name']}/seldom", "probe_every": 2})
-    first, second = weights(often, "final"), weights(seldom, "final")
+    first, second = weights(often), weights(seldom)
     assert all(torch.equal(first[key], second[key]) for key in first)
     probes = metrics(often)["probe/linear"].tolist(), metrics(seldom)["probe/linear"].tolist()
     assert probes[0][1] > 0 and pd.isna(probes[1][1])
     assert (probes[0][0], probes[0][2]) == (probes[1][0], probes[1][2])
 
 
-def test_the_best_weights_are_those_of_the_epoch_with_the_best_probe(
+def test_the_last_weights_count_and_the_best_epoch_is_named(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.9, 0.4, 0.6, 0.5])  # the random network's, which is not an epoch, then each epoch's
-    monkeypatch.setattr(monitor.Monitor, "probe", lambda self: {"probe/linear": next(scores)})
-    after, save = [], monitor.Monitor._keep_best
+    after: list[dict[str, torch.Tensor]] = []
 
-    def keep_best(self: monitor.Monitor, numbers: dict[str, float]) -> None:
+    def probe(self: monitor.Monitor) -> dict[str, float]:
         after.append({key: value.cpu().clone() for key, value in self.model.backbone.net.state_dict().items()})
-        save(self, numbers)
+        return {"probe/linear": next(scores)}
 
-    monkeypatch.setattr(monitor.Monitor, "_keep_best", keep_best)
+    monkeypatch.setattr(monitor.Monitor, "probe", probe)
     run = pretrain({**config, "num_epochs": 3, "probe_every": 1})
     assert run.summary is not None
     assert (run.summary["epoch_best"], run.summary["probe/linear_best"]) == (2, 0.6)
-    best, final = weights(run, "best"), weights(run, "final")
-    assert all(torch.equal(best[key], value) for key, value in after[1].items())
-    assert all(torch.equal(final[key], value) for key, value in after[2].items())
-    assert not torch.equal(best["conv1.weight"], final["conv1.weight"])
+    assert [path.name for path in run.folder.glob("*.pt")] == ["resnet18_final_state_dict.pt"]
+    final = weights(run)
+    assert all(torch.equal(final[key], value) for key, value in after[3].items())
+    assert not torch.equal(final["conv1.weight"], after[2]["conv1.weight"])
 
 
-@pytest.mark.parametrize(("epoch_steps", "steps"), [(5, 10), (2, 6)])  # a pass over 192 X-rays has 3 steps of 64
+def test_a_pretraining_sees_the_train_part_of_its_fold_alone(config: dict[str, Any]) -> None:
+    seen = {}
+    for fold in (0, 3):
+        run = pretrain(
+            {**config, "fold": fold, "num_epochs": 1, "warmup_epochs": 0, "run_name": f"{config['run_name']}/{fold}"}
+        )
+        split = pd.read_csv(run.folder / "split.csv")
+        assert (split.loc[split["part"] == "test", "fold"] == fold).all()
+        assert run.summary is not None and run.summary["images"] == (split["part"] == "train").sum()
+        provenance = provenance_of(read_state_dict(run.folder / "resnet18_final_state_dict.pt"))
+        assert provenance is not None and run.summary["list_hash_seen"] == provenance.list_hash
+        seen[fold] = provenance
+    xrays = open_xrays(make_config(PretrainConfig, config), torch.device("cpu"))
+    for fold, provenance in seen.items():
+        for other in range(FOLDS):
+            if other == fold:
+                assert check_unseen(provenance, xrays.of_fold(fold), allow_seen=False, encoder="it") == ""
+            else:
+                with pytest.raises(UserError, match="it was trained on"):
+                    check_unseen(provenance, xrays.of_fold(other), allow_seen=False, encoder="it")
+
+
+@pytest.mark.parametrize(("epoch_steps", "steps"), [(5, 10), (2, 6)])  # a pass over 172 X-rays has 3 steps of 48
 def test_a_length_that_is_not_given_has_steps_enough(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, epoch_steps: int, steps: int
 ) -> None:
     monkeypatch.setattr(pretraining, "EPOCHS", 2)
     monkeypatch.setattr(pretraining, "EPOCH_STEPS", epoch_steps)
+    config |= {"batch_size": 48}
     run = pretrain({**config, "num_epochs": 0, "run_name": f"{config['run_name']}/derived"})
     assert run.summary is not None
     assert (run.summary["epochs"], run.summary["steps"]) == (2, steps)
     assert metrics(run)["step"].tolist() == [0, steps // 2, steps]
     if epoch_steps == 2:  # passes have enough
         given = pretrain({**config, "run_name": f"{config['run_name']}/given"})
-        first, second = weights(run, "final"), weights(given, "final")
+        first, second = weights(run), weights(given)
         assert all(torch.equal(first[key], second[key]) for key in first)
 
 
@@ -190,7 +215,7 @@ def test_pretraining_lifts_the_probes_above_random_weights(config: dict[str, Any
         ({"recipe": "xrays"}, "did you mean 'xray'"),
         ({"dataset": "covidd"}, "did you mean 'covid'"),
         ({"optimizer": "adm"}, "did you mean 'adam'"),
-        ({"batch_size": 500}, "batch_size is 500 but there are 19. training images"),
+        ({"batch_size": 500}, "batch_size is 500 but there are 17. training images"),
         ({"batch_size": 1}, "batch_size is 1"),
         ({"views": 1}, "views is 1; it must be from 2 to 64"),
         ({"store_res": 999}, "999"),

@@ -76,7 +76,6 @@ def test_a_run_leaves_what_its_readme_says_and_is_not_repeated(
         "environment.json",
         "split.csv",
         "metrics.csv",
-        "resnet18_best_state_dict.pt",
         "resnet18_final_state_dict.pt",
         "summary.json",
         "figures/views.png",

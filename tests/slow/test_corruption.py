@@ -13,9 +13,9 @@ from utils.config import RUNS_ROOT, UserError
 
 WAYS = ["truncated", "zeroed", "bit", "emptied", "other type"]
 FINISHED = ["config.json", "environment.json", "summary.json", "split.csv", "duplicates.csv", "metrics.csv", "events"]
-FINISHED += ["figures/curves.png", "resnet18_final_state_dict.pt", "resnet18_best_state_dict.pt"]
+FINISHED += ["figures/curves.png", "resnet18_final_state_dict.pt"]
 INTERRUPTED = ["config.json", "environment.json", "split.csv", "duplicates.csv", "metrics.csv", "events"]
-INTERRUPTED += ["figures/views.png", "checkpoint.pt", "checkpoint_before.pt", "resnet18_best_state_dict.pt", ".lock"]
+INTERRUPTED += ["figures/views.png", "checkpoint.pt", "checkpoint_before.pt", ".lock"]
 
 
 def damaged(content: bytes, way: str, seed: str) -> bytes:
@@ -82,7 +82,7 @@ def is_refused_or_unchanged(path: Path, kept: Path) -> bool:
 def interrupted(
     start: Start, images: Path, whole: tuple[Path, Answer], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Return a copy of a run that was killed when it had two checkpoints and its best weights."""
+    """Return a copy of a run that was killed when it had two checkpoints."""
     name, kept = f"{whole[0].relative_to(RUNS_ROOT)}-killed", tmp_path_factory.mktemp("killed") / "kept"
     for share in (0.7, 0.8, 0.6, 0.9, 0.5):
         start(TRAIN, *training(name, images), die_at=share * whole[1].seconds)
