@@ -108,7 +108,7 @@ def test_what_joins_parts_is_train_and_said(clinic: Path, tmp_path: Path, capsys
     first.write_split(tmp_path)
     table = pd.read_csv(clinic / "labels.csv", keep_default_na=False)
     val, one, two, three = first_of(first, "val", "1", "2", "3")
-    patient = table.set_index("file")["patient"]
+    patient = dict(zip(table["file"], table["patient"], strict=True))
     merged = table["patient"].replace({patient[two]: patient[one], patient[three]: patient[val]})
     change(clinic, table.assign(patient=merged))  # two patients had two numbers each
     after = place_by_file(opened(clinic, keep_split=str(tmp_path / "split.csv")))
