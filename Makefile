@@ -23,7 +23,7 @@ tour: .venv/installed
 	.venv/bin/python selfsup_task/train_barlow_twins.py
 	.venv/bin/python downstream_task/trained_vs_no_trained_compare.py --run-name tour/compare --epochs 0 --min-steps 150
 	.venv/bin/python downstream_task/trained_vs_no_trained_compare.py --run-name tour/folds --dataset phantom_folds \
-		--folds 0 1 2 3 4 --draws 5 --ways linear --encoders random
+		--folds 0 1 2 3 4 --draws 5 --ways linear --encoders random --num-labels 120
 	.venv/bin/python downstream_task/train_models_with_frozen_parts.py --run-name tour/frozen --parts fc all \
 		--num-labels 120 --epochs 0 --min-steps 25
 	.venv/bin/python downstream_task/confusion_matrix.py --runs $(TOUR)
