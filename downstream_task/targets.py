@@ -23,7 +23,7 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]  # (logits [B, C], indices [B]
 ALL = "all"  # in place of the names of findings
 # the default for every data set, until each had its own
 DEFAULT_BEFORE = ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"]
-DETAILS = ("study", "sex", "age", "source")  # of an X-ray, which scores are split by
+DETAILS = ("study", "sex", "age", "source", "view")  # of an X-ray, which scores are split by
 UNCERTAIN = ["ignore", "zeros", "ones"]
 BLANK = ["zero", "ignore"]
 
