@@ -81,12 +81,15 @@ def sampler_of(seed: int, number: int) -> optuna.samplers.TPESampler:
 
 
 def trials_table(study: optuna.Study) -> pd.DataFrame:
-    """Return one row per trial that ended or failed: trial, its parameters, score (its best), state, error or ""."""
+    """Return one row per trial that ended or failed: trial, its parameters, score, state, error or "".
+
+    The score is that of the last weights, of a pruned trial the last that was measured, and blank for a failed one.
+    """
     return pd.DataFrame(
         {
             "trial": trial.number,
             **trial.params,
-            "score": max(trial.intermediate_values.values(), default=np.nan if trial.value is None else trial.value),
+            "score": np.nan if trial.value is None else trial.value,
             "state": "failed" if trial.state == TrialState.FAIL else trial.state.name.lower(),
             "error": trial.user_attrs.get("error", "its process died" if trial.state == TrialState.FAIL else ""),
         }

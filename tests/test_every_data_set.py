@@ -23,8 +23,9 @@ pytestmark = pytest.mark.usefixtures("narrow")
 
 COMPARE, RESOURCES = "downstream_task/trained_vs_no_trained_compare.py", "selfsup_task/check_bt_resources.py"
 ONE = "--threads 1 --jobs 1"
-STEPS = "--min-steps 1 --passes 0 --evaluate-every 1 --patience 1 --img-res 16"
-JUDGED = "--finetune.min-steps 1 --finetune.evaluate-every 1 --finetune.patience 1 --img-res 16"
+FEW = f"{ONE} --num-labels 20"
+STEPS = "--min-steps 1 --epochs 0 --img-res 16"
+JUDGED = "--finetune.min-steps 1 --img-res 16"
 PASS = "--batch-size 16 --num-epochs 1 --views 2"
 ON_DATA = {
     "selfsup_task/train_barlow_twins.py": f"{PASS} --warmup-epochs 0 --projector-dims 8 --img-res 16 --threads 1",
@@ -32,9 +33,9 @@ ON_DATA = {
     "selfsup_task/scan_optimal_lr.py": f"{PASS} {JUDGED} {ONE} --projector-dims 8 --range-steps 10 --schedulers cosine",
     "selfsup_task/scan_best_transformations.py": f"{PASS} {JUDGED} {ONE} --projector-dims 8 --recipes none",
     "selfsup_task/scan_best_hyperparameters.py": f"{PASS} {JUDGED} {ONE} --lambdas 0.005 --projectors 8",
-    COMPARE: f"{STEPS} {ONE} --fractions 1 --draws 1 --menu probe --encoders random",
-    "downstream_task/train_models_with_frozen_parts.py": f"{STEPS} {ONE} --draws 1 --parts fc --encoders random",
-    "downstream_task/scan_best_supervised_hyperparameters.py": f"{ONE} --img-res 16 --num-trials 1 --epochs-range 1 1",
+    COMPARE: f"{STEPS} {ONE} --num-labels all --folds 0 --draws 1 --ways probe --encoders random",
+    "downstream_task/train_models_with_frozen_parts.py": f"{STEPS} {FEW} --draws 1 --parts fc --encoders random",
+    "downstream_task/scan_best_supervised_hyperparameters.py": f"{FEW} --img-res 16 --num-trials 1 --epochs-range 1 1",
 }
 ON_RUNS = {
     "downstream_task/confusion_matrix.py": "--runs runs/{compared}",
@@ -120,7 +121,7 @@ def test_every_script_runs(data: Callable[..., str], tmp_path: Path, phantoms: P
         done = script(path, *f"{flags} {budget} --run-name {name}/{Path(path).stem}".split())
         assert done.returncode == 0, f"{path}: {done.stderr[-2000:]}"
     compared = f"{name}/{Path(COMPARE).stem}"
-    trial = next(folder.parent for folder in (RUNS_ROOT / compared).glob("*/predictions_val.csv"))
+    trial = next(folder.parent for folder in (RUNS_ROOT / compared).glob("*/predictions.csv"))
     places = {"compared": compared, "trial": trial.relative_to(RUNS_ROOT), "root": root if root.exists() else phantoms}
     for path, words in ON_RUNS.items():
         done = script(path, *words.format(**places).split(), "--threads", "1")

@@ -51,7 +51,7 @@ from dataset_loader.duplicates import find_duplicates
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.readers.chexpert_dataset import read_chexpert, read_chexpert_table
 from dataset_loader.signatures import THUMBNAIL, copies_among
-from dataset_loader.splits import complete_split, write_split
+from dataset_loader.splits import places_of, write_split
 from dataset_loader.store_building import IMAGES
 from utils.config import Config, UserError, repo_path
 from utils.hardware import peak_memory, prepare
@@ -118,8 +118,8 @@ def rehearse(config: CollectionConfig, root: Path, cache: Path) -> None:
     paths, some = columns.paths[: config.decoded].tolist(), min(config.decoded, len(columns))
     timed(f"decoding to {config.size} px", some, lambda: open_store(root, paths, config.size, cache, False))
     store = timed("opening again", some, lambda: open_store(root, paths, config.size, cache, False))
-    parts = timed("split by patient", len(columns), lambda: complete_split(columns, 0))
-    timed("split.csv", len(columns), lambda: write_split(cache / "split.csv", columns, parts))
+    places = timed("split by patient", len(columns), lambda: places_of(columns, 0))
+    timed("split.csv", len(columns), lambda: write_split(cache / "split.csv", columns, places, 0))
     rows = np.random.default_rng(0).integers(len(store), size=(100, 256))
     timed("100 batches of 256", rows.size, lambda: gather(store, rows))
     store = open_store(root, paths, config.size, cache, False)  # what was read of the first map stays in memory

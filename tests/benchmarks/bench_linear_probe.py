@@ -6,8 +6,8 @@
 Times, in turn and with spread, on one random ResNet-18 and all labels of the train part (1,201 by default):
   re-run  the usual loop: the frozen network in eval mode and a linear layer, 15 epochs of Adam over the images, the
           best of its epochs on validation
-  cached  downstream_task/finetuning.py's: features once, logistic regression at its optimum, regularisation chosen on
-          validation
+  cached  downstream_task/finetuning.py's: features once, logistic regression at its optimum, regularisation chosen by
+          cross-validation within the labels
 and prints both validation accuracies. Not a test: times depend on the machine and its load.
 """
 
@@ -82,8 +82,8 @@ def cached(backbone: Backbone, xrays: XRays, size: int) -> float:
     labels = xrays.columns.labels
     train, val = xrays.indices("train"), xrays.indices("val")
     x, val_x = (forward_all(backbone, xrays, part, size, 1, torch.float32).numpy() for part in (train, val))
-    head = fit_linear_head(x, labels[train], val_x, labels[val])
-    return balanced_accuracy(labels[val], val_x @ head.weight.T + head.bias)
+    head = fit_linear_head(x, labels[train], xrays.columns.groups[train])
+    return balanced_accuracy(labels[val], head.logits(val_x))
 
 
 def main(config: ProbeBenchConfig) -> None:

@@ -26,7 +26,7 @@ config: dict[str, Any] = {
     "only": ["ours", "classic", "lightly"],  # the variants to run, in this order
     "minutes": 30.0,  # of pretraining per variant; probes do not count
     "probes": 12,  # after the first step, at times that grow by a constant factor from 1/64 of the minutes
-    "label_fraction": 0.1,  # of the train part, for the probe
+    "num_labels": 187,  # of the train part, for the probe
     "draws": 10,  # of these labels
     "img_res": 64,  # pixels a side of the views
     "batch_size": 128,  # of ours and of the classic loop
@@ -78,7 +78,7 @@ class QualityConfig(Config):
     only: list[str]
     minutes: float
     probes: int
-    label_fraction: float
+    num_labels: int
     draws: int
     img_res: int
     batch_size: int
@@ -167,7 +167,7 @@ def probe_scores(backbone: nn.Module, xrays: XRays, config: QualityConfig) -> li
         return [1 / len(np.unique(labels[val]))] * config.draws
     scores = []
     for draw in range(config.draws):
-        rows = label_subset(paths, strata, config.label_fraction, draw, config.random_seed)
+        rows = label_subset(paths, strata, config.num_labels, draw, config.random_seed)
         probabilities = linear_probe(features[0][rows], labels[train[rows]], features[1])
         scores.append(balanced_accuracy(labels[val], probabilities))
     return scores
@@ -195,7 +195,7 @@ def main(config: QualityConfig) -> None:
         rows += in_fresh_process(run_variant, name, config)
         write_text(folder / "scores.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     table, labels = pd.DataFrame(rows), xrays.columns.labels
-    shown = f"Linear probe, {config.label_fraction:.0%} of the labels, on validation, {config.img_res} px; one run each"
+    shown = f"Linear probe, {config.num_labels:,} labels, on validation, {config.img_res} px; one run each"
     figure = draw_curves(table, plots.marked(shown, xrays.synthetic), 1 / len(np.unique(labels)))
     write_atomically(folder / "scores.png", lambda file: figure.savefig(file, format="png", dpi=150))
     print("\n".join(["", *final_scores(table), *time_ratios(table), f"one run of one seed; files: {folder}"]))

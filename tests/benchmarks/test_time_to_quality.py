@@ -27,7 +27,7 @@ from utils.config import REPO_ROOT, UserError, make_config
 def tiny(phantoms: Path, folder: Path, *only: str) -> dict[str, Any]:
     """Return the benchmark's config for a few steps of the variants `only` on small phantoms."""
     small = {"img_res": 32, "batch_size": 8, "lightly_batch_size": 64, "workers": 0, "threads": 1}
-    short = {"minutes": 0.01, "probes": 1, "draws": 2, "label_fraction": 0.5}
+    short = {"minutes": 0.01, "probes": 1, "draws": 2, "num_labels": 80}
     data = {"data_root": str(phantoms / COVID_ROOT), "folder": str(folder), "only": list(only)}
     return bench.config | small | short | data
 

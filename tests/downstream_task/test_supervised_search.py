@@ -20,8 +20,9 @@ import pytest
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from downstream_task import scan_best_supervised_hyperparameters as scan
 from downstream_task import supervised_study
+from downstream_task.finetune_config import EVALUATIONS
 from downstream_task.supervised_study import open_study, sampler_of, search_figure, trials_table
-from downstream_task.trained_vs_no_trained_compare import SETTINGS
+from downstream_task.trained_vs_no_trained_compare import WAYS
 from downstream_task.trained_vs_no_trained_compare import config as COMPARISON
 from utils.config import REPO_ROOT, RUNS_ROOT, UserError, make_config
 
@@ -41,6 +42,7 @@ def name(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def small(name: str, phantoms: Path, **changes: Any) -> dict[str, Any]:
     data = {"dataset": "covid", "data_root": str(phantoms / COVID_ROOT), "run_name": name}
     sizes = {"img_res": 32, "store_res": 32, "threads": 1, "jobs": 1, "epochs_range": [1, 1], "batch_sizes": [8, 16]}
+    sizes |= {"num_labels": 60}
     return {**data, **sizes, "num_trials": 3, **changes}
 
 
@@ -60,14 +62,16 @@ class Stub:
 
     def __init__(self) -> None:
         self.configs: list[Any] = []
+        self.scores: list[float] = []
 
     def __call__(self, config: Any, xrays: Any, run: Any, show_progress: bool, after_evaluation: Any) -> None:
         self.configs.append(config)
         if config.run_name.endswith("trial_003"):
             raise ZeroDivisionError("a bug")
         score = 0.9 - abs(math.log10(config.lr) + 3) / 4 - 0.3 * (len(self.configs) > 10)
-        for epoch in range(1, config.max_evaluations(9) + 1):
-            after_evaluation(epoch, score)
+        for epoch in range(1, EVALUATIONS + 1):
+            after_evaluation(epoch, score + 0.05 * (epoch == 1))  # the last weights count
+        self.scores.append(score)
         run.start()
         run.finish({"score": score})
 
@@ -76,7 +80,14 @@ def test_a_search_keeps_a_table_and_its_best_but_no_weights(name: str, phantoms:
     table = search(name, phantoms, num_trials=2)
     summary = json.loads((RUNS_ROOT / name / "summary.json").read_text())
     assert summary["score"] == table["score"].max()
-    assert summary["complete"] == 2
+    assert (summary["complete"], summary["labels"]) == (2, 60)
+    for number, score in enumerate(table["score"]):
+        run = json.loads((RUNS_ROOT / name / f"trial_{number:03d}" / "summary.json").read_text())
+        assert (run["score"], run["labels"], run["steps"]) == (
+            score,
+            60,
+            -(-60 // table["batch_size"].tolist()[number]),
+        )
     assert (RUNS_ROOT / name / "trial_000" / "metrics.csv").exists()
     assert not list((RUNS_ROOT / name).glob("*/*.pt"))
     more = search(name, phantoms, num_trials=3)
@@ -92,7 +103,7 @@ def test_processes_that_start_at_once_draw_other_values(
     drawn: list[float] = []
     studies = [open_study("", "study", tmp_path, {"random_seed": 0}) for _ in range(2)]
     for study in studies:
-        study.optimize(lambda trial: scan.train(trial, config, 9, xrays=None), n_trials=2, catch=(Exception,))  # type: ignore[arg-type]
+        study.optimize(lambda trial: scan.train(trial, config, xrays=None), n_trials=2, catch=(Exception,))  # type: ignore[arg-type]
     assert len(set(drawn)) == 4
 
 
@@ -166,12 +177,14 @@ def test_a_search_draws_prunes_and_names_its_best(name: str, phantoms: Path, mon
         monkeypatch.setattr(scan, "finetune", stub)
         with pytest.raises(UserError, match=f"1 of {trials} trials failed"):
             search(f"{name}/{folder}", phantoms, num_trials=trials, epochs_range=[3, 3], random_seed=seed)
+        assert not set(stub.scores) - set(pd.read_csv(RUNS_ROOT / name / folder / "summary.csv")["score"])
         runs.append((pd.read_csv(RUNS_ROOT / name / folder / "summary.csv"), stub.configs))
     (first, configs), (again, _), (other, _) = runs
     pd.testing.assert_frame_equal(first, again)
     assert not set(first["lr"]) & set(other["lr"])
     assert "pruned" not in first["state"].tolist()[:10]
     assert "pruned" in first["state"].tolist()[10:]
+    assert first.loc[first["state"] != "failed", "score"].notna().all()
     recipes = {(0, 0): "none", (1, 0): "supervised", (0, 1): "crop", (1, 1): "supervised+crop"}
     for row, config in zip(first.to_dict("records"), configs, strict=True):
         assert config.recipe == recipes[int(row["flip"]), int(row["crop"])]
@@ -179,7 +192,7 @@ def test_a_search_draws_prunes_and_names_its_best(name: str, phantoms: Path, mon
         assert settings == [row["lr"], row["weight_decay"], row["batch_size"]]
     best = json.loads((RUNS_ROOT / name / "a" / "best.json").read_text())
     assert best["lr"] == first.loc[first["score"].idxmax(), "lr"]
-    assert set(best) <= {*COMPARISON, *SETTINGS["zeros"]}  # ready to paste
+    assert set(best) <= {*COMPARISON, *WAYS["zeros"], "lr"}  # ready to paste
 
 
 @pytest.mark.parametrize(

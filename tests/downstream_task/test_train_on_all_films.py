@@ -23,8 +23,8 @@ def test_all_films_are_trained_on_and_the_scores_are_the_comparisons(
 ) -> None:
     root, name = tmp_path / "covid", f"{tmp_path.parent.name}/{tmp_path.name}"
     shutil.copytree(phantoms / COVID_ROOT, root)
-    flags = {"dataset": "covid", "data_root": root, **SMALL, "encoders": ["random"], "draws": 2, "fractions": [1.0]}
-    compared = script(COMPARE, *as_flags({**flags, "menu": ["zeros"], "run_name": name, "ids": "hashed"}))
+    flags = {"dataset": "covid", "data_root": root, **SMALL, "encoders": ["random"], "draws": 2, "num_labels": ["all"]}
+    compared = script(COMPARE, *as_flags({**flags, "ways": ["zeros"], "run_name": name, "ids": "hashed"}))
     assert compared.returncode == 0, compared.stderr
     assert script(FINAL, "--comparison", f"runs/{name}").stderr.count("error") == 0  # before the test part is read
     final, summaries = RUNS_ROOT / "final" / name, []
@@ -37,10 +37,10 @@ def test_all_films_are_trained_on_and_the_scores_are_the_comparisons(
     summaries.append(json.loads((final / "summary.json").read_text()))
     for summary, folder, part in zip(summaries, ("", "test"), ("validation", "test"), strict=True):
         curves = pd.read_csv(RUNS_ROOT / folder / name / ("all" if folder else "") / "curves.csv")
-        assert summary["part"] == part and summary["score"] == curves.query("method == 'best'")["mean"].item()
+        assert summary["part"] == part and summary["score"] == curves.query("headline")["mean"].item()
         assert summary["labels"] == 240 and not [key for key in summary if key.startswith("val/")]
     assert set(pd.read_csv(final / "split.csv")["part"]) == {"train"}
-    provenance = provenance_of(read_state_dict(final / "resnet18_best_state_dict.pt"))
+    provenance = provenance_of(read_state_dict(final / "resnet18_final_state_dict.pt"))
     assert provenance is not None and len(provenance.seen) == 240
     assert script(FINAL, "--comparison", f"runs/{name}").stdout == done.stdout
 

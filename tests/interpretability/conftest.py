@@ -29,7 +29,7 @@ def train(folder: Path, name: str, planted: bool) -> logging_utils.Run:
     # above chance by 0.0005, as one in 40 does.
     data = ensure_phantoms(folder / name, images=1200, size=64, planted_marker=planted)
     changes = finetuning_config(
-        data_root=str(data), img_res=32, store_res=0, batch_size=32, min_steps=120, evaluate_every=60, passes=0,
+        data_root=str(data), img_res=32, store_res=0, batch_size=32, min_steps=120, epochs=0,
         recipe="none", head="zeros", backbone_lr_factor=1.0, run_name=name, random_seed=0 if planted else 1,
     )  # fmt: skip
     config, here = make_config(finetuning.FinetuneConfig, as_dict(changes)), folder / "runs"

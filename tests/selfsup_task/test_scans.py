@@ -40,7 +40,7 @@ COSTS = Costs(decoding=0.01, reading=0.1, views=0.3, step=0.5, peak_memory=2_000
 @pytest.fixture
 def small(phantoms: Path, tmp_path: Path, quick: None) -> dict[str, Any]:
     """What every scan here changes; its run name is this test's alone."""
-    finetune = {**SCAN_BASE["finetune"], "label_fraction": 0.2, "min_steps": 2, "evaluate_every": 2, "batch_size": 8}
+    finetune = {**SCAN_BASE["finetune"], "num_labels": 40, "min_steps": 2, "batch_size": 8}
     name = f"{tmp_path.parent.name}/{tmp_path.name}"
     return {
         **SMALL,
@@ -119,9 +119,9 @@ def test_transformations_and_another_scan_in_their_folder(small: dict[str, Any],
     for column, method in (("linear", "linear"), ("full", "finetune")):
         config, found = (json.loads((root / "base" / method / f"{part}.json").read_text()) for part in FILES)
         assert table[column].tolist() == [found["score"]]
-        assert (config["method"], config["trainable"]) == (method, "all")
+        assert (config["method"], config["trainable"], found["labels"]) == (method, "all", 40)
         assert config["encoder"].endswith(f"{small['run_name']}/base/pretrain/resnet18_final_state_dict.pt")
-    assert table["full_step"].tolist() == [found["step_best"]]
+    assert found["steps"] == 2
     setting, random = (json.loads((root / "random" / "linear" / f"{part}.json").read_text()) for part in FILES)
     assert (setting["encoder"], setting["random_seed"]) == ("random", config["random_seed"])
     assert f"random weights, linear: {random['score']:.3f}" in printed
