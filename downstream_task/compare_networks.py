@@ -160,8 +160,7 @@ def usable_arms(
     """Return the arms whose weights can be loaded, and why ImageNet's, which need a network, are left out if they are.
 
     Each arm knows then which of its encoders fit which fold: those that have seen no image that it holds out.
-    Raises UserError for any other that cannot be loaded, a fold for which an arm has no encoder, an encoder that fits
-    none, and if no arm remains.
+    Raises UserError for any other that cannot be loaded, a fold for which an arm has no encoder, and if no arm remains.
     """
     usable, left_out = [], {}
     for arm in arms:
@@ -194,10 +193,9 @@ def _fits(config: TrainingConfig, arm: Arm, xrays: XRays, folds: Sequence[int]) 
         which = f"no encoder of {arm.name} fits fold {lacking[0]}: " if xrays.has_folds and len(folds) > 1 else ""
         hint = " Pretrain with --fold for each of them, or compare with the --folds that it fits." * bool(which)
         raise UserError(f"{which}{refused[lacking[0]]}{hint}")
-    if unused := [
-        arm.encoders[number] for number in range(len(arm.encoders)) if not any(number in f for f in fits.values())
-    ]:
-        raise UserError(f"{', '.join(unused)} fits none of the folds {list(folds)}: {next(iter(refused.values()))}")
+    used = set(itertools.chain(*fits.values()))
+    if unused := [encoder for number, encoder in enumerate(arm.encoders) if number not in used]:
+        print(f"not used, since they have seen images of the folds {list(folds)}: {', '.join(unused)}", file=sys.stderr)
     return {fold: tuple(numbers) for fold, numbers in fits.items()}
 
 

@@ -34,7 +34,7 @@ from utils.training_utils import StepFunction, fit
 
 MAX_ACTIVATIONS = 2**30  # bytes of frozen stages' outputs that are kept instead of computed in each step
 MAX_RESTATED = 2048  # train images that BatchNorm's statistics are taken from
-MAX_EVALUATED = 2000  # validation images that a training is watched on
+MAX_EVALUATED = 500  # validation images that a training is watched on
 
 AfterEvaluation = Callable[[int, float], None]
 FeaturesOf = Callable[[FinetuneConfig, XRays], Features]
