@@ -16,7 +16,7 @@ from dataset_loader.xrays import XRays, listed_facts, open_xrays
 from downstream_task.features import LastFeatures
 from downstream_task.finetune_config import FinetuneConfig, TrainingConfig
 from downstream_task.finetuning import finetune, labelled_subset, numbers_of_labels
-from downstream_task.predictions import read_predictions
+from downstream_task.predictions import CELL, FILE, read_predictions
 from downstream_task.targets import Targets, check_learnable, predictions_table, read_targets
 from self_sup_classes.initialisation import start_from, weights_hashes
 from self_sup_classes.provenance import check_unseen
@@ -28,7 +28,6 @@ from utils.logging_utils import Run
 from utils.sweeps import check_all_finished, errors_of, run_trials, with_reasons
 
 PREDICTIONS = "predictions:"  # before a folder of tables in a config
-KNOWN = ("fold", "draw", "arm", "way", "labels", "start")  # columns that say which head a table is of
 FEATURES = "features"  # the same before a table
 RANDOM, IMAGENET, PRETRAINED = KINDS = ["random", "imagenet", "pretrained"]  # of starts
 
@@ -292,9 +291,9 @@ def joined_rows(entry: str, run: Run, xrays: XRays, targets: Targets) -> pd.Data
     taken = {row["arm"] for row in pd.read_csv(run.folder / "summary.csv").to_dict("records")}
     for file in _tables(entry):
         table = read_predictions(file)
-        known = table[list(KNOWN)].drop_duplicates() if set(KNOWN) <= set(table) else pd.DataFrame()
+        known = table[CELL].drop_duplicates() if set(CELL) <= set(table) else pd.DataFrame()
         if len(known) != 1:
-            raise UserError(f"{file} must be of one head, with one value each in the columns {', '.join(KNOWN)}.")
+            raise UserError(f"{file} must be of one head, with one value each in the columns {', '.join(CELL)}.")
         row = {key: value.item() if hasattr(value, "item") else value for key, value in known.iloc[0].items()}
         of_fold = xrays.of_fold(int(row["fold"]))
         rows_here = np.concatenate([of_fold.indices("val"), of_fold.indices("test")])
@@ -310,7 +309,7 @@ def joined_rows(entry: str, run: Run, xrays: XRays, targets: Targets) -> pd.Data
             row["arm"] = f"{folder.name}-{row['arm']}"
         trial = f"{row['arm']}_{row['way']}_n{row['labels']}_d{row['draw']}"
         (run.folder / trial).mkdir(exist_ok=True)
-        write_text(run.folder / trial / "predictions.csv", table.assign(arm=row["arm"]).to_csv(index=False))
+        write_text(run.folder / trial / FILE, table.assign(arm=row["arm"]).to_csv(index=False))
         rows.append(
             {"trial": trial, **row, "encoder": entry, "metric": targets.metric, "transductive": False, "note": ""}
         )
@@ -320,7 +319,7 @@ def joined_rows(entry: str, run: Run, xrays: XRays, targets: Targets) -> pd.Data
 def _tables(entry: str) -> list[Path]:
     """Return the tables of predictions:FOLDER. Raises UserError without any."""
     folder = repo_path(entry.removeprefix(PREDICTIONS))
-    if not (files := sorted(folder.rglob("predictions.csv"))):
+    if not (files := sorted(folder.rglob(FILE))):
         raise UserError(f"there is no predictions.csv below {folder}; expected one for each trained head.")
     return files
 

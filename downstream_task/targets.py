@@ -15,7 +15,7 @@ from dataset_loader.readers.class_folders import like_classes
 from dataset_loader.readers.folder_dataset import offer_of_folders
 from dataset_loader.splits import FOLD_NAMES, strata_of
 from dataset_loader.xrays import XRays
-from downstream_task.predictions import metric_of, scores_of
+from downstream_task.predictions import DETAILS, metric_of, scores_of
 from utils.config import Config, UserError, check_choice, nearest
 from utils.distributed import note_once
 
@@ -23,7 +23,6 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]  # (logits [B, C], indices [B]
 ALL = "all"  # in place of the names of findings
 # the default for every data set, until each had its own
 DEFAULT_BEFORE = ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"]
-DETAILS = ("study", "sex", "age", "source", "view")  # of an X-ray, which scores are split by
 UNCERTAIN = ["ignore", "zeros", "ones"]
 BLANK = ["zero", "ignore"]
 
