@@ -13,6 +13,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from dataset_loader.image_store import open_store
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.signatures import copies_among, signatures
+from dataset_loader.splits import FOLDS
 from dataset_loader.xrays import XRays, open_xrays
 from self_sup_classes.provenance import NOTHING_SEEN, Provenance, check_unseen, provenance_of
 from utils.config import UserError
@@ -38,13 +39,33 @@ def test_an_encoder_of_the_train_part_is_accepted(xrays: XRays) -> None:
 
 
 def test_a_contaminated_encoder_is_refused_with_count_and_names(xrays: XRays) -> None:
-    test = xrays.indices("test")
+    single = ~np.isin(xrays.columns.paths, xrays.duplicates[["file", "other"]].to_numpy())
+    test = np.flatnonzero(single & (xrays.parts == "test"))
     spoilt = seen(xrays, np.concatenate([xrays.indices("train"), test[:2]]))
     with pytest.raises(UserError, match=f"trained on 2 of the .*{xrays.columns.paths[test[0]]}") as refusal:
         check_unseen(spoilt, xrays, False, "encoder.pt")
     assert "--allow-seen" in str(refusal.value)
     note = check_unseen(spoilt, xrays, True, "encoder.pt")
     assert note.startswith("transductive: encoder.pt was trained on 2 of")
+
+
+def test_an_encoder_fits_its_own_fold_alone_and_copies_are_looked_for_once(
+    xrays: XRays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[int] = []
+    monkeypatch.setattr(
+        "self_sup_classes.provenance.copies_among", lambda *them: searched.append(1) or copies_among(*them)
+    )
+    for own in range(FOLDS):
+        of_own = seen(xrays, xrays.of_fold(own).indices("train"))
+        for fold in range(FOLDS):
+            if fold == own:
+                assert check_unseen(of_own, xrays.of_fold(fold), False, "encoder.pt") == ""
+                continue
+            held_out = len(xrays.of_fold(fold).indices("test"))
+            with pytest.raises(UserError, match=f"trained on {held_out} of the"):
+                check_unseen(of_own, xrays.of_fold(fold), False, "encoder.pt")
+    assert len(searched) <= FOLDS
 
 
 def test_an_encoder_without_provenance_is_accepted_only_on_request(xrays: XRays) -> None:
@@ -71,7 +92,7 @@ def test_copies_under_other_names_and_in_another_layout_are_recognised(xrays: XR
     moved = open_store(tmp_path, [f"{number}.jpg" for number in range(12)], 64, tmp_path / "cache", False)
     train = xrays.image_ids(xrays.indices("train"))
     spoilt = Provenance("abc", np.concatenate([train, signatures(moved)]))
-    with pytest.raises(UserError, match="was trained on 12 of the 48 images"):
+    with pytest.raises(UserError, match="was trained on 12 of the 68 images"):
         check_unseen(spoilt, xrays, False, "encoder.pt")
 
 
