@@ -36,8 +36,8 @@ RANDOM, IMAGENET, PRETRAINED = KINDS = ["random", "imagenet", "pretrained"]  # o
 class Arm:
     """An initialisation: the short name that tables and figures have for it, and its encoders, one per pretraining.
 
-    fits  for each fold the places in `encoders` of those that have not seen what it holds out; unknown before the data
-          are open
+    fits  for each fold of a comparison, in its order, the places in `encoders` of those that have not seen what it
+          holds out; unknown before the data are open
     """
 
     name: str
@@ -55,16 +55,20 @@ class Arm:
         """Return whether it can be trained, and not only probed."""
         return not self.encoders[0].startswith(f"{FEATURES}:")
 
-    def start(self, fold: int, draw: int) -> int:
-        """Return the number of its start for a draw: those that fit the fold take turns; random weights are drawn."""
-        if self.encoders == (RANDOM,):
-            return draw
-        fits = self.fits[fold]
-        return fits[draw % len(fits)]
+    def start(self, draw: int) -> int:
+        """Return the number of its start for a draw; random weights are drawn.
 
-    def encoder(self, fold: int, draw: int) -> str:
+        Of the encoders that fit the draw's fold, it is the first of those that the draws before it took least.
+        """
+        taken, start = [0] * len(self.encoders), draw
+        for fold in itertools.islice(itertools.cycle(self.fits), 0 if self.encoders == (RANDOM,) else draw + 1):
+            start = min(self.fits[fold], key=taken.__getitem__)
+            taken[start] += 1
+        return start
+
+    def encoder(self, draw: int) -> str:
         """Return the encoder of a draw."""
-        return self.encoders[0 if len(self.encoders) == 1 else self.start(fold, draw)]
+        return self.encoders[0 if len(self.encoders) == 1 else self.start(draw)]
 
 
 @dataclass(frozen=True)
@@ -103,10 +107,10 @@ class Trial:
                 "random_seed": shared.random_seed + self.draw,
                 "keep_weights": shared.keep_weights or (self.headline and self.draw == 0),
             },
-            encoder=self.arm.encoder(self.fold, self.draw),
+            encoder=self.arm.encoder(self.draw),
             arm=self.arm.name,
             way=self.way,
-            start=self.arm.start(self.fold, self.draw),
+            start=self.arm.start(self.draw),
             trainable=self.trainable,
             num_labels=self.labels,
             label_draw=self.draw,
@@ -176,7 +180,9 @@ def usable_arms(
 
 
 def _fits(config: TrainingConfig, arm: Arm, xrays: XRays, folds: Sequence[int]) -> dict[int, tuple[int, ...]]:
-    fits: dict[int, list[int]] = {fold: [] for fold in folds}
+    """Return Arm.fits; with allow_seen, a fold that no encoder fits takes all of them."""
+    unseen: dict[int, list[int]] = {fold: [] for fold in folds}
+    seen: dict[int, list[int]] = {fold: [] for fold in folds}
     refused: dict[int, str] = {}
     for number, encoder in enumerate(arm.encoders):
         provenance = None
@@ -184,10 +190,11 @@ def _fits(config: TrainingConfig, arm: Arm, xrays: XRays, folds: Sequence[int]) 
             provenance = start_from(encoder, config.backbone, config.in_channels, config.random_seed).provenance
         for fold in folds:
             try:
-                check_unseen(provenance, xrays.of_fold(fold), config.allow_seen, encoder)
-                fits[fold].append(number)
+                note = check_unseen(provenance, xrays.of_fold(fold), config.allow_seen, encoder)
+                (seen if note else unseen)[fold].append(number)
             except UserError as error:
                 refused[fold] = str(error)
+    fits = {fold: tuple(unseen[fold] or seen[fold]) for fold in folds}
     if lacking := [fold for fold in folds if not fits[fold]]:
         which = f"no encoder of {arm.name} fits fold {lacking[0]}: " if xrays.has_folds and len(folds) > 1 else ""
         hint = " Pretrain with --fold for each of them, or compare with the --folds that it fits." * bool(which)
@@ -195,7 +202,7 @@ def _fits(config: TrainingConfig, arm: Arm, xrays: XRays, folds: Sequence[int]) 
     used = set(itertools.chain(*fits.values()))
     if unused := [encoder for number, encoder in enumerate(arm.encoders) if number not in used]:
         print(f"not used, since they have seen images of the folds {list(folds)}: {', '.join(unused)}", file=sys.stderr)
-    return {fold: tuple(numbers) for fold, numbers in fits.items()}
+    return fits
 
 
 def open_comparison(

@@ -40,8 +40,10 @@ def test_the_draws_take_the_pretrainings_of_a_pattern_in_turn(tmp_path: Path) ->
     assert arm.name == "pretrained"
     assert arm.encoders == tuple(pattern.replace("s*", f"s{seed}") for seed in range(3))
     everywhere = replace(arm, fits=dict.fromkeys(range(5), (0, 1, 2)))
-    assert [everywhere.encoder(0, draw) for draw in range(4)] == [arm.encoders[k] for k in (0, 1, 2, 0)]
-    assert [random.encoder(0, 7), random.start(0, 7)] == ["random", 7]
+    assert [everywhere.encoder(draw) for draw in range(4)] == [arm.encoders[k] for k in (0, 1, 2, 0)]
+    assert [random.encoder(7), random.start(7)] == ["random", 7]
+    two_each = replace(named_arms([pattern, "x"])[0], encoders=("a", "b", "c", "d"), fits={0: (0, 1), 3: (2, 3)})
+    assert [two_each.start(draw) for draw in range(6)] == [0, 2, 1, 3, 0, 2], "whatever the number of folds"
     absolute = named_arms(
         [str(RUNS_ROOT / tmp_path.name / "s[01]" / "resnet18_final_state_dict.pt"), "a/b/c_state_dict.pt"]
     )
@@ -84,6 +86,19 @@ def test_each_fold_gets_the_pretraining_that_has_not_seen_its_test_part(of_folds
         )
     ]
     assert sum(map(len, tested)) == len(set.union(*tested)) == 216, "each image outside validation is tested once"
+
+
+def test_an_arm_of_unknown_origin_leaves_each_fold_its_pretraining(of_folds: tuple[CompareConfig, Path]) -> None:
+    """It needs allow_seen, under which any encoder may be taken for any fold."""
+    config, folder = of_folds
+    (folder / "unknown").mkdir()
+    save_backbone(folder / "unknown" / "resnet18_final_state_dict.pt", random_backbone("resnet18", 1, 9), None)
+    unknown = str(folder / "unknown" / "resnet18_final_state_dict.pt")
+    main(replace(config, encoders=[*config.encoders, unknown], allow_seen=True, folds=[3, 0, 1, 2, 4], draws=5))
+    table = pd.read_csv(folder / "compare" / "summary.csv")
+    ours = table[table["encoder"].str.contains("/s[0-4]/")]
+    assert ours["start"].tolist() == ours["fold"].tolist() == [3, 0, 1, 2, 4]
+    assert set(table.loc[table["transductive"], "encoder"]) == {unknown}
 
 
 def test_an_arm_without_an_encoder_for_a_fold_is_refused(
