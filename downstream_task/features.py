@@ -8,7 +8,7 @@ import pandas as pd
 
 from dataset_loader.xrays import DataConfig, XRays, open_xrays
 from downstream_task.finetune_config import FinetuneConfig
-from downstream_task.probes import forward_all
+from downstream_task.probes import BATCH, forward_all
 from self_sup_classes.backbones import Backbone
 from self_sup_classes.initialisation import Start, start_from
 from self_sup_classes.provenance import Provenance
@@ -35,8 +35,9 @@ class NetworkFeatures:
         """Return the features [n, F] of the X-rays at `indices` [n]."""
         new = indices[~self.known[indices]]
         if len(new):
-            found = forward_all(self.net, self.xrays, new, self.size, self.in_channels, self.dtype)
-            self.values[new], self.known[new] = found.numpy(), True
+            full = np.resize(new, -(-len(new) // BATCH) * BATCH)  # a batch of another size would have other last bits
+            found = forward_all(self.net, self.xrays, full, self.size, self.in_channels, self.dtype)
+            self.values[new], self.known[new] = found[: len(new)].numpy(), True
         return self.values[indices]
 
     def backbone(self) -> Backbone:
@@ -58,10 +59,10 @@ class TableFeatures:
     def rows(self, indices: np.ndarray) -> np.ndarray:
         """Return the features [n, F] of the X-rays at `indices` [n]; UserError if the table lacks one."""
         found = self.values[indices]
-        lacking = np.isnan(found).any(axis=1)
+        lacking = ~np.isfinite(found).all(axis=1)
         if lacking.any():
             raise UserError(
-                f"{self.name} has no vector, or one with a blank, for {lacking.sum():,} images, such as "
+                f"{self.name} has no vector, or one with a blank or infinity, for {lacking.sum():,} images, such as "
                 f"{self.paths[indices][lacking][0]!r}; give one of each, by its path in the data set's folder."
             )
         return found

@@ -29,6 +29,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 DEFAULT_STRENGTH = 1e-2  # where there are too few images to choose by
 MIN_IMAGES = 5  # of a class or a finding to learn from, each of another group: one for each fifth
 MIN_TESTED = 2  # of a class or a finding to be tested on
+BATCH = 128  # images
 
 
 @torch.no_grad()
@@ -63,7 +64,7 @@ def forward_all(
     part: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Return what `forward` does for X-rays without augmentation: float32 [n, ...] on the CPU."""
-    batches = torch.from_numpy(indices).split(128)
+    batches = torch.from_numpy(indices).split(BATCH)
     return torch.cat([forward(network, xrays.batch(rows), out_size, in_channels, dtype, part) for rows in batches])
 
 

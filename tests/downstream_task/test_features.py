@@ -61,8 +61,10 @@ def test_tables_that_do_not_fit_are_refused_with_a_reason(phantoms: Path, tmp_pa
 
     some = read_features(write(file=files[1:], a=np.arange(len(files) - 1)), xrays)
     np.testing.assert_array_equal(some.rows(np.array([1, 2])), [[0], [1]])
-    with pytest.raises(UserError, match="no vector, or one with a blank, for 1 images"):
+    with pytest.raises(UserError, match="no vector, or one with a blank or infinity, for 1 images"):
         some.rows(np.array([0, 1]))
+    with pytest.raises(UserError, match="for 2 images"):
+        read_features(write(file=files[:2], a=[np.inf, np.nan]), xrays).rows(np.array([0, 1]))
     for columns, words in (
         ({"file": ["a", "a"], "a": [1, 2]}, "one vector"),
         ({"file": ["a"]}, "one vector"),
@@ -89,3 +91,12 @@ def test_the_heads_of_one_network_and_fold_share_its_features(phantoms: Path) ->
     assert features(config, xrays.of_fold(1)) is not first
     other = features(replace(config, random_seed=1), xrays)
     assert not np.array_equal(other.rows(np.arange(5)), before)
+
+
+def test_features_are_the_same_bits_whatever_was_asked_before(phantoms: Path) -> None:
+    """A comparison that is resumed, or shared by processes, asks for them in another order, in batches of other sizes."""
+    config = finetuning_config(data_root=str(phantoms / COVID_ROOT), img_res=32, store_res=32)
+    xrays = open_xrays(config, torch.device("cpu"))
+    first, then = LastFeatures()(config, xrays), LastFeatures()(config, xrays)
+    then.rows(np.array([3, 130, 131]))
+    np.testing.assert_array_equal(first.rows(np.arange(132)), then.rows(np.arange(132)))
