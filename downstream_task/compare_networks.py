@@ -22,13 +22,14 @@ from self_sup_classes.initialisation import start_from, weights_hashes
 from self_sup_classes.provenance import check_unseen
 from utils.config import UserError, make_config, part_of, repo_path
 from utils.facts import fact
-from utils.files import content_hash, write_text
+from utils.files import content_hash, read_json, write_table
 from utils.hardware import prepare
 from utils.logging_utils import Run
 from utils.sweeps import check_all_finished, errors_of, run_trials, with_reasons
 
 PREDICTIONS = "predictions:"  # before a folder of tables in a config
 FEATURES = "features"  # the same before a table
+ROUNDING = 1e-4  # of probabilities, by which softmax may exceed 1
 RANDOM, IMAGENET, PRETRAINED = KINDS = ["random", "imagenet", "pretrained"]  # of starts
 
 
@@ -212,19 +213,23 @@ def open_comparison(
     folds: Sequence[int],
     draws: int,
     run: Run,
-) -> tuple[XRays, Targets, list[Arm], dict[str, str], list[int]]:
-    """Open the data, check the arms and label subsets of a comparison, and start its run.
+) -> tuple[XRays, Targets, list[Arm], dict[str, str], list[int], pd.DataFrame]:
+    """Open the data, check the arms, tables and label subsets of a comparison, and start its run.
 
-    Returns the X-rays, their targets, the arms, which others are left out, with the reason, and numbers of labels.
+    Returns the X-rays, their targets, the arms, which others are left out, with the reason, numbers of labels, and the
+    rows of tables from elsewhere, whose copies are in the run's folder.
     """
     xrays = open_xrays(config, prepare(config.device, config.threads), fold=folds[0])
     targets = read_targets(xrays, config)
     arms, left_out = usable_arms(config, named_arms(trained(encoders)), xrays, folds)
     counts = numbers_of_labels(labels, xrays, folds)
     check_subsets(counts, draws, folds, targets, xrays, config.split_seed)
+    joined, copies = joined_tables(encoders, run, xrays, targets)
     run.start(alone=False, data=xrays.facts(), **facts_of(encoders))
     xrays.write_split(run.folder)
-    return xrays, targets, arms, left_out, counts
+    for trial, table in copies.items():
+        write_table(run.folder / trial / FILE, table)
+    return xrays, targets, arms, left_out, counts, joined
 
 
 def facts_of(entries: Sequence[str]) -> dict[str, Any]:
@@ -288,39 +293,59 @@ def run_side_by_side(
     return table.drop(columns=["classes", "error"])
 
 
-def joined_rows(entry: str, run: Run, xrays: XRays, targets: Targets) -> pd.DataFrame:
-    """Return the rows of summary.csv for the tables of predictions:FOLDER, which are copied into the run's folder.
+def joined_tables(
+    entries: Sequence[str], run: Run, xrays: XRays, targets: Targets
+) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """Return the rows of summary.csv for the tables of predictions:FOLDER, and what each trial's predictions.csv holds.
 
-    Raises UserError for a table of other images, parts or labels than the comparison's.
+    These have the comparison's own columns, and the table's probabilities. An arm whose name is taken is named by its
+    folder too. Raises UserError for a table of other images, parts or labels than the comparison's.
     """
-    folder = repo_path(entry.removeprefix(PREDICTIONS))
-    rows: list[dict[str, Any]] = []
-    taken = {row["arm"] for row in pd.read_csv(run.folder / "summary.csv").to_dict("records")}
-    for file in _tables(entry):
-        table = read_predictions(file)
-        known = table[CELL].drop_duplicates() if set(CELL) <= set(table) else pd.DataFrame()
-        if len(known) != 1:
-            raise UserError(f"{file} must be of one head, with one value each in the columns {', '.join(CELL)}.")
-        row = {key: value.item() if hasattr(value, "item") else value for key, value in known.iloc[0].items()}
-        of_fold = xrays.of_fold(int(row["fold"]))
-        rows_here = np.concatenate([of_fold.indices("val"), of_fold.indices("test")])
-        names = [f"p {name}" for name in targets.names]
-        here = predictions_table(of_fold, targets, rows_here, np.zeros((len(rows_here), len(names))), {})
-        facts = ["file", "part", *(name for name in here if str(name).partition(" ")[0] == "label")]
-        if not set(names) <= set(table) or not _same(table, here, facts):
-            raise UserError(
-                f"{file} is of other images, parts or labels than {run}; expected each validation and test image of "
-                f"fold {row['fold']} once, and a probability for {', '.join(targets.names)}."
-            )
-        if row["arm"] in taken:
-            row["arm"] = f"{folder.name}-{row['arm']}"
-        trial = f"{row['arm']}_{row['way']}_n{row['labels']}_d{row['draw']}"
-        (run.folder / trial).mkdir(exist_ok=True)
-        write_text(run.folder / trial / FILE, table.assign(arm=row["arm"]).to_csv(index=False))
-        rows.append(
-            {"trial": trial, **row, "encoder": entry, "metric": targets.metric, "transductive": False, "note": ""}
+    rows, copies = list[dict[str, Any]](), dict[str, pd.DataFrame]()
+    taken = {arm.name for arm in named_arms(trained(entries))}
+    for entry in (entry for entry in entries if entry.startswith(PREDICTIONS)):
+        folder, names = repo_path(entry.removeprefix(PREDICTIONS)).name, dict[str, str]()
+        for file in _tables(entry):
+            cell, copy = _checked(file, run, xrays, targets)
+            arm = cell["arm"]
+            others = itertools.chain([arm, f"{folder}-{arm}"], (f"{folder}-{arm}-{k}" for k in itertools.count(2)))
+            cell["arm"] = names[arm] = names.get(arm) or next(name for name in others if name not in taken)
+            trial = f"{cell['arm']}_{cell['way']}_n{cell['labels']}_d{cell['draw']}"
+            if trial in copies:
+                raise UserError(f"below {entry} are two tables of one head, {trial}; keep one, such as {file}.")
+            copies[trial] = copy.assign(arm=cell["arm"])
+            unknown = f"transductive: {entry} does not say which images its networks were trained on"
+            stated = read_json(file.with_name("summary.json")) or {"transductive": True, "note": unknown}
+            facts = {key: stated.get(key, default) for key, default in (("transductive", False), ("note", ""))}
+            rows.append({"trial": trial, **cell, "encoder": entry, "metric": targets.metric, **facts})
+        taken |= set(names.values())
+    return pd.DataFrame(rows), copies
+
+
+def _checked(file: Path, run: Run, xrays: XRays, targets: Targets) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Return the CELL of a table of predictions, and the table as the comparison would have written it."""
+    table = read_predictions(file)
+    known: Any = table[CELL].drop_duplicates() if set(CELL) <= set(table) else pd.DataFrame()
+    row = known.to_dict("records")[0] if len(known) == 1 else {}
+    whole = all(isinstance(row.get(key), int) for key in ("fold", "draw", "labels", "start"))
+    if not whole or Path(folder := f"{row['arm']}_{row['way']}").name != folder:
+        raise UserError(
+            f"{file} must be of one head, with one value each in the columns {', '.join(CELL)}: names of an arm and a "
+            "way, and whole numbers."
         )
-    return pd.DataFrame(rows)
+    of_fold, names = xrays.of_fold(row["fold"]), [f"p {name}" for name in targets.names]
+    rows = np.concatenate([of_fold.indices("val"), of_fold.indices("test")])
+    here = predictions_table(of_fold, targets, rows, np.zeros((len(rows), len(names))), row)
+    facts = ["file", "part", *(name for name in here if str(name).partition(" ")[0] == "label")]
+    if not set(names) <= set(table) or not _same(table, here, facts):
+        raise UserError(
+            f"{file} is of other images, parts or labels than {run}; expected each validation and test image of "
+            f"fold {row['fold']} once, and a probability for {', '.join(targets.names)}."
+        )
+    here[names] = p = table.set_index("file").loc[here["file"].tolist(), names].to_numpy(float)
+    if not ((p >= 0) & (p <= 1 + ROUNDING)).all():
+        raise UserError(f"{file} has a blank or another number where probabilities from 0 to 1 are expected.")
+    return row, here
 
 
 def _tables(entry: str) -> list[Path]:

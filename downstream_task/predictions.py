@@ -85,8 +85,9 @@ def read_predictions(path: Path) -> pd.DataFrame:
     check_files(path.parent, path.name)
     try:
         names = pd.read_csv(path, nrows=0).columns
-        blank = {name: [""] for name in names if name.startswith("label ")}
-        return pd.read_csv(path, dtype=TEXT, keep_default_na=False, na_values=blank)
+        blank = {name: [""] for name in names if name.startswith(("label ", "p "))}
+        dtype = {**TEXT, **dict.fromkeys(blank, float)}
+        return pd.read_csv(path, dtype=dtype, keep_default_na=False, na_values=blank)
     except ValueError as error:
         raise UserError(
             f"{path} is damaged ({str(error).strip()}); delete it: the same command then says more."

@@ -130,7 +130,7 @@ def main(config: FrozenPartsConfig) -> None:
 
 def train_parts(config: FrozenPartsConfig, run: Run) -> None:
     """Run the experiment; its summary holds what main prints."""
-    xrays, targets, arms, left_out, [labels] = open_comparison(
+    xrays, targets, arms, left_out, [labels], _ = open_comparison(
         config, config.encoders, [config.num_labels], [config.fold], config.draws, run
     )
     trials = [

@@ -107,12 +107,10 @@ import pandas as pd
 from dataset_loader.xrays import check_fold
 from downstream_task import label_efficiency
 from downstream_task.compare_networks import (
-    PREDICTIONS,
     PRETRAINED,
     Arm,
     Trial,
     check_complete,
-    joined_rows,
     look_again,
     open_comparison,
     run_side_by_side,
@@ -178,7 +176,7 @@ def main(config: CompareConfig) -> None:
 
 def compare(config: CompareConfig, run: Run) -> None:
     """Run the comparison; its summary holds what main prints."""
-    xrays, targets, arms, left_out, labels = open_comparison(
+    xrays, targets, arms, left_out, labels, joined = open_comparison(
         config, config.encoders, config.num_labels, config.folds, config.draws, run
     )
     classes, ways = len(targets.names), config.ways
@@ -198,12 +196,11 @@ def compare(config: CompareConfig, run: Run) -> None:
         for number in ([0] if way == "as_is" else labels)
     ]
     table = run_side_by_side(run, trials, config, xrays, left_out)
-    for entry in (entry for entry in config.encoders if entry.startswith(PREDICTIONS)):
-        rows = joined_rows(entry, run, xrays, targets)
-        theirs = [list(dict.fromkeys(rows.loc[rows["arm"] == arm, "way"])) for arm in rows["arm"]]
-        found = zip(rows["labels"], theirs, rows["way"], strict=True)
-        rows["headline"] = [way == headline_of(PRETRAINED, number, classes, there) for number, there, way in found]
-        table = pd.concat([table, rows], ignore_index=True)
+    if len(joined):
+        theirs = [list(dict.fromkeys(joined.loc[joined["arm"] == arm, "way"])) for arm in joined["arm"]]
+        found = zip(joined["labels"], theirs, joined["way"], strict=True)
+        joined["headline"] = [way == headline_of(PRETRAINED, number, classes, there) for number, there, way in found]
+        table = pd.concat([table, joined], ignore_index=True)
     run.save_table("summary", table)
 
     summary = {

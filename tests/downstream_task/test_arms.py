@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -140,6 +141,46 @@ def test_tables_from_elsewhere_join_as_arms_and_their_fit_is_checked(
     table.iloc[1:].to_csv(file, index=False)
     with pytest.raises(UserError, match="other images, parts or labels"):
         main(replace(joined, run_name=f"{folder.name}/again"))
+
+
+def test_tables_of_one_name_do_not_replace_each_other(of_folds: tuple[CompareConfig, Path], tmp_path: Path) -> None:
+    """Of other programs: nobody knows what their networks have seen. They are checked before anything is trained."""
+    config, folder = of_folds
+    short = replace(config, draws=5, encoders=["random"])
+    main(short)
+    tables = {path.parent.name: read_predictions(path) for path in (folder / "compare").glob("*/predictions.csv")}
+    for place, shift in (("a/theirs", 0), ("b/theirs", 1), ("c/theirs", 2)):
+        for trial, table in tables.items():
+            (tmp_path / place / trial).mkdir(parents=True)
+            names = [name for name in map(str, table) if name.startswith("p ")]
+            moved = table.assign(**dict(zip(names, np.roll(table[names], shift, axis=1).T, strict=True)))
+            moved.to_csv(tmp_path / place / trial / "predictions.csv", index=False)
+    entries = ["random", *(f"predictions:{tmp_path / place}" for place in ("a/theirs", "b/theirs", "c"))]
+    joined = replace(short, encoders=entries, run_name=f"{folder.name}/joined")
+    main(joined)
+    table = pd.read_csv(folder / "joined" / "summary.csv")
+    assert table["trial"].is_unique
+    assert list(dict.fromkeys(table["arm"])) == ["random", "theirs-random", "theirs-random-2", "c-random"]
+    assert set(table.loc[table["transductive"], "arm"]) == {"theirs-random", "theirs-random-2", "c-random"}
+    curves: Any = pd.read_csv(folder / "joined" / "curves.csv").set_index("arm")["mean"]
+    assert curves["theirs-random"] == curves["random"] and curves.nunique() == 3
+
+    file = next((tmp_path / "a").rglob("*_d3/predictions.csv"))
+    good = read_predictions(file)
+    (file.parent / "copy").mkdir()
+    good.to_csv(file.parent / "copy" / "predictions.csv", index=False)
+    with pytest.raises(UserError, match="two tables of one head"):
+        main(replace(joined, run_name=f"{folder.name}/twice"))
+    assert not (folder / "twice").exists()
+    (file.parent / "copy" / "predictions.csv").unlink()
+    for bad in (good.assign(**{"p COVID": np.nan}), good.assign(**{"p COVID": 1.5})):
+        bad.to_csv(file, index=False)
+        with pytest.raises(UserError, match="probabilities from 0 to 1"):
+            main(replace(joined, run_name=f"{folder.name}/bad"))
+    for bad in (good.assign(arm="../../x"), good.assign(labels="all"), good.assign(draw=0.5)):
+        bad.to_csv(file, index=False)
+        with pytest.raises(UserError, match="one value each"):
+            main(replace(joined, run_name=f"{folder.name}/bad"))
 
 
 def test_a_pretraining_starts_from_given_weights_and_remembers_what_they_saw(

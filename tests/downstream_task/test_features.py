@@ -94,7 +94,7 @@ def test_the_heads_of_one_network_and_fold_share_its_features(phantoms: Path) ->
 
 
 def test_features_are_the_same_bits_whatever_was_asked_before(phantoms: Path) -> None:
-    """A comparison that is resumed, or shared by processes, asks for them in another order, in batches of other sizes."""
+    """A comparison that is resumed, or shared by processes, asks in another order, in batches of other sizes."""
     config = finetuning_config(data_root=str(phantoms / COVID_ROOT), img_res=32, store_res=32)
     xrays = open_xrays(config, torch.device("cpu"))
     first, then = LastFeatures()(config, xrays), LastFeatures()(config, xrays)
