@@ -22,6 +22,17 @@ from utils.config import REPO_ROOT, AnyConfig, UserError, flat, key_comments, la
 SECONDS_BETWEEN_LINES = 30  # of progress, where output is a file
 NO_TORCHRUN = "this script does not run under torchrun; start it with python, once for each GPU: they share its trials."
 ANYWHERE: dict[str, Any] = {"device": "auto", "threads": 0, "data_root": ""}  # defaults that all scripts have
+FORMER = {  # flags of earlier versions, and those that took their place
+    "fractions": ("num_labels",),
+    "label_fraction": ("num_labels",),
+    "patience": ("epochs", "min_steps"),
+    "passes": ("epochs", "min_steps"),
+    "evaluate_every": ("epochs", "min_steps"),
+    "menu": ("ways",),
+    "menu_draws": ("ways", "draws"),
+    "choose_by": (),
+    "test_share": ("fold", "folds"),
+}
 CURSOR_UP = "\x1b[A"  # how tqdm returns from a nested bar
 
 Item = TypeVar("Item")
@@ -169,14 +180,22 @@ def parse_flags(
     normal = [re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in arguments]  # --num_epochs
     found, unknown = parser.parse_known_args(normal)
     if unknown:
-        word = unknown[0].partition("=")[0]
-        close = difflib.get_close_matches(word, list(parser._option_string_actions), n=1)
-        hint = f"did you mean {close[0]}? " if close and word.startswith("--") else ""
-        raise UserError(f"{word!r} is not a flag or a value of one; {hint}--help lists them all.")
+        raise UserError(_unknown(unknown[0].partition("=")[0], list(parser._option_string_actions)))
     if real and not found.dataset.startswith("phantom"):
         parser.set_defaults(**real)
         found = parser.parse_args(normal)
     return _nested(vars(found))
+
+
+def _unknown(word: str, flags: list[str]) -> str:
+    prefix, dot, key = word.removeprefix("--").rpartition(".")
+    former = key.replace("-", "_")
+    now = [flag for name in FORMER.get(former, ()) if (flag := _flag(f"{prefix}{dot}{name}")) in flags]
+    close = difflib.get_close_matches(word, flags, n=1) if word.startswith("--") else []
+    hint = f"did you mean {close[0]}? " if close else ""
+    if former in FORMER:
+        hint = f"an earlier version had it; now see {' and '.join(now)}. " if now else "an earlier version had it; "
+    return f"{word!r} is not a flag or a value of one; {hint}--help lists them all."
 
 
 def command(script: str, values: Mapping[str, Any], defaults: Mapping[str, Any] = ANYWHERE) -> str:
