@@ -185,10 +185,12 @@ def _fits(config: TrainingConfig, arm: Arm, xrays: XRays, folds: Sequence[int]) 
     unseen: dict[int, list[int]] = {fold: [] for fold in folds}
     seen: dict[int, list[int]] = {fold: [] for fold in folds}
     refused: dict[int, str] = {}
+    known = False  # what some encoder was trained on
     for number, encoder in enumerate(arm.encoders):
         provenance = None
         if arm.has_network:
             provenance = start_from(encoder, config.backbone, config.in_channels, config.random_seed).provenance
+        known = known or provenance is not None
         for fold in folds:
             try:
                 note = check_unseen(provenance, xrays.of_fold(fold), config.allow_seen, encoder)
@@ -197,9 +199,15 @@ def _fits(config: TrainingConfig, arm: Arm, xrays: XRays, folds: Sequence[int]) 
                 refused[fold] = str(error)
     fits = {fold: tuple(unseen[fold] or seen[fold]) for fold in folds}
     if lacking := [fold for fold in folds if not fits[fold]]:
-        which = f"no encoder of {arm.name} fits fold {lacking[0]}: " if xrays.has_folds and len(folds) > 1 else ""
-        hint = " Pretrain with --fold for each of them, or compare with the --folds that it fits." * bool(which)
-        raise UserError(f"{which}{refused[lacking[0]]}{hint}")
+        reason = refused[lacking[0]]
+        if known and xrays.has_folds and len(folds) > 1:
+            fitting = " ".join(str(fold) for fold in folds if fits[fold])
+            instead = f", or compare with --folds {fitting}" if fitting else ""
+            reason = (
+                f"no encoder of {arm.name} fits fold {', '.join(map(str, lacking))}. Pretrain once with --fold for each"
+                f"{instead}. Of fold {lacking[0]}: {reason}"
+            )
+        raise UserError(reason)
     used = set(itertools.chain(*fits.values()))
     if unused := [encoder for number, encoder in enumerate(arm.encoders) if number not in used]:
         print(f"not used, since they have seen images of the folds {list(folds)}: {', '.join(unused)}", file=sys.stderr)

@@ -67,6 +67,7 @@ def check_unseen(
 
     Unless `allow_seen`, raises UserError with the count and the first names if there are any, or if it is not known.
     """
+    advice = ""
     if provenance is None:
         note = f"{encoder} does not say which images it was trained on (it is from elsewhere, or of an earlier version)"
     else:
@@ -83,10 +84,11 @@ def check_unseen(
             f"{encoder} was trained on {len(seen):,} of the {len(held_out):,} images that it is to be scored on "
             f"({names}{', ...' if len(seen) > _NAMES_SHOWN else ''})"
         )
-    if not allow_seen:
-        raise UserError(
-            f"{note}, so a score on them would be too good. If films came after its training, --keep-split with the "
-            "split.csv beside it keeps their parts. Films that it saw without a label, and whose patients are known "
-            "only now, need another pretraining, or stay without a label. --allow-seen takes all and marks all results."
+        advice = (
+            " If films came after its training, --keep-split with the split.csv beside it keeps their parts. Films "
+            "that it saw without a label, and whose patients are known only now, need another pretraining, or stay "
+            "without a label."
         )
+    if not allow_seen:
+        raise UserError(f"{note}, so a score may be too good.{advice} --allow-seen takes all and marks all results.")
     return f"transductive: {note}"
