@@ -130,9 +130,10 @@ def label_efficiency(curves: pd.DataFrame, plateaus: pd.DataFrame, metric: str, 
         ax.set_xscale("symlog" if 0 in ticks else "log")  # a network as it is has learnt from none
         ax.set_xticks(ticks, [f"{n:,}" for n in ticks], fontsize=8, rotation=45)
         ax.minorticks_off()
-        ax.set(xlabel="labelled training images (log scale)", title=way_name(way))
+        ax.set(xlabel="labelled training images (log scale)")
+        ax.set_title(way_name(way), fontsize=10)
         ax.grid(alpha=0.3)
-    axes[0].set_ylabel(f"{metric}, mean and 95% interval")
+    axes[0].set_ylabel(f"{metric}, mean{' and 95% interval' * bool(curves['low'].notna().any())}")
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)
     return figure
 
@@ -154,7 +155,8 @@ def convergence(curves: Mapping[str, Mapping[str, Sequence[pd.DataFrame]]], metr
             # a run that has stopped keeps its last score
             together = pd.concat([table.set_index("step")["score"] for table in tables], axis=1).sort_index().ffill()
             ax.plot(together.index, together.median(axis=1), color=colours[arm], linewidth=2, label=arm)
-        ax.set(xlabel="optimiser steps", title=f"{labels} labels")
+        ax.set(xlabel="optimiser steps")
+        ax.set_title(f"{labels} labels", fontsize=10)
         ax.grid(alpha=0.3)
     axes[0].set_ylabel(f"{metric} on validation")
     lines = {line.get_label(): line for ax in axes for line in ax.get_legend_handles_labels()[0]}
@@ -185,7 +187,7 @@ def confusion_matrices(counts: np.ndarray, names: Sequence[str], title: str) -> 
     figure.suptitle(title, fontsize=11)
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
     for ax, values, form, what in zip(
-        figure.subplots(1, 2), (counts, shares), ("{:,.0f}", "{:.2f}"), ("images", "share of the label"), strict=True
+        figure.subplots(1, 2), (counts, shares), ("{:,.0f}", "{:.2f}"), ("images", "share of each label"), strict=True
     ):
         ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         for (row, column), value in np.ndenumerate(values):
@@ -194,7 +196,8 @@ def confusion_matrices(counts: np.ndarray, names: Sequence[str], title: str) -> 
             ax.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
         ax.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
         ax.set_yticks(range(len(names)), names, fontsize=8)
-        ax.set(xlabel="predicted", ylabel="label", title=what)
+        ax.set(xlabel="predicted", ylabel="label")
+        ax.set_title(what, fontsize=10)
     return figure
 
 
@@ -232,7 +235,13 @@ def reliability(labels: np.ndarray, probabilities: Mapping[str, np.ndarray], tit
         ax.plot(mean, share, color=colour, linewidth=1, label=f"{name}, ECE {ece:.3f}")
         ax.scatter(mean, share, 400 * count[count > 0] / count.sum() + 8, color=colour, alpha=0.7, linewidths=0)
     unit = "share that is right" if labels.ndim == 1 else "share that is present"
-    ax.set(xlabel="stated probability", ylabel=unit, aspect="equal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    ax.set(
+        xlabel="stated probability (area of a dot: share of X-rays)",
+        ylabel=unit,
+        aspect="equal",
+        xlim=(-0.02, 1.02),
+        ylim=(-0.02, 1.02),
+    )
     ax.set_title(title, fontsize=10)
     figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     return figure
@@ -264,4 +273,4 @@ def _finish(ax: Axes, title: str, unit: str) -> None:
     ax.grid(alpha=0.3)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -40,7 +40,7 @@ def page(tested: Predicted, validation: Predicted, title: str) -> Page:
         "classes": class_table(tested),
         "operating_points": points.assign(temperature=temperature),
     }
-    calibrated = {"as they are": tested.probabilities, "at the temperature": scaled.probabilities}
+    calibrated = {"raw": tested.probabilities, "after temperature scaling": scaled.probabilities}
     figures = {
         "roc": plots.roc_curves(tested.truth, tested.probabilities, names, title),
         "reliability": plots.reliability(labels, calibrated, title),
