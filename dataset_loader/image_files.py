@@ -144,7 +144,7 @@ def _masks(root: Path, files: list[str]) -> dict[str, str]:
     if masks:
         folders = Counter(file.rpartition("/")[0] or str(root) for file in masks)
         counts = [f"{count:,} in {folder}" for folder, count in folders.items()]
-        more = f" and {len(counts) - _NAMES_SHOWN:,} more" if len(counts) > _NAMES_SHOWN else ""
+        more = f" ... ({len(counts):,} folders)" if len(counts) > _NAMES_SHOWN else ""
         listed = ", ".join(counts[:_NAMES_SHOWN]) + more
         print(f"note: {len(masks):,} masks, by the names of files or folders, are no X-rays: {listed}", file=sys.stderr)
     return dict.fromkeys(masks, "a mask, by its name or folder")

@@ -355,11 +355,12 @@ def report(cells: Sequence[Cell], summary: Mapping[str, Any]) -> tuple[dict[str,
         if row["misses"] > MAX_MISS:
             fit = f"no plateau is fitted, since a power law misses a score by {100 * row['misses']:.1f} points"
         lines.append(f"{row['arm']}: {metric} {row['target']:g} needs {needed}; {fit}.")
-    lines.append(f"Intervals are for {interval_scope(starts)}.")
+    known = curves["low"].notna().any()
+    lines.append(f"Intervals are for {interval_scope(starts)}." if known else "Intervals need more draws or folds.")
     return {"curves": curves, "differences": differences, "plateaus": plateaus}, "\n".join(lines), figure
 
 
 def interval_text_table(table: pd.DataFrame, index: str | list[str]) -> str:
     """Return a table as text, one column per arm: `0.712 [0.680, 0.744]` of each row's mean, low and high."""
     cells = table.assign(cell=[interval_text(*row) for row in table[["mean", "low", "high"]].to_numpy()])
-    return cells.pivot_table("cell", index, "arm", aggfunc="first", sort=False).to_string()
+    return cells.pivot_table("cell", index, "arm", aggfunc="first", sort=False).to_string(na_rep="")

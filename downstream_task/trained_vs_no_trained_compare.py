@@ -146,8 +146,8 @@ class CompareConfig(TrainingConfig, JobsConfig):
             check_fold("folds", fold)
         if self.draws % len(self.folds):
             raise UserError(
-                f"draws is {self.draws} and folds {self.folds}: each fold needs as many draws; give a multiple of "
-                f"{len(self.folds)}."
+                f"draws is {self.draws} and folds {self.folds}: each fold needs as many draws as the others; give "
+                f"draws a multiple of {len(self.folds)}."
             )
         for entry in self.num_labels:
             if entry != "all" and (
@@ -250,7 +250,9 @@ def save_convergence(run: Run, table: pd.DataFrame, summary: dict[str, Any]) -> 
             metrics = metrics.rename(columns={f"val/{row['metric']}": "score"})
             arms.setdefault(row["arm"], []).append(metrics)
     if curves:
-        title = plots.marked("Fine-tuning: validation over steps", summary["synthetic"], summary["transductive"])
+        title = plots.marked(
+            "Fine-tuning on validation: each draw, and their median", summary["synthetic"], summary["transductive"]
+        )
         run.save_figure("convergence", plots.convergence(curves, metric_name(summary["metric"]), title))
 
 

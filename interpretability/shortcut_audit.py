@@ -179,7 +179,7 @@ def print_summaries(runs: Mapping[str, Run]) -> None:
     for name, run in runs.items():
         found: Any = run.summary
         removed = NO_LUNGS if NO_LUNGS in found["scores"] else ONLY_BORDER
-        cells = {AS_IS: (AS_IS, TRAINED), removed: (removed, TRAINED), "refitted head": (removed, REFITTED)}
+        cells = {AS_IS: (AS_IS, TRAINED), removed: (removed, TRAINED), "the same, head refitted": (removed, REFITTED)}
         intervals = {column: _text(found["scores"][images][head]) for column, (images, head) in cells.items()}
         rows[name] = {"score": metric_name(found["metric"]), **intervals}
     print(f"\nTest part [95% interval]\n{pd.DataFrame.from_dict(rows, orient='index').fillna('').to_string()}")

@@ -141,8 +141,9 @@ def report(summary: dict[str, Any], config: PretrainConfig) -> str:
     """Return what a finished run has reached, as lines."""
     kind = "synthetic X-rays" if summary["synthetic"] else "X-rays"
     before = "random network" if config.start == "random" else config.start
+    epochs = f"{summary['epochs']} epoch{'s' * (summary['epochs'] > 1)}"
     lines = [
-        f"\n{summary['epochs']} epochs, {summary['steps']:,} steps, on {summary['images']:,} {kind}, "
+        f"\n{epochs}, {summary['steps']:,} steps, on {summary['images']:,} {kind}, "
         f"{summary['images_per_second']:.0f} images/s: {summary['verdict']}",
         f"loss               {summary['loss_first_epoch']:.4g} -> {summary['loss_last_epoch']:.4g} (first, last epoch)",
         f"effective rank     {summary['rank_random_network']:.1f} -> {summary['rank']:.1f} ({before}, now)",

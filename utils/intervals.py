@@ -250,7 +250,7 @@ def interval_text(value: float, low: float | None, high: float | None, form: str
 def interval_scope(starts: Mapping[str, int]) -> str:
     """Return what the intervals of a comparison are for, whose arms start from so many pretrainings each."""
     single = ", ".join(arm for arm, count in starts.items() if count == 1)
-    given = f", but not for new weights of {single}: there is only one file of them" if single else ""
+    given = f", except for {single}, of which there is only one file" if single else ""
     return f"new patients, new draws of labels and new pretrainings{given}"
 
 

@@ -155,7 +155,7 @@ def test_mistakes_are_one_sentence(phantoms: Path, script: Any, name: str) -> No
         "--num-labels 0.5 86 --folds 0 --draws 3": "num_labels holds 0.5, which is 86 labels",
         "--num-labels most": "num_labels holds 'most'",
         "--num-labels 2": "2 labels are asked for; there are",
-        "--draws 3": "each fold needs as many draws; give a multiple of 5",
+        "--draws 3": "give draws a multiple of 5",
         "--folds 0 5": "folds is 5; there are the folds 0 to 4",
         "--ways zero": "did you mean 'zeros'",
     }.items():

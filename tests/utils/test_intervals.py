@@ -215,7 +215,7 @@ def test_intervals_hold_for_any_share_of_luck_and_images(units: int, luck: float
 def test_the_scope_says_which_weights_are_taken_as_given() -> None:
     assert interval_scope({"random": 10, "ours": 5}) == "new patients, new draws of labels and new pretrainings"
     scope = interval_scope({"random": 10, "imagenet": 1})
-    assert scope.endswith(", but not for new weights of imagenet: there is only one file of them")
+    assert scope.endswith(", except for imagenet, of which there is only one file")
 
 
 def test_the_difference_of_independent_scores_keeps_their_uncertainty() -> None:
