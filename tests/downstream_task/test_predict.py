@@ -31,7 +31,7 @@ PREDICT = "downstream_task/predict.py"
 @pytest.fixture(scope="module")
 def trained(phantoms: Path) -> Iterator[Path]:
     """A finished linear probe under runs/; what this module writes is deleted afterwards."""
-    small = {"method": "linear", "img_res": 32, "label_fraction": 0.2, "run_name": "predict/trained", "threads": 1}
+    small = {"method": "linear", "img_res": 32, "num_labels": 40, "run_name": "predict/trained", "threads": 1}
     yield finetune(finetuning_config(**small, data_root=str(phantoms / COVID_ROOT))).folder
     shutil.rmtree(RUNS_ROOT / "predict")
 
@@ -96,7 +96,7 @@ def test_a_table_gets_probabilities_at_the_temperature_of_validation(
 def test_a_folder_by_a_state_dict_from_elsewhere(trained: Path, phantoms: Path, predicted: Any, tmp_path: Path) -> None:
     val = pd.read_csv(trained / "predictions_val.csv")
     classes = [column[2:] for column in val.filter(like="p ")]
-    shutil.copy(trained / "resnet18_best_state_dict.pt", tmp_path / "weights.ckpt")
+    shutil.copy(trained / "resnet18_final_state_dict.pt", tmp_path / "weights.ckpt")
     flags = ("--classifier", str(tmp_path / "weights.ckpt"), "--img-res", "32", "--classes", *classes)
     found, _, printed = predicted("elsewhere", *flags, "--images", str(phantoms / COVID_ROOT))
     assert "of its train part" not in printed, "nobody knows"
@@ -218,7 +218,7 @@ def test_wrong_inputs_get_one_sentence(
 ) -> None:
     (tmp_path / "no_file.csv").write_text("name\nx.png\n")
     (tmp_path / "gone.csv").write_text("file\ngone.png\n")
-    shutil.copy(trained / "resnet18_best_state_dict.pt", tmp_path / "weights.pt")
+    shutil.copy(trained / "resnet18_final_state_dict.pt", tmp_path / "weights.pt")
     given = [flag.format(tmp=tmp_path) for flag in flags]
     usual = ["--classifier", "runs/predict/trained", "--images", str(phantoms / COVID_ROOT)]
     done = script(PREDICT, "--run-name", "predict/wrong", *usual, *given)

@@ -75,7 +75,7 @@ def test_a_state_dict_from_elsewhere_gives_the_maps_of_its_run(explain: Any, pla
     copies = [tmp_path / name / "weights.pt" for name in "ab"]
     for copy in copies:
         copy.parent.mkdir()
-        shutil.copy(plain.folder / "resnet18_best_state_dict.pt", copy)
+        shutil.copy(plain.folder / "resnet18_final_state_dict.pt", copy)
     description = {"classes": classes, "img_res": trained["img_res"], "in_channels": trained["in_channels"]}
     files = sorted(Path(trained["data_root"]).glob("Normal/images/*.png"))[:3]
     images = {"images": list(map(str, files)), "sanity_check": False}
@@ -155,7 +155,7 @@ def test_what_cannot_be_explained_is_refused_and_leaves_nothing(explain: Any, pl
     empty = tmp_path / "empty"
     empty.mkdir()
     broken = shutil.copytree(plain.folder, tmp_path / "broken")
-    weights = broken / "resnet18_best_state_dict.pt"
+    weights = broken / "resnet18_final_state_dict.pt"
     summary = read_json(broken / "summary.json") or {}
     write_json(broken / "summary.json", {**summary, "classes": summary["classes"][1:]})
     cases: list[tuple[dict[str, Any], str]] = [
