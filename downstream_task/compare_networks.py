@@ -261,8 +261,16 @@ def trained(entries: Sequence[str]) -> list[str]:
 def check_subsets(
     counts: Sequence[int], draws: int, folds: Sequence[int], targets: Targets, xrays: XRays, seed: int
 ) -> None:
-    """Raise UserError, before anything is written, for label subsets that no run could be trained with."""
+    """Raise UserError, before anything is written, for label subsets that no run could be trained with.
+
+    Prints a warning for a fold whose test part lacks a class, so that its scores are over the others.
+    """
     check_learnable(targets, {"the validation part": xrays.indices("val")})
+    for fold in folds:
+        try:
+            check_learnable(targets, {f"the test part of fold {fold}": xrays.of_fold(fold).indices("test")})
+        except UserError as error:
+            print(f"warning: {error} Scores of that part are over the others.", file=sys.stderr)
     for draw, fold in zip(range(draws), itertools.cycle(folds), strict=False):
         of_fold = xrays.of_fold(fold)
         for count in counts:

@@ -131,9 +131,7 @@ class Finished:
         if changes:
             print(f"warning: since {self.folder} was trained, its data have changed: {changes}", file=sys.stderr)
         if not len(xrays.indices("test")):
-            raise UserError(
-                f"there are no test images in {xrays.columns.root}: test_share is 0, or the table names none."
-            )
+            raise UserError(f"there are no test images in {xrays.columns.root}: its table names none.")
         note = check_unseen(self.provenance(), xrays, self.config.allow_seen, str(self.weights))
         findings = self.summary["classes"] if self.summary["multilabel"] else []
         return read_targets(xrays, replace(self.config, findings=findings)), note

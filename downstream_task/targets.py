@@ -63,7 +63,7 @@ class Targets:
 
     @property
     def metric(self) -> str:
-        """Return the score on validation that choices are made by."""
+        """Return the score that networks are compared by."""
         return metric_of(self.values)
 
     @property
@@ -158,9 +158,7 @@ def check_learnable(targets: Targets, parts: dict[str, np.ndarray]) -> None:
     """Raise UserError if a class, or a finding's positives or negatives, are missing from a part {name: indices}."""
     for part, indices in parts.items():
         if not len(indices):
-            raise UserError(
-                f"{part} has no images, but choices are made on them; give it some, as --val-share 0.1 does."
-            )
+            raise UserError(f"{part} has no images; give it some, as --val-share 0.1 does.")
         values = targets.values[indices]
         for c, name in enumerate(targets.names):
             if values.ndim == 1 and not (values == c).any():

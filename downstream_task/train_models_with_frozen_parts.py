@@ -77,6 +77,7 @@ from dataset_loader.xrays import check_fold
 from downstream_task import label_efficiency
 from downstream_task.classifier import FROZEN_STAGES
 from downstream_task.compare_networks import (
+    PREDICTIONS,
     Trial,
     check_complete,
     look_again,
@@ -84,9 +85,10 @@ from downstream_task.compare_networks import (
     run_side_by_side,
     shared_summary,
 )
+from downstream_task.features import FILE
 from downstream_task.finetune_config import MAX_DRAWS, StartConfig, TrainingConfig
 from utils import plots
-from utils.config import check_above_zero, check_at_least, check_between, check_choice, check_list, part_of
+from utils.config import UserError, check_above_zero, check_at_least, check_between, check_choice, check_list, part_of
 from utils.files import check_files
 from utils.intervals import metric_name
 from utils.jobs import JobsConfig, with_jobs
@@ -113,6 +115,8 @@ class FrozenPartsConfig(TrainingConfig, StartConfig, JobsConfig):
             check_list(key, getattr(self, key))
         for part in self.parts:
             check_choice("parts", part, list(FROZEN_STAGES))
+        if tables := [entry for entry in self.encoders if entry.startswith((FILE, PREDICTIONS))]:
+            raise UserError(f"encoders holds {tables[0]!r}, a table without a network, of which no part can be frozen.")
 
 
 def main(config: FrozenPartsConfig) -> None:

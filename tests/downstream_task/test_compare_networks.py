@@ -16,8 +16,9 @@ from finetuning_config import finetuning_config
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.xrays import XRays, open_xrays
 from downstream_task import compare_networks
-from downstream_task.compare_networks import KINDS, named_arms, usable_arms
+from downstream_task.compare_networks import KINDS, check_subsets, named_arms, usable_arms
 from downstream_task.finetune_config import FinetuneConfig
+from downstream_task.targets import read_targets
 from downstream_task.train_models_with_frozen_parts import FrozenPartsConfig
 from downstream_task.train_models_with_frozen_parts import config as FROZEN_DEFAULTS
 from downstream_task.train_models_with_frozen_parts import main as train_main
@@ -141,6 +142,9 @@ def test_frozen_parts_script(phantoms: Path, script: Any, name: str) -> None:
     done = script(FROZEN, *as_flags(flags))
     assert done.returncode == 0, done.stderr
     assert list(pd.read_csv(RUNS_ROOT / name / "table.csv")["trainable"]) == ["fc", "all"]
+    for entry in ("predictions:runs/x", "features:x.csv"):
+        refused = script(FROZEN, *as_flags({**flags, "encoders": ["random", entry], "run_name": f"{name}/x"}))
+        assert refused.returncode == 1 and f"encoders holds '{entry}', a table" in refused.stderr
 
 
 def test_mistakes_are_one_sentence(phantoms: Path, script: Any, name: str) -> None:
@@ -264,6 +268,23 @@ def test_without_any_usable_arm_there_is_nothing_to_compare(
     config = small(phantoms, name, encoders=["imagenet"])
     with pytest.raises(UserError, match="nothing that can be run"):
         usable_arms(config, named_arms(config.encoders), open_xrays(config, torch.device("cpu")), [0])
+
+
+def test_a_fold_without_a_class_to_be_tested_on_is_named(
+    phantoms: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its score is over the other classes, and by chance another one than that of the folds beside it."""
+    config = small(phantoms, name)
+    xrays = open_xrays(config, torch.device("cpu"))
+    targets = read_targets(xrays, config)
+    capsys.readouterr()
+    check_subsets([40], 5, range(5), targets, xrays, 0)
+    assert not capsys.readouterr().err
+    lost = (xrays.places == "2") & (xrays.columns.labels == 0)
+    fewer = dataclasses.replace(xrays, places=np.where(lost, "train", xrays.places))
+    check_subsets([40], 5, range(5), targets, fewer, 0)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "warning: no image of class 'COVID' among the 3" in said[0] and "of fold 2;" in said[0]
 
 
 def test_arms_are_named_after_their_runs_and_never_twice() -> None:
