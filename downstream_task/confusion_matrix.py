@@ -30,7 +30,7 @@ config: dict[str, Any] = {
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__)  # before the slow imports
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,9 +81,16 @@ def main(config: ScoreConfig) -> None:
         for text in external_tests(runs, config.external, config):
             print(text)
     print(f"\ntables and figures   {RUNS_ROOT / 'test'}/")
-    last = f"runs/{run_name(runs[-1])}" if runs[-1].is_relative_to(RUNS_ROOT) else str(runs[-1])
-    audited = {"checkpoints": [last], **part_of(config, MachineConfig)}
-    print(f"next   {command('interpretability/shortcut_audit.py', audited)}")
+    print(f"next   {next_command(runs, config)}")
+
+
+def next_command(runs: Sequence[Path], config: ScoreConfig) -> str:
+    """Return the audit of the last run that kept its weights; tables from elsewhere have none."""
+    kept = [folder for folder in runs if any(folder.glob("*_state_dict.pt"))]
+    if not kept:
+        return command("utils/make_report.py", {})
+    last = f"runs/{run_name(kept[-1])}" if kept[-1].is_relative_to(RUNS_ROOT) else str(kept[-1])
+    return command("interpretability/shortcut_audit.py", {"checkpoints": [last], **part_of(config, MachineConfig)})
 
 
 def results(name: str, kind: str, made_from: Mapping[str, Any], compute: Callable[[Path], Page]) -> dict[str, Any]:

@@ -56,7 +56,8 @@ def main(config: ReportConfig) -> None:
     html = html.encode("utf-8", "backslashreplace").decode()  # JSON can hold half a letter
     write_text(output / "index.html", html)
     for script in dict.fromkeys(section.script for section, blocks in sections if section.script and not blocks):
-        print(f"not run yet: {command(script, {})}")
+        file, *flags = script.split(" ", 1)  # flags are placeholders, shown without quotes
+        print(f"not run yet: {' '.join([command(file, {}), *flags])}")
     print(f"{subtitle}\npage   {output / 'index.html'}\nPDF    open the page in a browser and print it (Ctrl+P)")
 
 

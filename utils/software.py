@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn")
 def software() -> dict[str, Any]:
     """Return command, git commit, Python, platform and package versions, as environment.json holds them."""
     return {
-        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -25,6 +25,7 @@ from tables_of_predictions import (
 from downstream_task import label_efficiency
 from downstream_task.clinic import tables
 from downstream_task.clinic.operating_points import choose_threshold
+from downstream_task.confusion_matrix import ScoreConfig, next_command
 from utils.config import REPO_ROOT, RUNS_ROOT
 from utils.files import content_hash, write_table
 
@@ -239,3 +240,13 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         assert done.returncode == 0, done.stderr
     page = (folder / "report" / "index.html").read_text()
     assert folder.name in page and "headline ways: pretrained is better than random" in page
+
+
+def test_the_next_command_audits_a_run_that_kept_its_weights(folder: Path) -> None:
+    config = ScoreConfig(runs=["compare"], external=[], device="auto", threads=0)
+    kept, without = folder / "own_zeros_n20_d0", folder / "theirs_zeros_n20_d0"
+    for run in (kept, without):
+        run.mkdir(parents=True)
+    assert next_command([kept, without], config).endswith("utils/make_report.py")
+    (kept / "resnet18_final_state_dict.pt").touch()
+    assert next_command([kept, without], config).endswith("own_zeros_n20_d0")

@@ -171,7 +171,8 @@ def test_a_single_draw_and_a_network_that_saw_too_much_say_so(tmp_path: Path, sc
     page, _ = report(script, tmp_path)
     assert "compare/a (transductive), the validation part" in page.text
     assert "it has seen 3 images" in page.text
-    assert "Not known: no intervals." in page.text
+    assert "Not known: no intervals." in page.text and "of 0 numbers of labels" not in page.text
+    assert "with 95% intervals for" not in " ".join(page.captions)
     assert "linear probe" in page.text
     assert page.text.count("(too few for an interval)") >= 18
     assert "nan" not in page.text

@@ -55,9 +55,8 @@ def comparison(run: FoundRun) -> list[Block]:
     ]
     scores = {arm: lambda row, arm=arm: score(row["arms"][arm]) if arm in row["arms"] else "not run" for arm in arms}
     draws, folds = int(curves["draws"].min()), int(curves["folds"].min())
-    where = (
-        f"{metric} on {SCORED_ON[run.kind]}, mean [95% interval] of {draws} draw(s) of the labels in {folds} fold(s)"
-    )
+    drawn = f"{_many(draws, 'draw')} of the labels in {_many(folds, 'fold')}"
+    where = f"{metric} on {SCORED_ON[run.kind]}, mean [95% interval] of {drawn}"
     limits = int(curves["labels"].min()), int(curves["labels"].max())
     gaps = {
         **setting,
@@ -68,7 +67,8 @@ def comparison(run: FoundRun) -> list[Block]:
         ),
     }
     scope = interval_scope(dict(curves.groupby("arm", sort=False)["starts"].max()))
-    caption = f"differences of {metric} in points, with 95% intervals for {scope}"
+    intervals = f", with 95% intervals for {scope}" if curves["low"].notna().any() else ""
+    caption = f"differences of {metric} in points{intervals}"
     reasons = [f"left out: {name}: {reason}" for name, reason in run.summary.get("left_out", {}).items()]
     blocks: list[Block] = [*_curves(run), run.table(where, rows, {**setting, **scores})]
     blocks += [run.table(caption, differences, gaps)] if len(differences) else []
@@ -170,6 +170,10 @@ def audit(run: FoundRun) -> list[Block]:
     return [*blocks, *run.figures(audit="score by what is left of the X-rays, and beside it what that looks like")]
 
 
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def _is_scored(run: FoundRun) -> bool:
     return (run.folder / "curves.csv").exists()
 
@@ -181,11 +185,12 @@ def _verdicts(run: FoundRun) -> list[Block]:
     for (arm, reference), rows in gaps.groupby(["arm", "reference"], sort=False):
         known = int(rows[["low", "high"]].notna().all(axis=1).sum())
         above, below = int((rows["low"] > 0).sum()), int((rows["high"] < 0).sum())
-        text = (
-            f"{run.label}, {SCORED_ON[run.kind]}, headline ways: {arm} is better than {reference} at {above} of "
-            f"{known} numbers of labels, worse at {below}; no difference is shown at {known - above - below} (95% "
-            f"intervals, each by itself). {_at(rows)}"
+        counts = (
+            f"{arm} is better than {reference} at {above} of {known} numbers of labels, worse at {below}; no "
+            f"difference is shown at {known - above - below} (95% intervals, each by itself)"
         )
+        found = counts if known else f"{arm} beside {reference}"
+        text = f"{run.label}, {SCORED_ON[run.kind]}, headline ways: {found}. {_at(rows)}"
         judged = reference == "random" and arm != "imagenet"
         notes.append(Note(text, _verdict(above, below, known) if judged else f"{arm}, {reference}:"))
     return notes
