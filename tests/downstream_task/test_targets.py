@@ -38,9 +38,8 @@ def config(**changes: Any) -> TargetConfig:
 def labelled(labels: np.ndarray, names: tuple[str, ...], own: tuple[str, ...] = (), parts: str = "") -> Any:
     """Data of which only the labels are known; `parts` has the last letter of the part of each film."""
     columns = SimpleNamespace(labels=labels, label_names=names, default_findings=own, root=Path("x"))
-    return SimpleNamespace(
-        columns=columns, indices=lambda part: np.array([n for n, letter in enumerate(parts) if letter == part[-1]], int)
-    )
+    places = {"n": "train", "l": "val", "t": "test"}
+    return SimpleNamespace(columns=columns, places=np.array([places[letter] for letter in parts]))
 
 
 def test_the_findings_of_a_data_set_are_those_that_each_part_can_teach(capsys: pytest.CaptureFixture[str]) -> None:
