@@ -355,7 +355,7 @@ def report(cells: Sequence[Cell], summary: Mapping[str, Any]) -> tuple[dict[str,
         if row["misses"] > MAX_MISS:
             fit = f"no plateau is fitted, since a power law misses a score by {100 * row['misses']:.1f} points"
         lines.append(f"{row['arm']}: {metric} {row['target']:g} needs {needed}; {fit}.")
-    known = curves["low"].notna().any()
+    known = bool(np.isfinite(curves["low"].to_numpy(float)).any())
     lines.append(f"Intervals are for {interval_scope(starts)}." if known else "Intervals need more draws or folds.")
     return {"curves": curves, "differences": differences, "plateaus": plateaus}, "\n".join(lines), figure
 

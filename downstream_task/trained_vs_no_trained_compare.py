@@ -16,7 +16,7 @@ differences.csv (with intervals), plateaus.csv (how many labels for a score?) an
 confusion_matrix.py. The same command resumes; several processes may share one comparison.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from dataset_loader import data_keys
 from dataset_loader.data_keys import DATA
@@ -48,11 +48,12 @@ config: dict[str, Any] = {
     "ways": ["linear", "zeros"],  # names in WAYS, each a curve
     "img_res": 32,  # pixels per side of what the network sees
     "recipe": "supervised",  # a name in augmentations/recipes.py
-    # The same budget for every arm, long enough that twice as long changes no difference by a point: docs/RESULTS.md.
+    # The same budget for every arm. What twice as long changes: docs/RESULTS.md, "The budget of a fine-tuning".
     "epochs": 40,  # passes over the labels ...
     "min_steps": 600,  # ... or so many steps, if these are more; then the last weights count
     "batch_size": 32,  # labelled images per step
     "optimizer": "adam",  # "adam" | "adamw" | "sgd"
+    "lr": 0.0,  # peak rate of all fine-tunings; 0 is that of LEARNING_RATES
     "optimizer_weight_decay": 1e-5,  # of weights; not of biases and BatchNorm
     "keep_weights": False,  # True: of every run; otherwise of draw 0 of what headlines
     "precision": "auto",  # "auto" | "float32" | "bfloat16"
@@ -71,17 +72,19 @@ WAYS: dict[str, dict[str, Any]] = {
     "as_is": {"method": "as_is"},
 }
 
-# Peak learning rates by kind of start, from searches of equal size (docs/RESULTS.md, "Learning rates").
+# Peak learning rates by kind of start, each the best of the same three on synthetic X-rays (docs/RESULTS.md, "Learning
+# rates"); ImageNet's, whose weights were not at hand, are those of pretrained ones.
 LEARNING_RATES: dict[str, dict[str, float]] = {
-    "probe": {"random": 1e-3, "imagenet": 1e-3, "pretrained": 1e-3},
-    "zeros": {"random": 1e-3, "imagenet": 1e-3, "pretrained": 1e-3},
+    "probe": {"random": 3e-3, "imagenet": 1e-3, "pretrained": 1e-3},
+    "zeros": {"random": 3e-3, "imagenet": 3e-4, "pretrained": 3e-4},
 }
 
-# Which way headlines from so many labels for each class or finding on, fixed on other collections (docs/RESULTS.md).
+# Which way headlines from so many labels for each class or finding on, fixed on synthetic X-rays (docs/RESULTS.md,
+# "Which way headlines").
 HEADLINE: dict[str, dict[int, str]] = {
-    "random": {0: "linear", 40: "zeros"},
-    "imagenet": {0: "linear", 40: "zeros"},
-    "pretrained": {0: "linear", 40: "zeros"},
+    "random": {0: "linear", 25: "zeros"},
+    "imagenet": {0: "linear", 25: "zeros"},
+    "pretrained": {0: "linear", 25: "zeros"},
 }
 
 # What changes when `dataset` is not a phantom; flags win over both.
@@ -118,7 +121,7 @@ from downstream_task.compare_networks import (
 )
 from downstream_task.finetune_config import MAX_DRAWS, TrainingConfig
 from utils import plots
-from utils.config import UserError, check_between, check_choice, check_list, part_of
+from utils.config import UserError, check_at_least, check_between, check_choice, check_list, part_of
 from utils.files import check_files
 from utils.hardware import MachineConfig
 from utils.intervals import metric_name
@@ -136,6 +139,9 @@ class CompareConfig(TrainingConfig, JobsConfig):
     draws: int
     target_score: float
     ways: list[str]
+    lr: float
+
+    later: ClassVar = {"lr": 0.0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,6 +161,7 @@ class CompareConfig(TrainingConfig, JobsConfig):
             ):
                 raise UserError(f'num_labels holds {entry!r}; expected numbers, shares such as 0.1, or "all".')
         check_between("target_score", self.target_score, 0, 1)
+        check_at_least("lr", self.lr, 0)
         for name in self.ways:
             check_choice("ways", name, list(WAYS))
 
@@ -184,7 +191,7 @@ def compare(config: CompareConfig, run: Run) -> None:
         Trial(
             arm,
             way,
-            keys_of(arm, way),
+            keys_of(arm, way, config.lr),
             number,
             draw,
             fold,
@@ -216,10 +223,10 @@ def compare(config: CompareConfig, run: Run) -> None:
     run.finish({**summary, "report": [text, *summary["notes"]]})
 
 
-def keys_of(arm: Arm, way: str) -> dict[str, Any]:
-    """Return the keys of a fine-tuning of an arm."""
+def keys_of(arm: Arm, way: str, lr: float) -> dict[str, Any]:
+    """Return the keys of a fine-tuning of an arm, at the rate `lr`, 0 for that of LEARNING_RATES."""
     rates = LEARNING_RATES.get(way)
-    return {**WAYS[way], **({"lr": rates[arm.kind]} if rates else {})}
+    return {**WAYS[way], **({"lr": lr or rates[arm.kind]} if rates else {})}
 
 
 def ways_of(arm: Arm, ways: Sequence[str]) -> list[str]:

@@ -99,9 +99,10 @@ def test_scripts_from_labels_to_the_test_part(phantoms: Path, script: Any, name:
     again = script(COMPARE, *as_flags(flags))
     assert again.stdout == done.stdout
     folder = RUNS_ROOT / name / "compare"
-    summary = pd.read_csv(folder / "summary.csv")
+    summary: Any = pd.read_csv(folder / "summary.csv")
     assert len(summary) == 2 * 4 * 2 and summary["fold"].tolist() == [0] * 4 + [3] * 4 + [0] * 4 + [3] * 4
-    most = min((pd.read_csv(folder / "split.csv")["fold"] != fold).sum() for fold in (0, 3)) - 24
+    split: Any = pd.read_csv(folder / "split.csv")
+    most = int(min((split["fold"] != fold).sum() for fold in (0, 3))) - 24
     assert set(summary["labels"]) == {20, most}, "the same numbers in every fold"
     headline = {20: "linear", most: "zeros"}  # 5 and 43 labels for each class
     assert [headline[row.labels] == row.way for row in summary.itertuples()] == summary["headline"].tolist()
@@ -109,7 +110,7 @@ def test_scripts_from_labels_to_the_test_part(phantoms: Path, script: Any, name:
     assert kept == {"random_linear_n20_d0", f"random_zeros_n{most}_d0"}
     for figure in ("label_efficiency", "convergence"):
         assert (folder / "figures" / f"{figure}.png").exists()
-    curves = pd.read_csv(folder / "curves.csv")
+    curves: Any = pd.read_csv(folder / "curves.csv")
     assert len(curves) == 4 and (curves["draws"] == 4).all() and (curves["folds"] == 2).all()
 
     whole = script(TEST, "--runs", f"runs/{name}/compare")
