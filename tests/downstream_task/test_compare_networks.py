@@ -219,7 +219,7 @@ def test_arms_that_fail_are_named_at_the_end_and_tried_again(
     encoders = ["random", "imagenet", str(tmp_path / "encoder.pt")]
     config = small(phantoms, name, encoders=encoders, draws=2, ways=["linear"])
     if script_main is train_main:
-        shared = {key: value for key, value in vars(config).items() if key in FROZEN_DEFAULTS}
+        shared = {key: value for key, value in vars(config).items() if key in FROZEN_DEFAULTS and key != "lr"}
         config = make_config(FrozenPartsConfig, {**FROZEN_DEFAULTS, **shared, "parts": ["fc"], "num_labels": 40})
     broken, started, finetune = {"imagenet", encoders[2]}, [], compare_networks.finetune
 

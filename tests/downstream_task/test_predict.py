@@ -66,7 +66,7 @@ def likeliest_temperature(val: pd.DataFrame) -> tuple[float, np.ndarray]:
 def test_a_table_gets_probabilities_at_the_temperature_of_validation(
     phantoms: Path, trained: Path, predicted: Any, tmp_path: Path
 ) -> None:
-    val = pd.read_csv(trained / "predictions_val.csv")
+    val: Any = pd.read_csv(trained / "predictions.csv").query("part == 'val'")
     files = [str(phantoms / COVID_ROOT / file) for file in val["file"]]
     (tmp_path / "broken.png").write_bytes(b"not an image")
     table = pd.DataFrame({"file": [*files, "broken.png"], "patient": [f"p{n}" for n in range(len(files) + 1)]})
@@ -94,7 +94,7 @@ def test_a_table_gets_probabilities_at_the_temperature_of_validation(
 
 
 def test_a_folder_by_a_state_dict_from_elsewhere(trained: Path, phantoms: Path, predicted: Any, tmp_path: Path) -> None:
-    val = pd.read_csv(trained / "predictions_val.csv")
+    val: Any = pd.read_csv(trained / "predictions.csv").query("part == 'val'")
     classes = [column[2:] for column in val.filter(like="p ")]
     shutil.copy(trained / "resnet18_final_state_dict.pt", tmp_path / "weights.ckpt")
     flags = ("--classifier", str(tmp_path / "weights.ckpt"), "--img-res", "32", "--classes", *classes)
