@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from dataset_loader.xrays import XRays, listed_facts, open_xrays
+from downstream_task.features import FILE as FEATURES
 from downstream_task.features import LastFeatures
 from downstream_task.finetune_config import FinetuneConfig, TrainingConfig
 from downstream_task.finetuning import finetune, labelled_subset, numbers_of_labels
@@ -28,7 +29,6 @@ from utils.logging_utils import Run
 from utils.sweeps import check_all_finished, errors_of, run_trials, with_reasons
 
 PREDICTIONS = "predictions:"  # before a folder of tables in a config
-FEATURES = "features"  # the same before a table
 ROUNDING = 1e-4  # of probabilities, by which softmax may exceed 1
 RANDOM, IMAGENET, PRETRAINED = KINDS = ["random", "imagenet", "pretrained"]  # of starts
 
@@ -54,7 +54,7 @@ class Arm:
     @property
     def has_network(self) -> bool:
         """Return whether it can be trained, and not only probed."""
-        return not self.encoders[0].startswith(f"{FEATURES}:")
+        return not self.encoders[0].startswith(FEATURES)
 
     def start(self, draw: int) -> int:
         """Return the number of its start for a draw; random weights are drawn.
@@ -130,13 +130,14 @@ def named_arms(encoders: Iterable[str]) -> list[Arm]:
     arms: dict[str, Arm] = {}
     encoders = list(encoders)
     kinds = {encoder: encoder.partition(":")[0] for encoder in encoders}
-    files = [encoder for encoder, kind in kinds.items() if kind not in (RANDOM, IMAGENET, FEATURES)]
+    tables = [encoder for encoder in encoders if encoder.startswith(FEATURES)]
+    files = [encoder for encoder in encoders if kinds[encoder] not in (RANDOM, IMAGENET) and encoder not in tables]
     for encoder in encoders:
         path = Path(encoder)
         stem = path.parent.name if path.name.endswith("_state_dict.pt") and path.parent.name else path.stem
         if glob.has_magic(encoder):
             stem = re.sub(r"[^\w.+-]", "", "-".join(path.parent.parts[-2:])).strip("-_.")  # a/s* and b/s*
-        name = stem if encoder in files or kinds[encoder] == FEATURES else kinds[encoder]
+        name = stem if encoder in files or encoder in tables else kinds[encoder]
         name = PRETRAINED if files == [encoder] else name
         if name in arms:
             raise UserError(

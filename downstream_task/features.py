@@ -24,7 +24,7 @@ class NetworkFeatures:
     has_network = True
 
     def __init__(self, start: Start, xrays: XRays, size: int, in_channels: int, precision: str):
-        self.start, self.xrays, self.size, self.in_channels = start, xrays, size, in_channels
+        self.xrays, self.size, self.in_channels = xrays, size, in_channels
         self.provenance, self.note = start.provenance, start.note
         self.dtype = choose_precision(precision, xrays.store.device)
         self.net = placed(start.backbone, xrays.store.device)

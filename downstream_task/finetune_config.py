@@ -123,4 +123,4 @@ def engine_config(config: FinetuneConfig, labels: int) -> FitConfig:
 
 def steps_per_epoch(config: FinetuneConfig, labels: int) -> int:
     """Return the steps of each of them."""
-    return math.ceil(config.steps(labels) / min(EVALUATIONS, config.steps(labels)))
+    return math.ceil(config.steps(labels) / engine_config(config, labels).num_epochs)

@@ -69,7 +69,7 @@ def finetune(
         job = _Finetuning(config, run, (xrays or open_xrays(config, device)).of_fold(config.fold), features_of)
         job.start()
         if config.method == "linear":
-            job.finish(job.fit_head())
+            job.finish(job.probe())
         else:
             job.finish(job.train(show_progress, after_evaluation) if config.method == "finetune" else {})
     return run
@@ -109,12 +109,14 @@ class _Finetuning:
         facts["note_on_weights"] = self.features.note
         self.run.start(device=describe_device(self.device), **facts)
 
-    def fit_head(self) -> dict[str, Any]:
-        """Fit the logistic regression on the encoder's features; return its strength."""
+    def fit_head(self, features: np.ndarray) -> LinearHead:
+        """Return the logistic regression on features [n, F] of the images whose labels are used."""
         rows, groups = self.train_indices, self.xrays.columns.groups
-        self.head = fit_linear_head(
-            self.features.rows(rows), self.targets.values[rows], groups[rows], self.config.class_weights
-        )
+        return fit_linear_head(features, self.targets.values[rows], groups[rows], self.config.class_weights)
+
+    def probe(self) -> dict[str, Any]:
+        """Take the logistic regression on the encoder's features as the head; return its strength."""
+        self.head = self.fit_head(self.features.rows(self.train_indices))
         return {"regularisation": self.head.regularisation}
 
     def build_classifier(self) -> Classifier:
@@ -136,9 +138,7 @@ class _Finetuning:
             views = (plain_view(self.xrays.batch(rows), size, channels) for rows in images.split(128))
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 restate_batch_norm(classifier, views)
-        rows, groups = self.train_indices, self.xrays.columns.groups
-        features = self.forward(classifier, rows, classifier.features).numpy()
-        head = fit_linear_head(features, self.targets.values[rows], groups[rows], self.config.class_weights)
+        head = self.fit_head(self.forward(classifier, self.train_indices, classifier.features).numpy())
         classifier.set_head(head.weight, head.bias)
         return {"regularisation": head.regularisation}
 

@@ -18,7 +18,15 @@ from dataset_loader.listing import details, listing
 from dataset_loader.xrays import DataConfig, FoldConfig, XRays, check_there, open_xrays, read_present
 from downstream_task.classifier import Classifier, load_classifier
 from downstream_task.finetune_config import FinetuneConfig
-from downstream_task.predictions import find_runs, labels_and_probabilities, logits_of, read_predictions, run_name
+from downstream_task.predictions import (
+    FILE,
+    find_runs,
+    labels_and_probabilities,
+    logits_of,
+    predictions_of,
+    read_predictions,
+    run_name,
+)
 from downstream_task.targets import Targets, probabilities_of, read_targets
 from self_sup_classes.provenance import Provenance, check_unseen, provenance_of
 from self_sup_classes.weights import read_state_dict
@@ -60,7 +68,7 @@ class Finished:
         """
         before = self.folder / f"{self.config.backbone}_best_state_dict.pt"
         name = before.name if before.exists() else f"{self.config.backbone}_final_state_dict.pt"
-        if not (self.folder / name).exists() and (self.folder / "predictions.csv").exists():
+        if not (self.folder / name).exists() and (self.folder / FILE).exists():
             raise UserError(
                 f"{self.folder} kept no weights: a comparison keeps those of draw 0 of what headlines, and all with "
                 "--keep-weights."
@@ -98,8 +106,7 @@ class Finished:
 
     def validation(self) -> tuple[np.ndarray, np.ndarray, float]:
         """Return labels [K] and logits [K, C] of its validation part, and the temperature that makes them likeliest."""
-        before = self.folder / "predictions_val.csv"  # of earlier versions
-        table = read_predictions(before if before.exists() else self.folder / "predictions.csv")
+        table = read_predictions(predictions_of(self.folder) or self.folder / FILE)
         labels, p = labels_and_probabilities(table.loc[table["part"] == "val"] if "part" in table else table)
         logits = logits_of(p, self.summary["multilabel"])
         return labels, logits, fit_temperature(logits, labels)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from dataset_loader.splits import FOLDS
 from downstream_task.predictions import labels_and_probabilities, read_predictions
 from utils import plots
 from utils.config import UserError
@@ -34,7 +35,6 @@ from utils.seeds import mixed_seed
 
 REPEATS = 500  # resamples of the images behind an interval
 MAX_COUNTS = 2**21  # of images in resamples, which are scored at once
-FOLDS = 5  # of the images outside the validation part
 STEPS = 16  # between two numbers of labels, at which a curve is compared with a score
 MIN_POINTS = 4  # numbers of labels to which a plateau is fitted
 MAX_MISS = 0.03  # of a fit at the scores; one that misses by more predicts nothing

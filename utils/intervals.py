@@ -15,8 +15,6 @@ from utils.seeds import mixed_seed
 
 ABBREVIATIONS = {word.lower(): word for word in ("AUROC", "AUPRC", "ECE", "F1")}
 
-METHOD_NAMES = {"best": "best method", "linear": "linear probe", "finetune": "fine-tuning", "as_is": "as it is"}
-
 HEADLINE = "headline"  # in place of a way of training: of each arm the way that was fixed beforehand
 WAY_NAMES = {
     HEADLINE: "headline way",
@@ -50,7 +48,7 @@ class Difference(NamedTuple):
 def mean_interval(values: np.ndarray | Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
     """Return the mean of values [K] and its Student-t interval with K - 1 degrees of freedom; NaN bounds for K = 1.
 
-    For draws scored on the same images it speaks of new draws, not of new images: see paired_difference.
+    For draws scored on the same images it speaks of new draws, not of new images: see difference_interval.
     """
     values = np.asarray(values, dtype=np.float64)
     if len(values) < 2:
