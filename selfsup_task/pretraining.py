@@ -26,7 +26,7 @@ from utils.logging_utils import Run
 from utils.seeds import mixed_seed
 from utils.training_utils import StepFunction, fit
 
-# Of a pretraining whose length is not given: fewer steps teach less (docs/RESULTS.md, "Which pretraining?").
+# Of a pretraining whose length is not given: fewer steps teach less (docs/RESULTS.md, "Levers of pretraining").
 EPOCHS, EPOCH_STEPS = 20, 55
 MAX_WIDTH = 2**16  # of the projector: the cross-correlation of more takes over 16 GB
 MAX_VIEWS = 64

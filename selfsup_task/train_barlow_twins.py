@@ -4,8 +4,8 @@
     python selfsup_task/train_barlow_twins.py --dataset covid
 
 By default it trains on built-in synthetic X-rays for some minutes on two cores, which shows that everything works and
-that the probes rise (README, "Measured"). Afterwards runs/<run_name>/ holds the backbone (plain torchvision weights),
-metrics.csv, TensorBoard events and figures. Look at figures/views.png first: it shows what the network has to see as
+that the probes rise. Afterwards runs/<run_name>/ holds the backbone (plain torchvision weights), metrics.csv,
+TensorBoard events and figures. Look at figures/views.png first: it shows what the network has to see as
 the same. The same command again resumes an interrupted run, and prints the summary of a finished one.
 
 For real X-rays the values of `real_xrays` replace those of `config`; flags win over both.

@@ -1,7 +1,6 @@
 """Features and probes: the optimum against scikit-learn's own search, classes and findings, nothing changed."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -81,13 +80,3 @@ def test_features_are_those_of_eval_mode_and_leave_the_network_as_it_was(phantom
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     alone = forward_all(network, xrays, indices[3:4], 32, in_channels, torch.float32)
     torch.testing.assert_close(alone, features[3:4], rtol=1e-4, atol=1e-5)
-
-
-def test_the_script_of_the_results_prints_a_row_for_each_encoder(phantoms: Path, script: Any) -> None:
-    small = ["--img-res", "32", "--draws", "2", "--num-labels", "50", "86", "--threads", "1", "--device", "cpu"]
-    ended = script("docs/probe_pretrainings.py", "--data-root", str(phantoms / COVID_ROOT), *small)
-    assert ended.returncode == 0, ended.stderr
-    *_, head, _, row = ended.stdout.splitlines()
-    assert head.startswith("| encoder | validation: ") and row.startswith("| random | ")
-    scores = [float(score) for column in row.split("|")[2:4] for score in column.split("/")]
-    assert len(scores) == 4 and 0 < min(scores) <= max(scores) <= 100
