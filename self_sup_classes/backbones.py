@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from self_sup_classes.convolution import use_fast_small_convolutions
 from self_sup_classes.provenance import Provenance
 from utils.config import UserError, check_choice
 from utils.tensor_files import write_tensors
@@ -21,14 +20,14 @@ class Backbone(nn.Module):
     """A torchvision network whose classification head is nn.Identity: [N, C, R, R] -> features [N, F].
 
     `net` keeps torchvision's parameter names, so its state_dict is torchvision's without the head.
-    fast_small_convolutions  compute convolutions on inputs of a few pixels in another way: the same values to rounding
     """
 
-    def __init__(self, name: str, in_channels: int, fast_small_convolutions: bool = True):
+    def __init__(self, name: str, in_channels: int):
         super().__init__()
         self.net = torchvision_model(name, in_channels)
-        if fast_small_convolutions:
-            use_fast_small_convolutions(self.net)
+        for conv in self.net.modules():
+            if type(conv) is nn.Conv2d:
+                conv.__class__ = Conv2d  # keeps parameters, hooks and names
         head_name, head = head_of(self.net)
         self.name, self.head_name, self.num_features = name, head_name, head.in_features
         set_module(self.net, head_name, nn.Identity())
@@ -36,6 +35,20 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return features [N, F] after global average pooling."""
         return self.net(x)
+
+
+class Conv2d(nn.Conv2d):
+    """torch's convolution, in float32 where autocast on a CPU would see an input of one pixel a side.
+
+    There PyTorch 2.14's gradient of a kernel in bfloat16 reads uninitialised memory, and weights become NaN.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # torch's name
+        """Return [N, O, H', W'] for [N, C, H, W]."""
+        if not torch.is_autocast_enabled("cpu") or input.device.type != "cpu" or min(input.shape[-2:]) > 1:
+            return super().forward(input)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input.to(self.weight.dtype))
 
 
 def check_backbone(name: str, in_channels: int) -> None:

@@ -46,7 +46,7 @@ class Exported(nn.Module):
     def __init__(self, predictor: Predictor):
         super().__init__()
         self.size, seen = predictor.sizes
-        plain = Backbone(predictor.network.name, predictor.in_channels, fast_small_convolutions=False)
+        plain = Backbone(predictor.network.name, predictor.in_channels)
         self.net, self.channels = Classifier(plain, len(predictor.classes)).net.eval(), predictor.in_channels
         self.net.load_state_dict(predictor.network.net.state_dict())
         self.temperature, self.multilabel = predictor.temperature, predictor.multilabel

@@ -29,12 +29,6 @@ def test_saliency(script: Any) -> None:
     assert "Grad-CAM by autograd.grad" in ended.stdout
 
 
-def test_small_images(script: Any) -> None:
-    ended = script(f"{HERE}/bench_small_images.py", "--batch-size", "16", "--img-res", "32", "--rounds", "1")
-    assert ended.returncode == 0, ended.stderr
-    assert "32 px: " in ended.stdout
-
-
 def test_the_bound(script: Any) -> None:
     tiny = ["--sizes", "32", "--batch-size", "4", "--rounds", "1", "--projector-dims", "8", "--precisions", "float32"]
     ended = script(f"{HERE}/bench_bound.py", *tiny)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from self_sup_classes.backbones import BACKBONES, Backbone, save_backbone
+from self_sup_classes.backbones import BACKBONES, Backbone, Conv2d, save_backbone
 from self_sup_classes.provenance import NOTHING_SEEN
 from self_sup_classes.weights import read_state_dict
 from utils.config import UserError
@@ -45,3 +45,24 @@ def test_unknown_names_and_channels_are_refused() -> None:
         Backbone("resnet-18", 1)
     with pytest.raises(UserError, match="in_channels is 2"):
         Backbone("resnet18", 2)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("kernel", "padding"), [(3, 1), (7, 3)])
+def test_gradients_in_bfloat16_at_one_pixel_never_read_uninitialised_memory(
+    kernel: int, padding: int, channels_last: bool
+) -> None:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    conv = Conv2d(64, 128, kernel, 2, padding).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
+    x = torch.randn(8, 64, 1, 1).to(memory_format=layout)
+    for _ in range(20):
+        dirty = [torch.full((n,), torch.nan) for n in (64, 1024, 16384, 262144) for _ in range(12)]
+        del dirty  # what the next allocations may get
+        with torch.autocast("cpu", torch.bfloat16):
+            y = conv(x)
+        assert torch.autograd.grad(y.float().square().sum(), conv.weight)[0].isfinite().all()
+
+
+def test_every_convolution_of_a_backbone_has_that_guard() -> None:
+    convolutions = [one for one in Backbone("efficientnet_b0", 1).modules() if isinstance(one, nn.Conv2d)]
+    assert {type(one) for one in convolutions} == {Conv2d}
