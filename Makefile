@@ -18,7 +18,7 @@ test: .venv/installed
 
 # From pretraining to report, each script once: pretraining by default, the others with fewer trials and steps, under runs/tour/.
 TOUR := runs/tour/compare
-SCAN := --num-epochs 1 --finetune.num-labels 120 --finetune.min-steps 10
+SCAN := --num-epochs 1 --seeds 0 --finetune.num-labels 120 --finetune.min-steps 10
 tour: .venv/installed
 	.venv/bin/python selfsup_task/train_barlow_twins.py
 	.venv/bin/python downstream_task/trained_vs_no_trained_compare.py --run-name tour/compare --epochs 0 --min-steps 150

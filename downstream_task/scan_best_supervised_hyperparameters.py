@@ -7,9 +7,9 @@
 
 Optuna (TPE after ten random trials, median pruner) maximises the validation score of a fine-tuning. The study is
 runs/<run_name>/study.db, or in a database that several machines share. runs/<run_name>/ holds summary.csv (one row per
-trial), best.json (keys of a config, for as many labels) and figures/search.png; trials keep no weights. 55 trials take
-minutes on two cores by default. The same command resumes; a larger num_trials adds trials; several processes may share
-one.
+trial), best.json (for `trained_vs_no_trained_compare.py --from`) and figures/search.png; trials keep no weights. 55
+trials take minutes on two cores by default. The same command resumes; a larger num_trials adds trials; several
+processes may share one.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from dataset_loader import data_keys
 from dataset_loader.data_keys import DATA
 from downstream_task import target_keys
 from downstream_task.target_keys import TARGETS
-from utils.scripts import flags, run_script
+from utils.scripts import command, flags, run_script
 
 config: dict[str, Any] = {
     # data
@@ -225,7 +225,8 @@ def conclude(study: optuna.Study, config: SearchConfig, labels: int, xrays: XRay
         raise UserError(f"no trial in {run} was completed: {with_reasons(failed) or 'all were pruned'}.")
     best = settings(study.best_trial.params)
     best = {**best, **{key: getattr(config, key) for key in ("head", "backbone_lr_factor", "optimizer")}}
-    run.save_json("best", best)
+    way = {key: best[key] for key in ("head", "backbone_lr_factor")}
+    run.save_json("best", {"finetuning": {key: best[key] for key in best if key not in way}, **way})
     metric, shares = read_targets(xrays, config).metric, importances(study)
     facts = {"synthetic": xrays.synthetic, "metric": metric, "labels": labels, "score": study.best_value}
     run.finish({**facts, "best": best, "importances": shares, **counts})
@@ -236,10 +237,10 @@ def conclude(study: optuna.Study, config: SearchConfig, labels: int, xrays: XRay
     print(f"\n{len(table)} trials, {counts['pruned']} pruned; best {shown}, chosen among them: {study.best_value:.3f}")
     print("\n".join(f'    "{key}": {json.dumps(value)},' for key, value in best.items()))
     print(f"\ntable, best.json and figure   {run}/")
-    print(
-        "next   put lr into LEARNING_RATES of downstream_task/trained_vs_no_trained_compare.py for this kind of start,"
-    )
-    print("       the other values into its config, and run it")
+    where = {key: getattr(config, key) for key in DATA}
+    use = command("downstream_task/trained_vs_no_trained_compare.py", where, DATA)
+    print(f"next   {use} --from {run}/best.json")
+    print("       which takes lr for every arm; for this kind of start alone, put it into LEARNING_RATES there")
     if failed:
         raise UserError(f"{len(failed)} of {len(table)} trials failed: {with_reasons(failed)}.")
 

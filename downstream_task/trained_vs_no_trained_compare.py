@@ -98,7 +98,7 @@ real_xrays: dict[str, Any] = {
 
 if __name__ == "__main__":
     files = __file__, data_keys.__file__, target_keys.__file__
-    config = flags(config, __doc__, *files, real_xrays=real_xrays)  # before the slow imports
+    config = flags(config, __doc__, *files, real_xrays=real_xrays, best="finetuning")  # before the slow imports
 
 import itertools
 from collections.abc import Sequence

@@ -1,12 +1,19 @@
-"""What the scans share: a trial is a pretraining, judged by a linear probe and a full fine-tuning on validation."""
+"""What the scans share: a trial is a pretraining, judged by a linear probe and a full fine-tuning on validation.
+
+A setting is what a scan varies; it has one trial for each seed.
+"""
 
 import gc
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
+from dataset_loader.data_keys import DATA
 from dataset_loader.xrays import open_xrays
 from downstream_task.finetune_config import BudgetConfig, StartConfig
 from downstream_task.finetuning import FinetuneConfig, finetune, labelled_subset
@@ -14,12 +21,14 @@ from downstream_task.targets import check_learnable, read_targets
 from self_sup_classes.initialisation import start_from
 from self_sup_classes.provenance import check_unseen
 from selfsup_task.pretraining import PretrainConfig, build_model, partners_of, passes_of, train, twin_step
-from utils.config import UserError, as_dict, part_of
+from utils.config import UserError, as_dict, check_at_least, check_list, part_of
 from utils.distributed import exclusive_lock
 from utils.hardware import placed, prepare
+from utils.intervals import metric_name
 from utils.jobs import JobsConfig
 from utils.logging_utils import Run
-from utils.sweeps import check_all_finished, check_trial_names, ranked, run_trials
+from utils.scripts import command
+from utils.sweeps import check_all_finished, check_trial_names, run_trials
 from utils.training_utils import check_batch_size
 
 
@@ -35,12 +44,16 @@ class ScanConfig(PretrainConfig, JobsConfig):
     """The keys of all scans, and of their trials; scan_base.py says what each means."""
 
     finetune: FinetunePart
+    seeds: list[int]
+    halving: bool
     keep_all: bool
     only: list[str]
     least_epochs = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_list("seeds", self.seeds)
+        check_at_least("seeds", min(self.seeds), 0)
         if self.pretrain_on != "train":
             raise UserError(
                 f"pretrain_on is {self.pretrain_on!r}, but trials are ranked by validation images, which must be "
@@ -48,36 +61,39 @@ class ScanConfig(PretrainConfig, JobsConfig):
             )
         finetuning(self, "finetune", "random")  # checks its values
 
+    @property
+    def first_epochs(self) -> int:
+        """After how many epochs the worse half of the settings is dropped: a third of them; 0 is never."""
+        return self.num_epochs // 3 if self.halving else 0
+
     def pretraining(self) -> PretrainConfig:
         """Return the pretraining of a trial."""
         return PretrainConfig(**{**part_of(self, PretrainConfig), "run_name": f"{self.run_name}/pretrain"})
 
 
 class Scan:
-    """The trials of a scan that are to be run now, on X-rays that are opened once."""
+    """The settings of a scan that are to be run now, on X-rays that are opened once."""
 
-    def __init__(self, config: ScanConfig, trials: Mapping[str, Mapping[str, Any]], lists: Sequence[str]):
-        """Prepare the trials {name: the values that it varies}; `lists` are the keys that `trials` was made from.
+    def __init__(self, config: ScanConfig, settings: Mapping[str, Mapping[str, Any]], lists: Sequence[str]):
+        """Prepare the settings {name: the values that it varies}; `lists` are the keys that they were made from.
 
-        With other lists the same folder resumes. Raises UserError, before anything is written, for a config that
-        cannot be used, and for a folder that holds a scan or a trial with another config.
+        With other lists or seeds the same folder resumes. Raises UserError, before anything is written, for a config
+        that cannot be used, and for a folder that holds a scan or a trial with another config.
         """
-        check_trial_names([*trials], config.only)
-        self.varied = trials
-        varied_keys = {key for values in trials.values() for key in values}
-        left_out = {*varied_keys, *lists, "only", "run_name"}
+        check_trial_names([*settings], config.only)
+        self.config, self.settings = config, {name: settings[name] for name in config.only or settings}
+        varied = {key for values in settings.values() for key in values}
+        left_out = {*varied, *lists, "only", "run_name", "seeds", "random_seed"}
         shared = {key: value for key, value in as_dict(config).items() if key not in left_out}
         self.run = Run(config.run_name, {"varied": [*lists], **shared}, "scan", keys_of=type(config))
-        self.trials = {
-            name: replace(config, run_name=f"{config.run_name}/{name}", **trials[name])
-            for name in config.only or trials
-        }
-        self.runs = {
-            name: Run(
-                trial.run_name, {**shared, **trials[name], "run_name": trial.run_name}, "trial", keys_of=type(trial)
-            )
-            for name, trial in self.trials.items()
-        }
+        self.trials: dict[str, ScanConfig] = {}
+        self.of_trial: dict[str, tuple[str, int]] = {}  # setting and seed
+        self.runs: dict[str, Run] = {}
+        for name, seed in itertools.product(self.settings, config.seeds):
+            trial = f"{name}_s{seed}"
+            own = {**settings[name], "random_seed": seed, "run_name": f"{config.run_name}/{trial}"}
+            self.of_trial[trial], self.trials[trial] = (name, seed), replace(config, **own)
+            self.runs[trial] = Run(own["run_name"], {**shared, **own}, "trial", keys_of=type(config))
         self.xrays = open_xrays(config, prepare(config.device, config.threads, config.deterministic), config.also)
         start = start_from(config.start, config.backbone, config.in_channels, config.random_seed)
         check_unseen(start.provenance, self.xrays, allow_seen=False, encoder=config.start)  # trials are fine-tuned
@@ -85,32 +101,75 @@ class Scan:
         targets = read_targets(self.xrays, part)
         labelled = labelled_subset(self.xrays, targets, part.num_labels, part.label_draw, config.split_seed)
         check_learnable(targets, {"the labelled subset": labelled, "the validation part": self.xrays.indices("val")})
+        self.num_labels = len(labelled)
         for trial in self.trials.values():
             check_batch_size(trial.batch_size, len(self.xrays.pretraining_indices("train")))
 
-    def run_trials(self) -> tuple[pd.DataFrame, float]:
-        """Run what is not finished; return the finished trials, the best first, and the score of random weights.
+    def run_trials(self) -> pd.DataFrame:
+        """Run what is not finished; return the finished settings, the best first, as `by_setting` does.
 
         Raises UserError with the failed trials if none is finished.
         """
         self.run.start(alone=False, data=self.xrays.facts())
+        self.dropped = self._halve() if self.config.first_epochs else {}
         self.table = run_trials(self.run, self.runs, self._judge)
-        best = ranked(self.table, by="linear")
-        if best.empty:
+        finished = self.table.loc[self.table["error"] == ""].drop(columns="error")
+        if finished.empty:
             check_all_finished(self.table, [*self.runs])
-        return best, self._random_score()
+        self.start = self._start_scores()
+        ranking = by_setting(finished, self.start)
+        self.run.save_table("ranking", ranking)
+        return ranking
 
-    def print_results(self, best: pd.DataFrame, random: float) -> None:
-        """Print the ranking, and whether it beats random weights; UserError with the trials that failed."""
-        print(f"\n{best.to_string(index=False, float_format='{:.3f}'.format)}")
-        note = ", synthetic" if self.xrays.synthetic else ""
-        print(f"\nbest by linear on validation, one run each{note}: {best['trial'].iloc[0]}")
-        print(f"random weights, linear: {random:.3f}")
-        if best["linear"].iloc[0] <= random:
-            print("No trial is better than random weights: pretrain for longer, or on more X-rays, before you choose.")
-        print(f"table and figure   {self.run}/")
-        print("next               put what you choose into the dict of selfsup_task/train_barlow_twins.py")
+    def print_results(self, ranking: pd.DataFrame) -> None:
+        """Print the ranking, and whether it beats the start; write best.json. UserError with the trials that failed."""
+        best, shown = ranking.iloc[0], ranking.drop(columns=["metric", "synthetic"]).dropna(axis="columns", how="all")
+        print(f"\n{shown.to_string(index=False, float_format='{:.3f}'.format, na_rep='')}")
+        seeds, kind = int(ranking["seeds"].max()), "synthetic " if self.xrays.synthetic else ""
+        metric = f"{metric_name(best['metric'])} on {kind}validation images"
+        print(f"\nlinear: {metric}, of a linear probe with {self.num_labels:,} labels; full: of a fine-tuning from it")
+        print("one run each" if seeds == 1 else f"means of {seeds} seeds; spread: the highest less the lowest")
+        print(f"best by linear: {best['setting']}")
+        print(f"the start ({self.config.start}), linear: {np.mean(self.start):.3f}")
+        if not best["linear"] > np.mean(self.start):
+            print("No setting is better than the start: pretrain for longer, or on more X-rays, before you choose.")
+        print(f"tables and figure   {self.run}/")
+        if best["setting"] in self.settings:  # other calls add to the same folder
+            self.run.save_json("best", {"pretraining": dict(self.settings[best["setting"]])})
+        where = {key: getattr(self.config, key) for key in DATA}
+        use = command("selfsup_task/train_barlow_twins.py", where, DATA)
+        print(f"next                {use} --from {self.run}/best.json")
         check_all_finished(self.table, [*self.runs])
+
+    def _halve(self) -> dict[str, float]:
+        """Pretrain all for a third of the epochs; return the trials of the worse half of the settings, with scores.
+
+        Successive halving (Jamieson and Talwalkar 2016), one round.
+        """
+        configs = {trial: {"trial": trial, "epochs": self.config.first_epochs} for trial in self.trials}
+        early = {trial: Run(f"{self.run.name}/early/{trial}", one, "early") for trial, one in configs.items()}
+        run_trials(self.run, early, self._begin)
+        scores = {trial: one.summary["linear"] for trial, one in early.items() if one.summary is not None}
+        of_setting = {
+            name: float(
+                np.mean([scores.get(trial, np.nan) for trial, (own, _) in self.of_trial.items() if own == name])
+            )
+            for name in self.settings
+        }
+        order = sorted(of_setting, key=lambda name: -np.nan_to_num(of_setting[name], nan=-np.inf))
+        worse = order[-(-len(order) // 2) :]
+        return {trial: scores[trial] for trial, (name, _) in self.of_trial.items() if name in worse and trial in scores}
+
+    def _begin(self, one: Run) -> None:
+        """Pretrain for the first third of the epochs, and record the probe by which settings are dropped."""
+        name = one.folder.name
+        trial, whole = self.trials[name], self.runs[name]
+        whole.start()
+        one.start()
+        run, scores = self._pretrain(trial.pretraining(), until=trial.first_epochs)
+        run.unlock()
+        whole.unlock()
+        one.finish({"linear": scores["probe/linear"]})
 
     def _judge(self, one: Run) -> None:
         """Pretrain on the train part, then score a linear probe and a full fine-tuning on validation.
@@ -118,9 +177,15 @@ class Scan:
         The summary has what the trial varies and linear and full (balanced accuracy, or mean AUROC of findings), by
         which trials may be ranked. Loss and rank may not rank them: their scale depends on lambda, batch and projector.
         """
-        trial = self.trials[one.folder.name]
+        trial, (name, seed) = self.trials[one.folder.name], self.of_trial[one.folder.name]
         one.start()
-        pretrained = self._pretrain(trial.pretraining())
+        facts = {"setting": name, **{key: _cell(value) for key, value in self.settings[name].items()}, "seed": seed}
+        if one.folder.name in self.dropped:
+            Run(f"{trial.run_name}/pretrain", trial.pretraining(), "pretraining").drop_weights()
+            score = {"early": self.dropped[one.folder.name], "dropped_after": trial.first_epochs}
+            one.finish({**facts, **score, "synthetic": self.xrays.synthetic})
+            return
+        pretrained, _ = self._pretrain(trial.pretraining())
         gc.collect()  # on a GPU the graphs of that training refer to themselves, and hold memory
         encoder = f"{pretrained}/{trial.backbone}_final_state_dict.pt"
         judged = [finetune(finetuning(trial, method, encoder), self.xrays) for method in ("linear", "finetune")]
@@ -128,42 +193,82 @@ class Scan:
             for run in (pretrained, *judged):
                 run.drop_weights()
         start, linear, full = (run.summary or {} for run in (pretrained, *judged))
-        one.finish(
-            {
-                **{key: _cell(value) for key, value in self.varied[one.folder.name].items()},
-                "linear": linear["score"],
-                "full": full["score"],
-                "metric": linear["metric"],
-                "loss": start["loss_last_epoch"],
-                "rank": start["rank"],
-                "synthetic": self.xrays.synthetic,
-            }
-        )
+        scores = {"linear": linear["score"], "full": full["score"], "metric": linear["metric"]}
+        health = {"loss": start["loss_last_epoch"], "rank": start["rank"]}
+        one.finish({**facts, **scores, **health, "synthetic": self.xrays.synthetic})
 
-    def _pretrain(self, config: PretrainConfig) -> Run:
+    def _pretrain(self, config: PretrainConfig, until: int | None = None) -> tuple[Run, dict[str, float]]:
         run = Run(config.run_name, config, "pretraining")
-        if run.summary is None:
-            partners = partners_of(self.xrays, config)
-            model = placed(build_model(config), self.xrays.store.device)
-            step = twin_step(passes_of(model, config), self.xrays.batch, config, partners)
-            train(model, step, self.xrays, config, run)
-        return run
+        if run.summary is not None:
+            return run, {}
+        partners = partners_of(self.xrays, config)
+        model = placed(build_model(config), self.xrays.store.device)
+        step = twin_step(passes_of(model, config), self.xrays.batch, config, partners)
+        return run, train(model, step, self.xrays, config, run, until)
 
-    def _random_score(self) -> float:
-        """The linear probe's score of random weights."""
-        trial = next(iter(self.trials.values()))  # trials differ in nothing that a linear probe reads
-        config = finetuning(replace(trial, run_name=f"{self.run.name}/random"), "linear", "random")
-        with exclusive_lock(self.run.folder / ".random.lock", "probing random weights"):
-            run = finetune(config, self.xrays)
-        if not trial.keep_all:
-            run.drop_weights()
-        return (run.summary or {})["score"]
+    def _start_scores(self) -> list[float]:
+        """The linear probe's scores of the weights that the trials start from, one for each seed if they are random."""
+        one, scores = next(iter(self.trials.values())), []  # trials differ in nothing that a linear probe reads
+        for seed in self.config.seeds if one.start == "random" else self.config.seeds[:1]:
+            trial = replace(one, run_name=f"{self.run.name}/start_s{seed}", random_seed=seed)
+            with exclusive_lock(self.run.folder / ".start.lock", "probing the start"):
+                run = finetune(finetuning(trial, "linear", trial.start), self.xrays)
+            if not trial.keep_all:
+                run.drop_weights()
+            scores.append((run.summary or {})["score"])
+        return scores
+
+
+def by_setting(trials: pd.DataFrame, start: Sequence[float]) -> pd.DataFrame:
+    """Return one row for each setting: what it varies, mean and spread of its seeds' scores, a note; the best first.
+
+    trials  one row for each finished trial, as `Scan._judge` writes it
+    start   scores of the weights that they start from
+
+    The spread is the highest score less the lowest. Raises UserError if all settings were dropped.
+    """
+    scored = trials.dropna(subset="linear") if "linear" in trials else trials.iloc[:0]
+    if scored.empty:
+        raise UserError("all settings were dropped before one was finished; run the scan without --only.")
+    groups = scored.groupby("setting")[["linear", "full"]]
+    means, spreads = groups.mean(), (groups.max() - groups.min()).add_suffix("_spread")
+    table = trials.groupby("setting", sort=False).first().drop(columns=["trial", "seed", "linear", "full"])
+    if "early" in table:
+        table["early"] = trials.groupby("setting")["early"].mean()
+    table = table.join([means, spreads, groups.size().rename("seeds")])
+    table = table.assign(seeds=table["seeds"].fillna(0).astype(int), metric=scored["metric"].iloc[0])
+    table = table.sort_values("linear", ascending=False, kind="stable")
+    return table.assign(note=_notes(table, scored, np.array(start))).reset_index()
+
+
+def _notes(table: pd.DataFrame, scored: pd.DataFrame, start: np.ndarray) -> list[str]:
+    """Return for each setting whether its score may be that of the best, or of the start, and whether it was dropped.
+
+    Two means may be the same if they differ by less than the least significant difference (Fisher 1935): the 97.5th
+    percentile of Student's t times the standard error, from the variance of the seeds, pooled over all settings.
+    """
+    scores = [group.to_numpy() for _, group in scored.groupby("setting")["linear"]] + [start]
+    freedom = sum(len(one) - 1 for one in scores)
+    if not freedom:  # one seed each: nobody knows
+        told = 0.0
+    else:
+        variance = sum(((one - one.mean()) ** 2).sum() for one in scores) / freedom
+        told = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
+    others = {"best": (table["linear"].iloc[0], table["seeds"].iloc[0]), "start": (start.mean(), len(start))}
+    notes = []
+    for row, (mean, seeds) in enumerate(zip(table["linear"], table["seeds"], strict=True)):
+        if not seeds:
+            notes.append(f"dropped after {table['dropped_after'].iloc[row]:.0f} epochs")
+            continue
+        like = [name for name, (other, n) in others.items() if abs(mean - other) < told * np.sqrt(1 / seeds + 1 / n)]
+        notes.append(", ".join(f"like the {name}" for name in like if row or name != "best"))
+    return notes
 
 
 def finetuning(trial: ScanConfig, method: str, encoder: str) -> FinetuneConfig:
     """Return the fine-tuning that judges a trial's encoder."""
     fixed = {"trainable": "all", "label_draw": 0, "allow_seen": False, "keep_weights": trial.keep_all}
-    fixed |= {"arm": encoder.partition(":")[0] if encoder == "random" else "trial", "way": method, "start": 0}
+    fixed |= {"arm": "trial", "way": method, "start": 0}
     named = {"run_name": f"{trial.run_name}/{method}", "encoder": encoder, "method": method}
     return FinetuneConfig(**{**part_of(trial, FinetuneConfig), **as_dict(trial.finetune), **fixed, **named})
 

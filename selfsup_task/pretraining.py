@@ -188,10 +188,19 @@ def twin_step(
     return step
 
 
-def train(model: BarlowTwins, step: StepFunction, xrays: XRays, config: PretrainConfig, run: Run) -> None:
+def train(
+    model: BarlowTwins,
+    step: StepFunction,
+    xrays: XRays,
+    config: PretrainConfig,
+    run: Run,
+    until: int | None = None,
+) -> dict[str, float]:
     """Train `model`, which is on its device, from the start or the run's checkpoint; write all files of the run.
 
-    Raises UserError, before anything is written, for a run on other data.
+    `until` ends the training after so many epochs of the whole schedule, with a checkpoint from which the next call
+    continues, and returns the probes' scores then. Raises UserError, before anything is written, for a run on other
+    data.
     """
     indices = xrays.pretraining_indices(config.pretrain_on)
     steps_per_epoch = None  # one pass
@@ -209,7 +218,10 @@ def train(model: BarlowTwins, step: StepFunction, xrays: XRays, config: Pretrain
     if run.is_writer and run.checkpoint() is None:
         with memory_for(config.batch_size):
             monitor.look_at_random_network()
-    fit(model, step, monitor, indices, config, run, steps_per_epoch=steps_per_epoch)
+    last = until or config.num_epochs
+    fit(model, step, monitor, indices, config, run, steps_per_epoch=steps_per_epoch, until=last)
+    if last < config.num_epochs:
+        return monitor.probe()
     if run.is_writer:
         save_backbone(run.folder / f"{config.backbone}_final_state_dict.pt", model.backbone, seen)
         run.save_figure("curves", monitor.curves_figure(), step=int(run.rows[-1]["step"]))
@@ -220,6 +232,7 @@ def train(model: BarlowTwins, step: StepFunction, xrays: XRays, config: Pretrain
         run.finish({**length, **known, **monitor.facts(), **_progress(run.rows)})
         run.drop_checkpoint()
     distributed.barrier()
+    return {}
 
 
 def provenance(config: PretrainConfig, xrays: XRays, indices: np.ndarray) -> tuple[Provenance | None, str]:

@@ -1,7 +1,7 @@
 """The pretraining and the fine-tuning that every scan varies from: plain data, which each script's flags reach.
 
 By default a trial takes half a minute on two cores, on built-in synthetic X-rays: enough to see a scan work, too short
-to choose a recipe by.
+to choose a recipe by. A setting has a trial for each seed.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ PRETRAINING: dict[str, Any] = {
     "random_seed": 0,  # of weights, views and the order of images
     "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
     "in_channels": 1,  # 1 (gray) | 3
-    "start": "random",  # "random" | "imagenet" | "imagenet:FILE" | a file of weights, to train on from its weights
+    "start": "random",  # "random" | "imagenet" | "imagenet:FILE" | a file of weights, to continue from it
     "projector_dims": [512],  # widths of the projector's layers; one width is one linear layer
     "barlow_lambda": 5e-3,  # weight of the off-diagonal (redundancy) term
     "img_res": 32,  # pixels a side of the views
@@ -46,8 +46,16 @@ PRETRAINING: dict[str, Any] = {
     "only": [],  # names of trials, to run some of them
 }
 
+
+def without(base: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Return the base for a scan that varies `keys` itself, so that no flag of that name does nothing."""
+    return {key: value for key, value in base.items() if key not in keys}
+
+
 SCAN_BASE: dict[str, Any] = {
-    **PRETRAINING,
+    **without(PRETRAINING, "random_seed"),
+    "seeds": [0, 1, 2],  # of weights, views and the order of images: a trial for each
+    "halving": True,  # drop the worse half of the settings after a third of the epochs, by a linear probe
     "keep_all": False,  # keep the weights of trials that are finished
     "jobs": 0,  # processes that share the trials; 0 is one for each GPU or else for each core, with one thread each
     "finetune": {  # how an encoder is judged, beside a linear probe
@@ -76,8 +84,3 @@ REAL_XRAYS: dict[str, Any] = {
     "projector_dims": [1024, 1024],
     "finetune": {"min_steps": 600},  # 60 steps are too few for random weights to improve on a probe
 }
-
-
-def without(base: dict[str, Any], *keys: str) -> dict[str, Any]:
-    """Return the base for a scan that varies `keys` itself, so that no flag of that name does nothing."""
-    return {key: value for key, value in base.items() if key not in keys}

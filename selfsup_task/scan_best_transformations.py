@@ -4,9 +4,10 @@
     python selfsup_task/scan_best_transformations.py --dataset covid --num-epochs 20 --projector-dims 512 1024 1024
     python selfsup_task/scan_best_transformations.py --only base+vflip base+equalize
 
-Each recipe of augmentations/recipes.py that is named below gets a pretraining; a linear probe and a full fine-tuning on
-validation judge it. runs/<run_name>/ holds summary.csv, a figure (both scores as bars, beside what each recipe does to
-one X-ray) and one folder per trial. By default it takes minutes on two cores on synthetic X-rays, too short to choose
+Each recipe of augmentations/recipes.py that is named below gets a pretraining for each seed; a linear probe and a full
+fine-tuning on validation judge it. runs/<run_name>/ holds summary.csv (a row per trial), ranking.csv (a row per
+recipe), best.json for `train_barlow_twins.py --from`, a figure (both scores beside what each recipe does to one X-ray)
+and one folder per trial. By default it takes a quarter of an hour on two cores on synthetic X-rays, too short to choose
 by. The same command again resumes the scan, and several may work on one scan at once.
 """
 
@@ -19,6 +20,7 @@ config: dict[str, Any] = {
     **without(SCAN_BASE, "recipe"),  # selfsup_task/scan_base.py: the pretraining and fine-tuning that are the same
     "run_name": "scans/{dataset}_transformations",  # runs/<run_name>/; {dataset} is the name of the data set
     "recipes": [  # names in augmentations/recipes.py
+        "short",  # the default of train_barlow_twins.py
         # one extra each
         "base",
         "base+blur+noise",
@@ -34,10 +36,15 @@ config: dict[str, Any] = {
         "base+vflip+equalize+perspective+blur+noise+rotation",
     ],
 }
-real_xrays = without(REAL_XRAYS, "recipe")
+real_xrays = {
+    **without(REAL_XRAYS, "recipe"),
+    "recipes": [REAL_XRAYS["recipe"], "original", "exposure", *config["recipes"][1:]],  # the first is the default
+}
 
 if __name__ == "__main__":
-    config = flags(config, __doc__, __file__, *FILES, real_xrays=real_xrays)  # before the slow imports
+    config = flags(
+        config, __doc__, __file__, *FILES, real_xrays=real_xrays, best="pretraining"
+    )  # before the slow imports
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,14 +71,13 @@ class RecipesConfig(ScanConfig):
 
 def main(config: RecipesConfig) -> None:
     """Pretrain with each recipe, judge each encoder, show scores and views side by side."""
-    trials = {recipe: {"recipe": recipe} for recipe in config.recipes}
-    scan = Scan(config, trials, lists=["recipes"])
-    best, random = scan.run_trials()  # each a pretraining, a linear probe and a fine-tuning
-    finished = best.sort_index()  # in the order of the list
-    sheet = contact_sheet(scan.xrays, finished["trial"].tolist(), config.img_res)
+    settings = {recipe: {"recipe": recipe} for recipe in config.recipes}
+    scan = Scan(config, settings, lists=["recipes"])
+    ranking = scan.run_trials()  # each a pretraining, a linear probe and a fine-tuning
+    sheet = contact_sheet(scan.xrays, ranking["setting"].tolist(), config.img_res)
     title = plots.marked("What each recipe's views look like, and what they are worth", scan.xrays.synthetic)
-    scan.run.save_figure("transformations", scan_plots.scores_beside_pictures(finished, random, sheet, title))
-    scan.print_results(best, random)
+    scan.run.save_figure("transformations", scan_plots.scores_beside_pictures(ranking, scan.start, sheet, title))
+    scan.print_results(ranking)
 
 
 def contact_sheet(xrays: XRays, recipes: Sequence[str], size: int) -> dict[str, np.ndarray]:
@@ -84,4 +90,4 @@ def contact_sheet(xrays: XRays, recipes: Sequence[str], size: int) -> dict[str, 
 
 
 if __name__ == "__main__":
-    run_script(with_jobs(main), RecipesConfig, {"recipe": "none", **config})  # each trial has its own
+    run_script(with_jobs(main), RecipesConfig, {"recipe": "none", "random_seed": 0, **config})  # each trial has its own

@@ -5,9 +5,10 @@
 
 The range test raises the learning rate step by step and discards the network. Take a rate between the steepest fall
 of the smoothed loss and its lowest point, below where it diverges. Then each schedule gets a pretraining at the
-config's `lr`, judged by a linear probe and a full fine-tuning on validation. runs/<run_name>/ holds
-range_<task>/lr_range.csv, schedulers/summary.csv and the figures. By default it takes minutes on two cores on synthetic
-X-rays, too short to choose by. The same command again resumes the scan.
+config's `lr` for each seed, judged by a linear probe and a full fine-tuning on validation. runs/<run_name>/ holds
+range_<task>/lr_range.csv, schedulers/summary.csv and ranking.csv, best.json for `train_barlow_twins.py --from`, and the
+figures. By default it takes a quarter of an hour on two cores on synthetic X-rays, too short to choose by. The same
+command again resumes the scan.
 """
 
 from typing import Any
@@ -28,7 +29,9 @@ config: dict[str, Any] = {
 }
 
 if __name__ == "__main__":
-    config = flags(config, __doc__, __file__, *FILES, real_xrays=REAL_XRAYS)  # before the slow imports
+    config = flags(
+        config, __doc__, __file__, *FILES, real_xrays=REAL_XRAYS, best="pretraining"
+    )  # before the slow imports
 
 import gc
 from collections.abc import Mapping
@@ -80,20 +83,23 @@ def main(config: RatesConfig) -> None:
     """Test a range of rates for each task, then pretrain with each schedule and judge the encoders."""
     if (RUNS_ROOT / config.run_name / "config.json").exists():
         raise UserError(f"runs/{config.run_name} holds another run; choose another run_name.")
-    trials = {name: schedule(name, config.num_epochs) for name in config.schedulers}
+    settings = {name: schedule(name, config.num_epochs) for name in config.schedulers}
     lists = ["schedulers", "tasks", "lr_from", "lr_to", "range_steps"]
-    scan = Scan(replace(config, run_name=f"{config.run_name}/schedulers"), trials, lists)
+    scan = Scan(replace(config, run_name=f"{config.run_name}/schedulers"), settings, lists)
 
     for task in config.tasks:
         run = range_run(task, config, scan.xrays)
         print(f"{task}: {report(run.summary or {})}   {run}/figures/lr_range.png")
 
-    best, random = scan.run_trials()  # each a pretraining, a linear probe and a fine-tuning
-    finished = best.sort_index()  # in the order of the list
-    losses = {name: pd.read_csv(scan.run.folder / name / "pretrain" / "metrics.csv") for name in finished["trial"]}
+    ranking = scan.run_trials()  # each a pretraining, a linear probe and a fine-tuning
+    seed = config.seeds[0]
+    losses = {
+        name: pd.read_csv(scan.run.folder / f"{name}_s{seed}" / "pretrain" / "metrics.csv")
+        for name in ranking["setting"]
+    }
     title = plots.marked("Schedules on equal budgets", scan.xrays.synthetic)
-    scan.run.save_figure("schedulers", scan_plots.schedules(finished, random, losses, title))
-    scan.print_results(best, random)
+    scan.run.save_figure("schedulers", scan_plots.schedules(ranking, scan.start, losses, title))
+    scan.print_results(ranking)
 
 
 def schedule(name: str, num_epochs: int) -> dict[str, Any]:
@@ -106,7 +112,7 @@ def schedule(name: str, num_epochs: int) -> dict[str, Any]:
 
 def range_run(task: str, config: RatesConfig, xrays: XRays) -> Run:
     """Return the finished range test of a task: lr_range.csv, its figure, and a summary of what it suggests."""
-    left_out = ("tasks", "schedulers", "only", "keep_all")
+    left_out = ("tasks", "schedulers", "only", "keep_all", "seeds", "halving")
     needed = {key: value for key, value in as_dict(config).items() if key not in left_out}
     name = f"{config.run_name}/range_{task}"
     run = Run(name, needed, "learning rates", look=lambda: {"data": xrays.facts()}, keys_of=RatesConfig)
@@ -153,5 +159,5 @@ def report(found: Mapping[str, float | None]) -> str:
 
 
 if __name__ == "__main__":
-    constant = {"scheduler": "constant", "warmup_epochs": 0}  # of the range tests
+    constant = {"scheduler": "constant", "warmup_epochs": 0, "random_seed": 0}  # of the range tests
     run_script(with_jobs(main), RatesConfig, {**constant, **config})

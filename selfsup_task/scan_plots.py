@@ -1,6 +1,6 @@
 """Figures of the scans: heat maps, range tests, schedules, scores beside pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from utils.intervals import metric_name
 from utils.plots import BLACK, BLUE, GREEN, ORANGE, pictures_beside, plain_log_labels, styled
 
 # columns of a scan's table
-SCAN_SCORES = {"linear": "linear probe", "full": "fine-tuning from that probe, where it is better"}
+SCAN_SCORES = {"linear": "linear probe", "full": "fine-tuning from it"}
 
 
 def heat_maps(grids: Mapping[str, pd.DataFrame], title: str, unit: str, form: str = "{:.3f}") -> Figure:
@@ -64,10 +64,10 @@ def lr_range(table: pd.DataFrame, found: Mapping[str, float | None], title: str)
     return figure
 
 
-def schedules(table: pd.DataFrame, random: float, losses: Mapping[str, pd.DataFrame], title: str) -> Figure:
-    """The loss over steps of each trial (columns step, train/loss), and the scan's two scores of each as bars.
+def schedules(ranking: pd.DataFrame, start: Sequence[float], losses: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """The loss over steps of each setting (columns step, train/loss), and the scan's two scores of each.
 
-    random  the linear probe's score of random weights, a line
+    start  the linear probe's scores of the weights that the trials start from, a line
     """
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     figure.suptitle(title, fontsize=11)
@@ -78,40 +78,49 @@ def schedules(table: pd.DataFrame, random: float, losses: Mapping[str, pd.DataFr
     curves.set(xlabel="optimiser steps", ylabel="Barlow Twins loss, mean of an epoch")
     curves.grid(alpha=0.3)
     curves.legend(fontsize=8)
-    _score_bars(bars, table, random)
+    _scores(bars, ranking, start)
     return figure
 
 
-def _spaced(trial: str) -> str:
-    """A trial's name as words between which a line may break."""
-    return trial.replace("+", " + ")
+def _spaced(setting: str) -> str:
+    """A setting's name as words between which a line may break."""
+    return setting.replace("+", " + ")
 
 
-def _score_bars(ax: Axes, table: pd.DataFrame, random: float) -> None:
-    """The two scores of a scan's trials, a trial a row from the top, and a line for the score of random weights."""
-    n = len(table)
-    for shift, (column, name), colour in zip((-0.19, 0.19), SCAN_SCORES.items(), (BLUE, ORANGE), strict=True):
-        drawn = ax.barh(np.arange(n) + shift, table[column], 0.36, color=colour, label=name)
-        ax.bar_label(drawn, fmt="%.3f", fontsize=7, padding=2)
-    ax.axvline(random, color=BLACK, linestyle="--", linewidth=1)
-    largest = max(random, float(table[list(SCAN_SCORES)].to_numpy().max()))
-    ax.set(ylim=(n - 0.5, -0.5), xlim=(0, 1.22 * largest))
-    ax.set_yticks(range(n), [_spaced(name) for name in table["trial"]], fontsize=8, wrap=True)
-    metric = metric_name(table["metric"].iloc[0])
-    ax.set_xlabel(
-        f"{metric} on validation (one run each)\ndashed: random weights, linear probe {random:.3f}", fontsize=9
-    )
-    ax.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+def _scores(ax: Axes, ranking: pd.DataFrame, start: Sequence[float]) -> None:
+    """The two scores of a scan's settings, a setting a row from the top: means, and lines as long as the spread.
+
+    A dashed line is the mean score of the start. A cross is a setting that was dropped, at its score then.
+    """
+    n = len(ranking)
+    for shift, (column, name), colour, marker in zip(
+        (-0.16, 0.16), SCAN_SCORES.items(), (BLUE, ORANGE), "os", strict=True
+    ):
+        half = ranking[f"{column}_spread"] / 2
+        ax.errorbar(
+            ranking[column], np.arange(n) + shift, xerr=half, fmt=marker, color=colour, markersize=5, label=name
+        )
+    if "early" in ranking:
+        dropped = ranking["seeds"] == 0
+        ax.plot(ranking["early"][dropped], np.flatnonzero(dropped), "x", color=BLACK, label="when it was dropped")
+    ax.axvline(np.mean(start), color=BLACK, linestyle="--", linewidth=1)
+    ax.set(ylim=(n - 0.5, -0.5))
+    ax.set_yticks(range(n), [_spaced(name) for name in ranking["setting"]], fontsize=8, wrap=True)
+    metric, seeds = metric_name(ranking["metric"].iloc[0]), ranking["seeds"].max()
+    each = "one run each" if seeds == 1 else f"mean and spread of {seeds} seeds"
+    ax.set_xlabel(f"{metric} on validation ({each})\ndashed: the start, linear probe {np.mean(start):.3f}", fontsize=9)
+    ax.grid(axis="x", alpha=0.3)
+    ax.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
 
 
 def scores_beside_pictures(
-    table: pd.DataFrame, random: float, pictures: Mapping[str, np.ndarray], title: str
+    ranking: pd.DataFrame, start: Sequence[float], pictures: Mapping[str, np.ndarray], title: str
 ) -> Figure:
-    """A scan's two scores as bars, a trial a row, and beside them the trial's pictures [k, H, W] in 0..1.
+    """A scan's two scores, a setting a row, and beside them the setting's pictures [k, H, W] in 0..1.
 
-    random  the linear probe's score of random weights, a line
+    start  the linear probe's scores of the weights that the trials start from, a line
     """
-    n, k = len(table), len(next(iter(pictures.values())))
+    n, k = len(ranking), len(next(iter(pictures.values())))
     height = 0.95 * n + 1.65
     figure = Figure(figsize=(6.5 + 0.95 * k, height))
     figure.suptitle(title, fontsize=11, y=1 - 0.1 / height, va="top")
@@ -119,6 +128,6 @@ def scores_beside_pictures(
         n, k + 1, width_ratios=[3.4] + [0.95] * k, wspace=0.06, hspace=0.08,
         left=0.28, right=0.99, bottom=0.9 / height, top=1 - 0.7 / height,
     )  # fmt: skip
-    _score_bars(figure.add_subplot(grid[:, 0]), table, random)
-    pictures_beside(figure, grid, [pictures[name] for name in table["trial"]])
+    _scores(figure.add_subplot(grid[:, 0]), ranking, start)
+    pictures_beside(figure, grid, [pictures[name] for name in ranking["setting"]])
     return figure

@@ -8,7 +8,8 @@ that the probes rise. Afterwards runs/<run_name>/ holds the backbone (plain torc
 TensorBoard events and figures. Look at figures/views.png first: it shows what the network has to see as
 the same. The same command again resumes an interrupted run, and prints the summary of a finished one.
 
-For real X-rays the values of `real_xrays` replace those of `config`; flags win over both.
+For real X-rays the values of `real_xrays` replace those of `config`; `--from runs/scans/<name>/best.json` takes what a
+scan has chosen; flags win over both.
 
 The original project's final trainings (ResNet-18, 224 px, Adam, RTX 2070 Super):
     COVID-19 Radiography, 300 epochs, 15 h there:
@@ -86,7 +87,7 @@ defaults = config
 
 if __name__ == "__main__":
     config = flags(
-        config, __doc__, __file__, data_keys.__file__, real_xrays=real_xrays, torchrun=True
+        config, __doc__, __file__, data_keys.__file__, real_xrays=real_xrays, torchrun=True, best="pretraining"
     )  # before the slow imports
 
 from collections.abc import Mapping

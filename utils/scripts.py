@@ -4,6 +4,7 @@ import argparse
 import difflib
 import errno
 import io
+import json
 import os
 import re
 import shlex
@@ -17,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
-from utils.config import REPO_ROOT, AnyConfig, UserError, flat, key_comments, launched_processes, make_config
+from utils.config import REPO_ROOT, AnyConfig, UserError, flat, key_comments, launched_processes, make_config, repo_path
 
 SECONDS_BETWEEN_LINES = 30  # of progress, where output is a file
 NO_TORCHRUN = "this script does not run under torchrun; start it with python, once for each GPU: they share its trials."
@@ -45,14 +46,17 @@ def flags(
     first: str = "",
     real_xrays: Mapping[str, Any] | None = None,
     torchrun: bool = False,
+    best: str = "",
 ) -> dict[str, Any]:
     """Return a script's config with what the command line changes.
 
     Each key becomes a typed flag, `--num-epochs 20`; --help shows it with the comment at the end of its line in the
     Python `files`, the script's own first, and exits. A first argument that is not a flag is the value of `first`.
     Where `dataset` is not a phantom, the values of `real_xrays` replace those of `config`, and flags win over both;
-    --help shows them too. `{dataset}` in run_name and encoders becomes the value of that key. An unknown flag or a
-    value of the wrong type ends the script with one sentence, and so does torchrun, unless the script expects it.
+    --help shows them too. `--from FILE ...` takes the values of `best`, such as "pretraining", from the best.json of
+    scans; flags win over them as well. `{dataset}` in run_name and encoders becomes the value of that key. An unknown
+    flag or a value of the wrong type ends the script with one sentence, and so does torchrun, unless the script expects
+    it.
     From here on a signal ends the script without a traceback; see Stopped.
     """
     _stop_on_signals()
@@ -68,7 +72,7 @@ def flags(
     try:
         if launched_processes() > 1 and not torchrun:
             raise UserError(NO_TORCHRUN)
-        chosen = parse_flags(config, comments, description, arguments, real_xrays or {})
+        chosen = parse_flags(config, comments, description, arguments, real_xrays or {}, best)
     except UserError as error:
         _end(f"error: {error}")
     if "dataset" in chosen and "run_name" in chosen:
@@ -165,11 +169,13 @@ def parse_flags(
     description: str | None,
     arguments: Sequence[str],
     real_xrays: Mapping[str, Any] | None = None,
+    best: str = "",
 ) -> dict[str, Any]:
     """Return `config` with what the arguments change; --help prints `description` and the comments, and exits.
 
-    `real_xrays` replaces values of `config` where `dataset` is not a phantom. Raises UserError for a flag that does not
-    exist, naming the nearest, and for a value of another type.
+    `real_xrays` replaces values of `config` where `dataset` is not a phantom; `--from` is a flag where `best` says
+    which of its values to take. Raises UserError for a flag that does not exist, naming the nearest, for a value of
+    another type, and for a file that scans have not written.
     """
     values, real = flat(config), flat(real_xrays or {})
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -177,14 +183,39 @@ def parse_flags(
     for key, value in values.items():
         text = _help(key, values, real, comments).replace("%", "%%")
         parser.add_argument(_flag(key), dest=key, default=value, help=text, **_parsing(value))
+    if best:
+        parser.add_argument(
+            "--from", nargs="*", default=[], metavar="FILE", help=f"take {best} from a scan's best.json"
+        )
     normal = [re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in arguments]  # --num_epochs
     found, unknown = parser.parse_known_args(normal)
     if unknown:
         raise UserError(_unknown(unknown[0].partition("=")[0], list(parser._option_string_actions)))
     if real and not found.dataset.startswith("phantom"):
         parser.set_defaults(**real)
-        found = parser.parse_args(normal)
-    return _nested(vars(found))
+    if best:
+        parser.set_defaults(**_best_values(found.__dict__["from"], best, values))
+    chosen = vars(parser.parse_args(normal))
+    chosen.pop("from", None)
+    return _nested(chosen)
+
+
+def _best_values(files: Sequence[str], best: str, known: Collection[str]) -> dict[str, Any]:
+    """Return the values of `best` in the best.json of scans; of two files, those of the last."""
+    values: dict[str, Any] = {}
+    for file in files:
+        try:
+            found = json.loads(repo_path(file).read_text(encoding="utf-8-sig"))
+            chosen = found[best]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"--from names {file}, which cannot be read ({error!r}); expected the best.json of a scan, with values "
+                f"of {best}."
+            ) from error
+        if unknown := [key for key in chosen if key not in known]:
+            raise UserError(f"--from names {file}, whose {unknown[0]!r} this script does not have.")
+        values |= chosen
+    return values
 
 
 def _unknown(word: str, flags: list[str]) -> str:

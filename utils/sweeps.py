@@ -60,12 +60,6 @@ def run_trials(run: Run, trials: Mapping[str, Run], work: Callable[[Run], None])
     return _update_table(run, trials)
 
 
-def ranked(table: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Return the rows of finished trials, the best first; `by` is better the larger it is."""
-    finished = table.loc[table["error"] == ""].drop(columns="error")
-    return finished.sort_values(by=by, ascending=False, kind="stable") if len(finished) else finished
-
-
 def check_all_finished(table: pd.DataFrame, names: Sequence[str]) -> None:
     """Raise UserError with the list of those of the trials `names` that failed, if there are any."""
     if failed := errors_of(table, names):

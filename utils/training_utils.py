@@ -50,7 +50,7 @@ def fit(
     lr_factors: Mapping[str, float] | None = None,
     steps_per_epoch: int | None = None,
     show_progress: bool = True,
-    stop: Callable[[], bool] = lambda: False,
+    until: int | None = None,
 ) -> None:
     """Train `module`, which is on its device, on the images `indices` for `config.num_epochs` epochs.
 
@@ -59,7 +59,7 @@ def fit(
     The last incomplete batch of an epoch is left out, since the loss depends on the size of the batch.
     `end_of_epoch` runs in eval mode, on every process. `lr_factors`: see `build_optimizer`. Frozen parts stay
     in eval mode, and are asserted to be bit-identical afterwards.
-    `stop`, asked before each epoch, may end the training early; it may depend on `run.rows`, which resuming restores.
+    `until` ends the training after so many epochs of the whole schedule, with a checkpoint: the next call continues.
     With `steps_per_epoch`, an epoch is that many steps of an endless sequence of shuffled passes, however few images
     there are; otherwise it is one pass.
     A checkpoint is written every `checkpoint_minutes`, after a step or an evaluation, and when a signal asks the script
@@ -74,9 +74,11 @@ def fit(
     frozen = frozen_tensors(module)
     loop.resume()
     with signals_wait():
-        while loop.progress.epoch < config.num_epochs and not stop():
+        while loop.progress.epoch < (until or config.num_epochs):
             images_per_second = loop.run_epoch()
             loop.finish_epoch(end_of_epoch, images_per_second)
+        if loop.progress.epoch < config.num_epochs:
+            loop.save()
     loop.bar.close()
     assert_unchanged(module, frozen)
 

@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from dataset_loader.columns import UNLABELLED, Columns
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from selfsup_task import resources
 from selfsup_task.check_bt_resources import grids
+from selfsup_task.hyper_utils import by_setting
 from selfsup_task.pretraining import PretrainConfig
 from selfsup_task.resources import Costs
 from selfsup_task.scan_base import SCAN_BASE
@@ -31,7 +33,7 @@ from utils.logging_utils import Run
 pytestmark = pytest.mark.usefixtures("narrow")
 
 SMALL = {"img_res": 16, "store_res": 32, "batch_size": 64, "threads": 1, "projector_dims": [16], "num_epochs": 2}
-SMALL |= {"checkpoint_minutes": 0.0, "jobs": 1}  # after each step
+SMALL |= {"checkpoint_minutes": 0.0, "jobs": 1, "seeds": [0]}  # a checkpoint after each step
 GRID = {"lambdas": [5e-3], "projectors": ["16-16"]}
 UNREAD: Any = None  # a cell's config where the measuring process does not look at it
 COSTS = Costs(decoding=0.01, reading=0.1, views=0.3, step=0.5, peak_memory=2_000_000_000, stored_on_gpu=100)
@@ -86,7 +88,8 @@ def test_a_stopped_scan_ends_with_the_table_of_an_undisturbed_one(
 ) -> None:
     name = "scan_best_hyperparameters"
     whole, stopped = ({**small, **GRID, "run_name": f"{small['run_name']}/{run}"} for run in ("whole", "stopped"))
-    assert "best by linear on validation, one run each, synthetic: lambda0.005_p" in scan(name, whole)
+    printed = scan(name, whole)
+    assert "one run each" in printed and "best by linear: lambda0.005_p16-16" in printed
     save = Run.save_checkpoint
 
     def save_and_stop(run: Run, *arguments: Any) -> None:
@@ -98,9 +101,9 @@ def test_a_stopped_scan_ends_with_the_table_of_an_undisturbed_one(
         assert script(f"selfsup_task/{name}.py", *arguments(name, stopped)).returncode == 143
     scripts._signals.number = 0  # a new process has none
     folder = RUNS_ROOT / stopped["run_name"]
-    assert (folder / "lambda0.005_p16-16" / "pretrain" / "checkpoint.pt").exists()
-    assert not (folder / "lambda0.005_p16-16" / "error.txt").exists()
-    assert not (folder / "lambda0.005_p16-16" / "summary.json").exists()
+    assert (folder / "lambda0.005_p16-16_s0" / "pretrain" / "checkpoint.pt").exists()
+    assert not (folder / "lambda0.005_p16-16_s0" / "error.txt").exists()
+    assert not (folder / "lambda0.005_p16-16_s0" / "summary.json").exists()
     scan(name, stopped)
     undisturbed, resumed = (pd.read_csv(RUNS_ROOT / one["run_name"] / "summary.csv") for one in (whole, stopped))
     pd.testing.assert_frame_equal(undisturbed, resumed, check_exact=True)
@@ -115,17 +118,17 @@ def test_transformations_and_another_scan_in_their_folder(small: dict[str, Any],
         scan("scan_best_hyperparameters", {**small, **GRID})
     root = RUNS_ROOT / small["run_name"]
     table = pd.read_csv(root / "summary.csv")
-    assert table[["trial", "recipe"]].to_numpy().tolist() == [["base", "base"]]
+    assert table[["trial", "setting", "recipe", "seed"]].to_numpy().tolist() == [["base_s0", "base", "base", 0]]
     for column, method in (("linear", "linear"), ("full", "finetune")):
-        config, found = (json.loads((root / "base" / method / f"{part}.json").read_text()) for part in FILES)
+        config, found = (json.loads((root / "base_s0" / method / f"{part}.json").read_text()) for part in FILES)
         assert table[column].tolist() == [found["score"]]
         assert (config["method"], config["trainable"], found["labels"]) == (method, "all", 40)
-        assert config["encoder"].endswith(f"{small['run_name']}/base/pretrain/resnet18_final_state_dict.pt")
+        assert config["encoder"].endswith(f"{small['run_name']}/base_s0/pretrain/resnet18_final_state_dict.pt")
     assert found["steps"] == 2
-    setting, random = (json.loads((root / "random" / "linear" / f"{part}.json").read_text()) for part in FILES)
+    setting, random = (json.loads((root / "start_s0" / "linear" / f"{part}.json").read_text()) for part in FILES)
     assert (setting["encoder"], setting["random_seed"]) == ("random", config["random_seed"])
-    assert f"random weights, linear: {random['score']:.3f}" in printed
-    assert ("No trial is better than random weights" in printed) == (table["linear"].max() <= random["score"])
+    assert f"the start (random), linear: {random['score']:.3f}" in printed
+    assert ("No setting is better than the start" in printed) == (table["linear"].max() <= random["score"])
     assert not weights_in(root)
     # the same command again trains nothing, although the weights are gone
     assert scan("scan_best_transformations", {**small, "recipes": ["base"]}) == printed
@@ -173,12 +176,73 @@ def test_what_cannot_be_scanned_is_refused(
 
 def test_both_heat_maps_show_their_own_score() -> None:
     varied = {"barlow_lambda": [0.0005, 0.005], "projector_dims": ["512", "512"]}
-    scores = {"linear": [0.2, 0.1], "full": [0.4, 0.3], "metric": "auroc", "synthetic": False}
-    figure = draw_grid(pd.DataFrame({"trial": ["a", "b"], **varied, **scores}), 0.25)
+    scores = {"linear": [0.2, 0.1], "full": [0.4, 0.3], "linear_spread": 0.0, "seeds": 1, "metric": "auroc"}
+    figure = draw_grid(pd.DataFrame({"setting": ["a", "b"], **varied, **scores, "synthetic": False}), [0.25])
     shown = {ax.get_title(): [text.get_text() for text in ax.texts] for ax in figure.axes if ax.texts}
     assert list(shown.values()) == [["0.100", "0.200"], ["0.300", "0.400"]]  # the larger lambda on top
     assert next(iter(shown)) == "linear probe"
-    assert "random weights, linear probe: 0.250" in figure.get_suptitle()
+    assert "one run each; the start, linear probe: 0.250" in figure.get_suptitle()
+
+
+def test_the_worse_half_is_dropped_after_a_third_and_the_best_is_what_the_next_pretraining_takes(
+    small: dict[str, Any], scan: Any, script: Any
+) -> None:
+    changes = {**small, "recipes": ["base", "none", "short"], "seeds": [0, 1], "num_epochs": 3}
+    printed = scan("scan_best_transformations", changes)
+    root = RUNS_ROOT / small["run_name"]
+    trials, ranking = (pd.read_csv(root / f"{name}.csv") for name in ("summary", "ranking"))
+    early = trials["trial"].map(lambda name: json.loads((root / "early" / name / "summary.json").read_text())["linear"])
+    first = early.groupby(trials["setting"]).mean()
+    [dropped] = ranking.loc[ranking["seeds"] == 0, "setting"]
+    assert dropped == first.idxmin()
+    for _, trial in trials.iterrows():
+        epochs = pd.read_csv(root / trial["trial"] / "pretrain" / "metrics.csv")["epoch"].tolist()
+        assert epochs == ([0, 1] if trial["setting"] == dropped else [0, 1, 2, 3])
+    kept = trials.loc[trials["setting"] != dropped].groupby("setting")["linear"]
+    found = ranking.loc[ranking["seeds"] > 0].set_index("setting")
+    np.testing.assert_allclose(found["linear"], kept.mean()[found.index])
+    np.testing.assert_allclose(found["linear_spread"], (kept.max() - kept.min())[found.index])
+    assert found["linear"].is_monotonic_decreasing
+    assert "dropped after 1 epochs" in printed and not weights_in(root)
+    best = found.index[0]
+    assert json.loads((root / "best.json").read_text()) == {"pretraining": {"recipe": best}}
+    # a pretraining takes it, and flags win over it
+    for more, expected in (([], best), (["--recipe", "base"], "base")):
+        name = f"{small['run_name']}/next_{expected}"
+        flags = [*arguments("train_barlow_twins", {**small, "run_name": name, "num_epochs": 1}), *more]
+        done = script(
+            "selfsup_task/train_barlow_twins.py", *flags, "--warmup-epochs", "0", "--from", str(root / "best.json")
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads((RUNS_ROOT / name / "config.json").read_text())["recipe"] == expected
+    refused = script("selfsup_task/scan_best_transformations.py", "--from", str(root / "best.json"))
+    assert "whose 'recipe' this script does not have" in refused.stderr
+
+
+def test_settings_that_the_seeds_do_not_tell_apart_are_marked() -> None:
+    rows = [("a", 0.60, 0.62, 0.64), ("b", 0.59, 0.61, 0.63), ("c", 0.50, 0.52, 0.51), ("d", 0.39, 0.42, 0.41)]
+    trials = pd.DataFrame(
+        [
+            {
+                "trial": f"{name}_s{seed}",
+                "setting": name,
+                "seed": seed,
+                "linear": score,
+                "full": score,
+                "metric": "auroc",
+            }
+            for name, *scores in rows
+            for seed, score in enumerate(scores)
+        ]
+    ).assign(metric="auroc", synthetic=False)
+    start = [0.40, 0.41, 0.42]
+    ranking = by_setting(trials, start).set_index("setting")
+    assert ranking["note"].to_dict() == {"a": "", "b": "like the best", "c": "", "d": "like the start"}
+    groups = [scores for _, *scores in rows] + [start]
+    within = stats.f_oneway(*groups)  # Fisher's least significant difference has the same variance
+    variance = np.mean([np.var(scores, ddof=1) for scores in groups])
+    least = stats.t.ppf(0.975, 10) * np.sqrt(variance * 2 / 3)
+    assert within.pvalue < 0.01 and 0.01 < least < 0.10  # b and d are nearer than this, c is not
 
 
 def cell(**changes: Any) -> PretrainConfig:
