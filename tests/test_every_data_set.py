@@ -25,7 +25,7 @@ COMPARE, RESOURCES = "downstream_task/trained_vs_no_trained_compare.py", "selfsu
 ONE = "--threads 1 --jobs 1"
 FEW = f"{ONE} --num-labels 20"
 STEPS = "--min-steps 1 --epochs 0 --img-res 16"
-JUDGED = "--finetune.min-steps 1 --img-res 16"
+JUDGED = "--finetune.min-steps 1 --img-res 16 --seeds 0"
 PASS = "--batch-size 16 --num-epochs 1 --views 2"
 ON_DATA = {
     "selfsup_task/train_barlow_twins.py": f"{PASS} --warmup-epochs 0 --projector-dims 8 --img-res 16 --threads 1",
