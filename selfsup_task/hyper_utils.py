@@ -123,9 +123,10 @@ class Scan:
 
     def print_results(self, ranking: pd.DataFrame) -> None:
         """Print the ranking, and whether it beats the start; write best.json. UserError with the trials that failed."""
-        best, shown = ranking.iloc[0], ranking.drop(columns=["metric", "synthetic"]).dropna(axis="columns", how="all")
+        best: Any = ranking.iloc[0]
+        shown = ranking.drop(columns=["metric", "synthetic"]).dropna(axis="columns", how="all")
         print(f"\n{shown.to_string(index=False, float_format='{:.3f}'.format, na_rep='')}")
-        seeds, kind = int(ranking["seeds"].max()), "synthetic " if self.xrays.synthetic else ""
+        seeds, kind = max(ranking["seeds"]), "synthetic " if self.xrays.synthetic else ""
         metric = f"{metric_name(best['metric'])} on {kind}validation images"
         print(f"\nlinear: {metric}, of a linear probe with {self.num_labels:,} labels; full: of a fine-tuning from it")
         print("one run each" if seeds == 1 else f"means of {seeds} seeds; spread: the highest less the lowest")
@@ -229,14 +230,16 @@ def by_setting(trials: pd.DataFrame, start: Sequence[float]) -> pd.DataFrame:
     """
     scored = trials.dropna(subset="linear") if "linear" in trials else trials.iloc[:0]
     if scored.empty:
-        raise UserError("all settings were dropped before one was finished; run the scan without --only.")
-    groups = scored.groupby("setting")[["linear", "full"]]
-    means, spreads = groups.mean(), (groups.max() - groups.min()).add_suffix("_spread")
+        raise UserError("all settings were dropped before one was finished; run the scan again without --only.")
+    by_seed: Any = scored.groupby("setting")
+    found = {"seeds": by_seed.size()}
+    for score in ("linear", "full"):
+        found |= {score: by_seed[score].mean(), f"{score}_spread": by_seed[score].agg(np.ptp)}
     table = trials.groupby("setting", sort=False).first().drop(columns=["trial", "seed", "linear", "full"])
     if "early" in table:
-        table["early"] = trials.groupby("setting")["early"].mean()
-    table = table.join([means, spreads, groups.size().rename("seeds")])
-    table = table.assign(seeds=table["seeds"].fillna(0).astype(int), metric=scored["metric"].iloc[0])
+        found["early"] = trials.groupby("setting")["early"].mean()
+    table = table.assign(**found, metric=scored["metric"].iloc[0])
+    table["seeds"] = table["seeds"].fillna(0).astype(int)
     table = table.sort_values("linear", ascending=False, kind="stable")
     return table.assign(note=_notes(table, scored, np.array(start))).reset_index()
 

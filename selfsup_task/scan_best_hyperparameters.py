@@ -79,7 +79,7 @@ def draw(finished: pd.DataFrame, start: Sequence[float]) -> Figure:
         .rename_axis(index="lambda", columns="projector")
         for column, title in scan_plots.SCAN_SCORES.items()
     }
-    seeds, spread = finished["seeds"].max(), finished["linear_spread"].max()
+    seeds, spread = max(finished["seeds"]), finished["linear_spread"].max()
     each = "one run each" if seeds == 1 else f"mean of {seeds} seeds (linear: up to {spread:.3f} apart)"
     title = f"Which lambda and which projector? {each}; the start, linear probe: {np.mean(start):.3f}"
     title = plots.marked(title, bool(finished["synthetic"].iloc[0]))

@@ -103,10 +103,10 @@ def _scores(ax: Axes, ranking: pd.DataFrame, start: Sequence[float]) -> None:
     if "early" in ranking:
         dropped = ranking["seeds"] == 0
         ax.plot(ranking["early"][dropped], np.flatnonzero(dropped), "x", color=BLACK, label="when it was dropped")
-    ax.axvline(np.mean(start), color=BLACK, linestyle="--", linewidth=1)
+    ax.axvline(float(np.mean(start)), color=BLACK, linestyle="--", linewidth=1)
     ax.set(ylim=(n - 0.5, -0.5))
     ax.set_yticks(range(n), [_spaced(name) for name in ranking["setting"]], fontsize=8, wrap=True)
-    metric, seeds = metric_name(ranking["metric"].iloc[0]), ranking["seeds"].max()
+    metric, seeds = metric_name(ranking["metric"].iloc[0]), max(ranking["seeds"])
     each = "one run each" if seeds == 1 else f"mean and spread of {seeds} seeds"
     ax.set_xlabel(f"{metric} on validation ({each})\ndashed: the start, linear probe {np.mean(start):.3f}", fontsize=9)
     ax.grid(axis="x", alpha=0.3)
