@@ -24,7 +24,7 @@ Barlow Twins' own recipe (section 2.2, on ImageNet; lr is 0.2 * batch_size / 256
     --micro-batch-size 128 --views 2 --projector-dims 8192 8192 8192 --backbone resnet50
 
 On several GPUs: torchrun --nproc-per-node 4 selfsup_task/train_barlow_twins.py --batch-size 512
-A batch that does not fit into memory, with its exact gradient: --batch-size 1024 --micro-batch-size 128
+A batch that does not fit into memory, normalised by the micro-batch: --batch-size 1024 --micro-batch-size 128
 """
 
 from typing import Any
