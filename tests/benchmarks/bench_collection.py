@@ -160,7 +160,7 @@ def read_runs(config: CollectionConfig, root: Path) -> None:
     for number in range(config.runs):
         folder, leave_out = root / f"run-{number}", shutil.ignore_patterns("*.pt")
         shutil.copytree(repo_path(config.run), folder, ignore=leave_out, copy_function=os.link)
-    page = ReportConfig(runs=str(root), output=str(root / "report"))
+    page = ReportConfig(runs=[str(root)], exclude=[], output=str(root / "report"))
     timed("report", config.runs, lambda: write_silently(page))
     timed("events as a table", config.runs, lambda: read_scalars(root))
     timed("events by TensorBoard", config.runs, lambda: EventMultiplexer().AddRunsFromDirectory(str(root)).Reload())

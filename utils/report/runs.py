@@ -1,20 +1,17 @@
-"""Which runs lie in a folder: each with its kind and facts; what cannot be shown, with the reason."""
+"""Which runs lie in some folders: each with its kind and facts; what cannot be shown, with the reason."""
 
-import base64
 import fnmatch
-import io
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from PIL import Image
 
-from utils.config import UserError
+from utils.config import RUNS_ROOT, UserError
 from utils.files import read_json
-from utils.report.content import Column, Figure, Table, table
 
 # what environment.json can give as "kind"; a trial belongs to a scan, a search or a table of resources
 KINDS = (
@@ -36,17 +33,11 @@ BROKEN = (  # the errors that a damaged file can cause
     Image.DecompressionBombError,
     UserError,
 )
-SCALE = 96 / 150  # figures are saved at 150 dpi, a page has 96
-MAX_HEIGHT = 720  # of a figure on the page, in pixels
 
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run that can be shown: its folder's name below the runs, its kind and its JSON files ({} if absent).
-
-    synthetic     whether its X-rays are phantoms; None if it does not say
-    transductive  whether a network has seen held-out images
-    """
+    """A run that can be shown: the name of its folder, its kind and its JSON files ({} if absent)."""
 
     name: str
     folder: Path
@@ -54,70 +45,60 @@ class FoundRun:
     config: dict[str, Any]
     summary: dict[str, Any]
     environment: dict[str, Any]
-    data: dict[str, Any]
-    synthetic: bool | None
-    transductive: bool
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What it records about its X-rays."""
+        return self.environment.get("data", {})
+
+    @property
+    def origin(self) -> str:
+        """Where its X-rays come from: "real", "synthetic" (phantoms), or "origin not stated"."""
+        stated = {**self.data, **self.summary}.get("synthetic")
+        return "origin not stated" if stated is None else "synthetic" if stated else "real"
+
+    @property
+    def label(self) -> str:
+        """Its name with what a reader must know of its numbers: `runs/a (synthetic, transductive)`."""
+        transductive = {**self.data, **self.summary}.get("transductive")  # a network has seen held-out images
+        marks = [self.origin] * (self.origin != "real") + ["transductive"] * bool(transductive)
+        return f"{self.name} ({', '.join(marks)})" if marks else self.name
 
     def csv(self, name: str) -> Any:
         """Return one of its CSV files as a DataFrame."""
         return pd.read_csv(self.folder / f"{name}.csv", dtype=TEXT_COLUMNS)
 
-    def table(self, caption: str, rows: Any, columns: Mapping[str, str | Column], folded: bool = False) -> Table:
-        """Return a table of this run; see utils.report.content.table."""
-        return table(f"{self.label}: {caption}", rows, columns, [self.name], folded)
 
-    def figures(self, **alts: str) -> list[Figure]:
-        """Return those of the named figures that exist. Raises OSError if one is not an image."""
-        paths = {name: self.folder / "figures" / f"{name}.png" for name in alts}
-        return [_figure(path, f"{self.label}: {alts[name]}") for name, path in paths.items() if path.exists()]
+class Skipped(NamedTuple):
+    """A folder that is not shown, and why."""
 
-    @property
-    def origin(self) -> str:
-        """Where its X-rays come from."""
-        return "origin not stated" if self.synthetic is None else "synthetic" if self.synthetic else "real"
-
-    @property
-    def label(self) -> str:
-        """Its name with what a reader must know of its numbers: `runs/a (synthetic, transductive)`."""
-        marks = [self.origin] * (self.origin != "real") + ["transductive"] * self.transductive
-        return f"{self.name} ({', '.join(marks)})" if marks else self.name
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A folder that is not shown; `foreign` if it is not known to be a run of this version."""
-
-    name: str
+    folder: str
     reason: str
-    foreign: bool = False
 
 
-def find_runs(root: Path, leave_out: Path) -> tuple[list[FoundRun], list[Skipped]]:
-    """Return all runs in `root` and below, except in `leave_out`, and the folders that cannot be shown.
+def find_runs(roots: Sequence[Path], exclude: Sequence[str], leave_out: Path) -> tuple[list[FoundRun], list[Skipped]]:
+    """Return all runs in the folders `roots` and below, except in `leave_out`, and the folders that cannot be shown.
 
-    A folder is a run if it has a config.json or one of TRACES. Links are followed; each folder is shown once.
+    exclude  names of folders, or patterns of them such as "old/*", that are passed over, with all that they hold
+
+    A folder is a run if it has a config.json or one of TRACES. Links are followed; each folder is read once.
     """
     found: list[FoundRun] = []
     skipped: list[Skipped] = []
-
-    def skip(path: Path, reason: str) -> None:
-        skipped.append(Skipped(_name(path, root), reason))
-
-    def unreadable(error: OSError) -> None:
-        skip(Path(error.filename), f"it cannot be opened: {error.strerror}")
-
-    whole, followed = root.resolve(), set[Path]()
-    for folder, folders, files in os.walk(root, onerror=unreadable, followlinks=True):
-        path = Path(folder)
-        folders[:] = sorted(name for name in folders if name[0] != "." and path / name != leave_out)
-        for link in [path / name for name in folders if (path / name).is_symlink()]:
-            real = link.resolve()
-            if real in followed or real.is_relative_to(whole) or whole.is_relative_to(real):
-                folders.remove(link.name)
-                skip(link, f"it links to {real}, which is shown under another name")
-            followed.add(real)
-        for read in _read(path, _name(path, root), files):
-            (found if isinstance(read, FoundRun) else skipped).append(read)  # type: ignore[arg-type]  # as tested
+    seen = {leave_out.resolve()}
+    for root in roots:
+        for folder, folders, files in os.walk(
+            root, followlinks=True, onerror=lambda error: _unreadable(error, skipped)
+        ):
+            path, name = Path(folder), _name(Path(folder), root)
+            excluded = any(fnmatch.fnmatch(name, pattern) for pattern in exclude)
+            if excluded or path.resolve() in seen:
+                folders.clear()
+                continue
+            seen.add(path.resolve())
+            folders[:] = sorted(name for name in folders if name[0] != ".")
+            for read in _read(path, name, files):
+                (found if isinstance(read, FoundRun) else skipped).append(read)  # type: ignore[arg-type]  # as tested
     return found, skipped
 
 
@@ -126,11 +107,22 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
+def _unreadable(error: OSError, skipped: list[Skipped]) -> None:
+    skipped.append(Skipped(str(error.filename), f"it cannot be opened: {error.strerror}"))
+
+
+def _name(path: Path, root: Path) -> str:
+    """Return the path below the runs, or else below `root`, as text, whatever bytes it holds."""
+    above = RUNS_ROOT if path.is_relative_to(RUNS_ROOT) else root
+    name = path.relative_to(above).as_posix() if path != above else path.name
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def _read(path: Path, name: str, files: list[str]) -> Iterator[FoundRun | Skipped]:
     """Yield the run in a folder, if there is one."""
     if "config.json" not in files:
         if any(fnmatch.filter(files, trace) for trace in TRACES):
-            yield Skipped(name, "it has no config.json", foreign=True)
+            yield Skipped(name, "it has no config.json")
         return
     try:
         yield _open(path, name, files)
@@ -139,36 +131,20 @@ def _read(path: Path, name: str, files: list[str]) -> Iterator[FoundRun | Skippe
 
 
 def _open(path: Path, name: str, files: list[str]) -> FoundRun | Skipped:
-    parts = ("config", "summary", "environment")
-    config, summary, environment = (read_json(path / f"{part}.json") or {} for part in parts)
-    kind, data = environment.get("kind"), environment.get("data", {})
+    config, summary, environment = (
+        read_json(path / f"{part}.json") or {} for part in ("config", "summary", "environment")
+    )
+    kind = environment.get("kind")
     if kind not in KINDS:
-        reason = f"the kind {kind!r} is not known" if "kind" in environment else "environment.json names no kind"
-        return Skipped(name, reason, foreign=True)
+        return Skipped(
+            name, f"the kind {kind!r} is not known" if "kind" in environment else "environment.json names no kind"
+        )
     if not summary and (kind not in SWEEPS or "summary.csv" not in files):
         if "error.txt" in files:
-            return Skipped(
-                name, f"failed: {(path / 'error.txt').read_text(encoding='utf-8', errors='replace').strip()}"
-            )
+            said = (path / "error.txt").read_text(encoding="utf-8", errors="replace").strip()
+            return Skipped(name, f"failed: {said}")
         return Skipped(name, "not finished: the same command resumes it")
     if kind in EARLIER and EARLIER[kind](config, summary):
         reason = "earlier protocol: the validation part chose steps and settings; the version that made it shows it"
-        return Skipped(name, reason, foreign=True)
-    stated = {**data, **summary}
-    synthetic = bool(stated["synthetic"]) if "synthetic" in stated else None
-    transductive = bool(stated.get("transductive", False))
-    return FoundRun(name, path, kind, config, summary, environment, data, synthetic, transductive)
-
-
-def _figure(path: Path, alt: str) -> Figure:
-    png = path.read_bytes()
-    with Image.open(io.BytesIO(png)) as image:
-        image.load()
-        width = round(image.width * min(SCALE, MAX_HEIGHT / image.height))
-    return Figure(base64.b64encode(png).decode(), width, alt)
-
-
-def _name(path: Path, root: Path) -> str:
-    """Return the path below `root` as text, whatever bytes it holds."""
-    name = path.relative_to(root).as_posix() if path != root else root.name
-    return name.encode("utf-8", "backslashreplace").decode()
+        return Skipped(name, reason)
+    return FoundRun(name, path, kind, config, summary, environment)

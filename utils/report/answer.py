@@ -1,0 +1,146 @@
+"""The first lines of the page: what pretraining is worth, at how many labels, and what speaks against it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from utils.intervals import HEADLINE, labels_text, metric_name, way_name
+from utils.report.blocks import Block, cell, figures, intervals, table
+from utils.report.runs import FoundRun
+
+PARTS = {"comparison": "validation", "test comparison": "the test part"}
+CAUTION = (
+    "Each 95% interval stands by itself: where nothing differs, about one in 20 excludes 0. A number without brackets "
+    "has too few draws, folds or X-rays for an interval."
+)
+MAX_AGAINST = 3  # networks that are named beside the answer: those that lose most
+BORDER = "only the border"  # X-rays of an audit without all but their border, and the head that is fitted to them
+WHOLE, REFITTED = "as is", "refitted"
+
+
+def answer(runs: Sequence[FoundRun]) -> list[Block]:
+    """Say what each comparison found, and what speaks against it."""
+    verdicts = [block for run in comparisons(runs) for block in _verdicts(run)]
+    return [*verdicts, *_elsewhere(runs), *_border(runs), *([Block("", text=CAUTION)] if verdicts else [])]
+
+
+def _elsewhere(runs: Sequence[FoundRun]) -> list[Block]:
+    """Say how far scores fall on another collection."""
+    found = [run for run in runs if run.kind == "external test"]
+    return [
+        Block(
+            "Another hospital:",
+            text=f"{run.summary['tested']} ({run.origin}) loses {cell(run.summary['drop'])} of its "
+            f"{metric_name(run.summary['metric'])} on {run.summary['collection']}: {cell(run.summary['internal'])} on "
+            f"the test part, {cell(run.summary['outside'])} there.",
+        )
+        for run in sorted(found, key=lambda run: -run.summary["drop"][0])[:MAX_AGAINST]
+    ]
+
+
+def _border(runs: Sequence[FoundRun]) -> list[Block]:
+    """Say what the border of the X-rays alone gives away."""
+    heads = {run.label: (run.summary, run.summary["scores"]) for run in runs if run.kind == "audit"}
+    found = {label: (of, scores[BORDER][REFITTED]) for label, (of, scores) in heads.items() if BORDER in scores}
+    return [
+        Block(
+            "Border alone:",
+            text=f"{label}: a new head gets {metric_name(of['metric'])} {cell(border)} from the border of the X-rays, "
+            f"{cell(of['scores'][WHOLE][REFITTED])} from whole ones; chance is {of['chance']:.2f}.",
+        )
+        for label, (of, border) in sorted(found.items(), key=lambda one: -one[1][1][0])[:MAX_AGAINST]
+    ]
+
+
+def comparisons(runs: Sequence[FoundRun]) -> list[FoundRun]:
+    """Return the comparisons, those on the test part in place of what they score."""
+    tested = {run.name.removeprefix("test/").removesuffix("/all") for run in runs if run.kind == "test comparison"}
+    return [run for run in runs if run.kind in PARTS and run.name not in tested]
+
+
+def comparison(run: FoundRun) -> list[Block]:
+    """Show a comparison's figure, its scores by the headline ways and, folded, by each way of training."""
+    if not _is_scored(run):
+        return []
+    reasons = [f"left out: {name}: {reason}" for name, reason in run.summary.get("left_out", {}).items()]
+    return [
+        *figures(run, label_efficiency="score over the number of labels, one line with its interval per arm"),
+        *(_compared(run, headline) for headline in (True, False)),
+        *(Block(f"{run.name}:", text=note) for note in [*run.summary.get("notes", []), *reasons]),
+    ]
+
+
+def _is_scored(run: FoundRun) -> bool:
+    return (run.folder / "curves.csv").exists()
+
+
+def _compared(run: FoundRun, headline: bool) -> Block:
+    """Return the arms' scores, their differences in points, and the labels that one needs for the other's score."""
+    curves, gaps, place = run.csv("curves"), run.csv("differences"), ["way", "labels"]
+    curves["cell"] = intervals(curves, "mean")
+    rows: Any = curves[curves["headline"]].assign(way=HEADLINE) if headline else curves
+    shown = rows.pivot_table("cell", place, "arm", aggfunc="first", sort=False)[[*dict.fromkeys(rows["arm"])]]
+    fewest, most = int(curves["labels"].min()), int(curves["labels"].max())
+    for (arm, reference), pair in gaps.set_index(place).groupby(["arm", "reference"], sort=False):
+        points = intervals(100 * pair[["difference", "low", "high"]], "difference", "+.1f")
+        shown[f"{arm} minus {reference}, points"] = pd.Series(points, pair.index)
+        if headline:
+            known = gaps[(gaps["arm"] == arm) & (gaps["reference"] == reference)].dropna(subset="reference_needs")
+            needs = [labels_text(row, "reference_needs", "labels", fewest, most) for row in known.to_dict("records")]
+            shown[f"for {arm}'s score {reference} needs"] = pd.Series(needs, known.set_index(place).index)
+    shown = shown.reset_index()
+    shown["way"] = shown["way"].map(way_name)
+    draws, folds = int(curves["draws"].min()), int(curves["folds"].min())
+    drawn = f"{draws} draw{'s' * (draws != 1)} of the labels in {folds} fold{'s' * (folds != 1)}"
+    what = "headline ways" if headline else "each way of training"
+    caption = f"{run.label}, {what}: {metric_name(run.summary['metric'])} on {PARTS[run.kind]}, mean of {drawn}"
+    return table(f"{caption} [95% interval]", shown, folded=not headline)
+
+
+def _verdicts(run: FoundRun) -> list[Block]:
+    """Say for each pair of arms at how many labels their headline ways differ."""
+    if not _is_scored(run):
+        return [Block(f"{run.label}:", text="confusion_matrix.py scores its test rows.")]
+    gaps, most = run.csv("differences"), int(run.csv("curves")["labels"].max())
+    return [
+        Block(f"{run.label}, {PARTS[run.kind]}:", text=verdict(rows.sort_values("labels"), arm, reference, most))
+        for (arm, reference), rows in gaps[gaps["way"] == HEADLINE].groupby(["arm", "reference"], sort=False)
+    ]
+
+
+def verdict(gaps: Any, arm: str, reference: str, most: int) -> str:
+    """Sum up differences of one pair, rows of ascending numbers of labels; `most` is the largest of the reference."""
+    better, worse, unknown = gaps["low"] > 0, gaps["high"] < 0, gaps["low"].isna() | gaps["high"].isna()
+    parts = [f"with {row['labels']:,} labels {_gain(row, arm, most)}" for row in gaps[better].to_dict("records")]
+    parts += [f"with {row['labels']:,} labels {arm} is {_points(row)} worse" for row in gaps[worse].to_dict("records")]
+    if len(open_ := gaps[~(better | worse | unknown)]):
+        parts.append(f"with {_numbers(open_['labels'], gaps['labels'])} labels nothing was shown")
+    if unknown.any():
+        found = ", ".join(f"{100 * gap:+.1f}" for gap in gaps.loc[unknown, "difference"])
+        which = _numbers(gaps.loc[unknown, "labels"], gaps["labels"])
+        parts.append(f"with {which} labels there are too few draws or folds to tell ({found} points)")
+    return f"{arm} against {reference}: {'; '.join(parts)}."
+
+
+def _gain(row: Any, arm: str, most: int) -> str:
+    saved, beyond = row["reference_needs"] - row["labels"], most - row["labels"]
+    if np.isinf(saved) and beyond > 0:
+        return f"{arm} saves more than {beyond:,}"
+    if np.isfinite(saved) and saved > 0:
+        return f"{arm} saves about {float(f'{saved:.2g}'):,.0f}"
+    return f"{arm} is {_points(row)} better"
+
+
+def _points(row: Any) -> str:
+    return f"{abs(100 * row['difference']):.1f} points"
+
+
+def _numbers(chosen: Any, of: Any) -> str:
+    """Return numbers of labels as words: "20, 93 and 187", or "187 or more" if no larger one is left out."""
+    chosen = [int(number) for number in chosen]
+    if len(chosen) > 1 and chosen == [int(number) for number in of][-len(chosen) :]:
+        return f"{chosen[0]:,} or more"
+    *first, last = (f"{number:,}" for number in chosen)
+    return f"{', '.join(first)} and {last}" if first else last
