@@ -1,5 +1,6 @@
 """Whether Barlow Twins is learning or collapsing: a few numbers per epoch, and a verdict in words."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ class Health:
     off_ratio            the off-diagonal divided by that of independent dimensions whose views agree as much: large
                          while dimensions repeat each other, falls towards 1, which is chance
     off_share            the weighted off-diagonal's share of the loss
+                         the diagonals' numbers are NaN for a loss without them
     rank, max_rank       effective rank of the embeddings, and the largest that their number and width allow
     dead, width          embedding dimensions that hardly vary, and all dimensions
     feature_rank, dead_features  the same for the backbone's features
@@ -40,8 +42,8 @@ class Health:
     dead_features: int
 
     def scalars(self) -> dict[str, float]:
-        """Return the numbers by their tags in metrics.csv and TensorBoard."""
-        return {
+        """Return the numbers that there are by their tags in metrics.csv and TensorBoard."""
+        numbers = {
             "health/rank": self.rank,
             "health/dead_dimensions": self.dead,
             "health/feature_rank": self.feature_rank,
@@ -49,6 +51,7 @@ class Health:
             "health/on_diagonal_vs_random": self.on_ratio,
             "health/off_diagonal_vs_random": self.off_ratio,
         }
+        return {tag: number for tag, number in numbers.items() if not math.isnan(number)}
 
     def verdict(self) -> str:
         """Return "healthy" with the rank, or what is wrong, which number shows it and what to change."""
@@ -63,13 +66,14 @@ class Health:
             )
         if self.on_ratio > NOT_ALIGNED:
             return f"not learning: on-diagonal {self.on_ratio:.2f} of random; train longer or change lr"
-        return f"healthy: rank {self.rank:.0f} of {self.max_rank}, on-diagonal {self.on_ratio:.2f} of random"
+        aligned = "" if math.isnan(self.on_ratio) else f", on-diagonal {self.on_ratio:.2f} of random"
+        return f"healthy: rank {self.rank:.0f} of {self.max_rank}{aligned}"
 
 
 def measure_health(features: Tensor, embeddings: Tensor, parts: Sequence[float], batch_size: int, views: int) -> Health:
     """The health panel from features [n, F] and embeddings [n, D] of a fixed sample, and the training loss.
 
-    parts              an epoch's mean loss, on_diagonal and off_diagonal
+    parts              an epoch's mean loss, on_diagonal and off_diagonal; NaN for a loss without diagonals
     batch_size, views  those of training, over which the loss correlates
     """
     n, d = embeddings.shape

@@ -82,8 +82,7 @@ class Monitor:
         """Draw views and recipe, and record ranks and probes of the network before its first step, as epoch 0."""
         self.run.save_figure("views", self.views_figure(), step=0)
         self.run.save_figure("recipe", self.recipe_figure(), step=0)
-        ranks = self.health(dict.fromkeys(LOSS_PARTS, np.nan)).scalars()
-        numbers = {tag: value for tag, value in ranks.items() if np.isfinite(value)} | self.probe()
+        numbers = self.health({}).scalars() | self.probe()
         self.run.log(0, numbers)
         self.run.add_row({"epoch": 0, "step": 0, **numbers})
 
@@ -92,7 +91,7 @@ class Monitor:
         features = self._features(self.sample)
         with torch.no_grad():
             embeddings = self.model.projector(features.to(self.device)).cpu()
-        parts = [means[part] for part in LOSS_PARTS]
+        parts = [means.get(part, np.nan) for part in LOSS_PARTS]
         return measure_health(features, embeddings, parts, self.config.batch_size, self.config.views)
 
     def probe(self) -> dict[str, float]:
@@ -176,11 +175,10 @@ class Monitor:
         """Return the run's curves, beside the loss of random embeddings and the probes' chance."""
         width = len([*self.model.projector.parameters()][-1])  # rows of the last weights
         on_diagonal, off_diagonal = random_embedding_parts(self.config.batch_size, width, self.config.views)
-        levels = {
-            "train/loss": on_diagonal + self.model.lambd * off_diagonal,
-            "train/on_diagonal": on_diagonal,
-            "chance": self._chance,
-        }
+        levels = {"train/loss": on_diagonal + self.model.lambd * off_diagonal, "train/on_diagonal": on_diagonal}
+        if "train/on_diagonal" not in self.run.rows[-1]:  # another loss
+            levels = {}
+        levels["chance"] = self._chance
         title = plots.marked(self.run.name, self.xrays.synthetic)
         metric = metric_name(metric_of(self.labels)) if self.draws else f"no probes: {self.skipped}"
         return plots.training_curves(self.run.rows, title, levels, metric)

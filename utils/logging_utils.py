@@ -52,6 +52,7 @@ from utils.hardware import changes, environment
 from utils.tensor_files import drop_checkpoint, read_checkpoint, write_checkpoint
 
 Look = Callable[[], Mapping[str, Any]]  # see Run
+loggers: list[Callable[["Run", int, Mapping[str, float]], None]] = []  # called beside TensorBoard; docs/EXTENDING.md
 
 
 class Run:
@@ -207,10 +208,12 @@ class Run:
     # --- what happens while training ---
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Write TensorBoard scalars at an optimiser step."""
+        """Write TensorBoard scalars at an optimiser step, and tell `loggers`."""
         if self.is_writer:
             for tag, value in scalars.items():
                 self._tensorboard(step).add_scalar(tag, value, step)
+            for logger in loggers:
+                logger(self, step, scalars)
 
     def add_row(self, row: Mapping[str, float]) -> None:
         """Add a row to metrics.csv; every process keeps `rows`."""

@@ -94,7 +94,7 @@ def training_curves(
     _lines(loss, rows, {"train/loss": "loss", "train/on_diagonal": "on-diagonal"}, levels)
     loss.set_yscale("log")
     plain_log_labels(loss)
-    _finish(loss, "Barlow Twins loss", "mean over the epoch (log scale)")
+    _finish(loss, "Loss", "mean over the epoch (log scale)")
     _lines(rank, rows, {"health/rank": "embeddings", "health/feature_rank": "features"}, levels)
     _finish(rank, "Effective rank", "RankMe (dimensions)")
     _lines(score, rows, {"probe/linear": "linear probe", "probe/knn": "kNN probe"}, levels)
