@@ -4,8 +4,8 @@
     python utils/load_tb_logs.py runs/compare/covid --csv covid.csv --tags val/balanced_accuracy best/balanced_accuracy
 
 One row per scalar: run, tag, step, value, wall_time (UTC), then a column config.<key> for each key of the configs. A
-broken or truncated file is read up to the break and named on stderr. Points that a resumed run wrote again replace
-the earlier ones. It takes seconds. In a notebook: `read_scalars(Path("runs"))`.
+file that ends in the middle of a record is read up to there and named on stderr. Points that a resumed run wrote again
+replace the earlier ones. It takes seconds. In a notebook: `read_scalars(Path("runs"))`.
 """
 
 from typing import Any
@@ -22,22 +22,21 @@ if __name__ == "__main__":
     config = flags(config, __doc__, __file__, first="runs")  # before the slow imports
 
 import json
+import logging
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from google.protobuf.message import DecodeError
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]  # made by protobuf
-from tensorboard.compat.tensorflow_stub import errors
-from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
-from tensorboard.util.tensor_util import make_ndarray
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from utils.config import Config, UserError, repo_path
 from utils.files import write_text
 
 COLUMNS = ["run", "tag", "step", "value", "wall_time"]
+EVENTS = "events.out.tfevents.*"
+KEPT = {"scalars": 0, "images": 1}  # how many TensorBoard's reader keeps of a tag; 0 is all
+FRAME = 12, 4  # bytes before and after the data of a record, the length among them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +53,8 @@ def main(config: LogsConfig) -> None:
     folder = repo_path(config.runs)
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give one that holds runs, such as runs.")
-    scalars, broken = read_scalars(folder)
-    for reason in broken:
+    scalars, partial = read_scalars(folder)
+    for reason in partial:
         print(f"warning: {reason}", file=sys.stderr)
     if config.tags:
         scalars = scalars.loc[scalars["tag"].isin(config.tags)]
@@ -68,26 +67,25 @@ def main(config: LogsConfig) -> None:
 
 
 def read_scalars(folder: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Return the COLUMNS of every run in or below `folder`, ordered by run, tag and step, and what could not be read.
+    """Return the COLUMNS of every run in or below `folder`, ordered by run, tag and step, and which files are partial.
 
-    run is the folder of the event file, relative to `folder` ("." for itself). wall_time is UTC.
+    run is the folder of the event files, relative to `folder` ("." for itself). wall_time is UTC.
     """
-    tables, broken = [], []
-    for run in sorted({path.parent for path in folder.rglob("events.out.tfevents.*")}):
-        points: dict[tuple[str, int], tuple[float, float]] = {}
-        for path in sorted(run.glob("events.out.tfevents.*")):  # a name begins with the time of creation
-            try:
-                for event in _events(path):
-                    _take(event, points)
-            except (errors.DataLossError, DecodeError, OSError, ValueError) as error:
-                reason = str(getattr(error, "message", error)).replace(f"{path} ", "")
-                broken.append(f"{path}: {reason}; what comes before the break was read")
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of each run that was resumed
+    rows, partial = [], []
+    for run in sorted({path.parent for path in folder.rglob(EVENTS)}):
+        events = EventAccumulator(str(run), KEPT).Reload()
         name = run.relative_to(folder).as_posix()
-        rows = [(name, tag, step, value, time) for (tag, step), (value, time) in sorted(points.items())]
-        tables.append(pd.DataFrame(rows, columns=COLUMNS))
-    scalars = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
+        for tag in sorted(events.Tags()["scalars"]):
+            rows += [(name, tag, event.step, event.value, event.wall_time) for event in events.Scalars(tag)]
+        partial += [
+            f"{path} ends in the middle of a record; what comes before is read"
+            for path in sorted(run.glob(EVENTS))
+            if not _is_whole(path)
+        ]
+    scalars = pd.DataFrame(rows, columns=COLUMNS)
     scalars["wall_time"] = pd.to_datetime(scalars["wall_time"].astype(float), unit="s", utc=True)
-    return scalars, broken
+    return scalars, partial
 
 
 def with_configs(scalars: pd.DataFrame, folder: Path) -> pd.DataFrame:
@@ -103,27 +101,15 @@ def with_configs(scalars: pd.DataFrame, folder: Path) -> pd.DataFrame:
     return scalars.merge(pd.concat(configs, ignore_index=True), on="run", how="left") if configs else scalars
 
 
-def _events(path: Path) -> Iterator[Event]:
-    """Yield the events of a file; raise DataLossError where it is truncated or does not fit its checksums."""
-    reader = PyRecordReader_New(str(path))
-    while True:
-        try:
-            reader.GetNext()
-        except errors.OutOfRangeError:
-            return
-        yield Event.FromString(reader.record())
-
-
-def _take(event: Event, points: dict[tuple[str, int], tuple[float, float]]) -> None:
-    """Add an event's scalars to `points`; the first event of a resumed session removes those from its step on."""
-    if event.session_log.status == SessionLog.START:
-        for key in [key for key in points if key[1] >= event.step]:
-            del points[key]
-    for value in event.summary.value:
-        if value.WhichOneof("value") == "simple_value":
-            points[value.tag, event.step] = value.simple_value, event.wall_time
-        elif value.metadata.plugin_data.plugin_name == "scalars":
-            points[value.tag, event.step] = float(make_ndarray(value.tensor)), event.wall_time
+def _is_whole(path: Path) -> bool:
+    """Return whether a file ends with a record: 8 bytes of length, 4 of checksum, the data, 4 of checksum."""
+    before, after = FRAME
+    place, size = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while place < size:
+            file.seek(place)
+            place += before + int.from_bytes(file.read(8), "little") + after
+    return place == size
 
 
 if __name__ == "__main__":

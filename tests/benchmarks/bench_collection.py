@@ -2,15 +2,13 @@
 
     CXR_DATA=<folder of X-rays> python tests/benchmarks/bench_collection.py
     CXR_DATA=<folder of X-rays> python tests/benchmarks/bench_collection.py --images 20000 --decoded 5000 --size 256
-    CXR_DATA=<folder of X-rays> python tests/benchmarks/bench_collection.py --run runs/pretrain/phantom
 
 CXR_DATA holds chexpert_labels/train.csv.gz, CheXpert's own table, and some X-rays (*.jpg, *.png) at any depth. Each
 frontal row of the table becomes a file of its name in a temporary folder on the same disk: a hard link to one of these
 X-rays, so that neither pixels are invented nor much room is taken. Seconds that pass, seconds of the processor, which
 other programs do not change, and peak memory so far. Searches for duplicates, whose time grows with the square, and
 the leak check are of random pictures: linked files would be copies of one another. No two random pictures are so
-similar that they are compared in detail, so real ones may take longer. With --run, also the report and TensorBoard over
-many links to that finished run. Not a test.
+similar that they are compared in detail, so real ones may take longer. Not a test.
 """
 
 from typing import Any
@@ -23,8 +21,6 @@ config: dict[str, Any] = {
     "size": 64,  # pixels a side of the store
     "searched": [10_000, 20_000, 40_000],  # images among which duplicates are searched
     "checked": 191_027,  # images of which a fifth are looked up among the others, as the leak check does
-    "run": "",  # a finished run, from the repo root, to be linked so many times; "" leaves this out
-    "runs": 2_000,
     "device": "cpu",  # "cpu" | "auto" | "cuda": compares signatures of pairs
     "threads": 1,
 }
@@ -32,9 +28,7 @@ config: dict[str, Any] = {
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__)
 
-import contextlib
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -45,19 +39,14 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 import torch
-from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
 from dataset_loader.duplicates import find_duplicates
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.readers.chexpert_dataset import read_chexpert, read_chexpert_table
 from dataset_loader.signatures import THUMBNAIL, copies_among
 from dataset_loader.splits import places_of, write_split
-from dataset_loader.store_building import IMAGES
-from utils.config import Config, UserError, repo_path
+from utils.config import Config, UserError
 from utils.hardware import peak_memory, prepare
-from utils.load_tb_logs import read_scalars
-from utils.make_report import ReportConfig
-from utils.make_report import main as write_report
 from utils.seeds import epoch_order
 
 Found = TypeVar("Found")
@@ -72,8 +61,6 @@ class CollectionConfig(Config):
     size: int
     searched: list[int]
     checked: int
-    run: str
-    runs: int
     device: str
     threads: int
 
@@ -122,9 +109,6 @@ def rehearse(config: CollectionConfig, root: Path, cache: Path) -> None:
     timed("split.csv", len(columns), lambda: write_split(cache / "split.csv", columns, places, 0))
     rows = np.random.default_rng(0).integers(len(store), size=(100, 256))
     timed("100 batches of 256", rows.size, lambda: gather(store, rows))
-    store = open_store(root, paths, config.size, cache, False)  # what was read of the first map stays in memory
-    if forget(store.folder / IMAGES):
-        timed("the same, from the disk", rows.size, lambda: gather(store, rows))
     timed("all of an epoch's batches", some, lambda: gather(store, an_epoch(len(store))))
 
 
@@ -137,33 +121,6 @@ def gather(store: ImageStore, batches: Iterable[np.ndarray]) -> None:
 def an_epoch(images: int) -> list[np.ndarray]:
     """Return the batches of 256 of an epoch, shuffled as a training does."""
     return np.array_split(epoch_order(np.arange(images), 0, 0), -(-images // 256))
-
-
-def forget(path: Path) -> bool:
-    """Drop a file, where no map of it was read, from the system's cache; return whether that is known to work here."""
-    if not hasattr(os, "posix_fadvise"):
-        return False
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return True
-
-
-def write_silently(page: ReportConfig) -> None:
-    """Write the report, without what it says."""
-    with contextlib.redirect_stdout(None):
-        write_report(page)
-
-
-def read_runs(config: CollectionConfig, root: Path) -> None:
-    """Print what the report, our reader of events and TensorBoard's take for many links to one run."""
-    for number in range(config.runs):
-        folder, leave_out = root / f"run-{number}", shutil.ignore_patterns("*.pt")
-        shutil.copytree(repo_path(config.run), folder, ignore=leave_out, copy_function=os.link)
-    page = ReportConfig(runs=[str(root)], exclude=[], output=str(root / "report"))
-    timed("report", config.runs, lambda: write_silently(page))
-    timed("events as a table", config.runs, lambda: read_scalars(root))
-    timed("events by TensorBoard", config.runs, lambda: EventMultiplexer().AddRunsFromDirectory(str(root)).Reload())
 
 
 def main(config: CollectionConfig) -> None:
@@ -185,8 +142,6 @@ def main(config: CollectionConfig) -> None:
         known = np.random.default_rng(0).integers(256, size=(config.checked, 49), dtype=np.uint8)
         held_out = config.checked // 5
         timed("leak check", config.checked, lambda: copies_among(known[:held_out], known[held_out:]))
-        if config.run:
-            read_runs(config, Path(folder) / "runs")
 
 
 if __name__ == "__main__":
