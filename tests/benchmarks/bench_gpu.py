@@ -66,7 +66,7 @@ from utils.optimisation import gradient_step
 VARIANTS = ["default", "host store", "not deterministic", "float32", "no graphs", "compiled"]
 NEED_CUDA = ["host store", "no graphs"]
 COVID, CHEXPERT = 21_165 * 300, 191_027 * 60  # X-rays that the original project's trainings saw
-WARM_UP = 5  # steps
+WARM_UP = 5  # steps, or as many as are timed
 
 Step = Callable[[int], object]  # of a number
 
@@ -95,7 +95,7 @@ class GpuConfig(Config):
 
 def seconds_per_step(take: Step, steps: int, rounds: int, device: torch.device) -> list[float]:
     """Return the seconds of a step in each round of steps that do not wait for each other; no two have one number."""
-    for number in range(WARM_UP):
+    for number in range(min(WARM_UP, steps)):
         take(number)
     found = []
     for first in range(WARM_UP, WARM_UP + rounds * steps, steps):

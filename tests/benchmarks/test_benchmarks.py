@@ -24,7 +24,7 @@ def test_the_bound(script: Any) -> None:
 
 def test_a_gpu(script: Any) -> None:
     tiny = ["--backbones", "resnet18", "--sizes", "32", "--batch-size", "4", "--projector-dims", "8", "--images", "8"]
-    short = ["--views", "4", "--steps", "1", "--rounds", "1", "--device", "cpu", "--variants", "float32", "no graphs"]
+    short = ["--views", "2", "--steps", "1", "--rounds", "1", "--device", "cpu", "--variants", "float32", "no graphs"]
     ended = script(f"{HERE}/bench_gpu.py", *tiny, *short)
     assert ended.returncode == 0, ended.stderr
     *_, measured, refused = ended.stdout.splitlines()
