@@ -167,6 +167,9 @@ def one_of_each_kind(root: Path) -> None:
         others = {"loss": [9.0, None, 8.0], "rank": [7, None, 6], "error": [None, "the disk was full", None]}
         table = pd.DataFrame({**rows, **others, "metric": ["auroc", None, "auroc"]})
         sweep.save_table("summary", table)
+        means = {"linear": [0.7, 0.5], "linear_spread": [0.02, 0.01], "full": [0.4, 0.6], "full_spread": 0.03}
+        notes = {"seeds": 3, "metric": "auroc", "note": ["", "like the start"]}
+        sweep.save_table("ranking", pd.DataFrame({"setting": ["one", "two"], **means, **notes}))
         draw(sweep, name.rpartition("/")[2])
     cost = Run("resources/a", {"varied": ["backbones"], "dataset": "covid", "forecast_epochs": 100}, "resources", root)
     cost.start(alone=False, data={"synthetic": False})

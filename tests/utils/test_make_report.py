@@ -82,11 +82,22 @@ def test_the_numbers_are_those_of_the_files(runs: Path, page: Page) -> None:
     assert page.heads("compare/a, headline ways")[-2] == "pretrained minus random, points"
 
 
+FULL = ["0.600", "0.030"]
+
+
 def test_what_a_table_says_is_what_its_run_found(page: Page) -> None:
     assert page.table("frozen/a") == [["fc", "random", "9", "0.500 [0.400, 0.600]"]]
     row = page.table("Pretrainings")[0]
     assert row[1:5] == ["80", "3", "90 → 12", "188 → 252"] and row[-4:-2] == ["0.560 → 0.600", "0.500 → 0.620"]
-    assert [row[0] for row in page.table("scans/t")] == ["best", "1", "b"]
+    assert page.table("scans/t: AUROC on validation, mean")[1] == [
+        "two",
+        "3",
+        "0.500",
+        "0.010",
+        "like the start",
+        *FULL,
+    ]
+    assert [row[0] for row in page.table("scans/t: AUROC on validation (one run")] == ["best", "1", "b"]
     assert page.table("labels of split")[0] == ["COVID", "1", "1"]
     assert page.table("Another hospital")[0][-2:] == ["0.200 [0.100, 0.300]", "Normal"]
 

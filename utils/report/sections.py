@@ -263,12 +263,19 @@ TESTED = {
     **{"AUPRC": "auprc", "ECE": "ece", "ECE at the temperature": "ece_after_temperature_scaling"},
     **{"temperature, from validation": "temperature", "X-rays": "images", "validation labels": "validation_labels"},
 }
+RANKING = Csv(
+    "{metric} on validation, mean of the seeds; the spread is the highest less the lowest. Fine-tuning starts from the "
+    "linear probe",
+    {"setting": "setting", "seeds": "seeds", "linear": "linear probe", "linear_spread": "spread", "note": "note"}
+    | {"full": "fine-tuning", "full_spread": "its spread"},
+    best="linear",
+)
 TRIALS = Csv(
-    "{metric} on validation (one run each). Fine-tuning starts from the linear probe and counts where it is better; "
-    "the loss does not rank trials, because its scale varies",
+    "{metric} on validation (one run each); the loss does not rank trials, because its scale varies",
     {"trial": "trial", "linear": "linear probe", "full": "fine-tuning", "loss": "pretraining loss"}
     | {"rank": "effective rank", "error": "failed with"},
     best="linear",
+    folded=True,
 )
 COSTS = Csv(
     "cost of pretraining (one run each); hours are for {forecast_epochs} epochs",
@@ -359,7 +366,7 @@ SECTIONS = (
         Section(
             *(title, question, f"{SELF}/{script}.py", ("scan", "learning rates")),
             says=suggested,
-            csvs={"summary": TRIALS},
+            csvs={"ranking": RANKING, "summary": TRIALS},
             figures=dict.fromkeys(drawn, "what the trials reached"),
             which=_varied(parameter),
         )
