@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from self_sup_classes.backbones import Backbone, head_of, set_module
+from self_sup_classes.backbones import Backbone, set_module
 from self_sup_classes.weights import choose, load_strictly, read_state_dict
 from utils.config import UserError, check_choice
 from utils.distributed import note_once
@@ -16,29 +16,27 @@ from utils.optimisation import is_frozen
 # What is trained, by how many of a network's stages (stem, layer1 ... layer4, fc) are frozen.
 FROZEN_STAGES = {"fc": 5, "layer4+fc": 4, "layer3-4+fc": 3, "layer2-4+fc": 2, "layer1-4+fc": 1, "all": 0}
 
-# EfficientNet's nine feature blocks, grouped by resolution as a ResNet's layers are.
-_EFFICIENTNET_BLOCKS = [(0, 1), (1, 3), (3, 4), (4, 6), (6, 9)]
-
 
 class Classifier(nn.Module):
-    """[N, C, R, R] -> logits [N, classes]; `net` is torchvision's network with a head of that many outputs.
+    """[N, C, R, R] -> logits [N, classes]; `net` is the library's network with a head of that many outputs.
 
     trainable   a key of FROZEN_STAGES: the stages before it are frozen and run without gradients. Stages are the stem
-                (conv1, bn1), layer1 to layer4 and fc (the head and its pooling); EfficientNet's blocks, in groups
+                (a ResNet's conv1, bn1), layer1 to layer4 and fc: what follows the last map. Those of other networks
+                are found by the resolution of their maps (Structure.stages)
     batch_norm  "train": normalise by the batch while training, "eval": always by the running statistics
     """
 
     def __init__(self, backbone: Backbone, classes: int, trainable: str = "all", batch_norm: str = "train"):
         super().__init__()
         check_choice("trainable", trainable, list(FROZEN_STAGES))
-        self.name, self.head_name, self.net = backbone.name, backbone.head_name, backbone.net
+        self.name, self.structure, self.net = backbone.name, backbone.structure, backbone.net
         head = nn.Linear(backbone.num_features, classes)
         nn.init.zeros_(head.weight)  # all classes equal at first, whatever the seed
         nn.init.zeros_(head.bias)
-        set_module(self.net, self.head_name, head)
+        set_module(self.net, self.structure.head, head)
         self.num_frozen, self.batch_norm = FROZEN_STAGES[trainable], batch_norm
-        for stage in _stages(self.net)[: self.num_frozen]:
-            stage.requires_grad_(False)
+        for part in self.frozen_parts():
+            part.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "Classifier":
         """Set training mode; BatchNorm keeps its running statistics where `batch_norm` is "eval"."""
@@ -52,7 +50,13 @@ class Classifier(nn.Module):
     @property
     def head(self) -> nn.Linear:
         """Return the last layer."""
-        return head_of(self.net)[1]
+        head = self.net.get_submodule(self.structure.head)
+        assert isinstance(head, nn.Linear)
+        return head
+
+    def frozen_parts(self) -> list[nn.Module]:
+        """Return the modules of the frozen stages, from the image on."""
+        return [self.net.get_submodule(name) for stage in self.structure.stages[: self.num_frozen] for name in stage]
 
     def set_head(self, weight: np.ndarray, bias: np.ndarray) -> None:
         """Set the last layer's weight [classes, F] and bias [classes]."""
@@ -63,19 +67,37 @@ class Classifier(nn.Module):
     def prefix(self, x: Tensor) -> Tensor:
         """Return what the frozen stages make of images, without gradients; the images if nothing is frozen."""
         with torch.no_grad():
-            return nn.Sequential(*_stages(self.net)[: self.num_frozen])(x)
+            for part in self.frozen_parts():
+                x = part(x)
+        return x
 
     def suffix(self, h: Tensor) -> Tensor:
-        """Return the logits of what `prefix` returned."""
-        return nn.Sequential(*_stages(self.net)[self.num_frozen :])(h)
+        """Return the logits of what `prefix` returned, where the stages are in a row: the frozen ones are skipped."""
+        parts = self.frozen_parts()
+        for part in parts:
+            part.forward = _identity  # before that of its class
+        try:
+            return self.net(h)
+        finally:
+            for part in parts:
+                del part.forward
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.suffix(self.prefix(x))
+        return self.net(x)
 
     def features(self, x: Tensor) -> Tensor:
         """Return what the head sees, [N, F]."""
-        *stages, head = _stages(self.net)
-        return nn.Sequential(*stages, *list(head)[:-1])(x)
+        seen: list[Tensor] = []
+        hook = self.head.register_forward_pre_hook(lambda head, given: seen.append(given[0]))
+        try:
+            self.net(x)
+        finally:
+            hook.remove()
+        return seen[0]
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
 
 
 @torch.no_grad()
@@ -101,8 +123,8 @@ def restate_batch_norm(classifier: Classifier, views: Iterable[Tensor]) -> None:
 def load_classifier(path: Path, name: str, in_channels: int, class_names: Sequence[str]) -> Classifier:
     """Return the classifier of a file of weights; UserError if its architecture, channels or classes are others."""
     classifier = Classifier(Backbone(name, in_channels), len(class_names))
-    found = choose(classifier.net, read_state_dict(path), classifier.head_name)
-    weight = found.weights.get(f"{classifier.head_name}.weight")
+    found = choose(classifier.net, read_state_dict(path), classifier.structure.head, has_head=True)
+    weight = found.weights.get(f"{classifier.structure.head}.weight")
     if weight is not None and len(weight) != len(class_names):
         raise UserError(
             f"{path} does not fit: it has {len(weight):,} outputs, but there are {len(class_names)} classes, "
@@ -113,15 +135,3 @@ def load_classifier(path: Path, name: str, in_channels: int, class_names: Sequen
     if note := found.note(str(path)):
         note_once(note)
     return classifier
-
-
-def _stages(net: nn.Module) -> list[nn.Sequential]:
-    """Return the network as six stages in a row: stem, four layers, head."""
-    if hasattr(net, "layer1"):
-        stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)  # type: ignore[arg-type]  # a ResNet's own
-        layers = [net.get_submodule(f"layer{i}") for i in range(1, 5)]
-        return [stem, *map(nn.Sequential, layers), nn.Sequential(net.avgpool, nn.Flatten(), net.fc)]  # type: ignore[arg-type,list-item]  # a ResNet's own
-    blocks = list(net.get_submodule("features").children())
-    layers = [nn.Sequential(*blocks[first:end]) for first, end in _EFFICIENTNET_BLOCKS]
-    classifier = list(net.get_submodule("classifier").children())
-    return [*layers, nn.Sequential(net.get_submodule("avgpool"), nn.Flatten(), *classifier)]

@@ -23,7 +23,7 @@ from downstream_task.targets import (
     predictions_table,
     read_targets,
 )
-from self_sup_classes.backbones import save_state_dict
+from self_sup_classes.backbones import save_state_dict, weights_file
 from self_sup_classes.initialisation import weights_hashes
 from self_sup_classes.provenance import check_unseen
 from utils.config import UserError, repo_path
@@ -189,7 +189,7 @@ class _Finetuning:
     def step_function(self, classifier: Classifier) -> StepFunction:
         """Return the engine's step. Frozen stages that always see the same images are computed once, if that fits."""
         loss_of = loss_function(self.targets, self.train_indices, self.config.class_weights)
-        if classifier.num_frozen and RECIPES[self.config.recipe] == []:
+        if classifier.num_frozen and classifier.structure.in_a_row and RECIPES[self.config.recipe] == []:
             one = self.forward(classifier, self.train_indices[:1], classifier.prefix)
             if one.nbytes * len(self.train_indices) <= MAX_ACTIVATIONS:
                 return self.suffix_step(classifier, loss_of)
@@ -223,7 +223,7 @@ class _Finetuning:
             classifier = self.classifier or self.build_classifier()
             if self.head is not None:
                 classifier.set_head(self.head.weight, self.head.bias)
-            weights = self.run.folder / f"{config.backbone}_final_state_dict.pt"
+            weights = self.run.folder / weights_file(config.backbone)
             save_state_dict(weights, classifier.net.state_dict(), self.provenance)
             self.xrays.write_split(self.run.folder)
         val = self.targets.score(self.targets.values[self.val], probabilities[: len(self.val)])
@@ -287,4 +287,4 @@ def numbers_of_labels(entries: Sequence[int | float | str], xrays: XRays, folds:
 
 def lr_factors(classifier: Classifier, config: FinetuneConfig) -> dict[str, float]:
     """Return the factor of each part's learning rate, by the beginnings of parameters' names."""
-    return {f"net.{classifier.head_name}": 1.0, "net": config.backbone_lr_factor}
+    return {f"net.{classifier.structure.head}": 1.0, "net": config.backbone_lr_factor}

@@ -28,6 +28,7 @@ from downstream_task.predictions import (
     run_name,
 )
 from downstream_task.targets import Targets, probabilities_of, read_targets
+from self_sup_classes.backbones import weights_file
 from self_sup_classes.provenance import Provenance, check_unseen, provenance_of
 from self_sup_classes.weights import read_state_dict
 from utils.config import RUNS_ROOT, UserError, open_config, part_of
@@ -66,8 +67,8 @@ class Finished:
 
         Runs of earlier versions have those that were best on validation.
         """
-        before = self.folder / f"{self.config.backbone}_best_state_dict.pt"
-        name = before.name if before.exists() else f"{self.config.backbone}_final_state_dict.pt"
+        before = self.folder / weights_file(self.config.backbone, "best")
+        name = before.name if before.exists() else weights_file(self.config.backbone)
         if not (self.folder / name).exists() and (self.folder / FILE).exists():
             raise UserError(
                 f"{self.folder} kept no weights: a comparison keeps those of draw 0 of what headlines, and all with "

@@ -23,7 +23,7 @@ config: dict[str, Any] = {
     "images": ["datasets/phantom"],  # files, folders (all below), or a CSV whose column `file` is relative to it
     "laterals": False,  # True: also predict lateral views, which are left out and listed
     # a state_dict only: a run knows these
-    "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
+    "backbone": "resnet18",  # torchvision's name, such as densenet121, or timm/NAME
     "in_channels": 1,  # 1 (gray) | 3
     "classes": [],  # its outputs in their order
     "multilabel": False,  # True: they are findings, of which an X-ray may have several

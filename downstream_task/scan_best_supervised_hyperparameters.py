@@ -33,7 +33,7 @@ config: dict[str, Any] = {
     # network
     "encoder": "random",  # "random" | "imagenet" | "imagenet:FILE" | a file of weights
     "trainable": "all",  # "all", "fc", or blocks with the head, such as "layer3-4+fc"
-    "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
+    "backbone": "resnet18",  # torchvision's name, such as densenet121, or timm/NAME
     "in_channels": 1,  # 1 (gray) | 3
     "allow_seen": False,  # True: take an encoder that has seen held-out images, and say so in every result
     # what is searched, on a log scale for lr and weight decay; flip and crop are on or off

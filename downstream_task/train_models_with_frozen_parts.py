@@ -32,7 +32,7 @@ config: dict[str, Any] = {
         "runs/pretrain/{dataset}/resnet18_final_state_dict.pt",
     ],
     "parts": ["fc", "layer4+fc", "layer3-4+fc", "layer2-4+fc", "layer1-4+fc", "all"],  # layers that are trained
-    "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
+    "backbone": "resnet18",  # torchvision's name, such as densenet121, or timm/NAME
     "in_channels": 1,  # 1 (gray) | 3
     "allow_seen": False,  # True: take encoders that have seen held-out images, and say so in every result
     # labels

@@ -37,7 +37,7 @@ config: dict[str, Any] = {
         "random",  # the first is the reference
         "runs/pretrain/{dataset}/resnet18_final_state_dict.pt",
     ],
-    "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
+    "backbone": "resnet18",  # torchvision's name, such as densenet121, or timm/NAME
     "in_channels": 1,  # 1 (gray) | 3
     "allow_seen": False,  # True: take encoders that have seen held-out images, and say so in every result
     # labels

@@ -9,7 +9,8 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from interpretability.saliency import IMAGES_AT_ONCE, blocks, plain_copy
+from interpretability.saliency import IMAGES_AT_ONCE, plain_copy
+from self_sup_classes.structure import blocks
 from utils.seeds import mixed_seed
 
 CURVE_POINTS = 20  # of the deletion and insertion curves, after the first

@@ -41,7 +41,7 @@ config: dict[str, Any] = {
     "stride": 0,  # of occlusion; 0 is half a patch
     "sanity_check": True,  # also map networks with random weights, which should give other maps
     # state_dicts from elsewhere only: a run knows these
-    "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
+    "backbone": "resnet18",  # torchvision's name, such as densenet121, or timm/NAME
     "in_channels": 1,  # 1 (gray) | 3
     "classes": [],  # its outputs in their order
     "multilabel": False,  # True: they are findings, of which an X-ray may have several

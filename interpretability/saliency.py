@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from captum.attr import IntegratedGradients, LayerActivation, LayerGradCam, Occlusion
+from captum.attr import IntegratedGradients, LayerGradCam, Occlusion
 from torch import Tensor, nn
 
+from self_sup_classes.structure import map_layers
 from utils.config import UserError, check_choice
 
 MIN_CELLS = 4  # per side of a Grad-CAM map; a coarser map cannot separate the lungs from the rest
@@ -99,25 +100,16 @@ METHODS: dict[str, Callable[[nn.Module, Tensor, Tensor, Settings], Tensor]] = {
 }
 
 
-def blocks(net: nn.Module) -> list[str]:
-    """Return dotted names of a network's blocks from the input to the head: its children, and those of `features`."""
-    names = []
-    for name, child in net.named_children():
-        names += [f"{name}.{part}" for part, _ in child.named_children()] if name == "features" else [name]
-    return names
-
-
 def default_layer(net: nn.Module, images: Tensor) -> str:
-    """Return the last block whose output on such images has MIN_CELLS or more cells per side.
+    """Return the last layer whose map of such images has MIN_CELLS or more cells per side.
 
-    At 224 pixels that is the last convolutional block. On small images its output is a single cell, which has no place.
+    At 224 pixels that is the last one. On small images its output is a single cell, which has no place.
     """
-    for name in reversed(blocks(net)):
-        output = LayerActivation(net, net.get_submodule(name)).attribute(images[:1])
-        if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) >= MIN_CELLS:
-            return name
+    fine = [name for name, side in map_layers(net, images[:1]).items() if side >= MIN_CELLS]
+    if fine:
+        return fine[-1]
     raise UserError(
-        f"no block of the network has a map of {MIN_CELLS} x {MIN_CELLS} cells or more on images of "
+        f"no layer of the network has a map of {MIN_CELLS} x {MIN_CELLS} cells or more on images of "
         f"{images.shape[-1]} pixels; name a layer, or train on larger images."
     )
 

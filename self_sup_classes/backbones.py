@@ -1,5 +1,6 @@
-"""torchvision's backbones for X-rays of one or three channels, and their files."""
+"""torchvision's and timm's backbones for X-rays of one or three channels, and their files."""
 
+import difflib
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,28 +10,32 @@ from torch import Tensor, nn
 from torchvision import models
 
 from self_sup_classes.provenance import Provenance
-from utils.config import UserError, check_choice
+from self_sup_classes.structure import structure_of
+from utils.config import UserError
 from utils.tensor_files import write_tensors
 
-BACKBONES = ["resnet18", "resnet34", "resnet50", "resnet101"] + [f"efficientnet_b{i}" for i in range(5)]
-IMAGENET_CLASSES = 1000  # of the head that torchvision expects in a file
+TIMM = "timm/"  # before the names of timm's networks
 
 
 class Backbone(nn.Module):
-    """A torchvision network whose classification head is nn.Identity: [N, C, R, R] -> features [N, F].
+    """A network of torchvision or timm whose classification head is nn.Identity: [N, C, R, R] -> features [N, F].
 
-    `net` keeps torchvision's parameter names, so its state_dict is torchvision's without the head.
+    `net` keeps the library's parameter names, so its state_dict is the library's without the head.
     """
 
     def __init__(self, name: str, in_channels: int):
         super().__init__()
-        self.net = torchvision_model(name, in_channels)
+        self.net = library_network(name, in_channels)
         for conv in self.net.modules():
             if type(conv) is nn.Conv2d:
                 conv.__class__ = Conv2d  # keeps parameters, hooks and names
-        head_name, head = head_of(self.net)
-        self.name, self.head_name, self.num_features = name, head_name, head.in_features
-        set_module(self.net, head_name, nn.Identity())
+        self.name, self.in_channels = name, in_channels
+        self.structure = structure_of(self.net, name, in_channels)
+        head = self.net.get_submodule(self.structure.head)
+        assert isinstance(head, nn.Linear)
+        self.num_features = head.in_features
+        self.untrained_head = {f"{self.structure.head}.{key}": value.shape for key, value in head.state_dict().items()}
+        set_module(self.net, self.structure.head, nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features [N, F] after global average pooling."""
@@ -52,62 +57,72 @@ class Conv2d(nn.Conv2d):
 
 
 def check_backbone(name: str, in_channels: int) -> None:
-    """Raise UserError for a name that is not in BACKBONES or channels other than 1 and 3."""
-    check_choice("backbone", name, BACKBONES)
+    """Raise UserError for a name that neither library knows or channels other than 1 and 3."""
+    if name.startswith(TIMM):
+        import timm  # takes a second
+
+        library, known = "timm", [] if timm.is_model(name.removeprefix(TIMM)) else timm.list_models()
+    else:
+        library, known = "torchvision", [] if name in (names := models.list_models(module=models)) else names
+    if known:
+        near = difflib.get_close_matches(name.removeprefix(TIMM), known, cutoff=0)
+        raise UserError(
+            f"backbone is {name!r}, which {library} does not have; did you mean {', '.join(map(repr, near))}? "
+            f"Names are torchvision's, such as 'densenet121', or timm's with {TIMM} before them."
+        )
     if in_channels not in (1, 3):
         raise UserError(f"in_channels is {in_channels}; an X-ray has 1, a network for colour images 3.")
 
 
-def torchvision_model(name: str, in_channels: int) -> nn.Module:
-    """Return torchvision's network, randomly initialised, with a first convolution for `in_channels`.
+def library_network(name: str, in_channels: int) -> nn.Module:
+    """Return torchvision's or timm's network, randomly initialised, with a first convolution for `in_channels`.
 
-    Raises UserError for a name that is not in BACKBONES or channels other than 1 and 3.
+    Raises UserError for a name that neither library knows or channels other than 1 and 3.
     """
     check_backbone(name, in_channels)
+    if name.startswith(TIMM):
+        import timm
+
+        return timm.create_model(name.removeprefix(TIMM), pretrained=False, in_chans=in_channels)
     net = models.get_model(name, weights=None)
     if in_channels == 1:
-        conv_name, conv = first_conv(net)
+        conv_name, conv = next((name, part) for name, part in net.named_modules() if isinstance(part, nn.Conv2d))
         set_module(net, conv_name, _with_one_channel(conv))
     return net
 
 
+def weights_file(name: str, kind: str = "final") -> str:
+    """Return the name of the file in a run's folder with the weights of the backbone `name`."""
+    return f"{name.removeprefix(TIMM)}_{kind}_state_dict.pt"
+
+
 def save_backbone(path: Path, backbone: Backbone, provenance: Provenance | None) -> None:
-    """Write the weights as plain torchvision loads them with strict=True: the head, never trained, is all zeros."""
-    weights = {
-        f"{backbone.head_name}.weight": torch.zeros(IMAGENET_CLASSES, backbone.num_features),
-        f"{backbone.head_name}.bias": torch.zeros(IMAGENET_CLASSES),
-    }
-    save_state_dict(path, {**backbone.net.state_dict(), **weights}, provenance)
+    """Write the weights as the library loads them with strict=True: the head, never trained, is all zeros."""
+    state = backbone.net.state_dict()
+    state.update({key: torch.zeros(shape) for key, shape in backbone.untrained_head.items()})
+    save_state_dict(path, state, provenance)
 
 
 def save_state_dict(path: Path, tensors: Mapping[str, Tensor], provenance: Provenance | None) -> None:
     """Write the tensors as a state_dict for the CPU, with what the network has seen if it is known, atomically."""
     state = OrderedDict((key, value.detach().cpu().contiguous()) for key, value in tensors.items())
+    state._metadata = getattr(tensors, "_metadata", {})  # type: ignore[attr-defined]  # versions of modules
     if provenance is not None:
         provenance.attach(state)
     write_tensors(path, state)
 
 
-def head_of(net: nn.Module) -> tuple[str, nn.Linear]:
-    """Return name and module of the classification head."""
-    name, head = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Linear)][-1]
-    return name, head
-
-
-def first_conv(net: nn.Module) -> tuple[str, nn.Conv2d]:
-    """Return name and module of the first convolution."""
-    return next((name, module) for name, module in net.named_modules() if isinstance(module, nn.Conv2d))
-
-
 def _with_one_channel(conv: nn.Conv2d) -> nn.Conv2d:
-    """Return a convolution like `conv` for one input channel, initialised as torchvision does."""
-    one = nn.Conv2d(
+    """Return a convolution like `conv` for one input channel, initialised as torchvision's ResNets are."""
+    one = type(conv)(
         1,
         conv.out_channels,
-        (conv.kernel_size[0], conv.kernel_size[1]),
-        (conv.stride[0], conv.stride[1]),
-        (int(conv.padding[0]), int(conv.padding[1])),
+        kernel_size=(conv.kernel_size[0], conv.kernel_size[1]),
+        stride=(conv.stride[0], conv.stride[1]),
+        padding=conv.padding if isinstance(conv.padding, str) else (int(conv.padding[0]), int(conv.padding[1])),
+        dilation=(conv.dilation[0], conv.dilation[1]),
         bias=conv.bias is not None,
+        padding_mode=conv.padding_mode,
     )
     nn.init.kaiming_normal_(one.weight, mode="fan_out", nonlinearity="relu")
     return one

@@ -3,14 +3,12 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from torch import Tensor
-from torchvision import models
 
-from self_sup_classes.backbones import Backbone, first_conv
+from self_sup_classes.backbones import Backbone
+from self_sup_classes.imagenet import for_xrays, imagenet_file
 from self_sup_classes.provenance import NOTHING_SEEN, Provenance, provenance_of
 from self_sup_classes.weights import choose, load_strictly, read_state_dict
 from utils.config import UserError, repo_path
@@ -35,7 +33,7 @@ class Start:
 def start_from(encoder: str, name: str, in_channels: int, seed: int) -> Start:
     """Return the backbone `name` with the weights that `encoder` names.
 
-    encoder  "random" (a function of the seed) | "imagenet" (torchvision's weights, downloaded) | "imagenet:FILE" (the
+    encoder  "random" (a function of the seed) | "imagenet" (the library's weights, downloaded) | "imagenet:FILE" (the
              same from a local file) | a file that self_sup_classes/weights.py reads, from this repo or elsewhere
 
     A head or projector is left out, which is said on stderr. Raises UserError if the file is missing or its weights
@@ -45,7 +43,7 @@ def start_from(encoder: str, name: str, in_channels: int, seed: int) -> Start:
     if encoder == "random":
         return Start(backbone, NOTHING_SEEN)
     of_imagenet = encoder.partition(":")[0] == "imagenet"
-    path = _imagenet_file(name) if encoder == "imagenet" else repo_path(encoder.removeprefix("imagenet:"))
+    path = imagenet_file(name) if encoder == "imagenet" else repo_path(encoder.removeprefix("imagenet:"))
     tensors = read_state_dict(path)
     provenance = provenance_of(tensors)
     if of_imagenet and provenance is not None:
@@ -79,32 +77,9 @@ def random_backbone(name: str, in_channels: int, seed: int) -> Backbone:
         return Backbone(name, in_channels)
 
 
-def _imagenet_file(name: str) -> Path:
-    """Return the file of torchvision's ImageNet weights in torch's cache, downloaded if it is not there yet."""
-    weights = models.get_model_weights(name)["IMAGENET1K_V1"]
-    file = weights.url.rpartition("/")[2]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / file
-    try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(weights.url, str(path), hash_prefix=file[-12:-4])  # NAME-HASH.pth
-    except (URLError, OSError, RuntimeError) as error:
-        raise UserError(
-            f"torchvision's ImageNet weights for {name} could not be downloaded ({error}). Download {weights.url} "
-            "on another machine and give the file as imagenet:FILE; the other initialisations need no network."
-        ) from error
-    return path
-
-
 def _load(backbone: Backbone, tensors: Mapping[str, Tensor], source: str, of_imagenet: bool) -> str:
     """Copy the weights, without head or projector, into the backbone; return a note on what else there is."""
-    found = choose(backbone.net, tensors)
-    name, conv = first_conv(backbone.net)
-    key, weights = f"{name}.weight", dict(found.weights)
-    if of_imagenet and key in weights:
-        if weights[key].shape[1] != 3:
-            raise UserError(f"{source} is for gray images, and ImageNet's are in colour; name it without imagenet:.")
-        if conv.in_channels == 1:
-            weights[key] = weights[key].float().sum(1, keepdim=True)  # as of gray in all three
-    load_strictly(backbone.net, weights, source, f"{backbone.name} with {conv.in_channels} input channel(s)")
+    found = choose(backbone.net, tensors, backbone.structure.head, has_head=False)
+    weights = for_xrays(backbone, found.weights, source) if of_imagenet else found.weights
+    load_strictly(backbone.net, weights, source, f"{backbone.name} with {backbone.in_channels} input channel(s)")
     return found.note(source)

@@ -182,32 +182,38 @@ class Chosen:
     weights   by the network's own names, and any that belong to its parts but have no place in it
     prefix    what their names in the file begin with
     left_out  how many others there are, by what their names begin with
+    in_order  whether names say nothing, and the order of the tensors decides
     """
 
     weights: dict[str, Tensor]
     prefix: str
     left_out: dict[str, int]
+    in_order: bool = False
 
     def note(self, source: str) -> str:
         """Return what was taken and left out, "" where a file holds the network alone."""
         parts = [f"{count} of {name}" for name, count in self.left_out.items()]
         taken = f"the tensors of {self.prefix} are taken" if self.prefix else ""
+        if self.in_order:
+            taken = f"its names are unknown, so its first {len(self.weights)} tensors are taken in their order"
         rest = f"left out {_listed(parts)}" if parts else ""
         return f"{source}: {'; '.join(filter(None, [taken, rest]))}" if taken or rest else ""
 
 
-def choose(net: nn.Module, found: Mapping[str, Tensor], head: str = "") -> Chosen:
-    """Return the tensors that are those of torchvision's network `net`, wherever they lie in a file, for load_strictly.
+def choose(net: nn.Module, found: Mapping[str, Tensor], head: str, has_head: bool) -> Chosen:
+    """Return the tensors that are those of a library's network `net`, wherever they lie in a file, for load_strictly.
 
     Names may begin with anything, such as "model." or "module.encoder_q."; the beginning is taken under which most
     names and shapes are those of `net`, and of equals a network rather than its moving average, then the first. Names
-    may also be the places of torchvision's modules in a row ("0.weight", as lightly keeps them), or timm's.
-    head  name of the head of a classifier, of which a file may say the name's first part only, or a place in it
+    may also be the places of the network's modules in a row ("0.weight", as lightly keeps them), or other names that
+    torchvision's networks have. If no name is known, but the shapes agree in their order, the tensors are taken in
+    that order.
+    head      name of the last layer. The network has it (`has_head`), and then a file may say the name's first part
+              only, or a place in it; or it does without, as an encoder, and then that of the file is left out
     """
     expected = net.state_dict()
-    namings = [
-        naming for naming in ({name: name for name in expected}, _in_a_row(net, expected), _timms(expected)) if naming
-    ]
+    every = {name: name for name in expected}, _in_a_row(net, expected), _timms(expected), _old_densenet(expected)
+    namings = [naming for naming in every if naming]
     fits: Counter[tuple[int, str]] = Counter()
     for name, value in found.items():
         for which, naming in enumerate(namings):
@@ -215,14 +221,14 @@ def choose(net: nn.Module, found: Mapping[str, Tensor], head: str = "") -> Chose
                 if rest in naming:
                     fits[which, prefix] += 1 + len(expected) * (value.shape == expected[naming[rest]].shape)
     if not fits:
-        return Chosen(dict(found), "", {})
+        return _in_order(expected, found) or Chosen(dict(found), "", {})
     best = [place for place, score in fits.items() if score == max(fits.values())]
     which, prefix = next((place for place in best if not _AVERAGE.search(place[1])), best[0])
     naming, start = namings[which], f"{prefix}." if prefix else ""
     inside = {name.removeprefix(start): value for name, value in found.items() if name.startswith(start)}
-    naming |= _head_elsewhere(inside, head) if head else {}
+    naming |= _head_elsewhere(inside, head) if has_head else {}
     tops = {name.partition(".")[0] for name in naming}
-    own = [name for name in inside if name.partition(".")[0] in tops]
+    own = [name for name in inside if name.partition(".")[0] in tops and (has_head or name.rpartition(".")[0] != head)]
     weights = {naming.get(name, name): inside[name] for name in own}
     taken = {start + name for name in own}
     rest = {name: value for name, value in found.items() if name not in taken}
@@ -254,7 +260,10 @@ def load_strictly(net: nn.Module, state: Mapping[str, Tensor], source: str, desc
         raise UserError(
             f"{source} holds weights that are not finite, first in {odd[0]}; give those of another epoch or run."
         )
-    net.load_state_dict(state, strict=True)  # torch sets the counters that are absent to 0
+    counters = {key: torch.zeros_like(value) for key, value in expected.items() if key.endswith(COUNTER)}
+    full = OrderedDict({**counters, **state})
+    full._metadata = expected._metadata  # type: ignore[attr-defined]  # versions of modules, which some ask for
+    net.load_state_dict(full, strict=True)
 
 
 def _in_a_row(net: nn.Module, expected: Mapping[str, Tensor]) -> dict[str, str]:
@@ -264,16 +273,38 @@ def _in_a_row(net: nn.Module, expected: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _timms(expected: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return {timm's name: torchvision's} of an EfficientNet, {} of a ResNet, whose names are the same."""
+    """Return {timm's name: torchvision's} of an EfficientNet, {} of others; a ResNet's names are the same."""
     names = {}
     for name in expected:
         module, _, leaf = name.rpartition(".")
         if block := re.fullmatch(r"features\.(\d)\.(\d+)\.block\.(.+)", module):
             parts = _TIMM_FIRST if block[1] == "1" else _TIMM_OTHERS
+            if block[3] not in parts:
+                return {}
             names[f"blocks.{int(block[1]) - 1}.{block[2]}.{parts[block[3]]}.{leaf}"] = name
         elif module in _TIMM_ENDS:
             names[f"{_TIMM_ENDS[module]}.{leaf}"] = name
     return names
+
+
+def _old_densenet(expected: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return {name in torchvision's file: name in net} of a DenseNet, {} of others: its layers had a dot more."""
+    names = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", name): name for name in expected}
+    return {} if all(old == name for old, name in names.items()) else names
+
+
+def _in_order(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Chosen | None:
+    """Return the tensors in their order if their shapes are those expected, and at most a head follows, else None.
+
+    Counters do not count, and the first convolution may see another number of channels.
+    """
+    own, theirs = ([name for name in tensors if not name.endswith(COUNTER)] for tensors in (expected, found))
+    shapes = [(expected[mine].shape, found[other].shape) for mine, other in zip(own, theirs, strict=False)]
+    agree = len(shapes) == len(own) and all(a[0:1] == b[0:1] and a[2:] == b[2:] for a, b in shapes[:1])
+    if not agree or any(a != b for a, b in shapes[1:]) or len(theirs) - len(own) not in (0, 2):
+        return None
+    weights = {mine: found[other] for mine, other in zip(own, theirs, strict=False)}
+    return Chosen(weights, "", _groups({name: found[name] for name in theirs[len(own) :]}, ""), in_order=True)
 
 
 def _head_elsewhere(inside: Mapping[str, Tensor], head: str) -> dict[str, str]:

@@ -24,7 +24,7 @@ UNUSED = {"also": [], "start": "random"}  # neither changes what a step costs
 config: dict[str, Any] = {
     **without(PRETRAINING, *VARIED, *UNUSED),  # selfsup_task/scan_base.py
     "run_name": "resources/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
-    "backbones": ["resnet18", "efficientnet_b0"],  # resnet18/34/50/101, efficientnet_b0 ... b4
+    "backbones": ["resnet18", "efficientnet_b0"],  # torchvision's name, such as densenet121, or timm/NAME
     "channels": [1],  # 1 (gray) | 3
     "resolutions": [32, 64],  # pixels a side of the views; the store's are 8 / 7 of them
     "batch_sizes": [32, 64],  # X-rays per step
@@ -49,6 +49,7 @@ import pandas as pd
 
 from dataset_loader.listing import listing
 from dataset_loader.xrays import read_columns
+from self_sup_classes.backbones import TIMM
 from selfsup_task import scan_plots
 from selfsup_task.pretraining import PretrainConfig
 from selfsup_task.resources import measure, train_images
@@ -85,7 +86,7 @@ def main(config: ResourcesConfig) -> None:
     base = PretrainConfig(**part_of(config, PretrainConfig))
     cells = {}
     for backbone, channels, size, batch in itertools.product(*(getattr(config, key) for key in LISTS)):
-        name = f"{backbone}_{channels}ch_{size}px_b{batch}"
+        name = f"{backbone.removeprefix(TIMM)}_{channels}ch_{size}px_b{batch}"
         changes = {"backbone": backbone, "in_channels": channels, "img_res": size, "batch_size": batch}
         cells[name] = replace(base, run_name=f"{config.run_name}/{name}", store_res=0, **changes)
     check_trial_names([*cells], config.only)

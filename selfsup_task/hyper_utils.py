@@ -18,6 +18,7 @@ from dataset_loader.xrays import open_xrays
 from downstream_task.finetune_config import BudgetConfig, StartConfig
 from downstream_task.finetuning import FinetuneConfig, finetune, labelled_subset
 from downstream_task.targets import check_learnable, read_targets
+from self_sup_classes.backbones import weights_file
 from self_sup_classes.initialisation import start_from
 from self_sup_classes.provenance import check_unseen
 from selfsup_task.pretraining import PretrainConfig, build_model, partners_of, passes_of, train, twin_step
@@ -188,7 +189,7 @@ class Scan:
             return
         pretrained, _ = self._pretrain(trial.pretraining())
         gc.collect()  # on a GPU the graphs of that training refer to themselves, and hold memory
-        encoder = f"{pretrained}/{trial.backbone}_final_state_dict.pt"
+        encoder = f"{pretrained}/{weights_file(trial.backbone)}"
         judged = [finetune(finetuning(trial, method, encoder), self.xrays) for method in ("linear", "finetune")]
         if not trial.keep_all:
             for run in (pretrained, *judged):

@@ -12,7 +12,7 @@ from torch import Tensor
 from augmentations.recipes import RECIPES
 from augmentations.transform_utils import Views, step_generator
 from dataset_loader.xrays import PHANTOMS, XRays, listed_facts, read_columns
-from self_sup_classes.backbones import check_backbone, save_backbone
+from self_sup_classes.backbones import TIMM, check_backbone, save_backbone, weights_file
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
 from self_sup_classes.cuda_graphs import replayed
 from self_sup_classes.initialisation import seen_by, start_from, weights_hashes
@@ -82,7 +82,7 @@ def open_run(config: PretrainConfig) -> Run:
             read_columns(config)  # of two mistakes, report the data folder that is missing
         raise
     if run.summary is not None:
-        check_files(run.folder, f"{config.backbone}_final_state_dict.pt", "metrics.csv")
+        check_files(run.folder, weights_file(config.backbone), "metrics.csv")
     return run
 
 
@@ -96,7 +96,7 @@ def derived_name(config: PretrainConfig) -> str:
     projector = "-".join(map(str, config.projector_dims))
     views = "" if config.views == 2 else f"_v{config.views}"
     return (
-        f"pretrain/{config.dataset}_{config.backbone}_{config.img_res}px_{config.recipe}{views}"
+        f"pretrain/{config.dataset}_{config.backbone.removeprefix(TIMM)}_{config.img_res}px_{config.recipe}{views}"
         f"_b{config.batch_size}_lr{config.lr:g}_lambda{config.barlow_lambda:g}_p{projector}"
         f"_e{config.num_epochs}_s{config.random_seed}"
     )
@@ -223,7 +223,7 @@ def train(
     if last < config.num_epochs:
         return monitor.probe()
     if run.is_writer:
-        save_backbone(run.folder / f"{config.backbone}_final_state_dict.pt", model.backbone, seen)
+        save_backbone(run.folder / weights_file(config.backbone), model.backbone, seen)
         run.save_figure("curves", monitor.curves_figure(), step=int(run.rows[-1]["step"]))
         length = {"images": len(indices), "epochs": config.num_epochs, "steps": int(run.rows[-1]["step"])}
         labels = len(xrays.indices("train")) if xrays.columns.label_names else 0

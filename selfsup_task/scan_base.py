@@ -19,7 +19,7 @@ PRETRAINING: dict[str, Any] = {
     "pretrain_on": "train",  # trials are ranked by validation images, which must be unseen
     "also": [],  # more X-rays without labels: FOLDER, or with its layout: covid: chexpert: nih: folder:
     "random_seed": 0,  # of weights, views and the order of images
-    "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
+    "backbone": "resnet18",  # torchvision's name, such as densenet121, or timm/NAME
     "in_channels": 1,  # 1 (gray) | 3
     "start": "random",  # "random" | "imagenet" | "imagenet:FILE" | a file of weights, to continue from it
     "projector_dims": [512],  # widths of the projector's layers; one width is one linear layer

@@ -43,7 +43,7 @@ config: dict[str, Any] = {
     "run_name": "pretrain/{dataset}",  # runs/<run_name>/; "" derives one from the other keys
     "random_seed": 0,  # of weights, views and the order of images
     # network
-    "backbone": "resnet18",  # resnet18/34/50/101, efficientnet_b0 ... b4
+    "backbone": "resnet18",  # torchvision's name, such as densenet121, or timm/NAME
     "in_channels": 1,  # 1 (gray) | 3
     "start": "random",  # "random" | "imagenet" | "imagenet:FILE" | a file of weights, to train on from its weights
     "projector_dims": [512],  # widths of the projector's layers; one width is one linear layer
@@ -94,6 +94,7 @@ from collections.abc import Mapping
 from math import inf
 
 from dataset_loader.xrays import open_xrays
+from self_sup_classes.backbones import weights_file
 from selfsup_task.pretraining import PretrainConfig, build_model, open_run, partners_of, passes_of, train, twin_step
 from utils import distributed
 from utils.config import UserError
@@ -127,7 +128,7 @@ def main(config: PretrainConfig) -> None:
             raise UserError(
                 f"{run}/summary.json is damaged ({error!r}); restore it, or delete it to train again."
             ) from error
-        print(f"weights            {run}/{config.backbone}_final_state_dict.pt")
+        print(f"weights            {run}/{weights_file(config.backbone)}")
         print(f"figures            {run}/figures/   (curves: tensorboard --logdir runs)")
         if config.val_share == 0 and "metric" not in run.summary:
             print(
@@ -167,7 +168,7 @@ def comparison(chosen: PretrainConfig, run_name: str, summary: Mapping[str, Any]
     values = {key: getattr(chosen, key) for key in (*DATA, "img_res", *SHARED)}
     values["allow_seen"] = chosen.pretrain_on == "all" or bool(summary.get("note"))
     if (run_name, chosen.backbone) != ("pretrain/phantom", defaults["backbone"]):
-        encoder = f"runs/{run_name}/{chosen.backbone}_final_state_dict.pt"
+        encoder = f"runs/{run_name}/{weights_file(chosen.backbone)}"
         values |= {"run_name": f"compare/{run_name.removeprefix('pretrain/')}", "encoders": ["random", encoder]}
         fewest, most = FEWEST_FINDINGS if summary.get("metric") == "auroc" else 1, summary.get("labels") or inf
         values["num_labels"] = [*(number for number in NUM_LABELS if fewest <= number < most), "all"]

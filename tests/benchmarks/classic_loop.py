@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from self_sup_classes.backbones import torchvision_model
+from self_sup_classes.backbones import library_network
 from utils.seeds import mixed_seed
 
 LAMBDA = 5e-3
@@ -27,7 +27,7 @@ def plain_resnet18(in_channels: int, seed: int) -> nn.Module:
     """Return torchvision's ResNet-18 with the weights that `random_backbone` gives this seed; the head's differ."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mixed_seed("backbone", seed))
-        return torchvision_model("resnet18", in_channels)
+        return library_network("resnet18", in_channels)
 
 
 def without_head(resnet: nn.Module) -> nn.Sequential:

@@ -2,12 +2,10 @@
 
 from collections import OrderedDict
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
-from torchvision import models
 
 from self_sup_classes.backbones import Backbone, save_backbone
 from self_sup_classes.initialisation import random_backbone, start_from
@@ -43,35 +41,12 @@ def test_a_saved_encoder_comes_back_with_what_it_has_seen(tmp_path: Path) -> Non
     assert start.provenance.list_hash == seen.list_hash
 
 
-def test_imagenets_first_convolution_sees_a_gray_image_as_it_would_see_it_in_three_channels(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    colour = models.resnet18().eval()
-    torch.save(colour.state_dict(), tmp_path / "resnet18-imagenet.pth")
-    gray = start_from(f"imagenet:{tmp_path / 'resnet18-imagenet.pth'}", "resnet18", 1, seed=0).backbone.eval()
-    x = torch.randn(4, 1, 64, 64)
-    colour.fc = torch.nn.Identity()  # type: ignore[assignment]  # the stubs know a Linear only
-    torch.testing.assert_close(gray(x), colour(x.expand(-1, 3, -1, -1)), rtol=1e-5, atol=1e-5)
-    start = start_from(f"imagenet:{tmp_path / 'resnet18-imagenet.pth'}", "resnet18", 3, seed=0)
-    torch.testing.assert_close(start.backbone.eval()(x.expand(-1, 3, -1, -1)), colour(x.expand(-1, 3, -1, -1)))
-    assert start.provenance is NOTHING_SEEN
-
-
 def test_a_chest_x_ray_encoder_does_not_pass_for_imagenet(tmp_path: Path) -> None:
     save_backbone(tmp_path / "gray.pt", Backbone("resnet18", 1), NOTHING_SEEN)
     save_backbone(tmp_path / "colour.pt", Backbone("resnet18", 3), NOTHING_SEEN)
     for name, channels in (("gray.pt", 1), ("colour.pt", 3)):
         with pytest.raises(UserError, match="an encoder of X-rays, not ImageNet's weights"):
             start_from(f"imagenet:{tmp_path / name}", "resnet18", channels, seed=0)
-
-
-def test_without_a_network_both_ways_to_imagenet_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*arguments: object, **keywords: object) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    monkeypatch.setenv("TORCH_HOME", "/nonexistent")
-    with pytest.raises(UserError, match=r"Download https://.*resnet18.*imagenet:FILE"):
-        start_from("imagenet", "resnet18", 1, seed=0)
 
 
 def test_the_original_projects_checkpoints_load(tmp_path: Path) -> None:
