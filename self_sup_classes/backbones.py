@@ -1,6 +1,7 @@
 """torchvision's and timm's backbones for X-rays of one or three channels, and their files."""
 
 import difflib
+import functools
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,13 +59,8 @@ class Conv2d(nn.Conv2d):
 
 def check_backbone(name: str, in_channels: int) -> None:
     """Raise UserError for a name that neither library knows or channels other than 1 and 3."""
-    if name.startswith(TIMM):
-        import timm  # takes a second
-
-        library, known = "timm", [] if timm.is_model(name.removeprefix(TIMM)) else timm.list_models()
-    else:
-        library, known = "torchvision", [] if name in (names := models.list_models(module=models)) else names
-    if known:
+    library, known = ("timm", _timms_names()) if name.startswith(TIMM) else ("torchvision", _torchvisions_names())
+    if name.removeprefix(TIMM) not in known:
         near = difflib.get_close_matches(name.removeprefix(TIMM), known, cutoff=0)
         raise UserError(
             f"backbone is {name!r}, which {library} does not have; did you mean {', '.join(map(repr, near))}? "
@@ -72,6 +68,18 @@ def check_backbone(name: str, in_channels: int) -> None:
         )
     if in_channels not in (1, 3):
         raise UserError(f"in_channels is {in_channels}; an X-ray has 1, a network for colour images 3.")
+
+
+def _torchvisions_names() -> list[str]:
+    return models.list_models(module=models)  # those that classify
+
+
+@functools.cache
+def _timms_names() -> list[str]:
+    """Return the names of networks, and of those with the weights that a tag names."""
+    import timm  # takes a second
+
+    return timm.list_models() + timm.list_pretrained()
 
 
 def library_network(name: str, in_channels: int) -> nn.Module:

@@ -4,6 +4,7 @@ import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,12 +88,8 @@ def _check_linear(backbone: Backbone, conv: str, has_place: bool) -> None:
 
 def _input_scale(name: str) -> tuple[Tensor, Tensor]:
     """Return mean and std [3] by which images were normalised, from 0 to 1, when the library's weights were trained."""
-    if name.startswith(TIMM):
-        import timm
-
-        scale = timm.get_pretrained_cfg(name.removeprefix(TIMM))
-    else:
-        scale = next(iter(models.get_model_weights(name))).transforms()
+    timms = name.startswith(TIMM)
+    scale = _timms_weights(name) if timms else next(iter(models.get_model_weights(name))).transforms()
     return torch.tensor(scale.mean), torch.tensor(scale.std)
 
 
@@ -101,10 +98,16 @@ def _url(name: str) -> tuple[str, str]:
     if not name.startswith(TIMM):
         url = next(iter(models.get_model_weights(name))).url
         return url, url.rpartition("/")[2]
+    known = _timms_weights(name)
+    file = known.hf_hub_filename or "model.safetensors"
+    return f"{HUB}/{known.hf_hub_id}/resolve/main/{file}", f"{known.hf_hub_id.rpartition('/')[2]}_{file}"
+
+
+def _timms_weights(name: str) -> Any:
+    """Return what timm knows of a network's weights: hf_hub_id, mean, std; UserError if there are none."""
     import timm
 
     known = timm.get_pretrained_cfg(name.removeprefix(TIMM))
-    if not known.hf_hub_id:
+    if known is None or not known.hf_hub_id:
         raise UserError(f"timm has no weights of {name}; choose another backbone, or start from random ones.")
-    file = known.hf_hub_filename or "model.safetensors"
-    return f"{HUB}/{known.hf_hub_id}/resolve/main/{file}", f"{known.hf_hub_id.rpartition('/')[2]}_{file}"
+    return known

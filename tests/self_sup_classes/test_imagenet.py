@@ -105,9 +105,9 @@ def test_densenets_file_of_old_names_loads(tmp_path: Path) -> None:
 
 
 def test_a_convolution_that_normalises_its_weights_is_refused(tmp_path: Path) -> None:
-    torch.save(timm.create_model("nf_regnet_b0").state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(UserError, match="first convolution of timm/nf_regnet_b0 normalises its weights"):
-        start_from(f"imagenet:{tmp_path / 'weights.pth'}", "timm/nf_regnet_b0", 1, seed=0)
+    torch.save(timm.create_model("nf_regnet_b1").state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="first convolution of timm/nf_regnet_b1 normalises its weights"):
+        start_from(f"imagenet:{tmp_path / 'weights.pth'}", "timm/nf_regnet_b1", 1, seed=0)
 
 
 def test_timms_weights_are_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
