@@ -1,5 +1,6 @@
 """More collections of chest X-rays for pretraining, beside the labelled data set; their labels are not read."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,18 +151,41 @@ def visits_of(source: str, columns: Columns) -> np.ndarray:
     return np.array(list(map("\n".join, zip(origins, names, studies, strict=True))), dtype=object)
 
 
+def found_among(entries: Sequence[str], pictures: np.ndarray, visits: np.ndarray) -> np.ndarray:
+    """Return which X-rays are copies of one in other collections, or of a patient there, [N] bool.
+
+    entries   collections, as `also` names them
+    pictures  [N, 49] uint8, the signatures of the X-rays
+    visits    [N] str, as visits_of returns them; patients are compared where both collections are of one public source
+    """
+    found = np.zeros(len(pictures), dtype=bool)
+    people = np.array([visit.rpartition("\n")[0] for visit in visits], dtype=str)
+    for entry in entries:
+        columns = columns_of(entry)
+        thumbnails = open_store(columns.root, list(columns.paths), THUMBNAIL, DATASETS_ROOT / ".cache")
+        copies = copies_among(pictures, signatures(thumbnails))
+        there = {visit.rpartition("\n")[0] for visit in visits_of(entry.rpartition(":")[0], columns)}
+        patients = np.isin(people, sorted(there)) & ~copies
+        lost = f"{copies.sum():,} copies and {patients.sum():,} more X-rays of the same patients"
+        print(f"exclude {entry}: {lost} left out", file=sys.stderr)
+        found |= copies | patients
+    return found
+
+
 def columns_of(entry: str) -> Columns:
-    """Return what is known of the X-rays of an entry of `also`; see open_collection.
+    """Return what is known of the X-rays of an entry of `also` or `exclude`; see open_collection.
 
     The patients of a plain folder are those of its DICOM headers. Raises Gone if the folder is missing.
     """
     layout, _, folder = entry.rpartition(":")
     if layout and layout not in READERS and len(layout) > 1:  # one letter is a Windows drive
         layouts = ", ".join(READERS)
-        raise UserError(f"also holds {entry!r}; expected FOLDER, or LAYOUT:FOLDER with one of the layouts {layouts}.")
+        raise UserError(
+            f"the collection {entry!r} is named; expected FOLDER, or LAYOUT:FOLDER with one of the layouts {layouts}."
+        )
     root = repo_path(folder if layout in READERS else entry)
     if not root.is_dir():
-        raise Gone(f"also holds {entry!r}, but there is no folder {root}.")
+        raise Gone(f"the collection {entry!r} is named, but there is no folder {root}.")
     if layout in READERS:
         return READERS[layout](root)
     return without_laterals(read_films(root, without_synthetic(root)))

@@ -25,7 +25,15 @@ from dataset_loader.readers.folder_dataset import FOREIGN_ID, read_folder
 from dataset_loader.signatures import THUMBNAIL, signatures
 from dataset_loader.splits import FOLD_NAMES, FOLDS, PARTS, VAL_SHARE, parts_of, places_of, split_hash, write_split
 from dataset_loader.synthetic import is_synthetic
-from dataset_loader.unlabelled import Collection, Labelled, collection_of, columns_of, open_collection, visits_of
+from dataset_loader.unlabelled import (
+    Collection,
+    Labelled,
+    collection_of,
+    columns_of,
+    found_among,
+    open_collection,
+    visits_of,
+)
 from utils.config import DATASETS_ROOT, Config, Gone, UserError, check_at_least, check_choice, repo_path
 from utils.facts import LISTED
 from utils.files import write_text
@@ -128,6 +136,7 @@ class XRays:
     source      "covid", "chexpert", "nih", "folder" or, wherever they are stored, "phantom"
     unlabelled  columns of the data set's images without a label; without any label, all count as labelled
     also        more X-rays for pretraining, without labels; their indices follow those of the data set, N, N + 1, ...
+    excluded    indices of those that a pretraining leaves out
     ids         how runs name patients and files
     kept        the earlier split whose parts were kept, or None
     fold        whose images are the test part
@@ -143,6 +152,7 @@ class XRays:
     source: str
     unlabelled: Columns | None = None
     also: tuple[Collection, ...] = ()
+    excluded: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     ids: Ids = PLAIN
     kept: KeptSplit | None = None
     fold: int = 0
@@ -181,8 +191,9 @@ class XRays:
         return np.arange(len(self)) if part == "all" else np.flatnonzero(self.parts == part)
 
     def pretraining_indices(self, part: str) -> np.ndarray:
-        """Return positions [n] of the X-rays of a part, and of the collections beside it."""
-        return np.concatenate([self.indices(part), len(self) + np.arange(sum(map(len, self.also)))])
+        """Return positions [n] of the X-rays of a part, and of the collections beside it, but for those excluded."""
+        wanted = np.concatenate([self.indices(part), len(self) + np.arange(sum(map(len, self.also)))])
+        return wanted[~np.isin(wanted, self.excluded)]
 
     def batch(self, indices: Tensor) -> Tensor:
         """Return pixels, uint8 [B, 1, S, S] on the store's device, of the X-rays at `indices` [B]."""
@@ -203,8 +214,16 @@ class XRays:
 
         An X-ray of which no patient is known has a number of its own.
         """
-        own = visits_of(self.source, self.columns)
-        return pd.factorize(np.concatenate([own, *(source.visits for source in self.also)]))[0]
+        return pd.factorize(self._visit_names())[0]
+
+    def _visit_names(self) -> np.ndarray:
+        return np.concatenate([visits_of(self.source, self.columns), *(source.visits for source in self.also)])
+
+    def without(self, entries: Sequence[str]) -> "XRays":
+        """Return the same X-rays, whose pretraining leaves out copies and patients of other collections."""
+        everything = np.arange(len(self) + sum(map(len, self.also)))
+        found = found_among(entries, self.image_ids(everything), self._visit_names())
+        return replace(self, excluded=everything[found])
 
     def _by_source(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, Collection]]:
         """Yield the places [n] of the indices that belong to each source, their indices in it, and the source.
@@ -262,6 +281,7 @@ class XRays:
             **({"kept": self.kept.facts(self.parts)} if self.kept else {}),
             "pixels": [self.store.pixels, *(collection.store.pixels for collection in self.also)],
             "also": [collection.facts() for collection in self.also],
+            **({"excluded": len(self.excluded)} if len(self.excluded) else {}),
             LISTED: self.listed,
         }
 

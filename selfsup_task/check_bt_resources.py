@@ -19,7 +19,7 @@ from selfsup_task.scan_base import FILES, PRETRAINING, REAL_XRAYS, without
 from utils.scripts import command, flags, run_script
 
 VARIED = ("backbone", "in_channels", "img_res", "store_res", "batch_size", "num_epochs", "warmup_epochs")
-UNUSED = {"also": [], "start": "random"}  # neither changes what a step costs
+UNUSED = {"also": [], "exclude": [], "start": "random"}  # neither changes what a step costs
 
 config: dict[str, Any] = {
     **without(PRETRAINING, *VARIED, *UNUSED),  # selfsup_task/scan_base.py

@@ -96,6 +96,7 @@ class Scan:
             self.of_trial[trial], self.trials[trial] = (name, seed), replace(config, **own)
             self.runs[trial] = Run(own["run_name"], {**shared, **own}, "trial", keys_of=type(config))
         self.xrays = open_xrays(config, prepare(config.device, config.threads, config.deterministic), config.also)
+        self.xrays = self.xrays.without(config.exclude)
         start = start_from(config.start, config.backbone, config.in_channels, config.random_seed)
         check_unseen(start.provenance, self.xrays, allow_seen=False, encoder=config.start)  # trials are fine-tuned
         part = finetuning(config, "finetune", "random")

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ class PretrainConfig(MonitorConfig, MachineConfig):
     run_name: str
     pretrain_on: str
     also: list[str]
+    exclude: list[str]
     positives: str
     backbone: str
     start: str
@@ -46,6 +47,7 @@ class PretrainConfig(MonitorConfig, MachineConfig):
     projector_dims: list[int]
     micro_batch_size: int
     deterministic: bool
+    later: ClassVar = {"exclude": []}
     least_epochs = 0  # 0 is EPOCHS, each of one pass, or of EPOCH_STEPS where a pass has fewer
 
     def __post_init__(self) -> None:

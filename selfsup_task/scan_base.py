@@ -18,6 +18,7 @@ PRETRAINING: dict[str, Any] = {
     "fold": 0,  # 0 to 4: the fifth of the images that is held out as the test part, where the data do not name one
     "pretrain_on": "train",  # trials are ranked by validation images, which must be unseen
     "also": [],  # more X-rays without labels: FOLDER, or with its layout: covid: chexpert: nih: folder:
+    "exclude": [],  # collections, as in `also`, of which no copy and no patient is learnt from: to be tested on
     "random_seed": 0,  # of weights, views and the order of images
     "backbone": "resnet18",  # torchvision's name, such as densenet121, or timm/NAME
     "in_channels": 1,  # 1 (gray) | 3

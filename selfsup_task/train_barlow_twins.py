@@ -39,6 +39,7 @@ config: dict[str, Any] = {
     "fold": 0,  # 0 to 4: the fifth of the images that is held out as the test part, where the data do not name one
     "pretrain_on": "train",  # "train", and what has no label | "all" (then no held-out image is unseen any more)
     "also": [],  # more X-rays without labels: FOLDER, or with its layout: covid: chexpert: nih: folder:
+    "exclude": [],  # collections, as in `also`, of which no copy and no patient is learnt from: to be tested on
     # run
     "run_name": "pretrain/{dataset}",  # runs/<run_name>/; "" derives one from the other keys
     "random_seed": 0,  # of weights, views and the order of images
@@ -116,6 +117,7 @@ def main(config: PretrainConfig) -> None:
         if run.summary is None:
             with distributed.main_process_first():  # which decodes the images, once
                 xrays = open_xrays(config, device, config.also)  # pixels uint8 [N, 1, S, S]; parts by patient
+                xrays = xrays.without(config.exclude)
             check_batch_size(config.batch_size, len(xrays.pretraining_indices(config.pretrain_on)))
             partners = partners_of(xrays, config)
             model = placed(build_model(config), device)  # backbone, projector, loss

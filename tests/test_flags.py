@@ -32,7 +32,7 @@ KINDS = {
 OWN = {"scheduler": "constant", "warmup_epochs": 0, "barlow_lambda": 0.0, "projector_dims": [2], "recipe": "none"}
 OWN |= {"random_seed": 0}
 OWN |= {"backbone": "resnet18", "in_channels": 1, "img_res": 32, "store_res": 0, "batch_size": 64, "also": []}
-OWN |= {"start": "random", "num_epochs": 1}
+OWN |= {"exclude": [], "start": "random", "num_epochs": 1}
 TRAIN, SCAN, SEARCH = "train_barlow_twins", "scan_best_transformations", "scan_best_supervised_hyperparameters"
 COMPARE, FROZEN, RATES = "trained_vs_no_trained_compare", "train_models_with_frozen_parts", "scan_optimal_lr"
 

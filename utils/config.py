@@ -29,7 +29,7 @@ RUNS_ROOT = _root("CXR_RUNS", "runs")
 DATASETS_ROOT = _root("CXR_DATASETS", "datasets")
 
 VERSION = 2  # of config.json; Config.later says what it changed
-PLACES = ("data_root", "also")  # keys that say where data are; a run compares what it found there instead
+PLACES = ("data_root", "also", "exclude")  # keys that say where data are; a run compares what it found there instead
 # keys that change no result; threads are compared as part of the device, on resuming
 PACE = ("threads", "jobs", "checkpoint_minutes")
 

@@ -102,6 +102,34 @@ def test_images_that_cannot_be_compared_with_held_out_ones_are_left_out(phantoms
     assert collection.paths.tolist() == [f"large{number}.png" for number in range(10)]
 
 
+def test_copies_and_patients_of_other_collections_are_excluded(phantoms: Path, tmp_path: Path) -> None:
+    """A later test set: one film saved as JPEG, and the films of one patient under the same public number."""
+    real = tmp_path / "real"  # public numbers mean the same patients in real collections alone
+    shutil.copytree(phantoms / CHEXPERT_ROOT, real, ignore=shutil.ignore_patterns(RECORD))
+    data = opened(phantoms, f"chexpert:{real}")
+    before = data.pretraining_indices("train")
+    film, folder = data.columns.paths[data.indices("train")[0]], tmp_path / "tested"
+    folder.mkdir()
+    with Image.open(phantoms / COVID_ROOT / film) as image:
+        image.convert("L").save(folder / "renamed.jpg", quality=60)
+    one = data.without([str(folder)])
+    assert set(before) - set(one.pretraining_indices("train")) == set(data.indices("train")[:1])
+    assert one.facts()["excluded"] == 1 and len(one) == len(data)
+    chexpert = data.also[0]
+    patient = chexpert.paths[0].split("/")[1]
+    rows = {len(data) + row for row, path in enumerate(chexpert.paths) if path.split("/")[1] == patient}
+    other = tmp_path / "CheXpert"
+    shutil.copytree(phantoms / CHEXPERT_ROOT / "train" / patient, other / "train" / patient)
+    table = pd.read_csv(phantoms / CHEXPERT_ROOT / "train.csv", dtype=str)
+    table[table["Path"].str.contains(f"/{patient}/")].to_csv(other / "train.csv", index=False)
+    for path in (other / "train").rglob("*.jpg"):
+        with Image.open(path) as image:
+            ImageOps.mirror(image.transpose(Image.Transpose.ROTATE_90)).save(path)  # another picture
+    assert set(before) - set(data.without([f"chexpert:{other}"]).pretraining_indices("train")) == rows
+    with pytest.raises(UserError, match="there is no folder"):
+        data.without([str(tmp_path / "nowhere")])
+
+
 def test_other_pictures_under_the_names_of_held_out_ones_are_taken(phantoms: Path, tmp_path: Path) -> None:
     alone = opened(phantoms)
     root = ensure_phantoms(tmp_path / "other", images=60, size=64, seed=7)
