@@ -5,16 +5,12 @@ A store is a folder of
 images.npy     uint8 [M, 1, S, S], appended to while it is built
 kept.npy       int64 [M]: which of the N requested files the M rows are
 rejected.csv   file and reason of the N - M others
-store.json     written last, with counts and checksums: a folder without it holds an unfinished build
-verified.json  size, time and inode of images.npy when it last matched its checksum
+store.json     written last, with counts and a checksum that names the pixels: without it the build is unfinished
 progress.json  until the build is finished: how far it is
 
-A damaged store is built again. The pixels are compared with their checksum when images.npy has another size,
-modification time or inode than when they last were: after any write or copy, but not at every start, since reading
-takes a second per gigabyte. A disk that changes bytes by itself is not noticed.
+A store that lacks pixels is built again. Bytes that a disk changes by itself are not noticed.
 """
 
-import contextlib
 import csv
 import io
 import os
@@ -22,7 +18,6 @@ import shutil
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -37,10 +32,10 @@ from utils.config import UserError
 from utils.distributed import exclusive_lock
 from utils.files import (
     plain_refusals,
-    read_checked_json,
+    read_json,
     remove_leftovers,
     write_atomically,
-    write_checked_json,
+    write_json,
     write_text,
 )
 from utils.hardware import usable_cores
@@ -52,49 +47,30 @@ IMAGES, KEPT, REJECTED, FINISHED = "images.npy", "kept.npy", "rejected.csv", "st
 # More broken files than this mean a wrong store_res or an incomplete download. Masks and the like are not broken.
 MAX_REJECTED_SHARE = 0.1
 
-_VERIFIED, _PROGRESS = "verified.json", "progress.json"
+_PROGRESS = "progress.json"
 _CHUNK_IMAGES = 1000  # at most, which a killed build loses
 _CHUNK_BYTES = 64 * 2**20  # at most, which a build holds in memory
 _HEADER_BYTES = 128  # of a .npy file of this type, whatever M is
 
 
 def finished_store(folder: Path, size: int) -> dict[str, Any] | None:
-    """Return store.json of a finished store of `size` x `size` images; None if it is missing or damaged."""
-    if not (folder / FINISHED).exists():
+    """Return store.json of a finished store of `size` x `size` images; None if it, or a part of the pixels, is missing.
+
+    Raises UserError if store.json is damaged.
+    """
+    facts = read_json(folder / FINISHED)
+    if facts is None:
         return None
-    facts = read_checked_json(folder / FINISHED)
-    try:
-        rows = (folder / KEPT).read_bytes()
-        intact = facts is not None and zlib.crc32(rows) == facts["kept_crc32"] and _has_pixels(folder, size, facts)
-    except OSError:
-        intact = False
+    intact = (folder / KEPT).exists() and _holds(folder / IMAGES, facts["kept"], size, exactly=True)
     if not intact:
-        print(f"warning: the decoded images in {folder} are damaged; decoding them again", file=sys.stderr)
+        print(f"warning: the decoded images in {folder} are incomplete; decoding them again", file=sys.stderr)
     return facts if intact else None
 
 
-def _has_pixels(folder: Path, size: int, facts: Mapping[str, Any]) -> bool:
-    """Return whether images.npy holds what was written, by its checksum or, if untouched since, by its date."""
-    with (folder / IMAGES).open("rb") as images:
-        found = os.fstat(images.fileno())
-        header, stamp = _header(facts["kept"], size), [found.st_size, found.st_mtime_ns, found.st_ino]
-        if images.read(len(header)) != header or found.st_size != _HEADER_BYTES + facts["kept"] * size**2:
-            return False
-        verified = read_checked_json(folder / _VERIFIED) or {}
-        if verified.get("stamp") != stamp:
-            if _crc_of(images, facts["kept"] * size**2) != facts["pixels_crc32"]:
-                return False
-            with contextlib.suppress(UserError):  # a cache that several people read need not be theirs to write
-                write_checked_json(folder / _VERIFIED, {"stamp": stamp})
-    return True
-
-
-def _crc_of(images: IO[bytes], count: int) -> int:
-    """Return the CRC-32 of the next `count` bytes, or of what there is."""
-    crc = 0
-    while block := images.read(min(count, _CHUNK_BYTES)):
-        crc, count = zlib.crc32(block, crc), count - len(block)
-    return crc
+def _holds(images: Path, count: int, size: int, exactly: bool) -> bool:
+    """Return whether a file has room for so many images: for `exactly` these, or for more."""
+    needed, found = _HEADER_BYTES + count * size**2, images.stat().st_size if images.exists() else -1
+    return found == needed if exactly else found >= needed
 
 
 def build_store(root: Path, names: list[str], size: int, folder: Path, show_progress: bool) -> dict[str, Any]:
@@ -152,17 +128,12 @@ class _Progress:
 
 def _read_progress(folder: Path, size: int) -> _Progress:
     """Return how far an earlier build was, if its pixels are still there."""
-    progress = read_checked_json(folder / _PROGRESS)
-    if progress is not None and (folder / IMAGES).exists():
+    progress = read_json(folder / _PROGRESS)
+    if progress is not None:
         rejected = {int(row): reason for row, reason in progress["rejected"].items()}
         state = _Progress(progress["done"], rejected, progress["no_xrays"], progress["pixels_crc32"])
-        with (folder / IMAGES).open("rb") as images:
-            images.seek(_HEADER_BYTES)
-            if (
-                _crc_of(images, state.kept * size**2) == state.crc
-                and images.tell() == _HEADER_BYTES + state.kept * size**2
-            ):
-                return state
+        if _holds(folder / IMAGES, state.kept, size, exactly=False):
+            return state
     return _Progress(0, {}, [], 0)
 
 
@@ -192,7 +163,7 @@ def _decode_all(root: Path, names: list[str], size: int, folder: Path, state: _P
                 images.flush()
                 os.fsync(images.fileno())  # the images first, then the record that they exist
                 counts = {"done": state.done, "rejected": state.rejected, "no_xrays": state.no_xrays}
-                write_checked_json(folder / _PROGRESS, {**counts, "pixels_crc32": state.crc})
+                write_json(folder / _PROGRESS, {**counts, "pixels_crc32": state.crc})
                 _check_rejected(state, names, folder)
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest of the chunk
@@ -242,9 +213,9 @@ def _finish(root: Path, names: list[str], size: int, folder: Path, state: _Progr
     write_atomically(folder / KEPT, lambda file: file.write(rows.getvalue()))
     _write_rejected(state.rejected, names, folder)
     counts = {"requested": len(names), "kept": len(kept), "rejected": len(state.rejected)}
-    checksums = {"pixels_crc32": state.crc, "kept_crc32": zlib.crc32(rows.getvalue())}
-    facts = {"root": str(root), "size": size, "format": FORMAT, **counts, "no_xrays": _counted(state), **checksums}
-    write_checked_json(folder / FINISHED, facts)
+    facts = {"root": str(root), "size": size, "format": FORMAT, **counts, "no_xrays": _counted(state)}
+    facts["pixels_crc32"] = state.crc
+    write_json(folder / FINISHED, facts)
     (folder / _PROGRESS).unlink()
     return facts
 

@@ -41,7 +41,7 @@ from downstream_task.clinic.tables import Page, page
 from downstream_task.predictions import CELL, FILE, find_runs, predicted, predictions_of, read_predictions, run_name
 from utils import plots
 from utils.config import RUNS_ROOT, VERSION, MachineConfig, UserError, differences, part_of, repo_path
-from utils.files import check_files, content_hash, read_json, write_checked_json, write_json, write_table
+from utils.files import check_files, content_hash, read_json, write_json, write_table
 from utils.intervals import interval_text, metric_name
 from utils.scripts import command, tracked
 from utils.software import software
@@ -118,7 +118,7 @@ def results(name: str, kind: str, made_from: Mapping[str, Any], compute: Callabl
         write_table(folder / f"{table}.csv", values)
     for figure, drawn in figures.items():
         plots.write_figure(folder / "figures" / f"{figure}.png", drawn)
-    write_checked_json(folder / "summary.json", {**found, **made_from})  # last: it is done
+    write_json(folder / "summary.json", {**found, **made_from})  # last: it is done
     return {**found, **made_from}
 
 

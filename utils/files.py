@@ -9,8 +9,7 @@ import json
 import math
 import os
 import shutil
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -118,40 +117,18 @@ def plain_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_checked_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object as write_json does, with a checksum."""
-    write_json(path, {**value, "crc32": _json_crc(value)})
-
-
-def read_checked_json(path: Path) -> dict[str, Any] | None:
-    """Return what write_checked_json wrote, with text as keys; None if the file is missing or damaged."""
-    with contextlib.suppress(UserError, OSError):
-        return read_json(path, checked=True)
-    return None
-
-
-def read_json(path: Path, checked: bool = False) -> dict[str, Any] | None:
-    """Return a run's JSON object, or None if there is no file.
-
-    Raises UserError if it is something else, does not match its checksum, or has none although `checked`.
-    """
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object, or None if there is no file. Raises UserError if it is something else."""
     if not path.exists():
         return None
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))  # an editor may have added a mark
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); repair it or delete the run's folder.") from error
+        raise UserError(f"{path} is not JSON ({error}); repair it or delete its folder.") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object; repair it or delete the run's folder.")
-    checksum = value.pop("crc32", None)
-    if checksum != _json_crc(value) and (checked or checksum is not None):
-        raise UserError(f"{path} was changed after it was written (its checksum differs); restore or delete it.")
+        raise UserError(f"{path} is not a JSON object; repair it or delete its folder.")
+    value.pop("crc32", None)  # of earlier versions
     return value
-
-
-def _json_crc(value: Mapping[str, Any]) -> int:
-    as_read = json.loads(json.dumps(plain_json(value)))
-    return zlib.crc32(json.dumps(as_read, sort_keys=True).encode())
 
 
 def check_files(folder: Path, *names: str) -> None:

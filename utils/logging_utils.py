@@ -44,12 +44,11 @@ from utils.files import (
     read_json,
     remove_leftovers,
     write_atomically,
-    write_checked_json,
     write_json,
     write_text,
 )
 from utils.hardware import changes, environment
-from utils.tensor_files import drop_checkpoint, read_checkpoint, write_checkpoint
+from utils.tensor_files import read_checkpoint, write_tensors
 
 Look = Callable[[], Mapping[str, Any]]  # see Run
 loggers: list[Callable[["Run", int, Mapping[str, float]], None]] = []  # called beside TensorBoard; docs/EXTENDING.md
@@ -91,7 +90,7 @@ class Run:
         self._check()
         if self.summary is not None and look is not None:
             self._compare_data(look)
-        self._checkpoint, self._damaged = self.folder / "checkpoint.pt", False
+        self._checkpoint = self.folder / "checkpoint.pt"
         self._writer: SummaryWriter | None = None
         self._lock: FileLock | None = None
         self._note = self.folder / ".holder"
@@ -254,31 +253,28 @@ class Run:
             self._tensorboard(0).add_embedding(torch.from_numpy(features), labels, pictures, global_step=0, tag=tag)
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Write checkpoint.pt atomically, and keep the one before; `state` holds tensors and plain values only."""
+        """Write checkpoint.pt atomically; `state` holds tensors and plain values only."""
         if self.is_writer:
             self._check_there()
-            write_checkpoint(self._checkpoint, {"rows": self.rows, **state}, keep_before=self._damaged)
-            self._damaged = False
+            write_tensors(self._checkpoint, {"rows": self.rows, **state})
             if self._writer is not None:
                 self._writer.flush()
 
     def checkpoint(self) -> dict[str, Any] | None:
         """Return what `save_checkpoint` last wrote (CPU tensors), or None; `rows` returns to that state too.
 
-        If that is damaged, warns and returns what it wrote before. Raises UserError if that cannot be read either.
+        Raises UserError if the file is damaged.
         """
-        state, damage = read_checkpoint(self._checkpoint)
-        if damage and not self._damaged and self.is_writer:
-            print(f"warning: {damage}", file=sys.stderr)
-        self._damaged = bool(damage)
+        state = read_checkpoint(self._checkpoint)
         if state is not None:
             self.rows = state.pop("rows")
         return state
 
     def drop_checkpoint(self) -> None:
-        """Delete the checkpoints, which a finished run does not need."""
+        """Delete the checkpoint, which a finished run does not need; earlier versions kept two."""
         if self.is_writer:
-            drop_checkpoint(self._checkpoint)
+            for path in self.folder.glob("checkpoint*.pt"):
+                path.unlink()
 
     def drop_weights(self) -> None:
         """Delete checkpoint.pt and the state_dicts: a trial of a search needs none once its score is known."""
@@ -295,7 +291,7 @@ class Run:
             if self._writer is not None:
                 self._write_hparams(self._writer)
                 self._writer.close()
-            write_checked_json(self.folder / "summary.json", self.summary)
+            write_json(self.folder / "summary.json", self.summary)
         self.unlock()
 
     def _check_there(self) -> None:

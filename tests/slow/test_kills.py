@@ -9,7 +9,7 @@ from small_pretraining import TRAIN, Answer, Start, same_result, training
 
 from utils.config import RUNS_ROOT
 
-KILLED_RUNS = 100
+KILLED_RUNS = 20
 MAX_KILLS = 3  # of one run
 
 
