@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from dataset_loader.lung_masks import seen_part
 from downstream_task.clinic.predictor import Predictor
 from downstream_task.targets import probabilities_of
 from interpretability.faithfulness import (
@@ -88,50 +87,69 @@ class Explained:
         return summary
 
 
+class Explainer:
+    """One network before N X-rays, and the class of each whose evidence is mapped.
+
+    x              [N, C, R, R], what the network sees
+    probabilities  [N, K]
+    predicted      [N], the most probable class
+    classes        [N], the targets' or, where a target is "", the predicted one
+    settings       with the layer of Grad-CAM
+    """
+
+    def __init__(self, predictor: Predictor, pictures: Sequence[Picture], targets: Sequence[str], settings: Settings):
+        self.net, self.x = plain_copy(predictor.network.net), network_input(pictures, predictor)
+        self.temperature, self.multilabel = predictor.temperature, predictor.multilabel
+        with torch.no_grad():
+            logits = torch.cat([self.net(batch) for batch in self.x.split(IMAGES_AT_ONCE)])
+        self.probabilities = self.to_probabilities(logits)
+        self.predicted = self.probabilities.argmax(1)
+        named = [predictor.classes.index(target) if target else -1 for target in targets]
+        asked = torch.tensor(named, device=self.x.device)
+        self.classes = torch.where(asked < 0, self.predicted, asked)
+        if settings.method == "grad_cam":
+            settings = settings._replace(layer=settings.layer or default_layer(self.net, self.x))
+        self.settings = settings
+
+    def to_probabilities(self, logits: Tensor) -> Tensor:
+        """Return [N, K] of logits [N, K]."""
+        return probabilities_of(logits / self.temperature, self.multilabel)
+
+    def maps(self, network: nn.Module | None = None, count: int | None = None) -> Tensor:
+        """Return maps [N, h, w] >= 0, or of the first `count` X-rays, also of another network."""
+        return saliency_maps(network or self.net, self.x[:count], self.classes[:count], self.settings)
+
+    def sanity_check(self) -> pd.DataFrame:
+        """Return the table of the sanity check on the first SANITY_IMAGES X-rays."""
+        return sanity_check(self.net, lambda network: self.maps(network, SANITY_IMAGES), self.x.shape[-1])
+
+
 def explain(predictor: Predictor, question: Question) -> Explained:
     """Return one network's maps of every picture, and the numbers about them.
 
     Raises UserError for a layer that does not exist.
     """
-    pictures, settings = question.pictures, question.settings
-    net = plain_copy(predictor.network.net)
-    x = network_input(pictures, predictor)  # [N, C, R, R]
-
-    def to_probabilities(logits: Tensor) -> Tensor:
-        return probabilities_of(logits / predictor.temperature, predictor.multilabel)
-
-    with torch.no_grad():
-        probabilities = to_probabilities(torch.cat([net(batch) for batch in x.split(IMAGES_AT_ONCE)]))
-    names, predicted = predictor.classes, probabilities.argmax(1)
-    classes = torch.full_like(predicted, names.index(question.target)) if question.target else predicted
-    if settings.method == "grad_cam":
-        settings = settings._replace(layer=settings.layer or default_layer(net, x))
-
-    def maps_of(network: nn.Module, count: int = len(x)) -> Tensor:
-        return saliency_maps(network, x[:count], classes[:count], settings)
-
-    maps = maps_of(net)  # [N, h, w]
+    pictures, names = question.pictures, predictor.classes
+    explainer = Explainer(predictor, pictures, [question.target] * len(pictures), question.settings)
+    x, classes, maps = explainer.x, explainer.classes, explainer.maps()  # maps [N, h, w]
     large, empty = enlarged(maps, x.shape[-1]), maps.sum((1, 2)) == 0
-    areas = deletion_and_insertion(net, x, classes, large, to_probabilities)
+    areas = deletion_and_insertion(explainer.net, x, classes, large, explainer.to_probabilities)
     deletion, insertion = (area.masked_fill(empty, torch.nan).cpu().numpy() for area in areas)
     table = pd.DataFrame(
         {
             "image": [picture.name for picture in pictures],
             "group": [picture.group for picture in pictures],
             "label": [picture.label for picture in pictures],
-            "predicted": [names[c] for c in predicted],
-            "probability": probabilities.amax(1).tolist(),
+            "predicted": [names[c] for c in explainer.predicted],
+            "probability": explainer.probabilities.amax(1).tolist(),
             "explained": [names[c] for c in classes],
-            "layer": settings.layer,
+            "layer": explainer.settings.layer,
             **_in_lungs(large, pictures),
             "deletion": deletion,
             "insertion": insertion,
         }
     )
-    sanity = None
-    if question.sanity_check:
-        sanity = sanity_check(net, lambda network: maps_of(network, SANITY_IMAGES), x.shape[-1])
-    return Explained(maps.cpu(), table, sanity)
+    return Explained(maps.cpu(), table, explainer.sanity_check() if question.sanity_check else None)
 
 
 def differences(tables: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, list[float]]]:
@@ -151,8 +169,8 @@ def differences(tables: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, list[
 def _in_lungs(maps: Tensor, pictures: Sequence[Picture]) -> dict[str, np.ndarray]:
     """Return LUNG_COLUMNS of maps [N, R, R], each [N]; NaN where no mask is known."""
     values = np.full((len(LUNG_COLUMNS), len(pictures)), np.nan)
-    seen = {n: seen_part(p.mask, maps.shape[-1]) for n, p in enumerate(pictures) if p.mask is not None}
-    if seen:
+    regions = ((n, picture.seen_region(maps.shape[-1])) for n, picture in enumerate(pictures))
+    if seen := {n: region for n, region in regions if region is not None}:
         masks, chosen = torch.from_numpy(np.stack([*seen.values()])).to(maps.device), maps[[*seen]]
         area, mass = area_share(masks), mass_inside(chosen, masks)
         values[:, [*seen]] = torch.stack([area, mass, mass / area, peak_inside(chosen, masks)]).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Numbers for saliency maps: evidence inside the lungs, deletion and insertion, and a sanity check of the maps."""
+"""Numbers for saliency maps: evidence inside lungs or boxes, deletion and insertion, and a sanity check of the maps."""
 
 from collections.abc import Callable, Iterator
 
@@ -13,6 +13,7 @@ from interpretability.saliency import IMAGES_AT_ONCE, plain_copy
 from self_sup_classes.structure import blocks
 from utils.seeds import mixed_seed
 
+TIED = 1e-6  # of a map's largest value: what enlarging rounds
 CURVE_POINTS = 20  # of the deletion and insertion curves, after the first
 MAX_CORRELATION = 0.5  # mean rank correlation with a random network's maps; from there on, maps are not trusted
 RANDOM_NETWORKS = 6  # networks with all blocks random that the verdict is based on
@@ -24,11 +25,11 @@ def enlarged(maps: Tensor, size: int) -> Tensor:
     return F.interpolate(maps[:, None].float(), (size, size), mode="bilinear", align_corners=False)[:, 0]
 
 
-# --- lungs ---
+# --- lungs and boxes: masks [N, R, R] hold the share of each pixel that the region covers, or True and False ---
 
 
 def mass_inside(maps: Tensor, masks: Tensor) -> Tensor:
-    """Return [N]: the share of each map's sum [N, R, R] that lies inside a mask, bool [N, R, R]; NaN for an empty map.
+    """Return [N]: the share of each map's sum [N, R, R] that lies inside a mask; NaN for an empty map.
 
     By chance it is the mask's share of the area, `area_share`.
     """
@@ -36,15 +37,19 @@ def mass_inside(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def area_share(masks: Tensor) -> Tensor:
-    """Return [N]: the share of the image that a mask, bool [N, R, R], covers."""
+    """Return [N]: the share of the image that a mask covers."""
     return masks.float().mean((1, 2))
 
 
 def peak_inside(maps: Tensor, masks: Tensor) -> Tensor:
-    """Return [N] of 0, 1, NaN for an empty map: pointing game (Zhang et al. 2016, arXiv 1608.00507, section 4.1)."""
-    peaks = maps.flatten(1).argmax(1, keepdim=True)
-    hit = masks.flatten(1).gather(1, peaks)[:, 0].float()
-    return torch.where(maps.sum((1, 2)) > 0, hit, torch.nan)
+    """Return [N] in 0..1, NaN for an empty map: pointing game (Zhang et al. 2016, arXiv 1608.00507, section 4.1).
+
+    1 where a map's largest value lies inside the mask, without a tolerance. Of several largest values, as at the rim
+    of an enlarged map, the share inside counts: an even map scores the mask's share of the area.
+    """
+    largest = maps.amax((1, 2), keepdim=True)
+    inside = mass_inside((maps >= largest * (1 - TIED)).float(), masks)
+    return torch.where(largest[:, 0, 0] > 0, inside, torch.nan)
 
 
 # --- deletion and insertion ---

@@ -1,8 +1,9 @@
-"""Figures: heat maps over X-rays in the X-ray's own geometry, the panel of maps, the figure of an audit."""
+"""Figures: heat maps over X-rays in the X-ray's own geometry, the panel of maps, figures of audits and boxes."""
 
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,12 +12,14 @@ from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from scipy.ndimage import binary_erosion
 
 from dataset_loader.decoding import central_square
+from interpretability.boxes import CHANCE, MEAN_BOX, POINTING, RATIO
 from interpretability.faithfulness import enlarged
 from utils.intervals import metric_name
-from utils.plots import BLACK, BLUE, ORANGE
+from utils.plots import BLACK, BLUE, ORANGE, pictures_beside, styled
 
 COLOURS = "inferno"
 OPACITY = 0.65  # of the strongest evidence; without evidence the X-ray shows
@@ -64,7 +67,7 @@ def panel(rows: Mapping[str, Sequence[np.ndarray]], captions: Mapping[str, Seque
     for line, (name, pictures) in zip(axes, rows.items(), strict=True):
         for ax, picture, text in zip(line, pictures, captions[name], strict=True):
             ax.imshow(picture)
-            ax.set_title(textwrap.fill(text, 22), fontsize=8)
+            ax.set_title("\n".join(map(_wrapped, text.splitlines())), fontsize=8)
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
         line[0].set_ylabel(_wrapped(name), fontsize=8)
@@ -102,14 +105,48 @@ def audit_figure(
     ax.set_xlabel(f"{metric_name(metric)} and 95% interval", fontsize=9)
     ax.grid(alpha=0.3)
     figure.legend(fontsize=8, loc="lower center", ncols=3)
-    for row, images in enumerate(pictures.values()):
-        for column, picture in enumerate(images):
-            beside = figure.add_subplot(grid[row, column + 1])
-            beside.imshow(picture, cmap="gray", vmin=0, vmax=1)
-            beside.set_axis_off()
+    pictures_beside(figure, grid, pictures.values())
+    return figure
+
+
+def box_figure(scores: pd.DataFrame, title: str) -> Figure:
+    """Return a dot plot of by_finding's table: each quantity's panel has a row per finding, a dot per network."""
+    values: Any = scores[scores["minus"] == ""]
+    rows = values.drop_duplicates("finding").reset_index(drop=True)
+    networks = [*dict.fromkeys(values["network"])]
+    looks = {name: {"color": colour, "marker": marker} for name, colour, marker in styled(networks)}
+    looks |= {CHANCE: {"color": "0.6", "marker": "|"}, MEAN_BOX: {"color": "0.6", "marker": "P"}}
+    figure = Figure(figsize=(9.4, 0.2 * (len(networks) + 2) * len(rows) + 1.4), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, quantity in zip(axes, (POINTING, RATIO), strict=True):
+        for n, name in enumerate(networks):
+            of_network = values[(values["network"] == name) & (values["quantity"] == quantity)]
+            reach = np.nan_to_num([of_network["value"] - of_network["low"], of_network["high"] - of_network["value"]])
+            y = np.arange(len(rows)) + 0.8 * ((n + 0.5) / len(networks) - 0.5)
+            ax.errorbar(of_network["value"], y, xerr=reach, linestyle="none", capsize=2, label=name, **looks[name])
+        for edge in np.arange(len(rows) - 1) + 0.5:
+            ax.axhline(edge, color="0.9", linewidth=0.8)
+        ax.grid(alpha=0.3, axis="x")
+    names = [_wrapped(str(name)) for name in rows["finding"]]
+    of_boxes = zip(names, rows["boxes"], rows["patients"], strict=True)
+    axes[0].set_yticks(
+        range(len(rows)), [f"{name}\n{n:,} boxes, {k:,} patients" for name, n, k in of_boxes], fontsize=8
+    )
+    axes[0].set(ylim=(len(rows) - 0.5, -0.5), xlim=(-0.02, 1.02))
+    axes[0].set_xlabel("pointing game: share of boxes that hold\nthe map's maximum, 95% interval", fontsize=9)
+    axes[1].axvline(1, color=BLACK, linestyle=":", linewidth=1)
+    axes[1].set_xscale("log")
+    axes[1].xaxis.set_major_formatter("{x:g}")
+    axes[1].xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    axes[1].set_xlabel(
+        "share of the evidence in the box over the box's\nshare of the area (log scale), 95% interval", fontsize=9
+    )
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)
     return figure
 
 
 def _wrapped(name: str) -> str:
-    """Return a run's name in lines, broken after its underscores and slashes."""
-    return re.sub(r"([_/]) ", r"\1", textwrap.fill(re.sub(r"([_/])", r"\1 ", name), 22))
+    """Return a name in lines, broken at blanks and after underscores, slashes and hyphens alone."""
+    lines = textwrap.fill(re.sub(r"([_/])", r"\1 ", name), 22, break_long_words=False)
+    return re.sub(r"([_/]) ", r"\1", lines)

@@ -1,4 +1,4 @@
-"""The X-rays to explain: files that a person names, or some of each class of the test part."""
+"""The X-rays to explain: files that a person names, some of each class of the test part, or those with boxes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from augmentations.transform_utils import plain_view
-from dataset_loader.decoding import decode_square, decode_upright
+from dataset_loader.decoding import central_square, decode_square, decode_upright, upright_size
 from dataset_loader.ids import PLAIN, Ids
 from dataset_loader.image_files import IMAGE_SUFFIXES, BrokenImageError
-from dataset_loader.lung_masks import read_mask
+from dataset_loader.lung_masks import read_mask, seen_part
 from dataset_loader.synthetic import is_synthetic
 from dataset_loader.xrays import XRays
 from downstream_task.clinic.films import PATH
@@ -22,38 +22,65 @@ from downstream_task.targets import Targets
 from utils.config import UserError
 from utils.seeds import fixed_order
 
+EDGES = ["left", "top", "right", "bottom"]  # of a box, in shares of the central square's side
+
 
 @dataclass(frozen=True)
 class Picture:
-    """An X-ray at its file's own resolution.
+    """An X-ray, and the region of it that matters: lungs, boxes, or none that is known.
 
     path   the file
     name   of its overlays: unique among the pictures of a call
-    gray   uint8 [H, W], upright
-    mask   its lungs, bool [H, W], or None
-    label  its class, "" if not known
+    label  its class, or the finding of its boxes; "" if not known
     group  patient or duplicate group; the file where not known
+    mask   the file of its lungs, or None
+    boxes  [K, 4] their EDGES
     """
 
     path: Path
     name: str
-    gray: np.ndarray
-    mask: np.ndarray | None
     label: str
     group: str
+    mask: Path | None = None
+    boxes: np.ndarray | None = None
 
     @property
     def synthetic(self) -> bool:
         """Whether the file lies in a tree of the built-in synthetic X-rays."""
         return is_synthetic(self.path)
 
+    def gray(self) -> np.ndarray:
+        """Return the X-ray at its own resolution, uint8 [H, W], upright."""
+        return decode_upright(self.path)
+
+    def region(self, shape: tuple[int, int]) -> np.ndarray | None:
+        """Return its lungs or boxes, bool [H, W], in a picture of that shape; UserError for an unusable mask."""
+        if self.boxes is None:
+            return None if self.mask is None else read_mask(self.mask, shape)
+        whole, (top, left, side) = np.zeros(shape, dtype=bool), central_square(*shape)
+        whole[top : top + side, left : left + side] = coverage(self.boxes, side) > 0.5
+        return whole
+
+    def seen_region(self, size: int) -> np.ndarray | None:
+        """Return the share of each pixel, [size, size], that lungs or boxes cover at the `size` that a network sees."""
+        if self.boxes is not None:
+            return coverage(self.boxes, size)
+        lungs = self.region(upright_size(self.path))
+        return None if lungs is None else seen_part(lungs, size)
+
+
+def coverage(boxes: np.ndarray, size: int) -> np.ndarray:
+    """Return the share of each pixel, float32 [size, size], that one of the boxes [K, 4] (EDGES, in 0..1) covers."""
+    lines = np.arange(size + 1) / size
+    low, high = boxes[:, :2, None], boxes[:, 2:, None]  # [K, (x, y), 1]
+    covered = (np.minimum(lines[1:], high) - np.maximum(lines[:-1], low)).clip(0) * size  # [K, (x, y), size]
+    return (covered[:, 1, :, None] * covered[:, 0, None, :]).max(0).astype(np.float32)
+
 
 def pictures_of_files(films: pd.DataFrame, classes: Sequence[str], ids: Ids = PLAIN) -> list[Picture]:
-    """Read the X-rays of find_films, named as `ids` says; of a table, the columns label and patient count.
+    """Return the X-rays of find_films, named as `ids` says; of a table, the columns label and patient count.
 
     In the COVID-19 layout, mask and class come from the folders around them.
-
-    Raises UserError, naming the file, for one that cannot be used.
     """
     stems, hidden = [Path(file).stem for file in films[PATH]], ids.files(films["file"])
     unique = len(set(stems)) == len(stems)
@@ -66,12 +93,22 @@ def pictures_of_files(films: pd.DataFrame, classes: Sequence[str], ids: Ids = PL
         masks = [path for path in beside if path.stem == file.stem and path.suffix.lower() in IMAGE_SUFFIXES]
         label = str(film.get("label") or (folder.name if folder else ""))
         name = hidden[n] if ids != PLAIN else file.stem if unique else f"{n:04d}_{file.stem}"
-        pictures.append(_read(file, name, masks[0] if masks else None, label * (label in classes), groups[n]))
+        pictures.append(Picture(file, name, label * (label in classes), groups[n], masks[0] if masks else None))
     return pictures
 
 
+def pictures_of_boxes(films: pd.DataFrame, ids: Ids = PLAIN) -> list[Picture]:
+    """Return one picture for each X-ray and finding of find_boxes, in a fixed random order, named as `ids` says."""
+    pictures, films = [], films.assign(written=ids.files(films["file"]), group=ids.names(films["patient"]))
+    for _, rows in films.groupby([PATH, "label"]):
+        first, boxes = rows.iloc[0], rows[EDGES].to_numpy(float)
+        name = f"{Path(first['written']).stem}_{first['label']}"
+        pictures.append(Picture(Path(first[PATH]), name, first["label"], first["group"], boxes=boxes))
+    return [pictures[n] for n in fixed_order("pictures with boxes", np.arange(len(pictures)))]
+
+
 def pictures_of_test(xrays: XRays, targets: Targets, classes: Sequence[str], per_class: int) -> list[Picture]:
-    """Read `per_class` X-rays of each class (of each finding's positives) of the test part, by one fixed order.
+    """Return `per_class` X-rays of each class (of each finding's positives) of the test part, by one fixed order.
 
     The classes alternate, so that the first few pictures show all of them. An X-ray of several findings comes once.
     """
@@ -87,28 +124,22 @@ def pictures_of_test(xrays: XRays, targets: Targets, classes: Sequence[str], per
         label_of.setdefault(int(i), name)
     columns, written, pictures = xrays.columns, xrays.written, []
     for i, label in label_of.items():
-        file, mask = Path(columns.paths[i]), columns.masks[i]
         name = Path(str(written["file"][i])).with_suffix("").as_posix().replace("/", "_")
-        mask = None if mask is None else columns.root / mask
-        pictures.append(_read(columns.root / file, name, mask, label, str(written["group"][i])))
+        mask = None if columns.masks[i] is None else columns.root / columns.masks[i]
+        pictures.append(Picture(columns.root / columns.paths[i], name, label, str(written["group"][i]), mask))
     return pictures
 
 
 def network_input(pictures: Sequence[Picture], predictor: Predictor) -> Tensor:
-    """Return [N, C, R, R] as the network was trained on, without augmentation."""
+    """Return [N, C, R, R] as the network was trained on, without augmentation.
+
+    Raises UserError, naming the file, for a picture that cannot be used.
+    """
     stored, seen = predictor.sizes
-    squares = np.stack([_decoded(picture.path, stored) for picture in pictures])
-    return plain_view(torch.from_numpy(squares)[:, None].to(predictor.device), seen, predictor.in_channels)
-
-
-def _read(path: Path, name: str, mask: Path | None, label: str, group: str) -> Picture:
-    gray = _decoded(path)
-    lungs = None if mask is None else read_mask(mask, (gray.shape[0], gray.shape[1]))
-    return Picture(path, name, gray, lungs, label, group)
-
-
-def _decoded(path: Path, size: int | None = None) -> np.ndarray:
-    try:
-        return decode_upright(path) if size is None else decode_square(path, size)
-    except BrokenImageError as error:
-        raise UserError(f"{path} cannot be used: {error}; leave it out.") from error
+    squares = []
+    for picture in pictures:
+        try:
+            squares.append(decode_square(picture.path, stored))
+        except BrokenImageError as error:
+            raise UserError(f"{picture.path} cannot be used: {error}; leave it out.") from error
+    return plain_view(torch.from_numpy(np.stack(squares))[:, None].to(predictor.device), seen, predictor.in_channels)

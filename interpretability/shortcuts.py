@@ -186,10 +186,11 @@ class Audited:
         if labels.ndim == 2:
             return {"auroc": self.targets.scores(self.indices[rows], p)["auroc"]}
         areas = per_class_scores(labels, p)[:, CLASS_SCORES.index("auroc")]
+        known = np.isfinite(areas)  # in a resample of one class, none is
         return {
             "accuracy": float((labels == p.argmax(1)).mean()),
             "balanced_accuracy": balanced_accuracy(labels, p),
-            "auroc": float(np.nanmean(areas)),
+            "auroc": float(areas[known].mean()) if known.any() else float("nan"),
             **{f"auroc {name}": float(area) for name, area in zip(self.targets.names, areas, strict=True)},
         }
 

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,7 @@ FINDINGS = (
 )
 TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv", "sample_labels.csv")  # the last: a sample of 5%
 TEST_LIST = "test_list.txt"
+BOX_FRAME = 1024  # pixels per side of the published images, in which boxes are measured
 
 _INDEX = {name.casefold(): index for index, name in enumerate(FINDINGS)}
 _PATIENT = re.compile(r"(\d{8})_\d{3}")  # in the name of an image
@@ -46,6 +48,9 @@ _NAMES = {
     "Patient Sex": "sex",
     "View Position": "view",
 }
+_BOX_NAMES = {
+    "Image Index": "file", "Finding Label": "finding", "Bbox [x": "x", "y": "y", "w": "w", "h]": "h",
+}  # fmt: skip
 _HOW_TO_PLACE = (
     "get ChestX-ray14 from the NIH (https://nihcc.app.box.com/v/ChestXray-NIHCC), place it as "
     f"datasets/ChestX-ray14/{TABLES[0]} beside the folders of images (or point --data-root at that folder), or run "
@@ -81,6 +86,44 @@ def read_nih(root: Path) -> Columns:
     labels = _labels(rows.pop("Finding Labels"), table)
     columns = described(root, np.array(sorted(path_of.values()), dtype=object), rows, labels, FINDINGS, table)
     return replace(columns, groups=_patients(columns)).with_left_out(again, "the name of another image")
+
+
+def read_boxes(path: Path, columns: Columns) -> pd.DataFrame:
+    """Read BBox_List_2017.csv: one row per box, its line in the file as the index.
+
+    Columns: file, a path of `columns` (as read_nih returns them) or, where there is no such image, the name in the
+    table; finding, one of FINDINGS ("Infiltrate" is Infiltration); x, y, w, h, the left and upper edge, width and
+    height in pixels of the published images, BOX_FRAME a side. OriginalImage[Width,Height] of the other table is the
+    size before the NIH resized them: boxes are not in those pixels.
+    Raises UserError for a table without these columns, a finding that is not one, or a box without an area.
+    """
+    rows = read_table(path).rename(columns=_BOX_NAMES)
+    if missing := [written for written, name in _BOX_NAMES.items() if name not in rows]:
+        raise UserError(
+            f"{path} lacks the column {missing[0]!r}; it has {', '.join(map(str, rows))}; expected the columns of the "
+            "NIH's BBox_List_2017.csv: Image Index, Finding Label, Bbox [x,y,w,h]."
+        )
+    path_of = {_name(file): file for file in columns.paths}
+    rows["file"] = [path_of.get(_name(file), file) for file in rows["file"]]
+    rows["finding"] = rows["finding"].replace({"Infiltrate": "Infiltration"})
+    for line, row in rows.iterrows():
+        if row["finding"] not in FINDINGS:
+            raise UserError(
+                f"{path} has the finding {row['finding']!r} in line {line}; expected {', '.join(FINDINGS)}."
+            )
+    numbers = rows[[*"xywh"]].apply(pd.to_numeric, errors="coerce").astype(float)
+    edges = numbers.to_numpy()
+    odd = ~np.isfinite(edges).all(axis=1) | (edges[:, 2:] <= 0).any(axis=1)
+    if odd.any():
+        line = rows.index[odd.argmax()]
+        raise UserError(f"{path} has a box in line {line} that is not x, y, width and height, the last two above 0.")
+    return pd.concat([rows[["file", "finding"]], numbers], axis=1)
+
+
+def patients_named(files: Iterable[str]) -> set[str]:
+    """Return the patients that the names of NIH images tell; other names tell none."""
+    found = (_PATIENT.fullmatch(_name(file)) for file in files)
+    return {str(key) for key in id_keys([match[1] for match in found if match])}
 
 
 def _table(root: Path) -> Path:

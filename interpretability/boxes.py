@@ -1,0 +1,295 @@
+"""Boxes that radiologists drew: which can be scored, how well maps find them, and what chance and habit would."""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from dataset_loader.columns import Columns
+from dataset_loader.decoding import upright_size
+from dataset_loader.image_store import open_store
+from dataset_loader.readers.nih_dataset import BOX_FRAME, patients_named, read_boxes, read_nih
+from dataset_loader.readers.patients import id_keys
+from dataset_loader.signatures import THUMBNAIL, copies_among, signatures
+from downstream_task.clinic.films import FACTS, PATH, Films
+from downstream_task.clinic.predictor import Predictor
+from interpretability.explanations import Explainer
+from interpretability.faithfulness import area_share, enlarged, mass_inside, peak_inside, verdict
+from interpretability.pictures import EDGES, Picture
+from interpretability.saliency import Settings
+from utils.config import DATASETS_ROOT, UserError, repo_path
+from utils.intervals import bootstrap_intervals, interval_text
+
+POINTING, RATIO = "pointing", "evidence_over_area"
+CHANCE, MEAN_BOX = "chance", "mean box"  # in place of a network
+ALL = "mean of findings"
+TITLES = {
+    POINTING: "Pointing game: share of the boxes that hold the map's maximum, no tolerance",
+    RATIO: "Evidence over area: share of the evidence in the box over the box's share of the area; 1 is chance",
+}
+GRID = 128  # pixels per side of the map of the mean box
+REPEATS = 1000  # resamples of patients behind an interval
+BEYOND = 1.0  # pixels of the published frame that a box may reach beyond its picture: people draw to the edge
+
+
+def find_boxes(name: str, data_root: str, findings: Sequence[str]) -> tuple[Films, Columns]:
+    """Return the boxes of a table that can be scored, one row each, and what the data say of their X-rays.
+
+    The data are an NIH layout: the table's folder, or `data_root`. Rows have the patient, the finding as label, and
+    EDGES. Left out, each with a reason: X-rays that are not there, findings that are not among `findings`, boxes
+    beyond their picture or beside the central square, which is all that a network sees.
+    Raises UserError if nothing remains.
+    """
+    path = repo_path(name)
+    if not path.is_file():
+        raise UserError(f"boxes names {name!r}, but there is no file {path}; give the NIH's BBox_List_2017.csv.")
+    columns = read_nih(repo_path(data_root) if data_root else path.parent).labelled()
+    table = read_boxes(path, columns).reset_index(drop=True)
+    patient_of = dict(zip(columns.paths, columns.groups, strict=True))
+    table[PATH] = [str(columns.root / file) for file in table["file"]]
+    table = table.assign(**dict.fromkeys(FACTS, "")).rename(columns={"finding": "label"})
+    table["patient"] = [patient_of.get(file, "") for file in table["file"]]
+    films = Films(in_central_square(table), pd.DataFrame(columns=["file", PATH, "kind", "reason"], dtype=object))
+    films.leave_out(_unfit(films.table, findings))
+    return films, columns
+
+
+def in_central_square(table: pd.DataFrame) -> pd.DataFrame:
+    """Return boxes x, y, w, h with EDGES in place of them, not cut, and how far they reach `beyond` their picture.
+
+    Boxes are measured in the published images, BOX_FRAME px a side; smaller and larger square files show the same
+    square. A file that is not square is not the NIH's: its boxes are in its own pixels. Both are said on stderr. EDGES
+    are NaN where there is no file; `beyond` is in pixels of the frame.
+    """
+    sizes = {path: upright_size(path) for path in table[PATH].unique() if Path(path).is_file()}
+    height, width = np.array([sizes.get(path, (np.nan, np.nan)) for path in table[PATH]], dtype=float).T
+    square = height == width
+    if scaled := sorted({str(height) for height, width in sizes.values() if height == width != BOX_FRAME}, key=int):
+        print(
+            f"boxes: in pixels of the published {BOX_FRAME} x {BOX_FRAME}; scaled to files of {', '.join(scaled)} px",
+            file=sys.stderr,
+        )
+    if own := [Path(path).name for path, (height, width) in sizes.items() if height != width]:
+        print(
+            f"warning: {len(own):,} X-rays with boxes are not square, as the NIH's are ({own[0]}, ...); their boxes "
+            "are read in their own pixels",
+            file=sys.stderr,
+        )
+    frame = np.stack([np.where(square, BOX_FRAME, width), np.where(square, BOX_FRAME, height)], axis=1)  # [N, (x, y)]
+    low = table[["x", "y"]].to_numpy()
+    high = low + table[["w", "h"]].to_numpy()
+    side = frame.min(1, keepdims=True)
+    margin = (frame - side) // 2  # as central_square has it
+    edges = np.concatenate([low - margin, high - margin], axis=1) / side
+    beyond = np.maximum(-low, high - frame).max(1)
+    return table.drop(columns=[*"xywh"]).assign(**dict(zip(EDGES, edges.T, strict=True)), beyond=beyond)
+
+
+def _unfit(table: pd.DataFrame, findings: Sequence[str]) -> dict[int, tuple[str, str]]:
+    """Return the rows of boxes that cannot be scored, with kinds and reasons; how many are cut is said on stderr."""
+    low, high = table[EDGES[:2]].min(axis=1), table[EDGES[2:]].max(axis=1)
+    beside = (table[EDGES[:2]] >= 1).any(axis=1) | (table[EDGES[2:]] <= 0).any(axis=1)
+    cases = {  # the last that holds counts
+        ("outside", "the box lies beside the central square, which is all that a network sees"): beside,
+        ("beyond", "the box reaches beyond its picture"): table["beyond"] > BEYOND,
+        ("finding", "the finding is not among those that all networks know, or not among `only`"): ~table["label"].isin(
+            findings
+        ),
+        ("missing", "no file is there"): table[EDGES[0]].isna(),
+    }
+    why = {int(row): case for case, rows in cases.items() for row in np.flatnonzero(rows)}
+    cut = ((low < 0) | (high > 1)) & ~table.index.isin([*why])
+    if cut.any():
+        print(
+            f"boxes: {cut.sum():,} reach beside the central square that a network sees; they are cut", file=sys.stderr
+        )
+    return why
+
+
+def leave_out_seen(films: Films, columns: Columns, files: Iterable[str], seen: np.ndarray) -> None:
+    """Leave out the boxes of patients whom a network has met in training.
+
+    files  names of images that networks were trained on: the NIH's tell the patient
+    seen   [n, 49] signatures of all pictures that they were trained on, under whatever name
+
+    Compared are all X-rays of the patients, with and without boxes. Raises UserError if nothing remains.
+    """
+    of_patients = columns.take(np.flatnonzero(np.isin(columns.groups, films.table["patient"])))
+    store = open_store(columns.root, of_patients.paths.tolist(), THUMBNAIL, DATASETS_ROOT / ".cache")
+    copies = copies_among(signatures(store), seen)
+    met = {*id_keys(of_patients.groups[store.kept][copies])} | patients_named(files)
+    rows = np.flatnonzero(np.isin(id_keys(films.table["patient"]), [*met]))
+    films.leave_out(dict.fromkeys(map(int, rows), ("seen", "a network was trained on X-rays of this patient")))
+
+
+# --- maps, of networks and of nobody ---
+
+
+class BoxMaps(NamedTuple):
+    """One network's maps of the findings that boxes were drawn for.
+
+    maps    [N, h, w] >= 0
+    layer   of Grad-CAM
+    sanity  what the sanity check says; "" if it was not asked for
+    """
+
+    maps: Tensor
+    layer: str
+    sanity: str
+
+
+def map_boxes(predictor: Predictor, pictures: Sequence[Picture], settings: Settings, check: bool) -> BoxMaps:
+    """Return one network's maps of each picture's own finding, whether it predicts that or not."""
+    explainer = Explainer(predictor, pictures, [picture.label for picture in pictures], settings)
+    maps = explainer.maps().cpu()
+    empty = float((maps.sum((1, 2)) == 0).float().mean())
+    return BoxMaps(maps, explainer.settings.layer, verdict(explainer.sanity_check(), empty)[1] if check else "")
+
+
+def mean_boxes(masks: Tensor, pictures: Sequence[Picture]) -> Tensor:
+    """Return for each picture the mean mask [N, R, R] of its finding's boxes in all other patients; even without any.
+
+    It knows where a finding usually is, and does not look at the X-ray.
+    """
+    findings, groups = (np.array([getattr(picture, key) for picture in pictures]) for key in ("label", "group"))
+    maps = torch.ones_like(masks)
+    for finding, group in {*zip(findings, groups, strict=True)}:
+        others = (findings == finding) & (groups != group)
+        if others.any():
+            maps[(findings == finding) & (groups == group)] = masks[others].mean(0)
+    return maps
+
+
+# --- scores ---
+
+
+class BoxScores(NamedTuple):
+    """Scores of N boxes' maps.
+
+    tables  box_scores of each network, MEAN_BOX and CHANCE
+    means   by_finding's table
+    """
+
+    tables: dict[str, pd.DataFrame]
+    means: pd.DataFrame
+
+
+def scores_of(
+    mapped: Mapping[str, BoxMaps], networks: Mapping[str, Predictor], pictures: Sequence[Picture]
+) -> BoxScores:
+    """Score the maps of each network at the size that it sees, and the two that look at no X-ray."""
+    tables = {
+        name: box_scores(enlarged(found.maps, networks[name].sizes[1]), pictures) for name, found in mapped.items()
+    }
+    masks = region_masks(pictures, GRID)
+    tables[MEAN_BOX] = box_scores(mean_boxes(masks, pictures), pictures)
+    tables[CHANCE] = box_scores(torch.ones_like(masks), pictures)
+    return BoxScores(tables, by_finding(tables, [next(iter(mapped)), MEAN_BOX, CHANCE]))
+
+
+def box_scores(maps: Tensor, pictures: Sequence[Picture]) -> pd.DataFrame:
+    """Return one row per picture of maps [N, R, R] >= 0: how they score on its boxes.
+
+    Columns image, group, finding, box_area, box_mass, and POINTING and RATIO, which compare networks. A map without
+    any evidence (`empty`) points nowhere, and scores as an even one.
+    """
+    masks = region_masks(pictures, maps.shape[-1]).to(maps.device)
+    empty = maps.sum((1, 2)) == 0
+    maps = torch.where(empty[:, None, None], 1.0, maps)
+    area, mass, peak = area_share(masks), mass_inside(maps, masks), peak_inside(maps, masks)
+    columns = {"box_area": area, "box_mass": mass, POINTING: peak, RATIO: mass / area, "empty": empty}
+    names = {"image": "name", "group": "group", "finding": "label"}
+    told = {column: [getattr(picture, key) for picture in pictures] for column, key in names.items()}
+    return pd.DataFrame({**told, **{name: values.cpu().numpy() for name, values in columns.items()}})
+
+
+def region_masks(pictures: Sequence[Picture], size: int) -> Tensor:
+    """Return the boxes of pictures that have some, float32 [N, size, size]."""
+    regions = (picture.seen_region(size) for picture in pictures)
+    return torch.from_numpy(np.stack([region for region in regions if region is not None]))
+
+
+def by_finding(tables: Mapping[str, pd.DataFrame], references: Sequence[str]) -> pd.DataFrame:
+    """Return the mean over boxes of POINTING and RATIO, by finding and for ALL, with 95% intervals over patients.
+
+    tables  box_scores of each network, CHANCE and MEAN_BOX, of the same pictures
+    Columns finding, quantity, network, minus, boxes, patients, value, low, high. Where `minus` names one of
+    `references`, the value is the paired difference from it.
+    """
+    first, rows = next(iter(tables.values())), []
+    areas: Any = first.groupby("finding")["box_area"].mean()
+    for finding in [*areas.sort_values(ascending=False).index, ALL]:
+        chosen = np.flatnonzero((first["finding"] == finding) | (finding == ALL))
+        kinds, groups = (first[key].to_numpy(str)[chosen] for key in ("finding", "group"))
+        for quantity in (POINTING, RATIO):
+            values = {(name, ""): table[quantity].to_numpy(float)[chosen] for name, table in tables.items()}
+            gaps = {
+                (name, other): values[name, ""] - values[other, ""]
+                for name in tables for other in references if name not in (other, CHANCE, MEAN_BOX)
+            }  # fmt: skip
+            found = mean_intervals(values, kinds, groups, quantity == POINTING) | mean_intervals(gaps, kinds, groups)
+            told = finding, quantity, len(chosen), len(set(groups))
+            rows += [(*told, *names, *interval) for names, interval in found.items()]
+    columns = ["finding", "quantity", "boxes", "patients", "network", "minus", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def mean_intervals(
+    values: Mapping[tuple[str, str], np.ndarray], kinds: np.ndarray, groups: np.ndarray, shares: bool = False
+) -> dict[tuple[str, str], tuple[float, float, float]]:
+    """Return the mean over the kinds of their means of values [M], each with bootstrap_intervals' interval.
+
+    kinds, groups  [M] the finding and the patient of each
+    shares         whether values are shares of 0..1, of which 0 and 1 have an interval too
+    Other values are brought into 0..1 by their range; their bounds are NaN where all are equal.
+    """
+    kind_of = np.unique(kinds, return_inverse=True)[1]
+    low_of = {key: min(0.0, of_box.min()) for key, of_box in values.items()}
+    span_of = {key: max(1.0, of_box.max()) - low_of[key] for key, of_box in values.items()}
+    scaled = {str(n): (of_box - low_of[key]) / span_of[key] for n, (key, of_box) in enumerate(values.items())}
+
+    def means(rows: np.ndarray) -> dict[str, float]:
+        counts = np.bincount(kind_of[rows])
+        sums = {n: np.bincount(kind_of[rows], of_box[rows])[counts > 0] for n, of_box in scaled.items()}
+        return {n: min(float((of_kind / counts[counts > 0]).mean()), 1.0) for n, of_kind in sums.items()}
+
+    intervals = {}
+    for (key, of_box), found in zip(values.items(), bootstrap_intervals(means, groups, REPEATS).values(), strict=True):
+        value, low, high = (span_of[key] * bound + low_of[key] for bound in found)
+        known = shares or np.ptp(of_box) > 0
+        intervals[key] = (value, low, high) if known else (value, np.nan, np.nan)
+    return intervals
+
+
+def read_scores(folder: Path) -> pd.DataFrame:
+    """Return by_finding's table from a run's folder."""
+    names = ["value", "low", "high"]
+    table = pd.read_csv(folder / "box_scores.csv", keep_default_na=False, dtype={"network": str, "minus": str})
+    return table.assign(**{name: pd.to_numeric(table[name]) for name in names})
+
+
+def score_tables(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return by_finding's table as a person reads it, by title: a row per finding, a column per network.
+
+    Differences from chance stand in box_scores.csv alone. Where no bounds are known, none are shown.
+    """
+    tables: dict[str, pd.DataFrame] = {}
+    for quantity, title in TITLES.items():
+        for minus in dict.fromkeys(scores["minus"]):
+            if minus == CHANCE:
+                continue
+            cells: dict[str, dict[str, str]] = {}
+            rows: Any = scores[(scores["quantity"] == quantity) & (scores["minus"] == minus)]
+            for row in rows.to_dict("records"):
+                form, known = "+.2f" if minus else ".2f", row["low"] == row["low"]
+                text = interval_text(row["value"], row["low"], row["high"], form) if known else f"{row['value']:{form}}"
+                cells.setdefault(row["network"], {})[f"{row['finding']} ({row['boxes']})"] = text
+            tables[f"  {quantity} minus {minus}, paired" if minus else f"{title} [95% interval over patients]"] = (
+                pd.DataFrame(cells)
+            )
+    return tables
