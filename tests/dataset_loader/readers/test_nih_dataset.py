@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset_loader.readers.nih_dataset import FINDINGS, read_nih
+from dataset_loader.readers.nih_dataset import FINDINGS, patients_named, read_boxes, read_nih
 from dataset_loader.splits import places_of
 from utils.config import UserError
 
@@ -115,3 +115,26 @@ def test_a_root_one_level_off_is_pointed_out(tmp_path: Path) -> None:
     for wrong in (tmp_path, root / "images_001"):
         with pytest.raises(UserError, match=f"did you mean {root.resolve()}\\?"):
             read_nih(wrong)
+
+
+def test_boxes_as_they_are_published(tmp_path: Path) -> None:
+    columns, path = read_nih(make_tree(tmp_path)), tmp_path / "BBox_List_2017.csv"
+    header = "Image Index,Finding Label,Bbox [x,y,w,h],,,\n"
+    good = "00000001_000.png,Infiltrate,225.08,547.02,86.78,79.19,,,\n00000099_000.png,Mass,1,2,3,4,,,\n"
+    path.write_text(header + good)
+    boxes = read_boxes(path, columns)
+    assert boxes.index.tolist() == [2, 3]
+    assert boxes["file"].tolist() == ["images_001/images/00000001_000.png", "00000099_000.png"]
+    assert boxes["finding"].tolist() == ["Infiltration", "Mass"]
+    np.testing.assert_array_equal(boxes[[*"xywh"]], [[225.08, 547.02, 86.78, 79.19], [1, 2, 3, 4]])
+    assert patients_named([*boxes["file"], "a/00000099_001.jpg", "other.png"]) == {"1", "99"}
+    cases = [
+        (header.replace("w,h]", "w"), good, r"lacks the column 'h\]'"),
+        (header, good.replace("Mass", "Lump"), "'Lump' in line 3"),
+        (header, good.replace("1,2,3,4", "1,2,3,0"), "box in line 3"),
+        (header, good.replace("86.78", "wide"), "box in line 2"),
+    ]
+    for first, rows, said in cases:
+        path.write_text(first + rows)
+        with pytest.raises(UserError, match=said):
+            read_boxes(path, columns)
