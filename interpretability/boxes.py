@@ -1,5 +1,6 @@
 """Boxes that radiologists drew: which can be scored, how well maps find them, and what chance and habit would."""
 
+import contextlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from dataset_loader.columns import Columns
 from dataset_loader.decoding import upright_size
+from dataset_loader.image_files import BrokenImageError
 from dataset_loader.image_store import open_store
 from dataset_loader.readers.nih_dataset import BOX_FRAME, patients_named, read_boxes, read_nih
 from dataset_loader.readers.patients import id_keys
@@ -64,9 +66,12 @@ def in_central_square(table: pd.DataFrame) -> pd.DataFrame:
 
     Boxes are measured in the published images, BOX_FRAME px a side; smaller and larger square files show the same
     square. A file that is not square is not the NIH's: its boxes are in its own pixels. Both are said on stderr. EDGES
-    are NaN where there is no file; `beyond` is in pixels of the frame.
+    are NaN where no file can be read; `beyond` is in pixels of the frame.
     """
-    sizes = {path: upright_size(path) for path in table[PATH].unique() if Path(path).is_file()}
+    sizes: dict[str, tuple[int, int]] = {}
+    for path in table[PATH].unique():
+        with contextlib.suppress(BrokenImageError, OSError):
+            sizes[path] = upright_size(path)
     height, width = np.array([sizes.get(path, (np.nan, np.nan)) for path in table[PATH]], dtype=float).T
     square = height == width
     if scaled := sorted({str(height) for height, width in sizes.values() if height == width != BOX_FRAME}, key=int):
@@ -97,17 +102,19 @@ def _unfit(table: pd.DataFrame, findings: Sequence[str]) -> dict[int, tuple[str,
     cases = {  # the last that holds counts
         ("outside", "the box lies beside the central square, which is all that a network sees"): beside,
         ("beyond", "the box reaches beyond its picture"): table["beyond"] > BEYOND,
-        ("finding", "the finding is not among those that all networks know, or not among `only`"): ~table["label"].isin(
-            findings
-        ),
-        ("missing", "no file is there"): table[EDGES[0]].isna(),
+        ("finding", "not every network knows the finding, or `only` leaves it out"): ~table["label"].isin(findings),
+        ("broken", "not a readable image"): table[EDGES[0]].isna(),
+        ("missing", "no file is there"): [not Path(path).is_file() for path in table[PATH]],
     }
-    why = {int(row): case for case, rows in cases.items() for row in np.flatnonzero(rows)}
+    labels = table["label"].tolist()
+    why = {
+        int(row): (kind, f"{labels[row]}: {reason}")
+        for (kind, reason), rows in cases.items()
+        for row in np.flatnonzero(rows)
+    }
     cut = ((low < 0) | (high > 1)) & ~table.index.isin([*why])
     if cut.any():
-        print(
-            f"boxes: {cut.sum():,} reach beside the central square that a network sees; they are cut", file=sys.stderr
-        )
+        print(f"boxes: {cut.sum():,} are cut at the edge of the central square that a network sees", file=sys.stderr)
     return why
 
 

@@ -182,6 +182,14 @@ def one_of_each_kind(root: Path) -> None:
     looks = {"images": 5, "with_lung_mask": 5, "checkpoints": {"x": seen, "y": seen}, "differences": {"y": seen}}
     maps = {**looks, "notes": [], "synthetic": False}
     draw(finished(root, "grad_cam/a", "maps", {"saliency": pd.DataFrame({"a": [1]})}, maps, method="grad_cam"), "panel")
+    of_boxes = [
+        {"finding": "Mass", "quantity": quantity, "boxes": 9, "network": "x", "minus": minus, **interval}
+        for quantity in ("pointing", "evidence_over_area")
+        for minus in ("", "chance")
+    ]
+    scored = {"boxes": 9, "patients": 8, "notes": [], "synthetic": False}
+    boxed = finished(root, "grad_cam/b", "boxes", {"box_scores": pd.DataFrame(of_boxes)}, scored, method="occlusion")
+    draw(boxed, "boxes")
     audited = pd.DataFrame([{"images": "as is", "head": "as trained", "score": "auroc", **interval}])
     masses = pd.DataFrame([{"class": "COVID", "method": "occlusion", "images": 4, **interval}])
     said = {"metric": "auroc", "verdict": "It needs them.", "images": 10, "chance": 0.5, "synthetic": False}

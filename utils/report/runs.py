@@ -16,7 +16,7 @@ from utils.files import read_json
 # what environment.json can give as "kind"; a trial belongs to a scan, a search or a table of resources
 KINDS = (
     *("pretraining", "fine-tuning", "comparison", "frozen parts", "test", "test comparison", "external test"),
-    *("predictions", "maps", "audit", "scan", "search", "learning rates", "resources", "trial"),
+    *("predictions", "maps", "boxes", "audit", "scan", "search", "learning rates", "resources", "trial"),
     "classifier of all films",
 )
 # how config and summary of some kinds say that they are of the protocol before predictions.csv
@@ -27,7 +27,9 @@ EARLIER: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], bool]] = {
 SWEEPS = ("scan", "resources")  # their result is summary.csv, one row per trial; it grows with each trial
 TRACES = ("metrics.csv", "summary.json", "environment.json", "events.out.tfevents*", "*.pt", "*.pth")  # only in runs
 # text, even if it holds "007"
-TEXT_COLUMNS: Any = dict.fromkeys(("arm", "reference", "way", "trial", "trainable", "class", "group"), str)
+TEXT_COLUMNS: Any = dict.fromkeys(
+    ("arm", "reference", "way", "trial", "trainable", "class", "group", "network", "minus"), str
+)
 BROKEN = (  # the errors that a damaged file can cause
     *(OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, SyntaxError, RecursionError),
     Image.DecompressionBombError,

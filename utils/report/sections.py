@@ -338,6 +338,21 @@ SECTIONS = (
         figures={"panel": "X-rays with each network's maps over them, one row per network"},
     ),
     Section(
+        *("Boxes", "Is it where radiologists see it?", f"{LOOK}/grad_cam.py --boxes BBox_List_2017.csv", ("boxes",)),
+        csvs={
+            "box_scores": Csv(
+                "{method} on {boxes} boxes of {patients} patients, mean [95% interval]; paired differences where one is "
+                "named; evidence over area by chance: 1",
+                {"finding": "finding", "quantity": "quantity", "network": "network", "minus": "minus", "value": "mean"},
+                folded=True,
+            )
+        },
+        figures={
+            "boxes": "pointing game and evidence over area, by finding, a dot for each network",
+            "panel": "X-rays with boxes, and each network's map of the finding over them, one row per network",
+        },
+    ),
+    Section(
         *("All films", "Which classifier is for use?", f"{DOWN}/train_on_all_films.py", ("classifier of all films",)),
         together=lambda runs: [Block(f"{run.name}:", text=f"{run.summary['note']}.") for run in runs],
     ),
