@@ -175,28 +175,17 @@ def mean_boxes(masks: Tensor, pictures: Sequence[Picture]) -> Tensor:
 # --- scores ---
 
 
-class BoxScores(NamedTuple):
-    """Scores of N boxes' maps.
-
-    tables  box_scores of each network, MEAN_BOX and CHANCE
-    means   by_finding's table
-    """
-
-    tables: dict[str, pd.DataFrame]
-    means: pd.DataFrame
-
-
 def scores_of(
     mapped: Mapping[str, BoxMaps], networks: Mapping[str, Predictor], pictures: Sequence[Picture]
-) -> BoxScores:
-    """Score the maps of each network at the size that it sees, and the two that look at no X-ray."""
+) -> dict[str, pd.DataFrame]:
+    """Return box_scores of each network, at the size that it sees, and of MEAN_BOX and CHANCE."""
     tables = {
         name: box_scores(enlarged(found.maps, networks[name].sizes[1]), pictures) for name, found in mapped.items()
     }
     masks = region_masks(pictures, GRID)
     tables[MEAN_BOX] = box_scores(mean_boxes(masks, pictures), pictures)
     tables[CHANCE] = box_scores(torch.ones_like(masks), pictures)
-    return BoxScores(tables, by_finding(tables, [next(iter(mapped)), MEAN_BOX, CHANCE]))
+    return tables
 
 
 def box_scores(maps: Tensor, pictures: Sequence[Picture]) -> pd.DataFrame:
@@ -268,16 +257,13 @@ def mean_intervals(
     intervals = {}
     for (key, of_box), found in zip(values.items(), bootstrap_intervals(means, groups, REPEATS).values(), strict=True):
         value, low, high = (span_of[key] * bound + low_of[key] for bound in found)
+        if shares and key[0] != CHANCE:  # Clopper and Pearson's bound; maps without evidence count in parts
+            bound = 0.025 ** (1 / len(set(groups)))
+            high = max(high, 1 - bound) if of_box.max() < 0.5 else high
+            low = min(low, bound) if of_box.min() > 0.5 else low
         known = shares or np.ptp(of_box) > 0
         intervals[key] = (value, low, high) if known else (value, np.nan, np.nan)
     return intervals
-
-
-def read_scores(folder: Path) -> pd.DataFrame:
-    """Return by_finding's table from a run's folder."""
-    names = ["value", "low", "high"]
-    table = pd.read_csv(folder / "box_scores.csv", keep_default_na=False, dtype={"network": str, "minus": str})
-    return table.assign(**{name: pd.to_numeric(table[name]) for name in names})
 
 
 def score_tables(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -79,14 +79,15 @@ from downstream_task.clinic.films import FACTS, PATH, Films, find_films
 from downstream_task.clinic.predictor import NetworkConfig, Predictor, is_elsewhere, open_predictors
 from downstream_task.finished_runs import OpenedData, open_checkpoints
 from interpretability.boxes import (
+    CHANCE,
+    MEAN_BOX,
     POINTING,
     RATIO,
     BoxMaps,
-    BoxScores,
+    by_finding,
     find_boxes,
     leave_out_seen,
     map_boxes,
-    read_scores,
     score_tables,
     scores_of,
 )
@@ -185,13 +186,14 @@ def score_boxes(config: MapsConfig, networks: Mapping[str, Predictor], device: t
             short: map_boxes(network, pictures, settings, config.sanity_check)
             for short, network in tracked(networks.items(), "mapping", "network")
         }
-        scores = scores_of(mapped, networks, pictures)
+        tables = scores_of(mapped, networks, pictures)
+        means = by_finding(tables, [next(iter(networks)), MEAN_BOX, CHANCE])
         run = new_run(name, identity, "boxes")
         run.start(device=describe_device(device), images=[picture.name for picture in pictures])
         run.save_table("rejected", replace(films, table=films.table[["file", PATH, *FACTS]]).written(ids)[1])
-        run.save_table("boxes", pd.concat(scores.tables, names=["network"]).reset_index(level=0))
-        run.save_table("box_scores", scores.means)
-        save_box_figures(run, config, pictures, mapped, scores)
+        run.save_table("boxes", pd.concat(tables, names=["network"]).reset_index(level=0))
+        run.save_table("box_scores", means)
+        save_box_figures(run, config, pictures, mapped, (tables, means))
         run.finish(
             {
                 "synthetic": any(picture.synthetic for picture in pictures),
@@ -200,7 +202,7 @@ def score_boxes(config: MapsConfig, networks: Mapping[str, Predictor], device: t
                 "images": len({picture.path for picture in pictures}),
                 "patients": len({picture.group for picture in pictures}),
                 "left_out": films.counts(),
-                "empty": {short: int(scores.tables[short]["empty"].to_numpy().sum()) for short in networks},
+                "empty": {short: int(tables[short]["empty"].to_numpy().sum()) for short in networks},
                 "sanity": {short: found.sanity for short, found in mapped.items() if found.sanity},
             }
         )
@@ -333,37 +335,43 @@ def save_pictures(
 
 
 def save_box_figures(
-    run: Run, config: MapsConfig, pictures: Sequence[Picture], mapped: Mapping[str, BoxMaps], scores: BoxScores
+    run: Run,
+    config: MapsConfig,
+    pictures: Sequence[Picture],
+    mapped: Mapping[str, BoxMaps],
+    scores: tuple[Mapping[str, pd.DataFrame], pd.DataFrame],
 ) -> None:
-    """Write the dot plot, and the panel and overlays of one X-ray for each finding, the largest boxes first."""
-    method = SALIENCY_NAMES[config.method]
+    """Write the dot plot, and the panel and overlays of one X-ray for each finding, the largest boxes first.
+
+    scores  what scores_of and by_finding return
+    """
+    (tables, means), method = scores, SALIENCY_NAMES[config.method]
     synthetic = any(picture.synthetic for picture in pictures)
-    title = f"Does the evidence lie where radiologists drew a box? {method}, {len(pictures):,} findings on X-rays"
-    run.save_figure("boxes", box_figure(scores.means, marked(title, synthetic)))
+    title = f"Does the evidence lie where radiologists drew a box? {method}"
+    run.save_figure("boxes", box_figure(means, marked(title, synthetic)))
     labels = [picture.label for picture in pictures]
-    chosen = [labels.index(finding) for finding in scores.means["finding"].unique() if finding in labels]
+    chosen = [labels.index(finding) for finding in means["finding"].unique() if finding in labels]
     networks = {}
     for name, found in mapped.items():
-        rows = scores.tables[name].iloc[chosen]
+        rows = tables[name].iloc[chosen]
         captions = [
-            "no evidence found" if empty else f"maximum {'inside' if hit > 0.5 else 'outside'}\n{ratio:.1f} x its area"
+            "no evidence found" if empty else f"maximum {'inside' if hit > 0.5 else 'outside'}, {ratio:.1f} x"
             for hit, ratio, empty in zip(rows[POINTING], rows[RATIO], rows["empty"], strict=True)
         ]
         networks[name] = found.layer, found.maps[chosen].numpy(), captions
-    title = (
-        f"{method} of the finding, and the box that radiologists drew (below: its share of the evidence over its area)"
-    )
+    title = f"{method} of the finding, and the box that radiologists drew (n x: evidence inside over area)"
     save_pictures(run, [pictures[n] for n in chosen], networks, config.shown, marked(title, synthetic))
 
 
 def print_boxes(run: Run) -> None:
     """Print how the maps score by finding, the paired differences, and what the sanity check found."""
     summary: Any = run.summary
+    scores = pd.read_csv(run.folder / "box_scores.csv", dtype={"network": str, "minus": str})
     left_out = f"left out: {summary['left_out']} (rejected.csv)" if summary["left_out"] else "none left out"
     print(
         f"\n{summary['boxes']:,} boxes on {summary['images']:,} X-rays of {summary['patients']:,} patients; {left_out}"
     )
-    for title, table in score_tables(read_scores(run.folder)).items():
+    for title, table in score_tables(scores.fillna({"minus": ""})).items():
         print(f"\n{title}\n{table.to_string()}")
     print()
     for name, count in summary["empty"].items():

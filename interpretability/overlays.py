@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.ndimage import binary_erosion
 
 from dataset_loader.decoding import central_square
@@ -116,7 +116,7 @@ def box_figure(scores: pd.DataFrame, title: str) -> Figure:
     networks = [*dict.fromkeys(values["network"])]
     looks = {name: {"color": colour, "marker": marker} for name, colour, marker in styled(networks)}
     looks |= {CHANCE: {"color": "0.6", "marker": "|"}, MEAN_BOX: {"color": "0.6", "marker": "P"}}
-    figure = Figure(figsize=(9.4, 0.2 * (len(networks) + 2) * len(rows) + 1.4), layout="constrained")
+    figure = Figure(figsize=(9.4, 0.17 * (len(networks) + 1) * len(rows) + 1.6), layout="constrained")
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(1, 2, sharey=True)
     for ax, quantity in zip(axes, (POINTING, RATIO), strict=True):
@@ -137,8 +137,9 @@ def box_figure(scores: pd.DataFrame, title: str) -> Figure:
     axes[0].set_xlabel("pointing game: share of boxes that hold\nthe map's maximum, 95% interval", fontsize=9)
     axes[1].axvline(1, color=BLACK, linestyle=":", linewidth=1)
     axes[1].set_xscale("log")
+    axes[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes[1].xaxis.set_major_formatter("{x:g}")
-    axes[1].xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    axes[1].xaxis.set_minor_formatter(NullFormatter())
     axes[1].set_xlabel(
         "share of the evidence in the box over the box's\nshare of the area (log scale), 95% interval", fontsize=9
     )

@@ -98,7 +98,10 @@ def pictures_of_files(films: pd.DataFrame, classes: Sequence[str], ids: Ids = PL
 
 
 def pictures_of_boxes(films: pd.DataFrame, ids: Ids = PLAIN) -> list[Picture]:
-    """Return one picture for each X-ray and finding of find_boxes, in a fixed random order, named as `ids` says."""
+    """Return one picture for each X-ray and finding of find_boxes, in a fixed random order, named as `ids` says.
+
+    Several boxes of one finding on an X-ray are one region.
+    """
     pictures, films = [], films.assign(written=ids.files(films["file"]), group=ids.names(films["patient"]))
     for _, rows in films.groupby([PATH, "label"]):
         first, boxes = rows.iloc[0], rows[EDGES].to_numpy(float)

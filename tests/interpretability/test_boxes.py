@@ -153,6 +153,9 @@ def test_means_and_paired_differences_with_their_intervals() -> None:
     assert doubled[2] - doubled[1] == pytest.approx(high - low, rel=0.1), "two boxes of a patient are not two patients"
     missed = mean_intervals({("a", ""): np.zeros(count)}, kinds, groups, shares=True)["a", ""]
     assert missed[0] == missed[1] == 0 and missed[2] == pytest.approx(1 - 0.025 ** (1 / count))
+    nearly = {(name, ""): np.where(values > 1, 0, 0.01) for name in ("a", CHANCE)}  # no hit, some maps without evidence
+    bounds = mean_intervals(nearly, kinds, groups, shares=True)
+    assert bounds["a", ""][2] == pytest.approx(missed[2]) and bounds[CHANCE, ""][2] < 0.01
 
     several = pictures(30)
     tables = {

@@ -41,7 +41,7 @@ def test_panels_tables_and_overlays_of_the_test_part(explain: Any, plain: Run, t
         for f in pd.read_csv(plain.folder / "split.csv").query("part == 'test'")["file"]
     }
     masses = table["lung_mass"].to_numpy(float)
-    assert np.isfinite(masses).sum() > 8  # a map without evidence has no mass
+    assert np.isfinite(masses).sum() >= 8  # a map without evidence has no mass
     assert 0 <= np.nanmin(masses) <= np.nanmax(masses) <= 1
     np.testing.assert_allclose(table["lung_mass"] / table["lung_area"], table["lung_mass_over_area"], rtol=1e-4)
     assert len(list((run.folder / "overlays" / "twin").glob("*.png"))) == 8
