@@ -341,8 +341,8 @@ SECTIONS = (
         *("Boxes", "Is it where radiologists see it?", f"{LOOK}/grad_cam.py --boxes BBox_List_2017.csv", ("boxes",)),
         csvs={
             "box_scores": Csv(
-                "{method} on {boxes} boxes of {patients} patients, mean [95% interval]; paired differences where one is "
-                "named; evidence over area by chance: 1",
+                "{method} on {boxes} boxes of {patients} patients, mean [95% interval]; paired differences where one "
+                "is named; evidence over area by chance: 1",
                 {"finding": "finding", "quantity": "quantity", "network": "network", "minus": "minus", "value": "mean"},
                 folded=True,
             )
