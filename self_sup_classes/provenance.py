@@ -1,5 +1,6 @@
 """The images that an encoder was trained on, stored in its file, so that it is not tested on them."""
 
+import base64
 import functools
 import hashlib
 from collections.abc import Mapping
@@ -45,15 +46,29 @@ class Provenance:
             "pictures": torch.from_numpy(np.unique(self.seen, axis=0)),
         }
 
+    def as_text(self) -> dict[str, str]:
+        """Return it as the metadata of a safetensors file."""
+        pictures = np.unique(self.seen, axis=0).tobytes()
+        return {"split_hash": self.split_hash, "pictures": base64.b64encode(pictures).decode()}
 
-NOTHING_SEEN = Provenance("", np.empty((0, 49), dtype=np.uint8))
+    @staticmethod
+    def of_text(metadata: Mapping[str, str]) -> "Provenance | None":
+        """Return what `as_text` wrote, None if a file's metadata does not have it."""
+        if "pictures" not in metadata or "split_hash" not in metadata:
+            return None
+        pictures = np.frombuffer(base64.b64decode(metadata["pictures"]), dtype=np.uint8)
+        return Provenance(metadata["split_hash"], pictures.reshape(-1, SIGNATURE_BYTES))
+
+
+SIGNATURE_BYTES = 49
+NOTHING_SEEN = Provenance("", np.empty((0, SIGNATURE_BYTES), dtype=np.uint8))
 
 
 def provenance_of(state: Mapping[str, Tensor]) -> Provenance | None:
     """Return what `Provenance.attach` stored; None for a network from elsewhere, or of a version that listed names."""
     facts = getattr(state, "provenance", None)
     split_hash, pictures = (facts.get("split_hash"), facts.get("pictures")) if isinstance(facts, dict) else ("", None)
-    if not isinstance(pictures, Tensor) or pictures.dtype != torch.uint8 or pictures.shape[1:] != (49,):
+    if not isinstance(pictures, Tensor) or pictures.dtype != torch.uint8 or pictures.shape[1:] != (SIGNATURE_BYTES,):
         return None
     return Provenance(split_hash, pictures.numpy()) if isinstance(split_hash, str) else None
 

@@ -15,11 +15,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch._utils import _rebuild_tensor, _rebuild_tensor_v2
 
+from self_sup_classes.provenance import Provenance
 from utils.config import UserError
 from utils.distributed import note_once
 from utils.tensor_files import read_tensors
@@ -81,7 +83,12 @@ def _content(path: Path) -> Any:
 
 def _read(path: Path, start: bytes) -> Any:
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8:
-        return safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, "pt") as file:
+            seen = Provenance.of_text(file.metadata() or {})
+        state = OrderedDict(safetensors.torch.load_file(path))
+        if seen is not None:
+            seen.attach(state)
+        return state
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):

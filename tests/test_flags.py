@@ -27,6 +27,7 @@ KINDS = {
     "interpretability.grad_cam": "MapsConfig",
     "interpretability.shortcut_audit": "AuditConfig",
     "utils.make_report": "ReportConfig",
+    "selfsup_task.share_weights": "ShareConfig",
 }
 # keys that a scan gives itself; each trial has its own
 OWN = {"scheduler": "constant", "warmup_epochs": 0, "barlow_lambda": 0.0, "projector_dims": [2], "recipe": "none"}
