@@ -4,7 +4,7 @@ import glob
 import itertools
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,14 @@ import pandas as pd
 
 from dataset_loader.xrays import XRays, listed_facts, open_xrays
 from downstream_task.features import FILE as FEATURES
-from downstream_task.features import LastFeatures
-from downstream_task.finetune_config import FinetuneConfig, TrainingConfig
-from downstream_task.finetuning import finetune, labelled_subset, numbers_of_labels
+from downstream_task.finetuning import FinetuneConfig, LastFeatures, TrainingConfig, finetune, labelled_subset
 from downstream_task.predictions import CELL, FILE, read_predictions
 from downstream_task.targets import Targets, check_learnable, predictions_table, read_targets
 from self_sup_classes.initialisation import start_from, weights_hashes
 from self_sup_classes.provenance import check_unseen
-from utils.config import UserError, make_config, part_of, repo_path
+from utils.config import UserError, part_of, repo_path
 from utils.facts import fact
-from utils.files import content_hash, read_json, write_table
+from utils.files import check_files, content_hash, read_json, write_table
 from utils.hardware import prepare
 from utils.logging_utils import Run
 from utils.sweeps import check_all_finished, errors_of, run_trials, with_reasons
@@ -31,6 +29,7 @@ from utils.sweeps import check_all_finished, errors_of, run_trials, with_reasons
 PREDICTIONS = "predictions:"  # before a folder of tables in a config
 ROUNDING = 1e-4  # of probabilities, by which softmax may exceed 1
 RANDOM, IMAGENET, PRETRAINED = KINDS = ["random", "imagenet", "pretrained"]  # of starts
+MAX_DRAWS = 1000  # of label subsets
 
 
 @dataclass(frozen=True)
@@ -99,15 +98,13 @@ class Trial:
     def config(self, shared: TrainingConfig) -> FinetuneConfig:
         """Return the config of its fine-tuning; draw k has the seed random_seed + k."""
         unused = {"method": "finetune", "head": "probe", "lr": 0.0, "backbone_lr_factor": 1.0, "batch_norm": "train"}
+        own = {
+            "run_name": f"{shared.run_name}/{self.name}",
+            "random_seed": shared.random_seed + self.draw,
+            "keep_weights": shared.keep_weights or (self.headline and self.draw == 0),
+        }
         return FinetuneConfig(
-            **{
-                **part_of(shared, TrainingConfig),
-                **unused,
-                **self.keys,
-                "run_name": f"{shared.run_name}/{self.name}",
-                "random_seed": shared.random_seed + self.draw,
-                "keep_weights": shared.keep_weights or (self.headline and self.draw == 0),
-            },
+            **{**part_of(shared, TrainingConfig), **unused, **self.keys, **own},
             encoder=self.arm.encoder(self.draw),
             arm=self.arm.name,
             way=self.way,
@@ -183,8 +180,7 @@ def usable_arms(
 
 def _fits(config: TrainingConfig, arm: Arm, xrays: XRays, folds: Sequence[int]) -> dict[int, tuple[int, ...]]:
     """Return Arm.fits; with allow_seen, a fold that no encoder fits takes all of them."""
-    unseen: dict[int, list[int]] = {fold: [] for fold in folds}
-    seen: dict[int, list[int]] = {fold: [] for fold in folds}
+    notes: dict[int, dict[int, str]] = {fold: {} for fold in folds}  # of the encoders that a fold may take
     refused: dict[int, str] = {}
     known = False  # what some encoder was trained on
     for number, encoder in enumerate(arm.encoders):
@@ -194,51 +190,29 @@ def _fits(config: TrainingConfig, arm: Arm, xrays: XRays, folds: Sequence[int]) 
         known = known or provenance is not None
         for fold in folds:
             try:
-                note = check_unseen(provenance, xrays.of_fold(fold), config.allow_seen, encoder)
-                (seen if note else unseen)[fold].append(number)
+                notes[fold][number] = check_unseen(provenance, xrays.of_fold(fold), config.allow_seen, encoder)
             except UserError as error:
                 refused[fold] = str(error)
-    fits = {fold: tuple(unseen[fold] or seen[fold]) for fold in folds}
-    if lacking := [fold for fold in folds if not fits[fold]]:
+    if lacking := [fold for fold in folds if not notes[fold]]:
         reason = refused[lacking[0]]
         if known and xrays.has_folds and len(folds) > 1:
-            fitting = " ".join(str(fold) for fold in folds if fits[fold])
+            fitting = " ".join(str(fold) for fold in folds if notes[fold])
             instead = f", or compare with --folds {fitting}" if fitting else ""
             reason = (
                 f"no encoder of {arm.name} fits fold {', '.join(map(str, lacking))}. Pretrain once with --fold for each"
                 f"{instead}. Of fold {lacking[0]}: {reason}"
             )
         raise UserError(reason)
+    fits = {fold: tuple(n for n in notes[fold] if not notes[fold][n]) or tuple(notes[fold]) for fold in folds}
     used = set(itertools.chain(*fits.values()))
     if unused := [encoder for number, encoder in enumerate(arm.encoders) if number not in used]:
         print(f"not used, since they have seen images of the folds {list(folds)}: {', '.join(unused)}", file=sys.stderr)
     return fits
 
 
-def open_comparison(
-    config: TrainingConfig,
-    encoders: list[str],
-    labels: Sequence[int | float | str],
-    folds: Sequence[int],
-    draws: int,
-    run: Run,
-) -> tuple[XRays, Targets, list[Arm], dict[str, str], list[int], pd.DataFrame]:
-    """Open the data, check the arms, tables and label subsets of a comparison, and start its run.
-
-    Returns the X-rays, their targets, the arms, which others are left out, with the reason, numbers of labels, and the
-    rows of tables from elsewhere, whose copies are in the run's folder.
-    """
-    xrays = open_xrays(config, prepare(config.device, config.threads), fold=folds[0])
-    targets = read_targets(xrays, config)
-    arms, left_out = usable_arms(config, named_arms(trained(encoders)), xrays, folds)
-    counts = numbers_of_labels(labels, xrays, folds)
-    check_subsets(counts, draws, folds, targets, xrays, config.split_seed)
-    joined, copies = joined_tables(encoders, run, xrays, targets)
-    run.start(alone=False, data=xrays.facts(), **facts_of(encoders))
-    xrays.write_split(run.folder)
-    for trial, table in copies.items():
-        write_table(run.folder / trial / FILE, table)
-    return xrays, targets, arms, left_out, counts, joined
+def trained(entries: Sequence[str]) -> list[str]:
+    """Return the entries that are trained here, and do not only bring tables of predictions."""
+    return [entry for entry in entries if not entry.startswith(PREDICTIONS)]
 
 
 def facts_of(entries: Sequence[str]) -> dict[str, Any]:
@@ -249,14 +223,128 @@ def facts_of(entries: Sequence[str]) -> dict[str, Any]:
     return {"arms": encoders, "weights": weights_hashes(itertools.chain(*encoders.values())), "tables": joined}
 
 
-def look_again(config: TrainingConfig, encoders: Sequence[str]) -> dict[str, Any]:
-    """Return what a finished comparison compares with its records: data and arms, without a look at a pixel."""
-    return {"data": listed_facts(config), **facts_of(encoders)}
+def run_comparison(
+    config: Any, kind: str, compare: Callable[[Any, Run], None], tables: Sequence[str], then: Callable[[Run], str]
+) -> None:
+    """Run `compare`, unless that was finished with all arms; print its report, its folder and the next command.
+
+    A finished one compares its data and arms with its records, without a look at a pixel; tables are those that it
+    must still have. Raises UserError with the arms that had to be left out, and the reasons, if there are any.
+    """
+    run = Run(config.run_name, config, kind, look=lambda: {"data": listed_facts(config), **facts_of(config.encoders)})
+    if run.summary is None or run.summary.get("left_out"):
+        compare(config, run)
+    check_files(run.folder, "summary.csv", *tables)
+    assert run.summary is not None
+    print("\n".join(run.summary["report"]))
+    print(f"\ntables and figures   {run}/\nnext                 {then(run)}")
+    if left_out := run.summary["left_out"]:
+        print("\n".join(f"left out: {arm}: {reason}" for arm, reason in left_out.items()))
+        raise UserError(
+            f"{', '.join(left_out)} left out for the reason above, so {run} compares the other arms only; the same "
+            "command tries again."
+        )
 
 
-def trained(entries: Sequence[str]) -> list[str]:
-    """Return the entries that are trained here, and do not only bring tables of predictions."""
-    return [entry for entry in entries if not entry.startswith(PREDICTIONS)]
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison that is opened and checked: its data, the arms, and the numbers of labels that every fold has.
+
+    left_out  why other arms are not compared
+    joined    the rows of tables from elsewhere in summary.csv; copies of the tables are in the run's folder
+    """
+
+    config: TrainingConfig
+    run: Run
+    xrays: XRays
+    targets: Targets
+    arms: list[Arm]
+    left_out: dict[str, str]
+    counts: list[int]
+    joined: pd.DataFrame
+
+    def train(self, trials: Sequence[Trial]) -> pd.DataFrame:
+        """Fine-tune all trials that are not finished; return a row for each of the arms of which none failed, in order.
+
+        Columns: trial, arm, way, fold, start, encoder, method, trainable, draw, labels, metric, score on validation,
+        and what the runs' summaries say besides. The other arms are left out, with their trials and the reason.
+        Raises UserError if no arm remains.
+        """
+        by_start = sorted(trials, key=lambda trial: (self.arms.index(trial.arm), trial.arm.start(trial.draw)))
+        configs = {trial.name: trial.config(self.config) for trial in by_start}
+        runs = {name: Run(one.run_name, one, "fine-tuning") for name, one in configs.items()}
+        features = LastFeatures()
+
+        def work(one: Run) -> None:
+            finetune(configs[one.folder.name], self.xrays, one, show_progress=False, features_of=features)
+
+        table = run_trials(self.run, runs, work)
+        for arm in self.arms:
+            if failed := errors_of(table, [trial.name for trial in trials if trial.arm == arm]):
+                self.left_out[arm.name] = with_reasons(failed)
+        remaining = [trial for trial in trials if trial.arm.name not in self.left_out]
+        if not remaining:
+            check_all_finished(table, list(runs))
+        table = table.set_index("trial").loc[[trial.name for trial in remaining]].reset_index()
+        table["headline"] = [trial.headline for trial in remaining]
+        return table.drop(columns=["classes", "error"])
+
+    def summary(self, table: pd.DataFrame) -> dict[str, Any]:
+        """Return what every comparison's summary.json holds, given the rows of its runs."""
+        arms = {arm.name: list(arm.encoders) for arm in self.arms if arm.name not in self.left_out}
+        return {
+            "synthetic": self.xrays.synthetic,
+            "metric": self.targets.metric,
+            "multilabel": self.targets.multilabel,
+            "chance": self.targets.chance,
+            "classes": list(self.targets.names),
+            "arms": arms,
+            "left_out": self.left_out,
+            "labels": sorted(set(table["labels"].tolist())),
+            "folds": sorted(set(table["fold"].tolist())) if self.xrays.has_folds else [],
+            "pretrainings": max(map(len, arms.values())),
+            "transductive": bool(table["transductive"].any()),
+            "notes": sorted(set(table["note"]) - {""}),
+        }
+
+
+def open_comparison(
+    config: TrainingConfig,
+    encoders: list[str],
+    labels: Sequence[int | float | str],
+    folds: Sequence[int],
+    draws: int,
+    run: Run,
+) -> Comparison:
+    """Open the data, check the arms, tables and label subsets of a comparison, and start its run."""
+    xrays = open_xrays(config, prepare(config.device, config.threads), fold=folds[0])
+    targets = read_targets(xrays, config)
+    arms, left_out = usable_arms(config, named_arms(trained(encoders)), xrays, folds)
+    counts = numbers_of_labels(labels, xrays, folds)
+    check_subsets(counts, draws, folds, targets, xrays, config.split_seed)
+    joined, copies = joined_tables(encoders, run, xrays, targets)
+    run.start(alone=False, data=xrays.facts(), **facts_of(encoders))
+    xrays.write_split(run.folder)
+    for trial, table in copies.items():
+        write_table(run.folder / trial / FILE, table)
+    return Comparison(config, run, xrays, targets, arms, left_out, counts, joined)
+
+
+def numbers_of_labels(entries: Sequence[int | float | str], xrays: XRays, folds: Sequence[int]) -> list[int]:
+    """Return numbers of labels that every fold has: a number as it is, "all" and shares of the smallest train part.
+
+    Raises UserError for more labels than that, and for two entries that are the same number.
+    """
+    most = min(len(xrays.of_fold(fold).indices("train")) for fold in folds)
+    shares = [most if entry == "all" else entry for entry in entries]
+    counts = [round(entry * most) if isinstance(entry, float) else entry for entry in shares]
+    for entry, count in zip(entries, counts, strict=True):
+        if isinstance(count, str) or not 1 <= count <= most or counts.count(count) > 1:
+            raise UserError(
+                f"num_labels holds {entry!r}, which is {count} labels; expected different numbers from 1 to {most:,}, "
+                'which every fold has to train with, shares of that such as 0.1, or "all".'
+            )
+    return [count for count in counts if isinstance(count, int)]
 
 
 def check_subsets(
@@ -264,50 +352,16 @@ def check_subsets(
 ) -> None:
     """Raise UserError, before anything is written, for label subsets that no run could be trained with.
 
-    Prints a warning for a fold whose test part lacks a class, so that its scores are over the others.
+    So it does for a part that lacks a class: its scores would be over the others, and not those of the folds beside it.
     """
     check_learnable(targets, {"the validation part": xrays.indices("val")})
-    for fold in folds:
-        try:
-            check_learnable(targets, {f"the test part of fold {fold}": xrays.of_fold(fold).indices("test")})
-        except UserError as error:
-            print(f"warning: {error} Scores of that part are over the others.", file=sys.stderr)
+    tested = {f"the test part of fold {fold}": xrays.of_fold(fold).indices("test") for fold in folds}
+    check_learnable(targets, {part: rows for part, rows in tested.items() if len(rows)})  # labels.csv may name none
     for draw, fold in zip(range(draws), itertools.cycle(folds), strict=False):
         of_fold = xrays.of_fold(fold)
         for count in counts:
             subset = labelled_subset(of_fold, targets, count, draw, seed)
             check_learnable(targets, {f"{count:,} labels in draw {draw}": subset})
-
-
-def run_of(trial: Trial, config: TrainingConfig) -> Run:
-    """Return the run of a trial, which may not have been started yet."""
-    return Run(f"{config.run_name}/{trial.name}", trial.config(config), "fine-tuning")
-
-
-def run_side_by_side(
-    run: Run, trials: Sequence[Trial], config: TrainingConfig, xrays: XRays, left_out: dict[str, str]
-) -> pd.DataFrame:
-    """Fine-tune all trials that are not finished; return one row per trial of the arms of which none failed, in order.
-
-    Columns: trial, arm, way, fold, start, encoder, method, trainable, draw, labels, metric, score on validation, and
-    what the runs' summaries say besides. The other arms are added to `left_out`, with their trials and the reason.
-    Raises UserError if no arm remains.
-    """
-    runs, features = {trial.name: run_of(trial, config) for trial in trials}, LastFeatures()
-
-    def work(one: Run) -> None:
-        finetune(make_config(FinetuneConfig, one.config), xrays, one, show_progress=False, features_of=features)
-
-    table = run_trials(run, runs, work)
-    for arm in dict.fromkeys(trial.arm.name for trial in trials):
-        if failed := errors_of(table, [trial.name for trial in trials if trial.arm.name == arm]):
-            left_out[arm] = with_reasons(failed)
-    remaining = [trial for trial in trials if trial.arm.name not in left_out]
-    if not remaining:
-        check_all_finished(table, list(runs))
-    table = table.set_index("trial").loc[[trial.name for trial in remaining]].reset_index()
-    table["headline"] = [trial.headline for trial in remaining]
-    return table.drop(columns=["classes", "error"])
 
 
 def joined_tables(
@@ -354,7 +408,10 @@ def _checked(file: Path, run: Run, xrays: XRays, targets: Targets) -> tuple[dict
     rows = np.concatenate([of_fold.indices("val"), of_fold.indices("test")])
     here = predictions_table(of_fold, targets, rows, np.zeros((len(rows), len(names))), row)
     facts = ["file", "part", *(name for name in here if str(name).partition(" ")[0] == "label")]
-    if not set(names) <= set(table) or not _same(table, here, facts):
+    theirs, ours = (
+        sorted(map(tuple, one.reindex(columns=facts).fillna(-1).astype(str).to_numpy())) for one in (table, here)
+    )
+    if not set(names) <= set(table) or theirs != ours:
         raise UserError(
             f"{file} is of other images, parts or labels than {run}; expected each validation and test image of "
             f"fold {row['fold']} once, and a probability for {', '.join(targets.names)}."
@@ -371,41 +428,3 @@ def _tables(entry: str) -> list[Path]:
     if not (files := sorted(folder.rglob(FILE))):
         raise UserError(f"there is no predictions.csv below {folder}; expected one for each trained head.")
     return files
-
-
-def _same(table: pd.DataFrame, other: pd.DataFrame, columns: list[str]) -> bool:
-    if not set(columns) <= set(table):
-        return False
-    a, b = (one.sort_values(by=["part", "file"])[columns].reset_index(drop=True) for one in (table, other))
-    return len(a) == len(b) and bool((a.fillna(-1).astype(str) == b.fillna(-1).astype(str)).to_numpy().all())
-
-
-def check_complete(run: Run) -> None:
-    """Print which arms a comparison had to leave out, with the reasons; then raise UserError if there are any."""
-    if left_out := (run.summary or {}).get("left_out"):
-        print("\n".join(f"left out: {arm}: {reason}" for arm, reason in left_out.items()))
-        raise UserError(
-            f"{', '.join(left_out)} left out for the reason above, so {run} compares the other arms only; the same "
-            "command tries again."
-        )
-
-
-def shared_summary(
-    table: pd.DataFrame, arms: Sequence[Arm], left_out: Mapping[str, str], targets: Targets, xrays: XRays
-) -> dict[str, Any]:
-    """Return what every comparison's summary.json holds, given the rows of its runs."""
-    arms = [arm for arm in arms if arm.name not in left_out]
-    return {
-        "synthetic": xrays.synthetic,
-        "metric": targets.metric,
-        "multilabel": targets.multilabel,
-        "chance": targets.chance,
-        "classes": list(targets.names),
-        "arms": {arm.name: list(arm.encoders) for arm in arms},
-        "left_out": dict(left_out),
-        "labels": sorted(set(table["labels"].tolist())),
-        "folds": sorted(set(table["fold"].tolist())) if xrays.has_folds else [],
-        "pretrainings": max(len(arm.encoders) for arm in arms),
-        "transductive": bool(table["transductive"].any()),
-        "notes": sorted(set(table["note"]) - {""}),
-    }

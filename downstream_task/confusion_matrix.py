@@ -177,9 +177,7 @@ def score_comparison(folder: Path) -> list[str]:
 
     def compute(there: Path) -> Page:
         compared = {**(read_json(folder / "summary.json") or {}), "part": "test"}
-        cells = label_efficiency.read_cells(
-            runs, {trial: read_predictions(path) for trial, path in paths.items()}, "test"
-        )
+        cells = label_efficiency.read_cells(runs, lambda trial: read_predictions(paths[trial]), "test")
         tables, text, figure = label_efficiency.report(cells, compared)
         lines = [text, *compared["notes"], f"\ntables and figure   {there}/"]
         return tables, {"label_efficiency": figure}, {**compared, "report": lines}

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 
 from dataset_loader.xrays import DataConfig, XRays, open_xrays
-from downstream_task.finetune_config import FinetuneConfig
 from downstream_task.probes import BATCH, forward_all
 from self_sup_classes.backbones import Backbone
 from self_sup_classes.initialisation import Start, start_from
@@ -20,8 +19,6 @@ FILE = "features:"  # before the name of a table in a config
 
 class NetworkFeatures:
     """Features [N, F] float32 of a backbone, each computed the first time that it is asked for."""
-
-    has_network = True
 
     def __init__(self, start: Start, xrays: XRays, size: int, in_channels: int, precision: str):
         self.xrays, self.size, self.in_channels = xrays, size, in_channels
@@ -52,7 +49,6 @@ class TableFeatures:
     name: str
     values: np.ndarray
     paths: np.ndarray
-    has_network = False
     provenance: Provenance | None = None
     note: str = ""
 
@@ -67,35 +63,8 @@ class TableFeatures:
             )
         return found
 
-    def backbone(self) -> Backbone:
-        """Raise UserError: there is no network."""
-        raise UserError(f"{self.name} is a table of features, which can only be probed; use the way linear.")
-
 
 Features = NetworkFeatures | TableFeatures
-
-
-def features_of(config: FinetuneConfig, xrays: XRays) -> Features:
-    """Return the features that `config.encoder` gives of the X-rays of a fold."""
-    if config.encoder.startswith(FILE):
-        return read_features(config.encoder, xrays)
-    start = start_from(config.encoder, config.backbone, config.in_channels, config.random_seed)
-    return NetworkFeatures(start, xrays, config.img_res, config.in_channels, config.precision)
-
-
-class LastFeatures:
-    """features_of, which keeps what it returned last, for the heads that share it, one after another."""
-
-    def __init__(self) -> None:
-        self.key: tuple[object, ...] = ()
-        self.found: Features | None = None
-
-    def __call__(self, config: FinetuneConfig, xrays: XRays) -> Features:
-        seed = config.random_seed if config.encoder == "random" else 0
-        key = config.encoder, seed, config.img_res, xrays.fold, id(xrays.store)
-        if self.found is None or key != self.key:
-            self.key, self.found = key, features_of(config, xrays)
-        return self.found
 
 
 def read_features(name: str, xrays: XRays) -> TableFeatures:

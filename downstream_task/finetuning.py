@@ -1,7 +1,9 @@
 """`finetune(config)`: train a classifier from an encoder and few labels, by gradient descent or as a linear probe."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -10,34 +12,162 @@ from torch import Tensor
 from augmentations.recipes import RECIPES
 from augmentations.transform_utils import Views, plain_view, step_generator
 from dataset_loader.splits import label_subset
-from dataset_loader.xrays import XRays, open_xrays
-from downstream_task.classifier import Classifier, load_classifier, restate_batch_norm
-from downstream_task.features import Features, features_of
-from downstream_task.finetune_config import FinetuneConfig, TrainingConfig, engine_config, steps_per_epoch
+from dataset_loader.xrays import DataConfig, FoldConfig, XRays, open_xrays
+from downstream_task.classifier import FROZEN_STAGES, Classifier, load_classifier, restate_batch_norm
+from downstream_task.features import FILE as FEATURES
+from downstream_task.features import Features, NetworkFeatures, read_features
+from downstream_task.predictions import CELL
 from downstream_task.probes import LinearHead, fit_linear_head, forward_all
 from downstream_task.targets import (
     LossFunction,
+    TargetConfig,
     Targets,
     check_learnable,
     loss_function,
     predictions_table,
     read_targets,
 )
-from self_sup_classes.backbones import save_state_dict, weights_file
-from self_sup_classes.initialisation import weights_hashes
+from self_sup_classes.backbones import check_backbone, save_state_dict, weights_file
+from self_sup_classes.initialisation import start_from, weights_hashes
 from self_sup_classes.provenance import check_unseen
-from utils.config import UserError, repo_path
-from utils.hardware import choose_precision, describe_device, placed, prepare
+from utils.config import Config, UserError, check_above_zero, check_at_least, check_choice, part_of, repo_path
+from utils.hardware import PRECISIONS, MachineConfig, choose_precision, describe_device, placed, prepare
 from utils.logging_utils import Run
+from utils.optimisation import OPTIMIZERS, FitConfig
 from utils.seeds import fixed_order
 from utils.training_utils import StepFunction, fit
 
+METHODS = ["finetune", "linear", "as_is"]
+HEADS = ["probe", "zeros"]
+BATCH_NORMS = ["train", "eval"]
+EVALUATIONS = 10  # of a training, at most, on validation, which nothing of it depends on
+WARMUP = 1  # of these tenths: the learning rate rises in the first
 MAX_ACTIVATIONS = 2**30  # bytes of frozen stages' outputs that are kept instead of computed in each step
 MAX_RESTATED = 2048  # train images that BatchNorm's statistics are taken from
 MAX_EVALUATED = 500  # validation images that a training is watched on
 
 AfterEvaluation = Callable[[int, float], None]
-FeaturesOf = Callable[[FinetuneConfig, XRays], Features]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig(TargetConfig):
+    """What is learned, from which views, and for how long; the dicts of the scripts say what each key means."""
+
+    recipe: str
+    epochs: float
+    min_steps: int
+    batch_size: int
+    optimizer: str
+    optimizer_weight_decay: float
+
+    later: ClassVar = {"epochs": 0}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("recipe", self.recipe, list(RECIPES))
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        for key, least in {"min_steps": 1, "epochs": 0, "batch_size": 2, "optimizer_weight_decay": 0}.items():
+            check_at_least(key, getattr(self, key), least)
+
+    def steps(self, labels: int) -> int:
+        """Return the optimiser steps of a fine-tuning on so many labels: `epochs` passes, `min_steps` at least."""
+        return max(self.min_steps, math.ceil(self.epochs * labels / self.batch_size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig(Config):
+    """How a fine-tuning starts and how fast its parts learn."""
+
+    head: str
+    lr: float
+    backbone_lr_factor: float
+    batch_norm: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("head", self.head, HEADS)
+        check_choice("batch_norm", self.batch_norm, BATCH_NORMS)
+        check_at_least("backbone_lr_factor", self.backbone_lr_factor, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(DataConfig, BudgetConfig, MachineConfig):
+    """The keys that all runs of a comparison share."""
+
+    run_name: str
+    random_seed: int
+    backbone: str
+    in_channels: int
+    allow_seen: bool
+    keep_weights: bool
+    precision: str
+
+    later: ClassVar = {"keep_weights": True}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_backbone(self.backbone, self.in_channels)
+        check_choice("precision", self.precision, PRECISIONS)
+        check_at_least("random_seed", self.random_seed, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainingConfig, StartConfig, FoldConfig):
+    """Every key of one fine-tuning run.
+
+    arm, way, start  what a comparison calls its initialisation and way of training; which of the arm's starts it is
+    num_labels       labels to learn from; 0 is all
+    """
+
+    encoder: str
+    arm: str
+    way: str
+    start: int
+    method: str
+    trainable: str
+    num_labels: int
+    label_draw: int
+
+    later: ClassVar = {"arm": "", "way": "", "start": 0, "num_labels": 0}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("method", self.method, METHODS)
+        check_choice("trainable", self.trainable, list(FROZEN_STAGES))
+        for key in ("label_draw", "num_labels"):
+            check_at_least(key, getattr(self, key), 0)
+        if self.method == "finetune":  # the others have no learning rate
+            check_above_zero("lr", self.lr)
+        if self.method != "linear" and self.encoder.startswith(FEATURES):
+            raise UserError(f"{self.encoder} is a table of features, which can only be probed; use the way linear.")
+
+
+def engine_config(config: FinetuneConfig, labels: int) -> FitConfig:
+    """Return what the engine reads: EVALUATIONS epochs of equal length, a warmup, then a cosine to zero."""
+    epochs = min(EVALUATIONS, config.steps(labels))
+    fixed = {"scheduler": "cosine", "warmup_epochs": WARMUP if epochs > WARMUP else 0, "gradient_clip": 0.0}
+    return FitConfig(**{**part_of(config, FitConfig), **fixed, "checkpoint_minutes": 5.0, "num_epochs": epochs})
+
+
+def features_of(config: FinetuneConfig, xrays: XRays) -> Features:
+    """Return the features that `config.encoder` gives of X-rays."""
+    if config.encoder.startswith(FEATURES):
+        return read_features(config.encoder, xrays)
+    start = start_from(config.encoder, config.backbone, config.in_channels, config.random_seed)
+    return NetworkFeatures(start, xrays, config.img_res, config.in_channels, config.precision)
+
+
+class LastFeatures:
+    """features_of, which keeps what it returned last, for the heads of a comparison that share it one after another."""
+
+    def __init__(self) -> None:
+        self.key: tuple[str, int] | None = None
+
+    def __call__(self, config: FinetuneConfig, xrays: XRays) -> Features:
+        key = config.encoder, config.random_seed if config.encoder == "random" else 0
+        if key != self.key:
+            self.key, self.found = key, features_of(config, xrays)
+        return self.found
 
 
 def finetune(
@@ -46,14 +176,14 @@ def finetune(
     run: Run | None = None,
     show_progress: bool = True,
     after_evaluation: AfterEvaluation = lambda epoch, score: None,
-    features_of: FeaturesOf = features_of,
+    features_of: Callable[[FinetuneConfig, XRays], Features] = features_of,
 ) -> Run:
     """Train a classifier as `config` says; return the finished run, or the stored one if it was finished before.
 
     Method "linear" is a logistic regression on features that are computed once. "as_is" trains nothing: it takes a
     file's own classes, which must be those of the data in their order. "finetune" starts from that regression
     (head "probe", Kumar et al. 2022, arXiv 2202.10054) or from zeros, and trains the layers `trainable` for the steps
-    that TrainingConfig.steps gives, whatever validation says; the last weights count. predictions.csv has what the
+    that BudgetConfig.steps gives, whatever validation says; the last weights count. predictions.csv has what the
     classifier says of the validation and test images; nothing is chosen by either, and nothing is scored on test.
 
     xrays             the data that the config names, if they are open already, of whatever fold
@@ -66,34 +196,39 @@ def finetune(
     device = prepare(config.device, config.threads)
     run = run or Run(config.run_name, config, "fine-tuning")
     if run.summary is None:
-        job = _Finetuning(config, run, (xrays or open_xrays(config, device)).of_fold(config.fold), features_of)
-        job.start()
+        xrays = (xrays or open_xrays(config, device)).of_fold(config.fold)
+        job = _Finetuning(config, run, xrays, features_of(config, xrays))
+        run.start(
+            device=describe_device(device),
+            data=xrays.facts(),
+            weights=weights_hashes([config.encoder]),
+            labels=job.labels,
+            note=job.note,
+            note_on_weights=job.features.note,
+        )
+        found = {}
         if config.method == "linear":
-            job.finish(job.probe())
-        else:
-            job.finish(job.train(show_progress, after_evaluation) if config.method == "finetune" else {})
+            found = job.probe()
+        elif config.method == "finetune":
+            found = job.train(show_progress, after_evaluation)
+        job.finish(found)
     return run
 
 
 class _Finetuning:
     """The parts of one fine-tuning, built in reading order, and the steps that `finetune` takes with them."""
 
-    def __init__(self, config: FinetuneConfig, run: Run, xrays: XRays, features_of: FeaturesOf):
-        self.config, self.run, self.xrays, self.device = config, run, xrays, xrays.store.device
+    def __init__(self, config: FinetuneConfig, run: Run, xrays: XRays, features: Features):
+        self.config, self.run, self.xrays, self.features = config, run, xrays, features
+        self.device, self.val = xrays.store.device, xrays.indices("val")
         self.dtype = choose_precision(config.precision, self.device)
-        self.features: Features = features_of(config, xrays)
-        self.note = check_unseen(self.features.provenance, xrays, config.allow_seen, config.encoder)
+        self.note = check_unseen(features.provenance, xrays, config.allow_seen, config.encoder)
         self.targets = read_targets(xrays, config)
-        self.metric = f"val/{self.targets.metric}"
-        self.train_indices = labelled_subset(
-            xrays, self.targets, config.num_labels, config.label_draw, config.split_seed
-        )
-        self.val, self.test = xrays.indices("val"), xrays.indices("test")
-        self.watched = np.sort(fixed_order("validation images to watch", self.val)[:MAX_EVALUATED])
-        check_learnable(self.targets, {"the labelled subset": self.train_indices, "the validation part": self.val})
-        self.labels = 0 if config.method == "as_is" else len(self.train_indices)
+        train = labelled_subset(xrays, self.targets, config.num_labels, config.label_draw, config.split_seed)
+        check_learnable(self.targets, {"the labelled subset": train, "the validation part": self.val})
+        self.train_indices, self.labels = train, 0 if config.method == "as_is" else len(train)
         # an encoder of unknown origin stays one after further training
-        seen, before = xrays.image_ids(self.train_indices[: self.labels]), self.features.provenance
+        seen, before = xrays.image_ids(train[: self.labels]), features.provenance
         self.provenance = before and before.joined(xrays.split_hash, seen)
         self.head: LinearHead | None = None
         self.classifier: Classifier | None = None
@@ -101,13 +236,6 @@ class _Finetuning:
             names = self.targets.names
             loaded = load_classifier(repo_path(config.encoder), config.backbone, config.in_channels, names)
             self.classifier = placed(loaded, self.device)
-
-    def start(self) -> None:
-        """Create the run's folder."""
-        weights = weights_hashes([self.config.encoder])
-        facts = {"data": self.xrays.facts(), "weights": weights, "labels": self.labels, "note": self.note}
-        facts["note_on_weights"] = self.features.note
-        self.run.start(device=describe_device(self.device), **facts)
 
     def fit_head(self, features: np.ndarray) -> LinearHead:
         """Return the logistic regression on features [n, F] of the images whose labels are used."""
@@ -121,6 +249,7 @@ class _Finetuning:
 
     def build_classifier(self) -> Classifier:
         """Return the network, with a head of zeros."""
+        assert isinstance(self.features, NetworkFeatures)  # a table is only probed
         trainable = self.config.trainable if self.config.method == "finetune" else "fc"
         backbone = self.features.backbone()
         return placed(Classifier(backbone, len(self.targets.names), trainable, self.config.batch_norm), self.device)
@@ -144,34 +273,34 @@ class _Finetuning:
 
     def train(self, show_progress: bool, after_evaluation: AfterEvaluation) -> dict[str, Any]:
         """Train all layers that are not frozen, by gradient descent; return what a summary says of the head."""
-        config = self.config
         self.classifier = self.build_classifier()
-        found = self.start_from_probe(self.classifier) if config.head == "probe" else {}
+        found = self.start_from_probe(self.classifier) if self.config.head == "probe" else {}
+        metric = f"val/{self.targets.metric}"
+        watched = np.sort(fixed_order("validation images to watch", self.val)[:MAX_EVALUATED])
+
+        def evaluate() -> dict[str, float]:
+            return {metric: self.targets.score(self.targets.values[watched], self.probabilities(watched))}
 
         def end_of_epoch(epoch: int, step: int, means: Mapping[str, float]) -> dict[str, float]:
-            scores = self.evaluate()
-            after_evaluation(epoch, scores[self.metric])
+            scores = evaluate()
+            after_evaluation(epoch, scores[metric])
             return scores
 
         if self.run.checkpoint() is None:
-            self.run.add_row({"epoch": 0, "step": 0, **self.evaluate()})
+            self.run.add_row({"epoch": 0, "step": 0, **evaluate()})
+        engine = engine_config(self.config, self.labels)
         fit(
             self.classifier,
             self.step_function(self.classifier),
             end_of_epoch,
             self.train_indices,
-            engine_config(config, self.labels),
+            engine,
             self.run,
-            lr_factors=lr_factors(self.classifier, config),
-            steps_per_epoch=steps_per_epoch(config, self.labels),
+            lr_factors=lr_factors(self.classifier, self.config),
+            steps_per_epoch=math.ceil(self.config.steps(self.labels) / engine.num_epochs),
             show_progress=show_progress,
         )
         return {**found, "steps": self.run.rows[-1]["step"]}
-
-    def evaluate(self) -> dict[str, float]:
-        """Return the score on the validation images that the training is watched on."""
-        probabilities = self.probabilities(self.watched)
-        return {self.metric: self.targets.score(self.targets.values[self.watched], probabilities)}
 
     def probabilities(self, indices: np.ndarray) -> np.ndarray:
         """Return probabilities [n, C] of X-rays without augmentation."""
@@ -188,19 +317,15 @@ class _Finetuning:
 
     def step_function(self, classifier: Classifier) -> StepFunction:
         """Return the engine's step. Frozen stages that always see the same images are computed once, if that fits."""
-        loss_of = loss_function(self.targets, self.train_indices, self.config.class_weights)
-        if classifier.num_frozen and classifier.structure.in_a_row and RECIPES[self.config.recipe] == []:
-            one = self.forward(classifier, self.train_indices[:1], classifier.prefix)
-            if one.nbytes * len(self.train_indices) <= MAX_ACTIVATIONS:
-                return self.suffix_step(classifier, loss_of)
-        return classify_step(classifier, self.xrays, loss_of, self.config)
-
-    def suffix_step(self, classifier: Classifier, loss_of: LossFunction) -> StepFunction:
-        """Return a step on the outputs of the frozen stages, which are computed here."""
-        frozen = self.forward(classifier, self.train_indices, classifier.prefix)  # [N, ...]
+        train, loss_of = self.train_indices, loss_function(self.targets, self.train_indices, self.config.class_weights)
+        if not (classifier.num_frozen and classifier.structure.in_a_row) or RECIPES[self.config.recipe]:
+            return classify_step(classifier, self.xrays, loss_of, self.config)
+        if self.forward(classifier, train[:1], classifier.prefix).nbytes * len(train) > MAX_ACTIVATIONS:
+            return classify_step(classifier, self.xrays, loss_of, self.config)
+        frozen = self.forward(classifier, train, classifier.prefix)  # [N, ...]
 
         def step(batch: Tensor, epoch: int, step_in_epoch: int) -> Mapping[str, Tensor]:
-            rows = torch.from_numpy(np.searchsorted(self.train_indices, batch.numpy()))
+            rows = torch.from_numpy(np.searchsorted(train, batch.numpy()))
             return {"loss": loss_of(classifier.suffix(frozen[rows].to(self.device)), batch)}
 
         return step
@@ -214,33 +339,30 @@ class _Finetuning:
 
     def finish(self, found: Mapping[str, Any]) -> None:
         """Write predictions, weights if they are kept, and the summary: what was trained on what."""
-        config, rows = self.config, np.concatenate([self.val, self.test])
+        config, targets = self.config, self.targets
+        rows = np.concatenate([self.val, self.xrays.indices("test")])
         probabilities = self.probabilities(rows)
-        known = {"fold": config.fold, "draw": config.label_draw, "arm": config.arm, "way": config.way}
-        known |= {"labels": self.labels, "start": config.start}
-        self.run.save_table("predictions", predictions_table(self.xrays, self.targets, rows, probabilities, known))
-        if config.keep_weights and self.features.has_network:
+        place = config.fold, config.label_draw, config.arm, config.way, self.labels, config.start
+        cell = dict(zip(CELL, place, strict=True))
+        self.run.save_table("predictions", predictions_table(self.xrays, targets, rows, probabilities, cell))
+        if config.keep_weights and isinstance(self.features, NetworkFeatures):
             classifier = self.classifier or self.build_classifier()
             if self.head is not None:
                 classifier.set_head(self.head.weight, self.head.bias)
             weights = self.run.folder / weights_file(config.backbone)
             save_state_dict(weights, classifier.net.state_dict(), self.provenance)
             self.xrays.write_split(self.run.folder)
-        val = self.targets.score(self.targets.values[self.val], probabilities[: len(self.val)])
-        self.run.log(int(found.get("steps", 0)), {f"final/{self.targets.metric}": val})
+        val = targets.score(targets.values[self.val], probabilities[: len(self.val)])
+        self.run.log(int(found.get("steps", 0)), {f"final/{targets.metric}": val})
         self.run.finish(
             {
-                **{
-                    key: getattr(config, key)
-                    for key in ("arm", "way", "fold", "start", "encoder", "method", "trainable")
-                },
-                "draw": config.label_draw,
-                "labels": self.labels,
-                "metric": self.targets.metric,
+                **cell,
+                **{key: getattr(config, key) for key in ("encoder", "method", "trainable")},
+                "metric": targets.metric,
                 "score": val,
                 **found,
-                "classes": list(self.targets.names),
-                "multilabel": self.targets.multilabel,
+                "classes": list(targets.names),
+                "multilabel": targets.multilabel,
                 "synthetic": self.xrays.synthetic,
                 "transductive": bool(self.note),
                 "note": self.note,
@@ -266,23 +388,6 @@ def labelled_subset(xrays: XRays, targets: Targets, count: int, draw: int, seed:
     """Return the sorted indices of the `count` training images whose labels are used, 0 for all: see label_subset."""
     train = xrays.indices("train")
     return train[label_subset(xrays.columns.paths[train], targets.strata()[train], count or len(train), draw, seed)]
-
-
-def numbers_of_labels(entries: Sequence[int | float | str], xrays: XRays, folds: Sequence[int]) -> list[int]:
-    """Return numbers of labels that every fold has: a number as it is, "all" and shares of the smallest train part.
-
-    Raises UserError for more labels than that, and for two entries that are the same number.
-    """
-    most = min(len(xrays.of_fold(fold).indices("train")) for fold in folds)
-    shares = [most if entry == "all" else entry for entry in entries]
-    counts = [round(entry * most) if isinstance(entry, float) else entry for entry in shares]
-    for entry, count in zip(entries, counts, strict=True):
-        if isinstance(count, str) or not 1 <= count <= most or counts.count(count) > 1:
-            raise UserError(
-                f"num_labels holds {entry!r}, which is {count} labels; expected different numbers from 1 to {most:,}, "
-                'which every fold has to train with, shares of that such as 0.1, or "all".'
-            )
-    return [count for count in counts if isinstance(count, int)]
 
 
 def lr_factors(classifier: Classifier, config: FinetuneConfig) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Finished fine-tuning runs, opened again: their classifiers and the data that they may be scored on."""
+"""Finished fine-tuning runs, opened again: their classifiers, and the data that they may be scored on."""
 
 import json
 import sys
@@ -10,32 +10,34 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from dataset_loader.ids import open_ids
 from dataset_loader.image_files import image_files
 from dataset_loader.listing import details, listing
-from dataset_loader.xrays import DataConfig, FoldConfig, XRays, check_there, open_xrays, read_present
+from dataset_loader.xrays import MIN_RES, DataConfig, XRays, check_there, open_xrays, read_present, with_room
 from downstream_task.classifier import Classifier, load_classifier
-from downstream_task.finetune_config import FinetuneConfig
+from downstream_task.finetuning import FinetuneConfig
 from downstream_task.predictions import (
     FILE,
     find_runs,
-    labels_and_probabilities,
     logits_of,
+    predicted,
     predictions_of,
     read_predictions,
     run_name,
 )
+from downstream_task.probes import forward
 from downstream_task.targets import Targets, probabilities_of, read_targets
-from self_sup_classes.backbones import weights_file
-from self_sup_classes.provenance import Provenance, check_unseen, provenance_of
+from self_sup_classes.backbones import check_backbone, weights_file
+from self_sup_classes.provenance import check_unseen, provenance_of
 from self_sup_classes.weights import read_state_dict
-from utils.config import RUNS_ROOT, UserError, open_config, part_of
+from utils.config import DATASETS_ROOT, UserError, check_between, check_list, open_config, part_of, repo_path
 from utils.facts import LISTED, changes_since
 from utils.files import check_files, content_hash, read_json
-from utils.hardware import placed
+from utils.hardware import MachineConfig, choose_precision, placed
 from utils.metrics import fit_temperature
+
+MAX_RES = 4096  # pixels per side: more than any X-ray has
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,6 @@ class Finished:
         return run_name(self.folder)
 
     @property
-    def path(self) -> str:
-        """Return how a config names its folder."""
-        return f"runs/{self.name}" if self.folder.is_relative_to(RUNS_ROOT) else str(self.folder)
-
-    @property
     def weights(self) -> Path:
         """Return the file of its weights. Raises UserError if they were not kept.
 
@@ -78,14 +75,13 @@ class Finished:
         return self.folder / name
 
     @property
-    def data_root(self) -> Path:
-        """Return the folder of its data, as it was."""
-        return Path((read_json(self.folder / "environment.json") or {}).get("data", {}).get("data_root", ""))
+    def data(self) -> dict[str, Any]:
+        """Return what it recorded about its data."""
+        return (read_json(self.folder / "environment.json") or {}).get("data", {})
 
     def train_files(self) -> frozenset[str]:
         """Return the files of its data's train part, with links resolved; none if the run holds no names (ids none)."""
-        split = pd.read_csv(self.folder / "split.csv", dtype=str)
-        root = self.data_root
+        split, root = pd.read_csv(self.folder / "split.csv", dtype=str), Path(self.data.get("data_root", ""))
         files = split.loc[split["part"] == "train", "file"].tolist()
         if self.config.ids == "hashed":
             here = image_files(root)
@@ -101,16 +97,16 @@ class Finished:
         config, names = self.config, self.summary["classes"]
         return placed(load_classifier(self.weights, config.backbone, config.in_channels, names), device)
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Return [N, C] of its logits [N, C]."""
-        return probabilities_of(logits, self.summary["multilabel"])
-
-    def validation(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """Return labels [K] and logits [K, C] of its validation part, and the temperature that makes them likeliest."""
+    def temperature(self) -> float:
+        """Return the temperature that makes the labels of its validation part likeliest."""
         table = read_predictions(predictions_of(self.folder) or self.folder / FILE)
-        labels, p = labels_and_probabilities(table.loc[table["part"] == "val"] if "part" in table else table)
-        logits = logits_of(p, self.summary["multilabel"])
-        return labels, logits, fit_temperature(logits, labels)
+        val = predicted(table if "part" in table else table.assign(part="val"), "val")
+        return fit_temperature(logits_of(val.probabilities, val.multilabel), val.labels)
+
+    def check_unseen(self, xrays: XRays, rows: np.ndarray | None = None) -> str:
+        """Return a note on the images of other parts than train, or `rows`, that it has seen: see provenance.py."""
+        provenance = provenance_of(read_state_dict(self.weights))
+        return check_unseen(provenance, xrays, self.config.allow_seen, str(self.weights), rows)
 
     def held_out(self, xrays: XRays) -> tuple[Targets, str]:
         """Return its targets in `xrays`, and a note if it has seen some that are held out ("" if not).
@@ -123,30 +119,25 @@ class Finished:
                 f"{self.folder} was trained on all labelled films, so that none is left to test it on; its scores are "
                 f"those of {self.summary['comparison']}. It serves predict.py, and grad_cam.py with --images."
             )
-        recorded, now = (read_json(self.folder / "environment.json") or {}).get("data", {}), xrays.facts()
+        recorded, now, root = self.data, xrays.facts(), xrays.columns.root
         changes = ", ".join(changes_since({"data": recorded}, {"data": now}))
         if self.summary["split_hash"] != xrays.split_hash:
             raise UserError(
-                f"{self.folder} was trained under split {self.summary['split_hash']}, but the images at "
-                f"{xrays.columns.root} make split {xrays.split_hash} now: "
-                f"{changes or 'files came or went, or these are other data'}. Restore them, or train again."
+                f"{self.folder} was trained under split {self.summary['split_hash']}, but the images at {root} make "
+                f"split {xrays.split_hash} now: {changes or 'files came or went, or these are other data'}. Restore "
+                "them, or train again."
             )
         if recorded.get("pixels", [])[:1] != now["pixels"] and recorded.get("data_root") != now["data_root"]:
             raise UserError(
-                f"the images at {xrays.columns.root} have the names of those that {self.folder} was trained on, at "
+                f"the images at {root} have the names of those that {self.folder} was trained on, at "
                 f"{recorded.get('data_root')}, but show something else; --data-root must name the same images."
             )
         if changes:
             print(f"warning: since {self.folder} was trained, its data have changed: {changes}", file=sys.stderr)
         if not len(xrays.indices("test")):
-            raise UserError(f"there are no test images in {xrays.columns.root}: its table names none.")
-        note = check_unseen(self.provenance(), xrays, self.config.allow_seen, str(self.weights))
+            raise UserError(f"there are no test images in {root}: its table names none.")
         findings = self.summary["classes"] if self.summary["multilabel"] else []
-        return read_targets(xrays, replace(self.config, findings=findings)), note
-
-    def provenance(self) -> Provenance | None:
-        """Return what its weights were trained on, or None if that is not known."""
-        return provenance_of(read_state_dict(self.weights))
+        return read_targets(xrays, replace(self.config, findings=findings)), self.check_unseen(xrays)
 
 
 class OpenedData:
@@ -160,15 +151,15 @@ class OpenedData:
         self.opened: dict[str, XRays] = {}
         self.listed: dict[str, dict[str, Any]] = {}
 
-    def at(self, finished: Finished) -> DataConfig:
-        """Return the data of a run, where they are now."""
+    def at(self, finished: Finished) -> FinetuneConfig:
+        """Return the config of a run, with the place where its data are now."""
         return replace(finished.config, data_root=self.data_root or finished.config.data_root)
 
     def of(self, config: DataConfig) -> XRays:
         """Return the data that a config names."""
         if (key := json.dumps(part_of(config, DataConfig))) not in self.opened:
             self.opened[key] = open_xrays(config, self.device)
-        return self.opened[key].of_fold(config.fold if isinstance(config, FoldConfig) else 0)
+        return self.opened[key].of_fold(getattr(config, "fold", 0))
 
     def of_run(self, finished: Finished) -> XRays:
         """Return the data of a run. Raises Gone if they are not there any more."""
@@ -213,3 +204,129 @@ def open_checkpoints(names: Sequence[str]) -> dict[str, Finished]:
     if len(runs) < max(1, len(chosen)):
         raise UserError("checkpoints is empty or names a run twice; name each fine-tuning run under runs/ once.")
     return runs
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A classifier and how X-rays are shown to it.
+
+    sizes   pixels per side: decoded, and seen by the network
+    origin  facts that identify it: the hash of its weights, and whether it was trained on synthetic X-rays
+    learnt_from  the resolved files that it was trained on, as far as they are known
+    data_root    the folder of the data that it was trained on, in which the key of ids is
+    note         whose scores belong to it, where they are not its own
+    """
+
+    network: Classifier
+    classes: list[str]
+    multilabel: bool
+    sizes: tuple[int, int]
+    in_channels: int
+    dtype: torch.dtype
+    temperature: float
+    name: str
+    origin: dict[str, Any]
+    learnt_from: frozenset[str] = frozenset()
+    data_root: Path = DATASETS_ROOT
+    note: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the network is."""
+        return next(self.network.parameters()).device
+
+    def probabilities(self, squares: np.ndarray) -> np.ndarray:
+        """Return [n, C] for decoded X-rays uint8 [n, 1, S, S]."""
+        pixels = torch.from_numpy(squares).to(self.device)
+        logits = forward(self.network, pixels, self.sizes[1], self.in_channels, self.dtype)
+        return probabilities_of(logits.double() / self.temperature, self.multilabel).numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(MachineConfig):
+    """What a file of weights from elsewhere does not say of itself; a run of this repo does.
+
+    classes     its outputs, in their order
+    multilabel  whether they are findings
+    img_res     pixels per side at which it was trained
+    """
+
+    backbone: str
+    in_channels: int
+    classes: list[str]
+    multilabel: bool
+    img_res: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_backbone(self.backbone, self.in_channels)
+        if self.classes:
+            check_list("classes", self.classes)
+        if self.img_res:
+            check_between("img_res", self.img_res, MIN_RES, MAX_RES)
+
+
+def open_predictors(names: Sequence[str], config: NetworkConfig, device: torch.device) -> dict[str, Predictor]:
+    """Return classifiers by a short name: finished runs, and weights from elsewhere, which the config describes.
+
+    Raises UserError if one is missing, or is described wrongly.
+    """
+    elsewhere = {name: repo_path(name) for name in names if is_elsewhere(name, config)}
+    runs = [name for name in names if name not in elsewhere]
+    if absent := [name for name in runs if "*" not in name and not repo_path(name).exists()]:
+        raise UserError(f"there is no {repo_path(absent[0])}; name a fine-tuning run or a file of weights.")
+    if runs and (config.classes or config.img_res):
+        raise UserError(f"{runs[0]} is a run, which knows its classes and size; leave out --classes and --img-res.")
+    found = open_checkpoints(runs) if runs or not elsewhere else {}
+    opened = {short: predictor_of(finished, device) for short, finished in found.items()}
+    for path in elsewhere.values():
+        short = path.stem if path.stem not in opened else f"{path.parent.name}_{path.stem}"
+        opened[short] = _from_elsewhere(path, config, device)
+    if len(opened) < len(names):
+        raise UserError("checkpoints names a state_dict twice; name each once.")
+    return opened
+
+
+def is_elsewhere(name: str, config: NetworkConfig) -> bool:
+    """Return whether a checkpoint is a file of weights that no finished run beside it describes."""
+    path = repo_path(name)
+    return path.is_file() and bool(config.classes or not (path.parent / "summary.json").exists())
+
+
+def predictor_of(finished: Finished, device: torch.device) -> Predictor:
+    """Return a finished run's classifier, with the temperature that fits its validation part."""
+    trained, summary = finished.config, finished.summary
+    return Predictor(
+        finished.classifier(device),
+        summary["classes"],
+        summary["multilabel"],
+        (trained.stored_size, trained.img_res),
+        trained.in_channels,
+        choose_precision(trained.precision, device),
+        finished.temperature(),
+        finished.name,
+        {"weights": finished.weights_hash(), "synthetic": summary["synthetic"]},
+        finished.train_files(),
+        Path(finished.data.get("data_root", "")),
+        summary["note"] if "comparison" in summary else "",
+    )
+
+
+def _from_elsewhere(path: Path, config: NetworkConfig, device: torch.device) -> Predictor:
+    if len(config.classes) < 1 + (not config.multilabel) or config.img_res < 1:
+        raise UserError(
+            f"{path.name} does not say what its outputs are or how large images were; give --classes, in the order of "
+            "its outputs, and --img-res, the pixels per side at which it was trained."
+        )
+    network = load_classifier(path, config.backbone, config.in_channels, config.classes)
+    return Predictor(
+        placed(network, device),
+        config.classes,
+        config.multilabel,
+        (with_room(config.img_res), config.img_res),
+        config.in_channels,
+        torch.float32,
+        1.0,
+        path.stem,
+        {"weights": content_hash(path), "synthetic": False},
+    )

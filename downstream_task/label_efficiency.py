@@ -3,9 +3,8 @@
 All of it is computed from tables of predictions, without the networks that made them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from dataset_loader.splits import FOLDS
-from downstream_task.predictions import labels_and_probabilities, read_predictions
+from downstream_task.predictions import labels_and_probabilities
 from utils import plots
 from utils.config import UserError
 from utils.intervals import (
@@ -39,12 +38,12 @@ STEPS = 16  # between two numbers of labels, at which a curve is compared with a
 MIN_POINTS = 4  # numbers of labels to which a plateau is fitted
 MAX_MISS = 0.03  # of a fit at the scores; one that misses by more predicts nothing
 CELL = ["arm", "way", "labels"]
-RUN = [*CELL, "fold", "draw", "start"]
-CURVE_COLUMNS = [*CELL, "headline", "draws", "starts", "folds", "mean", "low", "high"]
+CURVE_COLUMNS = [*CELL, "headline", "draws", "starts", "folds", "mean", "low", "high", "transductive"]
 NEEDS = ["reference_needs", "reference_needs_low", "reference_needs_high"]
-DIFFERENCE_COLUMNS = ["arm", "reference", "way", "labels", "difference", "low", "high", *NEEDS]
+COMPARED = ["arm", "reference", "way", "labels", "difference", "low", "high", "arm_way", "reference_way"]
+DIFFERENCE_COLUMNS = [*COMPARED, *NEEDS]
 
-Tables = Mapping[str, pd.DataFrame] | Path
+Read = Callable[[str], pd.DataFrame]  # returns the predictions of a trial, by its name
 
 
 class Images(NamedTuple):
@@ -72,6 +71,7 @@ class Cell:
     starts     [K] the pretraining of each
     scores     [K] each on its fold's images
     resampled  [R, K] on resamples of the images, the same for every cell
+    seen       whether some of them start from an encoder that has seen held-out images
     """
 
     arm: str
@@ -83,48 +83,31 @@ class Cell:
     scores: np.ndarray
     resampled: np.ndarray
     images: Images
+    seen: bool = False
 
 
-def runs_of(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Return the table of runs that read_cells takes, from the columns of the predictions alone.
-
-    One row per table: trial (its name in `tables`), arm, way, labels, fold, draw, start and headline, which is the way
-    that comes first for an arm and number of labels.
-    """
-    rows = [{"trial": trial, **table.iloc[0][RUN].to_dict()} for trial, table in tables.items()]
-    runs = pd.DataFrame(rows, columns=["trial", *RUN])
-    first = runs.groupby(["arm", "labels"], sort=False)["way"].transform("first")
-    return runs.assign(headline=runs["way"] == first)
-
-
-def read_cells(runs: pd.DataFrame, tables: Tables, part: str) -> list[Cell]:
+def read_cells(runs: pd.DataFrame, read: Read, part: str) -> list[Cell]:
     """Return the cells of a comparison's runs, arm by arm, with their scores on "val" or "test".
 
-    runs    one row per head; columns trial, arm, way, labels, fold, draw, start, headline
-    tables  the predictions of each trial, or the folder with <trial>/predictions.csv
+    runs  one row per head; columns trial, arm, way, labels, fold, draw, start, headline, transductive
 
     Raises UserError if two heads of a fold do not predict the same images.
     """
-    images = _images(runs, tables, part)
+    images = _images(runs, read, part)
     return [
-        _read_cell(rows.sort_values("draw"), tables, part, images)
+        _read_cell(rows.sort_values("draw"), read, part, images)
         for _, of_arm in runs.groupby("arm", sort=False)
         for _, rows in of_arm.groupby(CELL, sort=False)
     ]
-
-
-def _table(tables: Tables, trial: str) -> pd.DataFrame:
-    return read_predictions(tables / trial / "predictions.csv") if isinstance(tables, Path) else tables[trial]
 
 
 def _rows(table: pd.DataFrame, part: str) -> Any:
     return table[table["part"] == part]
 
 
-def _images(runs: pd.DataFrame, tables: Tables, part: str) -> Images:
+def _images(runs: pd.DataFrame, read: Read, part: str) -> Images:
     """Return the images of all folds; several folds with the same test part are not of one split of FOLDS."""
-    first = runs.drop_duplicates("fold")
-    of_fold = {row["fold"]: _table(tables, row["trial"]) for row in first.to_dict("records")}
+    of_fold = {row["fold"]: read(row["trial"]) for row in runs.drop_duplicates("fold").to_dict("records")}
     of_part = {fold: _rows(table, part) for fold, table in of_fold.items()}
     together = pd.concat(of_part.values()).drop_duplicates("file")
     tested = [set(_rows(table, "test")["file"]) for table in of_fold.values()]
@@ -139,10 +122,10 @@ def _images(runs: pd.DataFrame, tables: Tables, part: str) -> Images:
     )
 
 
-def _read_cell(rows: pd.DataFrame, tables: Tables, part: str, images: Images) -> Cell:
+def _read_cell(rows: pd.DataFrame, read: Read, part: str, images: Images) -> Cell:
     scores = []
     for row in rows.to_dict("records"):
-        table = _rows(_table(tables, row["trial"]), part)
+        table = _rows(read(row["trial"]), part)
         places = images.files.get_indexer(table["file"].tolist())
         if not np.array_equal(np.sort(places), images.folds[row["fold"]]):
             raise UserError(f"{row['trial']} predicts other images of fold {row['fold']} than the runs beside it.")
@@ -161,6 +144,7 @@ def _read_cell(rows: pd.DataFrame, tables: Tables, part: str, images: Images) ->
         scores=of_draws[0],
         resampled=of_draws[1:],
         images=images,
+        seen=bool(rows["transductive"].any()),
     )
 
 
@@ -235,22 +219,22 @@ def headlines(cells: Sequence[Cell], arm: str) -> list[Cell]:
 
 
 def curve_table(cells: Sequence[Cell]) -> pd.DataFrame:
-    """Return one row per cell: arm, way, labels, headline, draws, starts, folds, mean, low, high."""
+    """Return one row of the CURVE_COLUMNS per cell."""
     rows = []
     for cell in cells:
         folds = {fold for fold, _ in cell.draws}
         mean, low, high = in_common(cell).contrast([1])
         counts = len(cell.draws), len(set(cell.starts)), len(folds)
         place = cell.arm, cell.way, cell.labels, cell.headline
-        rows.append((*place, *counts, mean, *np.clip([low, high], 0, 1)))  # Student's t knows no bounds
+        rows.append((*place, *counts, mean, *np.clip([low, high], 0, 1), cell.seen))  # Student's t knows no bounds
     return pd.DataFrame(rows, columns=CURVE_COLUMNS)
 
 
 def difference_table(cells: Sequence[Cell]) -> pd.DataFrame:
     """Return the differences of each arm to the first one: of the headline ways, and of each way that both have.
 
-    They are means over the draws that both have, at equal numbers of labels. Rows of headline ways also say how many
-    labels the first arm needs for the same score.
+    They are means over the draws that both have, at equal numbers of labels. Rows of headline ways say which these are,
+    since the arms' may differ, and how many labels the first arm needs for the same score.
     """
     reference, *arms = dict.fromkeys(cell.arm for cell in cells)
     curve, rows = headlines(cells, reference), []
@@ -261,9 +245,9 @@ def difference_table(cells: Sequence[Cell]) -> pd.DataFrame:
         for way, cell in [*compared, *((cell.way, cell) for cell in cells if cell.arm == arm)]:
             if other := base.get((way, cell.labels)):
                 mean, low, high = in_common(cell, other).contrast([1, -1])
-                place = arm, reference, way, cell.labels, mean, *np.clip([low, high], -1, 1)
+                place = arm, reference, way, cell.labels, mean, *np.clip([low, high], -1, 1), cell.way, other.way
                 needs = labels_needed(cell, curve) if way == HEADLINE else {}
-                rows.append({**dict(zip(DIFFERENCE_COLUMNS, place, strict=False)), **needs})
+                rows.append({**dict(zip(COMPARED, place, strict=True)), **needs})
     return pd.DataFrame(rows, columns=DIFFERENCE_COLUMNS)
 
 
@@ -334,30 +318,38 @@ def plateau_table(cells: Sequence[Cell], target: float, seed: int = 0) -> pd.Dat
 def report(cells: Sequence[Cell], summary: Mapping[str, Any]) -> tuple[dict[str, pd.DataFrame], str, Figure]:
     """Return the tables curves, differences and plateaus, what they say as text, and a figure.
 
-    summary  of the comparison: metric, chance, part ("val" or "test"), synthetic, transductive, target_score
+    summary  of the comparison: metric, chance, part ("val" or "test"), synthetic, target_score
     """
     curves, differences = curve_table(cells), difference_table(cells)
     plateaus = plateau_table(cells, summary["target_score"])
     metric, part = metric_name(summary["metric"]), "the test part" if summary["part"] == "test" else "validation"
-    title = plots.marked(f"Label efficiency on {part}", summary["synthetic"], summary["transductive"])
-    fits = plateaus.query("misses <= @MAX_MISS")
-    figure = plots.label_efficiency(curves, fits, metric, title, summary["chance"])
-    lines = ["", f"{title}: {metric}, mean [95% interval]", interval_text_table(curves, ["way", "labels"]), ""]
+    title, named = plots.marked(f"Label efficiency on {part}", summary["synthetic"]), marked_arms(curves)
+    fits = plateaus.query("misses <= @MAX_MISS").replace({"arm": named})
+    shown = curves.replace({"arm": named})
+    figure = plots.label_efficiency(shown, fits, metric, title, summary["chance"])
+    lines = ["", f"{title}: {metric}, mean [95% interval]", interval_text_table(shown, ["way", "labels"]), ""]
     numbers, starts = curves["labels"].tolist(), dict(zip(curves["arm"], curves["starts"], strict=True))
     fewest, most = min(numbers), max(numbers)
     for row in differences.query("way == @HEADLINE").to_dict("records"):
         gap = interval_text(*(100 * row[key] for key in ("difference", "low", "high")), form="+.1f")
-        sentence = savings_sentence(row, row["arm"], row["reference"], fewest, most)
-        lines.append(f"{row['labels']:,} labels, headline way of each: {gap} points. {sentence}")
+        sentence = savings_sentence(row, named[row["arm"]], named[row["reference"]], fewest, most)
+        ways = f" ({row['arm_way']}, {row['reference_way']})" * (row["arm_way"] != row["reference_way"])
+        lines.append(f"{row['labels']:,} labels, headline way of each{ways}: {gap} points. {sentence}")
     for row in plateaus.to_dict("records"):
         needed = labels_text(row, "needed", "labels", fewest, most)
         fit = f"fitted plateau {interval_text(row['a'], row['a_low'], row['a_high'], '.2f')}"
         if row["misses"] > MAX_MISS:
             fit = f"no plateau is fitted, since a power law misses a score by {100 * row['misses']:.1f} points"
-        lines.append(f"{row['arm']}: {metric} {row['target']:g} needs {needed}; {fit}.")
+        lines.append(f"{named[row['arm']]}: {metric} {row['target']:g} needs {needed}; {fit}.")
     known = bool(np.isfinite(curves["low"].to_numpy(float)).any())
     lines.append(f"Intervals are for {interval_scope(starts)}." if known else "Intervals need more draws or folds.")
     return {"curves": curves, "differences": differences, "plateaus": plateaus}, "\n".join(lines), figure
+
+
+def marked_arms(curves: pd.DataFrame) -> dict[str, str]:
+    """Return how a table or figure names each arm of a curve_table: those that have seen held-out images say so."""
+    seen = set(curves.loc[curves["transductive"], "arm"])
+    return {arm: plots.marked(arm, False, arm in seen) for arm in curves["arm"]}
 
 
 def interval_text_table(table: pd.DataFrame, index: str | list[str]) -> str:

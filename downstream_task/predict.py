@@ -51,7 +51,7 @@ from dataset_loader.ids import IDS, open_ids
 from dataset_loader.synthetic import is_synthetic
 from downstream_task.clinic.export import export
 from downstream_task.clinic.films import FACTS, PATH, Films, find_films
-from downstream_task.clinic.predictor import NetworkConfig, Predictor, open_predictors
+from downstream_task.finished_runs import NetworkConfig, Predictor, open_predictors
 from utils.config import UserError, as_dict, check_choice, repo_path
 from utils.files import write_bytes
 from utils.hardware import describe_device, prepare

@@ -1,6 +1,7 @@
 """Tables of predictions, which everything that is scored is scored from: one row per image, without torch."""
 
 import fnmatch
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,11 @@ class Predicted:
         logits = logits_of(self.probabilities, self.multilabel) / temperature
         return replace(self, probabilities=expit(logits) if self.multilabel else softmax(logits, axis=1))
 
+    def take(self, rows: np.ndarray) -> "Predicted":
+        """Return what is said of the images at some rows [n]."""
+        kept = {name: getattr(self, name)[rows] for name in ("labels", "probabilities", "groups")}
+        return replace(self, **kept, details=self.details.iloc[rows])
+
     def scores(self, rows: np.ndarray) -> dict[str, float]:
         """Return every score of some of the images."""
         return scores_of(self.labels[rows], self.probabilities[rows])
@@ -92,6 +98,11 @@ def read_predictions(path: Path) -> pd.DataFrame:
         raise UserError(
             f"{path} is damaged ({str(error).strip()}); delete it: the same command then says more."
         ) from error
+
+
+def reader(folder: Path) -> Callable[[str], pd.DataFrame]:
+    """Return a function that reads the predictions of a trial in a comparison's folder."""
+    return lambda trial: read_predictions(folder / trial / FILE)
 
 
 def labels_and_probabilities(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

@@ -69,8 +69,7 @@ import optuna
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 
 from dataset_loader.xrays import FoldConfig, XRays, open_xrays
-from downstream_task.finetune_config import EVALUATIONS, FinetuneConfig
-from downstream_task.finetuning import finetune, labelled_subset
+from downstream_task.finetuning import EVALUATIONS, FinetuneConfig, finetune, labelled_subset
 from downstream_task.supervised_study import ENDED, importances, open_study, sampler_of, search_figure, trials_table
 from downstream_task.targets import TargetConfig, check_learnable, read_targets
 from self_sup_classes.initialisation import start_from, weights_hashes

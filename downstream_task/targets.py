@@ -83,10 +83,6 @@ class Targets:
         """Return that score of probabilities [n, C] for classes [n] or findings [n, C] with these names."""
         return scores_of(values, probabilities)[self.metric]
 
-    def scores(self, indices: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-        """Return every score of the probabilities [n, C] of the X-rays at `indices`."""
-        return scores_of(self.values[indices], probabilities)
-
 
 def probabilities_of(logits: Tensor, multilabel: bool) -> Tensor:
     """Return [n, C] of logits [n, C]: of findings, each on its own, or of classes, which exclude each other."""
@@ -177,30 +173,24 @@ def loss_function(targets: Targets, train: np.ndarray, class_weights: bool) -> L
 
     With class weights, a class (or a finding's positives) weighs the inverse of its share of the images `train`.
     """
-    values = torch.from_numpy(targets.values)
-    if not targets.multilabel:
-        counts = np.bincount(targets.values[train], minlength=len(targets.names))
-        weight = torch.tensor(len(train) / (len(counts) * counts), dtype=torch.float32) if class_weights else None
+    values, of_train = torch.from_numpy(targets.values), targets.values[train]
+    if targets.multilabel:
+        shares = np.sum(of_train == 0, axis=0) / np.sum(of_train == 1, axis=0)
+    else:
+        counts = np.bincount(of_train, minlength=len(targets.names))
+        shares = len(train) / (len(counts) * counts)
+    weight = torch.tensor(shares, dtype=torch.float32) if class_weights else None
 
-        def cross_entropy(logits: Tensor, indices: Tensor) -> Tensor:
-            on_device = None if weight is None else weight.to(logits.device)
-            return F.cross_entropy(logits.float(), values[indices].to(logits.device), on_device)
-
-        return cross_entropy
-    positive = np.nansum(targets.values[train] == 1, axis=0)
-    negative = np.nansum(targets.values[train] == 0, axis=0)
-    positive_weight = torch.tensor(negative / positive, dtype=torch.float32) if class_weights else None
-
-    def binary_cross_entropy(logits: Tensor, indices: Tensor) -> Tensor:
-        target = values[indices].to(logits.device)  # [B, C]
-        known = target.isfinite()
-        weight = None if positive_weight is None else positive_weight.to(logits.device)
-        losses = F.binary_cross_entropy_with_logits(
-            logits.float(), target.nan_to_num(), pos_weight=weight, reduction="none"
-        )
+    def loss(logits: Tensor, indices: Tensor) -> Tensor:
+        target, logits = values[indices].to(logits.device), logits.float()
+        on_device = None if weight is None else weight.to(logits.device)
+        if not targets.multilabel:
+            return F.cross_entropy(logits, target, on_device)
+        known = target.isfinite()  # [B, C]
+        losses = F.binary_cross_entropy_with_logits(logits, target.nan_to_num(), pos_weight=on_device, reduction="none")
         return (losses * known).sum() / known.sum().clamp(min=1)
 
-    return binary_cross_entropy
+    return loss
 
 
 def predictions_table(

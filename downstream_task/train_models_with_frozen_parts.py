@@ -69,27 +69,18 @@ if __name__ == "__main__":
     config = flags(config, __doc__, *files, real_xrays=real_xrays)  # before the slow imports
 
 from dataclasses import dataclass
-from functools import partial
 
 import pandas as pd
 
 from dataset_loader.xrays import check_fold
 from downstream_task import label_efficiency
 from downstream_task.classifier import FROZEN_STAGES
-from downstream_task.compare_networks import (
-    PREDICTIONS,
-    Trial,
-    check_complete,
-    look_again,
-    open_comparison,
-    run_side_by_side,
-    shared_summary,
-)
+from downstream_task.compare_networks import MAX_DRAWS, PREDICTIONS, Trial, open_comparison, run_comparison
 from downstream_task.features import FILE
-from downstream_task.finetune_config import MAX_DRAWS, StartConfig, TrainingConfig
+from downstream_task.finetuning import StartConfig, TrainingConfig
+from downstream_task.predictions import reader
 from utils import plots
 from utils.config import UserError, check_above_zero, check_at_least, check_between, check_choice, check_list, part_of
-from utils.files import check_files
 from utils.intervals import metric_name
 from utils.jobs import JobsConfig, with_jobs
 from utils.logging_utils import Run
@@ -121,48 +112,35 @@ class FrozenPartsConfig(TrainingConfig, StartConfig, JobsConfig):
 
 def main(config: FrozenPartsConfig) -> None:
     """Fine-tune every arm with every part of the network trained; print the table and draw the figure."""
-    again = partial(look_again, config, config.encoders)
-    run = Run(config.run_name, config, "frozen parts", look=again)
-    if run.summary is None or run.summary.get("left_out"):
-        train_parts(config, run)
-    check_files(run.folder, "summary.csv", "table.csv")
-    assert run.summary is not None
-    print("\n".join(run.summary["report"]))
-    print(f"\ntables and figure   {run}/\nnext                {command('utils/make_report.py', {})}")
-    check_complete(run)
+    run_comparison(config, "frozen parts", train_parts, ["table.csv"], lambda run: command("utils/make_report.py", {}))
 
 
 def train_parts(config: FrozenPartsConfig, run: Run) -> None:
     """Run the experiment; its summary holds what main prints."""
-    xrays, targets, arms, left_out, [labels], _ = open_comparison(
-        config, config.encoders, [config.num_labels], [config.fold], config.draws, run
+    opened = open_comparison(config, config.encoders, [config.num_labels], [config.fold], config.draws, run)
+    [labels] = opened.counts
+    table = opened.train(
+        [
+            Trial(arm, config.head, part_of(config, StartConfig), labels, draw, config.fold, trainable=part)
+            for draw in range(config.draws)
+            for part in config.parts
+            for arm in opened.arms
+        ]
     )
-    trials = [
-        Trial(arm, config.head, part_of(config, StartConfig), labels, draw, config.fold, trainable=part)
-        for draw in range(config.draws)
-        for part in config.parts
-        for arm in arms
-    ]
-    table = run_side_by_side(run, trials, config, xrays, left_out)
     run.save_table("summary", table)
-
     scores = pd.concat(
-        label_efficiency.curve_table(label_efficiency.read_cells(rows, run.folder, "val")).assign(trainable=part)
+        label_efficiency.curve_table(label_efficiency.read_cells(rows, reader(run.folder), "val")).assign(
+            trainable=part
+        )
         for part, rows in table.groupby("trainable", sort=False)
     )
     run.save_table("table", scores)
-    summary = {**shared_summary(table, arms, left_out, targets, xrays), "labels": labels}
-    title = plots.marked(
-        f"Frozen parts, {labels:,} labelled X-rays, validation", summary["synthetic"], summary["transductive"]
-    )
-    metric = metric_name(targets.metric)
-    run.save_figure("frozen_parts", plots.frozen_parts(scores, metric, title))
-    lines = [
-        f"\n{title}: {metric}, mean [95% interval]",
-        label_efficiency.interval_text_table(scores, "trainable"),
-        *summary["notes"],
-    ]
-    run.finish({**summary, "report": lines})
+    summary, metric = {**opened.summary(table), "labels": labels}, metric_name(opened.targets.metric)
+    title = plots.marked(f"Frozen parts, {labels:,} labelled X-rays, validation", summary["synthetic"])
+    shown = scores.replace({"arm": label_efficiency.marked_arms(scores)})
+    run.save_figure("frozen_parts", plots.frozen_parts(shown, metric, title))
+    text = label_efficiency.interval_text_table(shown, "trainable")
+    run.finish({**summary, "report": [f"\n{title}: {metric}, mean [95% interval]", text, *summary["notes"]]})
 
 
 if __name__ == "__main__":

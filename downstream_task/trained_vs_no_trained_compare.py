@@ -16,7 +16,7 @@ differences.csv (with intervals), plateaus.csv (how many labels for a score?) an
 confusion_matrix.py. The same command resumes; several processes may share one comparison.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 from dataset_loader import data_keys
 from dataset_loader.data_keys import DATA
@@ -103,26 +103,17 @@ if __name__ == "__main__":
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import ClassVar
 
 import pandas as pd
 
 from dataset_loader.xrays import check_fold
 from downstream_task import label_efficiency
-from downstream_task.compare_networks import (
-    PRETRAINED,
-    Arm,
-    Trial,
-    check_complete,
-    look_again,
-    open_comparison,
-    run_side_by_side,
-    shared_summary,
-)
-from downstream_task.finetune_config import MAX_DRAWS, TrainingConfig
+from downstream_task.compare_networks import MAX_DRAWS, PRETRAINED, Arm, Trial, open_comparison, run_comparison
+from downstream_task.finetuning import TrainingConfig
+from downstream_task.predictions import reader
 from utils import plots
 from utils.config import UserError, check_at_least, check_between, check_choice, check_list, part_of
-from utils.files import check_files
 from utils.hardware import MachineConfig
 from utils.intervals import metric_name
 from utils.jobs import JobsConfig, with_jobs
@@ -168,25 +159,17 @@ class CompareConfig(TrainingConfig, JobsConfig):
 
 def main(config: CompareConfig) -> None:
     """Train every arm on the same label subsets; compare what they say of validation; print what pretraining saves."""
-    again = partial(look_again, config, config.encoders)
-    run = Run(config.run_name, config, "comparison", look=again)
-    if run.summary is None or run.summary.get("left_out"):
-        compare(config, run)
-    check_files(run.folder, "summary.csv", "curves.csv", "differences.csv")
-    assert run.summary is not None
-    print("\n".join(run.summary["report"]))
-    print(f"\ntables and figures   {run}/")
-    tested = {"runs": [str(run)], **part_of(config, MachineConfig)}
-    print(f"next                 {command('downstream_task/confusion_matrix.py', tested)}")
-    check_complete(run)
+
+    def tested(run: Run) -> str:
+        return command("downstream_task/confusion_matrix.py", {"runs": [str(run)], **part_of(config, MachineConfig)})
+
+    run_comparison(config, "comparison", compare, ["curves.csv", "differences.csv"], tested)
 
 
 def compare(config: CompareConfig, run: Run) -> None:
     """Run the comparison; its summary holds what main prints."""
-    xrays, targets, arms, left_out, labels, joined = open_comparison(
-        config, config.encoders, config.num_labels, config.folds, config.draws, run
-    )
-    classes, ways = len(targets.names), config.ways
+    opened = open_comparison(config, config.encoders, config.num_labels, config.folds, config.draws, run)
+    classes, ways = len(opened.targets.names), config.ways
     trials = [
         Trial(
             arm,
@@ -198,11 +181,11 @@ def compare(config: CompareConfig, run: Run) -> None:
             way == headline_of(arm.kind, number, classes, ways_of(arm, ways)),
         )
         for draw, fold in zip(range(config.draws), itertools.cycle(config.folds), strict=False)
-        for arm in arms
+        for arm in opened.arms
         for way in ways_of(arm, ways)
-        for number in ([0] if way == "as_is" else labels)
+        for number in ([0] if way == "as_is" else opened.counts)
     ]
-    table = run_side_by_side(run, trials, config, xrays, left_out)
+    table, joined = opened.train(trials), opened.joined
     if len(joined):
         theirs = [list(dict.fromkeys(joined.loc[joined["arm"] == arm, "way"])) for arm in joined["arm"]]
         found = zip(joined["labels"], theirs, joined["way"], strict=True)
@@ -210,12 +193,10 @@ def compare(config: CompareConfig, run: Run) -> None:
         table = pd.concat([table, joined], ignore_index=True)
     run.save_table("summary", table)
 
-    summary = {
-        **shared_summary(table, arms, left_out, targets, xrays),
-        "target_score": config.target_score,
-        "part": "val",
-    }
-    tables, text, figure = label_efficiency.report(label_efficiency.read_cells(table, run.folder, "val"), summary)
+    summary = {**opened.summary(table), "target_score": config.target_score, "part": "val"}
+    tables, text, figure = label_efficiency.report(
+        label_efficiency.read_cells(table, reader(run.folder), "val"), summary
+    )
     for name, one in tables.items():
         run.save_table(name, one)
     run.save_figure("label_efficiency", figure)
@@ -255,11 +236,9 @@ def save_convergence(run: Run, table: pd.DataFrame, summary: dict[str, Any]) -> 
         if row["way"] == way:
             metrics = pd.read_csv(run.folder / row["trial"] / "metrics.csv")
             metrics = metrics.rename(columns={f"val/{row['metric']}": "score"})
-            arms.setdefault(row["arm"], []).append(metrics)
+            arms.setdefault(plots.marked(row["arm"], False, row["transductive"]), []).append(metrics)
     if curves:
-        title = plots.marked(
-            "Fine-tuning on validation: each draw, and their median", summary["synthetic"], summary["transductive"]
-        )
+        title = plots.marked("Fine-tuning on validation: each draw, and their median", summary["synthetic"])
         run.save_figure("convergence", plots.convergence(curves, metric_name(summary["metric"]), title))
 
 

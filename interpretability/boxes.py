@@ -19,7 +19,7 @@ from dataset_loader.readers.nih_dataset import BOX_FRAME, patients_named, read_b
 from dataset_loader.readers.patients import id_keys
 from dataset_loader.signatures import THUMBNAIL, copies_among, signatures
 from downstream_task.clinic.films import FACTS, PATH, Films
-from downstream_task.clinic.predictor import Predictor
+from downstream_task.finished_runs import Predictor
 from interpretability.explanations import Explainer
 from interpretability.faithfulness import area_share, enlarged, mass_inside, peak_inside, verdict
 from interpretability.pictures import EDGES, Picture

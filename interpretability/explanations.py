@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from downstream_task.clinic.predictor import Predictor
+from downstream_task.finished_runs import Predictor
 from downstream_task.targets import probabilities_of
 from interpretability.faithfulness import (
     area_share,

@@ -76,8 +76,14 @@ from dataset_loader.columns import Columns
 from dataset_loader.ids import IDS, Ids, open_ids
 from dataset_loader.readers.nih_dataset import FINDINGS
 from downstream_task.clinic.films import FACTS, PATH, Films, find_films
-from downstream_task.clinic.predictor import NetworkConfig, Predictor, is_elsewhere, open_predictors
-from downstream_task.finished_runs import OpenedData, open_checkpoints
+from downstream_task.finished_runs import (
+    NetworkConfig,
+    OpenedData,
+    Predictor,
+    is_elsewhere,
+    open_checkpoints,
+    open_predictors,
+)
 from interpretability.boxes import (
     CHANCE,
     MEAN_BOX,

@@ -17,7 +17,7 @@ from dataset_loader.lung_masks import read_mask, seen_part
 from dataset_loader.synthetic import is_synthetic
 from dataset_loader.xrays import XRays
 from downstream_task.clinic.films import PATH
-from downstream_task.clinic.predictor import Predictor
+from downstream_task.finished_runs import Predictor
 from downstream_task.targets import Targets
 from utils.config import UserError
 from utils.seeds import fixed_order

@@ -184,7 +184,7 @@ class Audited:
         """Return the scores of the probabilities p [n, C] of some test X-rays."""
         labels = self.labels[rows]
         if labels.ndim == 2:
-            return {"auroc": self.targets.scores(self.indices[rows], p)["auroc"]}
+            return {"auroc": self.targets.score(labels, p)}
         areas = per_class_scores(labels, p)[:, CLASS_SCORES.index("auroc")]
         known = np.isfinite(areas)  # in a resample of one class, none is
         return {

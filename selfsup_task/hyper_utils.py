@@ -15,8 +15,7 @@ from scipy import stats
 
 from dataset_loader.data_keys import DATA
 from dataset_loader.xrays import open_xrays
-from downstream_task.finetune_config import BudgetConfig, StartConfig
-from downstream_task.finetuning import FinetuneConfig, finetune, labelled_subset
+from downstream_task.finetuning import BudgetConfig, FinetuneConfig, StartConfig, finetune, labelled_subset
 from downstream_task.targets import check_learnable, read_targets
 from self_sup_classes.backbones import weights_file
 from self_sup_classes.initialisation import start_from

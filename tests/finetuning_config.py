@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from downstream_task.finetune_config import FinetuneConfig, TrainingConfig
+from downstream_task.finetuning import FinetuneConfig, TrainingConfig
 from downstream_task.trained_vs_no_trained_compare import WAYS
 from downstream_task.trained_vs_no_trained_compare import config as comparison
 from utils.config import make_config

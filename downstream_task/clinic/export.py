@@ -17,7 +17,7 @@ from augmentations.transform_utils import GRAY_MEAN, GRAY_STD
 from dataset_loader.phantoms.classes import plan_classes
 from dataset_loader.phantoms.dataset import draw
 from downstream_task.classifier import Classifier
-from downstream_task.clinic.predictor import Predictor
+from downstream_task.finished_runs import Predictor
 from downstream_task.targets import probabilities_of
 from self_sup_classes.backbones import Backbone
 from utils.config import UserError

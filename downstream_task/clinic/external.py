@@ -12,12 +12,11 @@ from dataset_loader.readers.folder_dataset import TABLE
 from dataset_loader.readers.tables import class_key
 from dataset_loader.xrays import DATASETS, DataConfig, XRays
 from downstream_task.clinic.tables import page, score_of
-from downstream_task.finetune_config import FinetuneConfig
+from downstream_task.finetuning import FinetuneConfig
 from downstream_task.finished_runs import Finished, OpenedData, open_finished
 from downstream_task.predictions import CELL, FILE, Predicted, predicted, read_predictions
 from downstream_task.probes import forward_all
 from downstream_task.targets import Targets, predictions_table, read_targets
-from self_sup_classes.provenance import check_unseen
 from utils import plots
 from utils.config import MachineConfig, UserError, check_choice, make_config, part_of, repo_path
 from utils.files import check_files, content_hash
@@ -87,7 +86,7 @@ def external_test(finished: Finished, config: DataConfig, data: OpenedData) -> d
         return run.summary
     xrays = data.of(config)
     targets, rows = shared_targets(finished, xrays)
-    note = check_unseen(finished.provenance(), xrays, finished.config.allow_seen, str(finished.weights), rows)
+    note = finished.check_unseen(xrays, rows)
     classifier, trained = finished.classifier(data.device), finished.config
     dtype = choose_precision(trained.precision, data.device)
     logits = forward_all(classifier, xrays, rows, trained.img_res, trained.in_channels, dtype)

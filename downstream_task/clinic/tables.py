@@ -1,22 +1,34 @@
 """All that is said of one network on the test part: its scores, and what a clinic asks for, from its predictions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from downstream_task.clinic.conformal import coverage, least_probability
-from downstream_task.clinic.operating_points import operating_points
-from downstream_task.clinic.subgroups import subgroup_table
 from downstream_task.predictions import Predicted, logits_of, metric_of
 from utils import plots
-from utils.intervals import bootstrap_intervals, fewest_groups
+from utils.intervals import bootstrap_intervals, fewest_groups, means
 from utils.metrics import CLASS_SCORES, calibration_error, confusion_counts, fit_temperature, per_class_scores
 
 REPEATS = 300  # resamples behind an interval
 SCORE_COLUMNS = ["score", "value", "low", "high"]
+POINT_COLUMNS = ["class", "rule", "threshold", "rate", "value", "low", "high", "images", "validation_labels"]
+# What a threshold is chosen for: at least this much on validation, and as much of the other as that allows; or the
+# largest sensitivity + specificity (Youden 1950).
+RULES: dict[str, tuple[str, float]] = {
+    "specificity 0.90": ("specificity", 0.90),
+    "specificity 0.95": ("specificity", 0.95),
+    "sensitivity 0.90": ("sensitivity", 0.90),
+    "sensitivity 0.95": ("sensitivity", 0.95),
+    "Youden": ("both", 0.0),
+}
+MISS = 0.1  # share of the X-rays whose conformal set may lack the right class
+MIN_IMAGES = 30  # with fewer, a subgroup's score says little, and the table says so
+MAX_GROUPS = 12  # of one detail; of more, as when each file has its own source, the smallest make one group
+DETAILS = ("sex", "view", "source")  # that are groups as they are
+AGES = {"0 to 17": (0, 18), "18 to 39": (18, 40), "40 to 59": (40, 60), "60 to 79": (60, 80), "80 or more": (80, 999)}
 
 Interval = tuple[float, float, float]
 Page = tuple[dict[str, pd.DataFrame], dict[str, Figure], dict[str, Any]]
@@ -29,16 +41,14 @@ def page(tested: Predicted, validation: Predicted, title: str) -> Page:
     temperature, the thresholds and the least probability of a class in a set are chosen on the validation part, and the
     tables say on how many of its labels. Thresholds are of probabilities at the temperature that predict.py uses.
     """
-    labels, names, groups = tested.labels, tested.names, tested.groups
+    labels, names = tested.labels, tested.names
     temperature = fit_temperature(logits_of(validation.probabilities, tested.multilabel), validation.labels)
     scaled, val = tested.at(temperature), validation.at(temperature)
-    of_val, of_test = ((side.truth, side.probabilities) for side in (val, scaled))
-    points = operating_points(of_val, of_test, groups, names, REPEATS)
     found = all_scores(tested, scaled)
     tables = {
         "scores": pd.DataFrame([(name, *values) for name, values in found.items()], columns=SCORE_COLUMNS),
         "classes": class_table(tested),
-        "operating_points": points.assign(temperature=temperature),
+        "operating_points": operating_points(val, scaled).assign(temperature=temperature),
     }
     calibrated = {"raw": tested.probabilities, "after temperature scaling": scaled.probabilities}
     figures = {
@@ -47,15 +57,14 @@ def page(tested: Predicted, validation: Predicted, title: str) -> Page:
     }
     chosen = {"temperature": temperature, "validation_labels": len(val.labels)}
     if not tested.multilabel:
-        least = least_probability(val.probabilities, val.labels)
-        sets = coverage((labels, scaled.probabilities), groups, names, least, REPEATS)
-        tables["conformal"] = sets.assign(least=least, **chosen)
+        least = least_probability(val)
+        tables["conformal"] = coverage(scaled, least).assign(least=least, **chosen)
         counts = confusion_counts(labels, tested.probabilities)
         figures["confusion_matrix"] = plots.confusion_matrices(counts, names, title)
-    if len(of_subgroups := subgroup_table(tested.details, tested.score, labels, groups, REPEATS)):
+    if len(of_subgroups := subgroup_table(tested)):
         tables["subgroups"] = of_subgroups
     facts = {"metric": metric_of(labels), "multilabel": tested.multilabel, **chosen}
-    facts |= {"images": len(labels), "groups": len(np.unique(groups))}
+    facts |= {"images": len(labels), "groups": len(np.unique(tested.groups))}
     return tables, figures, {**facts, **{name: list(values) for name, values in found.items()}}
 
 
@@ -111,3 +120,112 @@ def by_study(tested: Predicted) -> Predicted | None:
     labels = np.asarray(pd.DataFrame(tested.labels).groupby(study).max())  # NaN where no image is labelled
     probabilities = np.asarray(pd.DataFrame(tested.probabilities).groupby(study).mean())
     return Predicted(tested.names, labels, probabilities, tested.groups[first], tested.details.iloc[first])
+
+
+def choose_threshold(truth: np.ndarray, score: np.ndarray, rule: str) -> float:
+    """Return the threshold of a rule for truth [M] (1, 0, NaN) and score [M]; an image is called at or above it.
+
+    It is one of the scores, or infinity where only calling nothing satisfies the rule. NaN unless there are both kinds.
+    """
+    positive, negative = np.sort(score[truth == 1]), np.sort(score[truth == 0])
+    if not len(positive) or not len(negative):
+        return float("nan")
+    candidates = np.append(np.unique(np.concatenate([positive, negative])), np.inf)  # [K], increasing
+    sensitivity = 1 - np.searchsorted(positive, candidates) / len(positive)
+    specificity = np.searchsorted(negative, candidates) / len(negative)
+    wanted, least = RULES[rule]
+    if wanted == "specificity":
+        return float(candidates[np.argmax(specificity >= least)])  # the lowest that is specific enough
+    if wanted == "sensitivity":
+        return float(candidates[np.flatnonzero(sensitivity >= least)[-1]])  # the highest that is sensitive enough
+    return float(candidates[np.argmax(sensitivity + specificity)])
+
+
+def operating_points(val: Predicted, tested: Predicted) -> pd.DataFrame:
+    """Return one row of the POINT_COLUMNS per class or finding, rule and rate: sensitivity and specificity.
+
+    `images` are those that the rate is measured on, the interval is over their groups, and `validation_labels`, of
+    `val`, chose the threshold.
+    """
+    rows = []
+    for c, name in enumerate(tested.names):
+        known, truth, score = val.truth[:, c], tested.truth[:, c], tested.probabilities[:, c]
+        chosen = {rule: choose_threshold(known, val.probabilities[:, c], rule) for rule in RULES}
+        thresholds = {rule: threshold for rule, threshold in chosen.items() if not np.isnan(threshold)}
+        for wanted, rate in ((1, "sensitivity"), (0, "specificity")):
+            of_kind = truth == wanted
+            if of_kind.any() and thresholds:
+                right = {rule: (score[of_kind] >= threshold) == wanted for rule, threshold in thresholds.items()}
+                found = bootstrap_intervals(means(right), tested.groups[of_kind], REPEATS)
+                counts = int(of_kind.sum()), int(np.isfinite(known).sum())
+                rows += [(name, rule, at, rate, *found[rule], *counts) for rule, at in thresholds.items()]
+    return pd.DataFrame(rows, columns=POINT_COLUMNS)
+
+
+def least_probability(val: Predicted, miss: float = MISS) -> float:
+    """Return the least probability that a class in a conformal set may have, from validation.
+
+    Sadinle, Lei and Wasserman 2019 (arXiv 1609.00451): a set holds the classes at or above it. With n images for
+    calibration, exchangeable with new ones, a set lacks the right class with a probability of at most `miss`; it is the
+    ceil((n + 1) (1 - miss))-th largest probability of a right class, and 0 (all classes) with fewer than 1 / miss - 1.
+    """
+    right = np.sort(val.probabilities[np.arange(len(val.labels)), val.labels])[::-1]
+    rank = int(np.ceil((len(right) + 1) * (1 - miss)))
+    return float(right[rank - 1]) if rank <= len(right) else 0.0
+
+
+def coverage(tested: Predicted, least: float) -> pd.DataFrame:
+    """Return class, images, coverage, low, high, mean_size, empty: of all test images and of those of each class.
+
+    coverage is the share of the sets that hold the right class, with a 95% interval over the groups; mean_size is in
+    classes, empty the share of sets without any.
+    """
+    labels, sets = tested.labels, tested.probabilities >= least  # [M], [M, C]
+    held, sizes = sets[np.arange(len(labels)), labels], sets.sum(1)
+    rows = []
+    for name, chosen in [("all", labels >= 0), *((name, labels == c) for c, name in enumerate(tested.names))]:
+        if count := int(chosen.sum()):
+            found = bootstrap_intervals(means({"coverage": held[chosen]}), tested.groups[chosen], REPEATS)["coverage"]
+            rows.append((name, count, *found, float(sizes[chosen].mean()), float((sizes[chosen] == 0).mean())))
+    return pd.DataFrame(rows, columns=["class", "images", "coverage", "low", "high", "mean_size", "empty"])
+
+
+def subgroups(details: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield detail, group and which of the N rows belong to it, bool [N], for each group that occurs.
+
+    Of more than MAX_GROUPS groups of a detail, the largest come one by one and the others together.
+    """
+    for name in (name for name in DETAILS if name in details):
+        values = details[name].astype("string").str.strip().fillna("")
+        counts = values[values != ""].value_counts()
+        if len(counts) > MAX_GROUPS:
+            rest = counts.index[MAX_GROUPS - 1 :]
+            values = values.mask(values.isin(rest), f"{len(rest):,} others")
+        yield from ((name, group, (values == group).to_numpy()) for group in sorted(set(values) - {""}))
+    if "age" in details:
+        age = np.asarray(pd.to_numeric(details["age"], errors="coerce"), dtype=float)
+        found = ((band, (age >= low) & (age < high)) for band, (low, high) in AGES.items())
+        yield from (("age", band, rows) for band, rows in found if rows.any())
+
+
+def subgroup_table(tested: Predicted) -> pd.DataFrame:
+    """Return detail, group, images, value, low, high, note: the score of each subgroup, with an interval over groups.
+
+    The note says where a subgroup has fewer than MIN_IMAGES images, or lacks some of the classes (of a finding,
+    positive or negative images): its score is then over the others, and not to be compared with those of other
+    subgroups.
+    """
+    rows, kinds = [], _kinds(tested.labels)
+    for detail, group, chosen in subgroups(tested.details):
+        members = tested.take(np.flatnonzero(chosen))
+        notes = ["few images"] * (len(members.labels) < MIN_IMAGES)
+        notes += ["lacks some classes"] * (_kinds(members.labels) < kinds)
+        rows.append((detail, group, len(members.labels), *score_of(members), ", ".join(notes)))
+    return pd.DataFrame(rows, columns=["detail", "group", "images", "value", "low", "high", "note"])
+
+
+def _kinds(labels: np.ndarray) -> int:
+    """Return how many classes occur, or for findings how many of their values, present and absent."""
+    if labels.ndim == 1:
+        return len(np.unique(labels))
+    return int((labels == 1).any(0).sum() + (labels == 0).any(0).sum())

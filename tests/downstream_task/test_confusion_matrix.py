@@ -24,7 +24,7 @@ from tables_of_predictions import (
 
 from downstream_task import label_efficiency
 from downstream_task.clinic import tables
-from downstream_task.clinic.operating_points import choose_threshold
+from downstream_task.clinic.tables import choose_threshold
 from downstream_task.confusion_matrix import ScoreConfig, next_command
 from utils.config import REPO_ROOT, RUNS_ROOT
 from utils.files import content_hash, write_table

@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT, ensure_chexpert_phantoms, ensure_phantoms
 from dataset_loader.synthetic import RECORD
 from downstream_task.clinic.external import compared_with_test, shared_targets
-from downstream_task.clinic.operating_points import choose_threshold
+from downstream_task.clinic.tables import choose_threshold
 from downstream_task.finetuning import finetune
 from downstream_task.finished_runs import OpenedData, find_finished
 from downstream_task.predictions import Predicted, predicted, read_predictions

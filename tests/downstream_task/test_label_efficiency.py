@@ -29,7 +29,6 @@ from downstream_task.label_efficiency import (
     plateau_table,
     read_cells,
     report,
-    runs_of,
 )
 from utils.config import REPO_ROOT, UserError
 from utils.intervals import savings_sentence
@@ -86,6 +85,18 @@ def made_up(make: Make = classes, draws: int = 6, folds: int = 3) -> Tables:
     return tables
 
 
+def runs_of(tables: Tables) -> pd.DataFrame:
+    """The rows of summary.csv for these tables; the way that comes first for an arm and number of labels headlines."""
+    columns = ["arm", "way", "labels", "fold", "draw", "start"]
+    runs = pd.DataFrame([{"trial": name, **table.iloc[0][columns].to_dict()} for name, table in tables.items()])
+    first = runs.groupby(["arm", "labels"], sort=False)["way"].transform("first")
+    return runs.assign(headline=runs["way"] == first, transductive=False)
+
+
+def cells_of(tables: Tables, part: str = "test", runs: pd.DataFrame | None = None) -> list[Cell]:
+    return read_cells(runs_of(tables) if runs is None else runs, tables.__getitem__, part)
+
+
 def cell(labels: int, level: float, arm: str = "arm", way: str = "linear", headline: bool = True) -> Cell:
     images = Images(pd.Index([]), {}, np.ones((51, 0)), 50, 1e6)
     draws, starts = ((0, 0), (1, 1), (2, 2)), np.arange(3)
@@ -101,7 +112,7 @@ def score_of(table: pd.DataFrame, part: str) -> float:
 @pytest.mark.parametrize("part", ["val", "test"])
 def test_scores_are_computed_within_a_fold_and_averaged_over_draws(part: str) -> None:
     tables = made_up()
-    cells = read_cells(runs_of(tables), tables, part)
+    cells = cells_of(tables, part)
     assert [(c.arm, c.way, c.labels) for c in cells[:3]] == [("random", way, n) for way, n in WAYS]
     for one, row in zip(cells, curve_table(cells).to_dict("records"), strict=True):
         scores = [score_of(tables[f"{one.arm}-{one.way}-{one.labels}-{draw}"], part) for draw in range(6)]
@@ -118,7 +129,7 @@ def test_scores_are_computed_within_a_fold_and_averaged_over_draws(part: str) ->
 
 def test_findings_are_scored_within_a_fold_too() -> None:
     tables = made_up(findings)
-    for one in read_cells(runs_of(tables), tables, "test")[:2]:
+    for one in cells_of(tables)[:2]:
         for draw, score in enumerate(one.scores):
             rows = tables[f"{one.arm}-{one.way}-{one.labels}-{draw}"].query("part == 'test'")
             pairs = [rows[[f"label {name}", f"p {name}"]].dropna().to_numpy().T for name in FINDINGS]
@@ -130,40 +141,28 @@ def test_the_order_of_images_says_nothing() -> None:
     runs = runs_of(tables)
     mixed = {name: table.sample(frac=1, random_state=i) for i, (name, table) in enumerate(tables.items())}
     mixed[next(iter(mixed))] = tables[next(iter(mixed))]  # the table that the others are put in order by
-    want, found = (difference_table(read_cells(runs, of, "test")) for of in (tables, mixed))
-    want_again = read_cells(runs, tables, "test")[-1].resampled
-    pd.testing.assert_frame_equal(want, difference_table(read_cells(runs, tables, "test")))
-    np.testing.assert_allclose(read_cells(runs, tables, "test")[-1].resampled, want_again)
+    want, found = (difference_table(cells_of(of, runs=runs)) for of in (tables, mixed))
+    want_again = cells_of(tables, runs=runs)[-1].resampled
+    pd.testing.assert_frame_equal(want, difference_table(cells_of(tables, runs=runs)))
+    np.testing.assert_allclose(cells_of(tables, runs=runs)[-1].resampled, want_again)
     np.testing.assert_allclose(found["difference"], want["difference"])
-
-
-def test_tables_of_a_folder_and_of_strangers_are_read_alike(tmp_path: Path) -> None:
-    tables = made_up()
-    for name, table in tables.items():
-        (tmp_path / name).mkdir()
-        table.to_csv(tmp_path / name / "predictions.csv", index=False)
-    runs = runs_of(tables)
-    assert runs.columns.tolist() == ["trial", "arm", "way", "labels", "fold", "draw", "start", "headline"]
-    assert set(runs[runs["headline"]]["way"] + runs[runs["headline"]]["labels"].astype(str)) == {"linear20", "zeros90"}
-    of_folder, of_tables = (curve_table(read_cells(runs, of, "test")) for of in (tmp_path, tables))
-    pd.testing.assert_frame_equal(of_folder, of_tables)
 
 
 def test_other_images_are_refused() -> None:
     tables = made_up()
     for wrong in (slice(0, 59), np.r_[np.arange(59), 58]):
         with pytest.raises(UserError, match="ours-zeros-90-4 predicts other images of fold 1"):
-            read_cells(runs_of(tables), tables | {"ours-zeros-90-4": tables["ours-zeros-90-4"].iloc[wrong]}, "test")
+            cells_of(tables | {"ours-zeros-90-4": tables["ours-zeros-90-4"].iloc[wrong]}, runs=runs_of(tables))
 
 
 def test_folds_tell_how_many_labels_draws_have_in_common() -> None:
     tables = made_up()
-    assert read_cells(runs_of(tables), tables, "test")[0].images.pool == 120
+    assert cells_of(tables)[0].images.pool == 120
     official = {
         name: table.assign(file=table["file"].str.replace(r"test\d", "test", regex=True))
         for name, table in tables.items()
     }
-    assert np.isinf(read_cells(runs_of(official), official, "test")[0].images.pool)
+    assert np.isinf(cells_of(official)[0].images.pool)
 
 
 def test_differences_are_of_headlines_and_of_each_way_that_both_have() -> None:
@@ -174,7 +173,7 @@ def test_differences_are_of_headlines_and_of_each_way_that_both_have() -> None:
         for arm, way in zip(runs["arm"], runs["way"], strict=True)
     ]
     runs = runs.query("arm != 'ours' or draw != 5")
-    cells = read_cells(runs, tables, "test")
+    cells = cells_of(tables, runs=runs)
     table = difference_table(cells)
     assert table.columns.tolist() == DIFFERENCE_COLUMNS
     assert table[["way", "labels"]].values.tolist() == [["headline", 20], *map(list, WAYS)]
@@ -182,6 +181,7 @@ def test_differences_are_of_headlines_and_of_each_way_that_both_have() -> None:
     want = [mean["ours", "zeros", 20] - mean["random", "linear", 20]]
     want += [mean["ours", *way] - mean["random", *way] for way in WAYS]
     np.testing.assert_allclose(table["difference"], want)
+    assert table.loc[0, ["arm_way", "reference_way"]].tolist() == ["zeros", "linear"]
     assert table["reference_needs"].notna().tolist() == [True, False, False, False]
     assert all(row["low"] < row["difference"] < row["high"] for row in table.to_dict("records"))
     apart = difference_table([cells[0], replace(cells[3], draws=((7, 7),) * 5)])
@@ -190,20 +190,23 @@ def test_differences_are_of_headlines_and_of_each_way_that_both_have() -> None:
 
 def test_two_pretrainings_give_no_interval() -> None:
     tables = made_up(draws=4, folds=2)
-    curves = curve_table(read_cells(runs_of(tables), tables, "test"))
+    curves = curve_table(cells_of(tables))
     assert curves["low"].isna().tolist() == [False] * 3 + [True] * 3, "four random weights, two pretrainings"
 
 
 def test_the_report_says_it_in_words() -> None:
     tables = made_up()
     summary = {"metric": "balanced_accuracy", "chance": 1 / 3, "part": "test", "target_score": 0.9}
-    marks = {"synthetic": True, "transductive": False}
-    found, text, figure = report(read_cells(runs_of(tables), tables, "test"), summary | marks)
+    runs = runs_of(tables)
+    runs["transductive"] = (runs["arm"] == "ours") & (runs["draw"] == 3)
+    found, text, figure = report(cells_of(tables, runs=runs), {**summary, "synthetic": True})
     assert found["curves"].columns.tolist() == CURVE_COLUMNS
     assert isinstance(figure, Figure) and len(found["plateaus"]) == 0
     gap = found["differences"].iloc[0]
     assert f"20 labels, headline way of each: {100 * gap['difference']:+.1f} [" in text
     assert "Label efficiency on the test part (synthetic): balanced accuracy" in text
+    assert "ours (transductive) scores as random does" in text, "the arm is marked, and not the comparison"
+    assert set(found["curves"].query("transductive")["arm"]) == {"ours"}
     assert text.endswith("Intervals are for new patients, new draws of labels and new pretrainings.")
 
 
@@ -324,7 +327,7 @@ def test_a_stranger_recomputes_the_curves_with_20_lines(
     names: dict[str, pd.DataFrame] = {}
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(lines, names)
-    want = curve_table(read_cells(runs_of(tables), tables, "test")).set_index(["arm", "way", "labels"])["mean"]
+    want = curve_table(cells_of(tables)).set_index(["arm", "way", "labels"])["mean"]
     np.testing.assert_allclose(names["means"].loc[want.index], want, rtol=0, atol=1e-12)
     assert "linear" in printed.getvalue()
 

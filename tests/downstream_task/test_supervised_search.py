@@ -20,7 +20,7 @@ import pytest
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from downstream_task import scan_best_supervised_hyperparameters as scan
 from downstream_task import supervised_study
-from downstream_task.finetune_config import EVALUATIONS
+from downstream_task.finetuning import EVALUATIONS
 from downstream_task.supervised_study import open_study, sampler_of, search_figure, trials_table
 from downstream_task.trained_vs_no_trained_compare import config as COMPARISON
 from utils.config import REPO_ROOT, RUNS_ROOT, UserError, make_config

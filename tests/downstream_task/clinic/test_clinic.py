@@ -2,23 +2,34 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import recall_score, roc_auc_score, roc_curve
+from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score, roc_curve
 
-from downstream_task.clinic.conformal import coverage, least_probability
+from downstream_task.clinic import tables
 from downstream_task.clinic.films import PATH, find_films
-from downstream_task.clinic.operating_points import (
+from downstream_task.clinic.tables import (
+    MAX_GROUPS,
+    MIN_IMAGES,
     RULES,
+    by_study,
     choose_threshold,
+    coverage,
+    least_probability,
     operating_points,
+    subgroup_table,
 )
-from downstream_task.clinic.subgroups import MAX_GROUPS, MIN_IMAGES, subgroup_table
-from downstream_task.clinic.tables import by_study
 from downstream_task.predictions import Predicted
 from utils.metrics import one_against_rest
+
+
+def said(labels: np.ndarray, p: np.ndarray, groups: np.ndarray | None = None, **details: Any) -> Predicted:
+    """What a network says of images, each of which is a group by default."""
+    names, groups = tuple("abcd"[: p.shape[1]]), np.arange(len(p)) if groups is None else groups
+    return Predicted(names, labels, p, groups, pd.DataFrame(details, index=range(len(p))))
 
 
 def scores_and_truth(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -47,15 +58,14 @@ def test_unknown_findings_and_missing_kinds() -> None:
     assert choose_threshold(truth, score, "sensitivity 0.90") == 0.6
     assert choose_threshold(truth, score, "specificity 0.90") == 0.9
     assert np.isnan(choose_threshold(np.zeros(5), score, "Youden"))
-    one = np.zeros((5, 1)), score[:, None]
-    assert operating_points(one, one, np.arange(5), ["a"], repeats=2).empty, "no threshold can be chosen"
+    one = said(np.zeros((5, 1)), score[:, None])
+    assert operating_points(one, one).empty, "no threshold can be chosen"
 
 
 def test_operating_points_use_validations_thresholds_on_test_images() -> None:
     (val_truth, val_score), (truth, score) = scores_and_truth(300, 0), scores_and_truth(300, 1)
-    groups = np.arange(300) // 2
-    val, test = ((a[:, None], b[:, None]) for a, b in ((val_truth, val_score), (truth, score)))
-    table = operating_points(val, test, groups, ["Edema"], repeats=200).set_index(["rule", "rate"])
+    val, test = said(val_truth[:, None], val_score[:, None]), said(truth[:, None], score[:, None], np.arange(300) // 2)
+    table = operating_points(val, test).set_index(["rule", "rate"])
     assert len(table) == 2 * len(RULES)
     for rule in RULES:
         threshold = choose_threshold(val_truth, val_score, rule)
@@ -72,7 +82,8 @@ def test_classes_are_each_against_the_rest() -> None:
     np.testing.assert_array_equal(one_against_rest(np.array([0, 2]), 3), [[1, 0, 0], [0, 0, 1]])
 
 
-def test_conformal_sets_hold_the_right_class_as_often_as_promised() -> None:
+def test_conformal_sets_hold_the_right_class_as_often_as_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "REPEATS", 2)
     rng = np.random.default_rng(0)
     shares = []
     for _ in range(400):
@@ -80,8 +91,8 @@ def test_conformal_sets_hold_the_right_class_as_often_as_promised() -> None:
         labels = rng.integers(0, 4, len(logits))
         logits[np.arange(len(logits)), labels] += 1
         p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        least = least_probability(p[:60], labels[:60], miss=0.1)
-        table = coverage((labels[60:], p[60:]), np.arange(200), list("abcd"), least, repeats=2).set_index("class")
+        least = least_probability(said(labels[:60], p[:60]), miss=0.1)
+        table = coverage(said(labels[60:], p[60:]), least).set_index("class")
         shares.append(table.loc["all", "coverage"])
     assert 0.9 - 0.005 < np.mean(shares) < 0.9 + 1 / 61 + 0.005
 
@@ -89,24 +100,27 @@ def test_conformal_sets_hold_the_right_class_as_often_as_promised() -> None:
 def test_conformal_sets_by_hand() -> None:
     p = np.array([[0.7, 0.3], [0.6, 0.4], [0.2, 0.8]])
     labels = np.array([0, 1, 1])
-    assert least_probability(p, labels, miss=0.5) == 0.7  # the second of .8, .7, .4
-    assert least_probability(p, labels, miss=0.1) == 0, "too few images to promise anything but all classes"
-    table = coverage((labels, p), np.arange(3), ["a", "b"], 0.7, repeats=50).set_index("class")
+    one = said(labels, p)
+    assert least_probability(one, miss=0.5) == 0.7  # the second of .8, .7, .4
+    assert least_probability(one) == 0, "too few images to promise anything but all classes"
+    table = coverage(one, 0.7).set_index("class")
     assert table["coverage"].tolist() == pytest.approx([2 / 3, 1, 1 / 2])
     assert table["mean_size"].tolist() == pytest.approx([2 / 3, 1, 1 / 2])
     assert table["empty"].tolist() == pytest.approx([1 / 3, 0, 1 / 2])
 
 
 def test_subgroups_by_sex_age_and_view() -> None:
-    rng = np.random.default_rng(0)
-    right = rng.random(100) < 0.7
-    details = pd.DataFrame({"sex": ["F"] * 60 + ["M"] * 20 + [None] * 20, "age": [17, 18, 40, 79, np.nan] * 20})
-    details["view"] = ["AP", "PA"] * 50
+    right = np.random.default_rng(0).random(100) < 0.7
+    sex, age, view = ["F"] * 60 + ["M"] * 20 + [None] * 20, [17, 18, 40, 79, np.nan] * 20, ["AP", "PA"] * 50
     labels = np.array([0, 1] * 30 + [0] * 40)
-    table = subgroup_table(details, lambda rows: float(right[rows].mean()), labels, np.arange(100), repeats=100)
+    table = subgroup_table(said(labels, np.eye(2)[np.where(right, labels, 1 - labels)], sex=sex, age=age, view=view))
     found = table.set_index(["detail", "group"])
-    assert found.loc[("sex", "F"), "value"] == pytest.approx(right[:60].mean())
-    assert found.loc[("age", "0 to 17"), "value"] == pytest.approx(right[0::5].mean())
+    women, young = (
+        balanced_accuracy_score(labels[rows], np.where(right, labels, 1 - labels)[rows])
+        for rows in (range(60), range(0, 100, 5))
+    )
+    assert found.loc[("sex", "F"), "value"] == pytest.approx(women)
+    assert found.loc[("age", "0 to 17"), "value"] == pytest.approx(young)
     assert found.loc[("age", "60 to 79"), "images"] == 20
     assert set(table["group"]) == {"F", "M", "AP", "PA", "0 to 17", "18 to 39", "40 to 59", "60 to 79"}
     few = table["note"].str.contains("few images")
@@ -142,8 +156,7 @@ def test_scores_by_study_are_those_of_mean_probabilities() -> None:
 
 def test_of_many_small_groups_the_largest_come_one_by_one() -> None:
     sources = ["big"] * 50 + ["small"] * 30 + [f"film {n}" for n in range(20)]
-    details = pd.DataFrame({"source": sources})
-    table = subgroup_table(details, lambda rows: len(rows) / 100, np.zeros(100), np.arange(100), repeats=10)
+    table = subgroup_table(said(np.zeros(100, dtype=int), np.eye(2)[[0] * 100], source=sources))
     images = dict(zip(table["group"], table["images"], strict=True))
     assert len(images) == MAX_GROUPS and sum(images.values()) == 100
     assert (images["big"], images["small"], images[f"{22 - MAX_GROUPS + 1} others"]) == (50, 30, 22 - MAX_GROUPS + 1)

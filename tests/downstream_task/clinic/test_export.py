@@ -15,7 +15,7 @@ from augmentations.transform_utils import denormalise, plain_view
 from dataset_loader.decoding import decode_square
 from downstream_task.classifier import Classifier
 from downstream_task.clinic.export import Exported, export, view_weights
-from downstream_task.clinic.predictor import Predictor
+from downstream_task.finished_runs import Predictor
 from self_sup_classes.backbones import Backbone
 
 pytestmark = pytest.mark.usefixtures("narrow")
