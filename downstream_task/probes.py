@@ -1,7 +1,4 @@
-"""Probes: the features of a backbone, computed once, and how well few labels are learned from them.
-
-`probe` monitors a backbone; `fit_linear_head` is the linear probe of comparisons, as weights of a last layer.
-"""
+"""Logistic regression on features that are computed once: as a probe, and as the last layer of a classifier."""
 
 import itertools
 from collections.abc import Callable
@@ -16,12 +13,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from augmentations.transform_utils import plain_view
 from dataset_loader.xrays import XRays
-from downstream_task.targets import apply_policy
-from utils.metrics import auroc, balanced_accuracy
 
 # Inverse L2 strengths C of every logistic regression. The head of a classifier takes the likeliest one by
 # cross-validation (fit_linear_head); a probe that monitors a backbone, on a fifth of its own training images.
@@ -110,28 +104,6 @@ def logistic_regression(c: float, x: np.ndarray, y: np.ndarray, class_weights: b
         return LogisticRegression(C=c, max_iter=2000, class_weight="balanced" if class_weights else None).fit(x, y)
 
 
-def probe(train: Tensor, train_labels: np.ndarray, test: Tensor, test_labels: np.ndarray) -> dict[str, float]:
-    """Return the scores of a linear and a kNN probe on frozen features [N, F], [M, F]; {} if nothing can be probed.
-
-    Class labels [N] give balanced accuracy over `probed_classes`; chance is 1 / their number. Findings [N, C], NaN
-    where unknown, give the mean AUROC over those with enough images with and without them; chance is 0.5.
-    """
-    if train_labels.ndim == 1:
-        classes = probed_classes(train_labels, test_labels)
-        if len(classes) < 2:
-            return {}
-        known, test_known = np.isin(train_labels, classes), np.isin(test_labels, classes)
-        y, test_y = (np.searchsorted(classes, a) for a in (train_labels[known], test_labels[test_known]))
-        return _probe_one(_rows(train, known), y, _rows(test, test_known), test_y, balanced_accuracy)
-    scores = []
-    for c in range(train_labels.shape[1]):
-        known, test_known = np.isfinite(train_labels[:, c]), np.isfinite(test_labels[:, c])
-        y, test_y = train_labels[known, c].astype(int), test_labels[test_known, c].astype(int)
-        if min(y.sum(), (1 - y).sum()) >= MIN_IMAGES and min(test_y.sum(), (1 - test_y).sum()) >= MIN_TESTED:
-            scores.append(_probe_one(_rows(train, known), y, _rows(test, test_known), test_y, auroc))
-    return {name: float(np.mean([score[name] for score in scores])) for name in (scores[0] if scores else {})}
-
-
 def probed_classes(train_labels: np.ndarray, test_labels: np.ndarray) -> np.ndarray:
     """The classes with MIN_IMAGES images to learn from and MIN_TESTED to be tested on; rarer ones are left out."""
     enough = [
@@ -139,36 +111,6 @@ def probed_classes(train_labels: np.ndarray, test_labels: np.ndarray) -> np.ndar
         for c in np.unique(train_labels)
     ]
     return np.unique(train_labels)[enough]
-
-
-def probe_labels(labels: np.ndarray) -> np.ndarray:
-    """Return labels for probes: classes unchanged; findings 0, 1 or NaN where the label is uncertain."""
-    if labels.ndim == 1:
-        return labels
-    return apply_policy(labels, uncertain="ignore", blank="zero")
-
-
-def class_votes(labels: np.ndarray, num_classes: int = -1) -> Tensor:
-    """Return kNN's soft targets [N, C] of classes [N]; each class has one vote, shared by its images."""
-    votes = F.one_hot(torch.from_numpy(labels), num_classes).float()
-    return votes / votes.sum(0)
-
-
-def _rows(features: Tensor, chosen: np.ndarray) -> Tensor:
-    return features[torch.from_numpy(chosen)]
-
-
-def _probe_one(
-    train: Tensor,
-    labels: np.ndarray,
-    test: Tensor,
-    test_labels: np.ndarray,
-    score: Callable[[np.ndarray, np.ndarray], float],
-) -> dict[str, float]:
-    return {
-        "probe/linear": score(test_labels, linear_probe(train.numpy(), labels, test.numpy())),
-        "probe/knn": score(test_labels, knn_scores(train, class_votes(labels), test).numpy()),
-    }
 
 
 @dataclass(frozen=True)
@@ -218,15 +160,3 @@ def _fitted(c: float, x: np.ndarray, y: np.ndarray, class_weights: bool) -> tupl
     if len(model.classes_) == 2:
         return np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     return weight, bias
-
-
-def knn_scores(train: Tensor, train_targets: Tensor, test: Tensor, k: int = 20) -> Tensor:
-    """Return soft targets [M, C] of test features [M, F] from the k nearest train features [N, F] by cosine.
-
-    Each neighbour votes with weight exp(cosine / 0.07) (Wu et al. 2018, arXiv 1805.01978, section 3.4);
-    train_targets [N, C] are one-hot classes or findings in 0..1.
-    """
-    train, test = F.normalize(train.float()), F.normalize(test.float())
-    similarity, neighbours = (test @ train.T).topk(min(k, len(train)))  # [M, k]
-    weights = torch.softmax(similarity / 0.07, dim=1)
-    return (weights[..., None] * train_targets.float()[neighbours]).sum(1)

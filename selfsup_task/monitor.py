@@ -14,9 +14,10 @@ from augmentations.transform_utils import Views, denormalise, operator_views, st
 from dataset_loader.splits import label_subset, strata_of
 from dataset_loader.xrays import FoldConfig, XRays
 from downstream_task.predictions import metric_of
-from downstream_task.probes import forward_all, probe, probe_labels, probed_classes
+from downstream_task.probes import forward_all, probed_classes
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss, cross_correlation, random_embedding_parts
 from self_sup_classes.health import Health, measure_health
+from selfsup_task.probes import probe, probe_labels
 from utils import plots
 from utils.hardware import choose_precision
 from utils.intervals import metric_name

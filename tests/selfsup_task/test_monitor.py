@@ -16,12 +16,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.splits import FOLDS
 from dataset_loader.xrays import XRays, open_xrays
-from downstream_task.probes import forward_all, probe
+from downstream_task.probes import forward_all
 from self_sup_classes.initialisation import start_from
 from self_sup_classes.provenance import check_unseen, provenance_of
 from self_sup_classes.weights import read_state_dict
 from selfsup_task import monitor, pretraining
 from selfsup_task.pretraining import PretrainConfig, derived_name, open_run
+from selfsup_task.probes import probe
 from selfsup_task.train_barlow_twins import config as DEFAULTS
 from selfsup_task.train_barlow_twins import main
 from utils.config import RUNS_ROOT, UserError, make_config

@@ -17,8 +17,8 @@ from sklearn.metrics import (
 )
 from sklearn.neighbors import KNeighborsClassifier
 
-from downstream_task.probes import knn_scores
 from self_sup_classes.health import dead_dimensions, effective_rank
+from selfsup_task.probes import knn_scores
 from utils.metrics import (
     TEMPERATURES,
     auroc,
