@@ -19,9 +19,8 @@ import pytest
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from downstream_task import scan_best_supervised_hyperparameters as scan
-from downstream_task import supervised_study
 from downstream_task.finetuning import EVALUATIONS
-from downstream_task.supervised_study import open_study, sampler_of, search_figure, trials_table
+from downstream_task.scan_best_supervised_hyperparameters import open_study, sampler_of, search_figure, trials_table
 from downstream_task.trained_vs_no_trained_compare import config as COMPARISON
 from utils.config import REPO_ROOT, RUNS_ROOT, UserError, make_config
 
@@ -143,7 +142,7 @@ def test_no_default_of_optuna_decides_what_is_tried(
 
 
 def test_a_trial_whose_process_died_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervised_study, "SECONDS_BETWEEN_HEARTBEATS", 1)
+    monkeypatch.setattr(scan, "SECONDS_BETWEEN_HEARTBEATS", 1)
     study = open_study("", "study", tmp_path, {"random_seed": 0})
     dead = study.ask()
     lr = dead.suggest_float("lr", 0.0, 1.0)
