@@ -7,10 +7,11 @@
 
 It reads the predictions.csv that each training has left: no images, no network, seconds per run. Of a comparison, all
 runs give curves.csv, differences.csv and plateaus.csv in runs/test/<comparison>/all/. A run that is named, and of a
-comparison the headline runs of the first draw, get a page in runs/test/<run>/: scores.csv (with 95% intervals over
-patients or duplicate groups), classes.csv, operating_points.csv, conformal.csv, subgroups.csv and figures/. Temperature
-and thresholds are chosen on the validation rows; the tables say on how many labels. Findings whose data set knows
-studies (CheXpert) are also scored by study: the mean over its frontal views.
+comparison each headline way with the first draw of every fold, so that all their test images count, gets a page in
+runs/test/<run>/: scores.csv (within folds, then averaged, with 95% intervals over patients or duplicate groups),
+classes.csv, operating_points.csv, conformal.csv, subgroups.csv and figures/. Temperature and thresholds are chosen on
+the validation rows; the tables say on how many labels. Findings whose data set knows studies (CheXpert) are also scored
+by study: the mean over its frontal views.
 `external` lets the networks, which must not have seen them, predict all images of other collections, and gives the drop
 from the test part over the classes that both have: runs/external/<collection>/<run>/ holds predictions.csv and a page.
 It needs the weights, which a comparison keeps of its first draw.
@@ -38,7 +39,15 @@ import pandas as pd
 
 from downstream_task import label_efficiency
 from downstream_task.clinic.tables import Page, page
-from downstream_task.predictions import CELL, FILE, find_runs, predicted, predictions_of, read_predictions, run_name
+from downstream_task.predictions import (
+    FILE,
+    find_runs,
+    networks_of,
+    predicted,
+    predictions_of,
+    read_predictions,
+    run_name,
+)
 from utils import plots
 from utils.config import RUNS_ROOT, VERSION, MachineConfig, UserError, differences, part_of, repo_path
 from utils.files import check_files, content_hash, read_json, write_json, write_table
@@ -70,8 +79,8 @@ class ScoreConfig(MachineConfig):
 def main(config: ScoreConfig) -> None:
     """Score every run on the test part, then every comparison; print one row per run, and what comparisons say."""
     runs = [folder for name in config.runs for folder in find_runs(name)]
-    pages = {run_name(folder): score_run(folder) for folder in tracked(runs, "scoring", "run")}
-    print(score_table(pages))
+    networks = {name: heads for each in config.runs for name, heads in networks_of(each).items()}
+    print(score_table({name: score_network(name, networks[name]) for name in tracked(networks, "scoring", "network")}))
     for folder in map(repo_path, config.runs):
         if (folder / "summary.csv").exists():
             print("\n".join(score_comparison(folder)))
@@ -122,23 +131,34 @@ def results(name: str, kind: str, made_from: Mapping[str, Any], compute: Callabl
     return {**found, **made_from}
 
 
-def score_run(folder: Path) -> dict[str, Any]:
-    """Score a run on the test part; return its summary."""
-    path, name = current(folder), run_name(folder)
+def score_network(name: str, heads: Sequence[Path]) -> dict[str, Any]:
+    """Score a network, whose heads are of several folds perhaps, on the test part; return its summary."""
+    paths = {folder: current(folder) for folder in heads}
 
     def compute(_: Path) -> Page:
-        table, stated = read_predictions(path), [read_json(at / "summary.json") for at in (folder, folder.parent)]
-        facts = next(filter(None, stated))  # a table from elsewhere has no summary of its own
-        tested = predicted(table, "test")
-        if not len(tested.labels):
-            raise UserError(f"{path} has no test rows, as where all films were trained on; there is nothing to score.")
-        marks = {"synthetic": facts["synthetic"], "transductive": facts.get("transductive", False)}
-        title = plots.marked(f"{len(tested.labels):,} X-rays of the test part", **marks)
-        tables, figures, found = page(tested, predicted(table, "val"), title)
-        cell = table.iloc[:1][CELL].to_dict("records")[0]
-        return tables, figures, {**cell, **marks, "note": facts.get("note", ""), **found}
+        # a table from elsewhere has no summary of its own
+        stated = [read_json(at / "summary.json") or read_json(at.parent / "summary.json") or {} for at in heads]
+        tables = pd.concat([read_predictions(path) for path in paths.values()], ignore_index=True)
+        test = tables.loc[tables["part"] == "test"].drop_duplicates(
+            "file"
+        )  # the same in all folds of an official split
+        if not len(test):
+            raise UserError(
+                f"{heads[0]} has no test rows, as where all films were trained on; there is nothing to score."
+            )
+        used = tables.merge(test[["fold", "draw"]].drop_duplicates())
+        tested, validation = predicted(test, "test"), predicted(used, "val")
+        marks = {"synthetic": stated[0]["synthetic"], "transductive": any(one.get("transductive") for one in stated)}
+        title = plots.marked(f"{len(test):,} X-rays of the test part", **marks)
+        page_tables, figures, found = page(tested, validation, title)
+        cell = test[["arm", "way", "labels"]].to_dict("records")[0]
+        notes = "; ".join(sorted({one.get("note", "") for one in stated} - {""}))
+        folds = sorted(set(test["fold"].tolist()))
+        return page_tables, figures, {**cell, "folds": folds, **marks, "note": notes, **found}
 
-    return results(f"test/{name}", "test", {"tested": name, "predictions": content_hash(path)}, compute)
+    hashes = {folder.name: content_hash(path) for folder, path in paths.items()}
+    [first, *others] = hashes.values()
+    return results(f"test/{name}", "test", {"tested": name, "predictions": hashes if others else first}, compute)
 
 
 def current(folder: Path) -> Path:

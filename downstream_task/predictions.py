@@ -22,13 +22,14 @@ TEXT: Any = dict.fromkeys(["file", "part", "arm", "way", "group", "label", *DETA
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a network says about N images.
+    """What a network says about N images, or several heads, each of which has its own images.
 
     names          of the C classes or findings
     labels         classes [N], or findings [N, C]: 1, 0, NaN where unknown
     probabilities  [N, C]
     groups         patients or duplicate groups [N]
     details        N rows of the DETAILS that are known
+    heads          which head says it [N]; validation images are those of each head
     """
 
     names: tuple[str, ...]
@@ -36,6 +37,7 @@ class Predicted:
     probabilities: np.ndarray
     groups: np.ndarray
     details: pd.DataFrame
+    heads: np.ndarray
 
     @property
     def multilabel(self) -> bool:
@@ -54,12 +56,17 @@ class Predicted:
 
     def take(self, rows: np.ndarray) -> "Predicted":
         """Return what is said of the images at some rows [n]."""
-        kept = {name: getattr(self, name)[rows] for name in ("labels", "probabilities", "groups")}
+        kept = {name: getattr(self, name)[rows] for name in ("labels", "probabilities", "groups", "heads")}
         return replace(self, **kept, details=self.details.iloc[rows])
 
+    def by_head(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Return those of the rows [n] that are of each head."""
+        return [rows[self.heads[rows] == head] for head in np.unique(self.heads[rows])]
+
     def scores(self, rows: np.ndarray) -> dict[str, float]:
-        """Return every score of some of the images."""
-        return scores_of(self.labels[rows], self.probabilities[rows])
+        """Return every score of some of the images: within those of a head, then averaged where it is known."""
+        of_heads = [scores_of(self.labels[own], self.probabilities[own]) for own in self.by_head(rows)]
+        return pd.DataFrame(of_heads).mean().to_dict()
 
     def score(self, rows: np.ndarray) -> float:
         """Return the one that networks are compared by."""
@@ -116,10 +123,14 @@ def labels_and_probabilities(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarra
 
 
 def predicted(table: pd.DataFrame, part: str) -> Predicted:
-    """Return what a table says about the images of a part, "val" or "test"."""
+    """Return what a table says about the images of a part, "val" or "test"; of several heads, that of each."""
     rows: Any = table[table["part"] == part].reset_index(drop=True)
     details = rows[[name for name in DETAILS if name in rows]]
-    return Predicted(tuple(_names(table)), *labels_and_probabilities(rows), rows["group"].to_numpy(str), details)
+    heads = (
+        rows.groupby(["fold", "draw"]).ngroup().to_numpy() if "fold" in rows else np.zeros(len(rows))
+    )  # before folds
+    said = labels_and_probabilities(rows)
+    return Predicted(tuple(_names(table)), *said, rows["group"].to_numpy(str), details, heads)
 
 
 def _names(table: pd.DataFrame) -> list[str]:
@@ -155,6 +166,22 @@ def find_runs(name: str) -> list[Path]:
     for path in listed:
         check_files(path, FILE_BEFORE if (path / FILE_BEFORE).exists() else FILE)
     return listed
+
+
+def networks_of(name: str) -> dict[str, list[Path]]:
+    """Return the networks that a name stands for, each with the folders of its heads: see find_runs.
+
+    Of a comparison, these are the headline ways, each with the head of the first draw of each fold.
+    """
+    folder, runs = repo_path(name), find_runs(name)
+    table = pd.read_csv(folder / "summary.csv", dtype={"trial": str}) if (folder / "summary.csv").exists() else None
+    if table is None or "headline" not in table:
+        return {run_name(run): [run] for run in runs}
+    first = table.loc[table["headline"]].drop_duplicates(["arm", "way", "labels", "fold"])
+    return {
+        f"{run_name(folder)}/{arm}_{way}_n{labels}": [folder / trial for trial in rows["trial"]]
+        for (arm, way, labels), rows in first.groupby(["arm", "way", "labels"], sort=False)
+    }
 
 
 def predictions_of(folder: Path) -> Path | None:

@@ -147,6 +147,11 @@ class SearchConfig(FoldConfig, TargetConfig, JobsConfig):
             params = {"lr": self.lr_range[0], "weight_decay": 0.0, "epochs": 1, "flip": True, "crop": True}
             finetuning(self, settings({**params, "batch_size": batch_size}), "check")
 
+    @property
+    def trials(self) -> int:
+        """Return how many there are at most."""
+        return self.num_trials
+
 
 def main(config: SearchConfig) -> None:
     """Search, draw, print the winner ready to paste."""

@@ -109,6 +109,11 @@ class FrozenPartsConfig(TrainingConfig, StartConfig, JobsConfig):
         if tables := [entry for entry in self.encoders if entry.startswith((FILE, PREDICTIONS))]:
             raise UserError(f"encoders holds {tables[0]!r}, a table without a network, of which no part can be frozen.")
 
+    @property
+    def trials(self) -> int:
+        """Return how many there are at most."""
+        return self.draws * len(self.encoders) * len(self.parts)
+
 
 def main(config: FrozenPartsConfig) -> None:
     """Fine-tune every arm with every part of the network trained; print the table and draw the figure."""

@@ -156,6 +156,11 @@ class CompareConfig(TrainingConfig, JobsConfig):
         for name in self.ways:
             check_choice("ways", name, list(WAYS))
 
+    @property
+    def trials(self) -> int:
+        """Return how many there are at most."""
+        return self.draws * len(self.encoders) * len(self.ways) * len(self.num_labels)
+
 
 def main(config: CompareConfig) -> None:
     """Train every arm on the same label subsets; compare what they say of validation; print what pretraining saves."""

@@ -34,6 +34,11 @@ class JobsConfig(MachineConfig):
         super().__post_init__()
         check_between("jobs", self.jobs, 0, MAX_JOBS)
 
+    @property
+    def trials(self) -> int:
+        """Return how many trials there are at most: further processes would find none."""
+        return MAX_JOBS
+
 
 AnyJobs = TypeVar("AnyJobs", bound=JobsConfig)
 
@@ -59,7 +64,7 @@ def shared_by_jobs(config: JobsConfig) -> Iterator[None]:
     block ends, waits for the others, or stops them if it ends by an exception, and shows what one that failed has said.
     """
     device, threads = choose_device(config.device), config.threads
-    jobs = config.jobs or _number_of_jobs(device, threads)
+    jobs = min(config.jobs or _number_of_jobs(device, threads), config.trials)
     if config.jobs != 1 and device.type == "cpu":
         threads = threads or 1
         torch.set_num_threads(threads)

@@ -117,9 +117,10 @@ def compared_with_test(here: Predicted, there: Predicted) -> dict[str, Any]:
     known = occurring(here.truth, here.multilabel) & occurring(there.truth, there.multilabel)
     found = []
     for seed, side in enumerate((here, there)):
-        rows = np.arange(len(side.labels)) if side.multilabel else np.flatnonzero(known[side.labels])
-        labels = np.where(known, side.labels, np.nan) if side.multilabel else side.labels[rows]
-        kept = replace(side, labels=labels, probabilities=side.probabilities[rows], groups=side.groups[rows])
+        if side.multilabel:
+            kept = replace(side, labels=np.where(known, side.labels, np.nan))
+        else:
+            kept = side.take(np.flatnonzero(known[side.labels]))
         found.append(score_of(kept, seed))
     missing = np.array(there.names)[~occurring(there.truth, there.multilabel)].tolist()
     named = {"internal": found[0], "outside": found[1], "drop": independent_difference(*found)}

@@ -1,6 +1,7 @@
 """All that is said of one network on the test part: its scores, and what a clinic asks for, from its predictions."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,9 @@ def page(tested: Predicted, validation: Predicted, title: str) -> Page:
     """Return the tables of a network, its figures and the facts of its summary.
 
     Tables are scores, classes, operating_points, conformal (of classes) and subgroups (where details are known). The
-    temperature, the thresholds and the least probability of a class in a set are chosen on the validation part, and the
-    tables say on how many of its labels. Thresholds are of probabilities at the temperature that predict.py uses.
+    temperature, the thresholds and the least probability of a class in a set are chosen on the validation part, the
+    same for all heads, and the tables say on how many of its labels. Thresholds are of probabilities at the temperature
+    that predict.py uses.
     """
     labels, names = tested.labels, tested.names
     temperature = fit_temperature(logits_of(validation.probabilities, tested.multilabel), validation.labels)
@@ -55,7 +57,7 @@ def page(tested: Predicted, validation: Predicted, title: str) -> Page:
         "roc": plots.roc_curves(tested.truth, tested.probabilities, names, title),
         "reliability": plots.reliability(labels, calibrated, title),
     }
-    chosen = {"temperature": temperature, "validation_labels": len(val.labels)}
+    chosen = {"temperature": temperature, "validation_labels": len(val.labels) // len(np.unique(val.heads))}
     if not tested.multilabel:
         least = least_probability(val)
         tables["conformal"] = coverage(scaled, least).assign(least=least, **chosen)
@@ -98,8 +100,9 @@ def class_table(tested: Predicted) -> pd.DataFrame:
     keys = [f"{name}\t{score}" for name in tested.names for score in CLASS_SCORES]
 
     def scores(rows: np.ndarray) -> dict[str, float]:
-        values = per_class_scores(tested.labels[rows], tested.probabilities[rows]).ravel()
-        return dict(zip(keys, values.tolist(), strict=True))
+        own = tested.by_head(rows)
+        found = [per_class_scores(tested.labels[some], tested.probabilities[some]).ravel() for some in own]
+        return pd.DataFrame(found, columns=keys).mean().to_dict()
 
     rows = [(*name.split("\t"), *values) for name, values in intervals(tested, scores).items()]
     return pd.DataFrame(rows, columns=["class", *SCORE_COLUMNS])
@@ -119,7 +122,7 @@ def by_study(tested: Predicted) -> Predicted | None:
         return None
     labels = np.asarray(pd.DataFrame(tested.labels).groupby(study).max())  # NaN where no image is labelled
     probabilities = np.asarray(pd.DataFrame(tested.probabilities).groupby(study).mean())
-    return Predicted(tested.names, labels, probabilities, tested.groups[first], tested.details.iloc[first])
+    return replace(tested.take(first), labels=labels, probabilities=probabilities)
 
 
 def choose_threshold(truth: np.ndarray, score: np.ndarray, rule: str) -> float:
@@ -157,7 +160,7 @@ def operating_points(val: Predicted, tested: Predicted) -> pd.DataFrame:
             if of_kind.any() and thresholds:
                 right = {rule: (score[of_kind] >= threshold) == wanted for rule, threshold in thresholds.items()}
                 found = bootstrap_intervals(means(right), tested.groups[of_kind], REPEATS)
-                counts = int(of_kind.sum()), int(np.isfinite(known).sum())
+                counts = int(of_kind.sum()), int(np.isfinite(known).sum()) // len(np.unique(val.heads))
                 rows += [(name, rule, at, rate, *found[rule], *counts) for rule, at in thresholds.items()]
     return pd.DataFrame(rows, columns=POINT_COLUMNS)
 

@@ -159,7 +159,7 @@ def test_a_finished_page_is_printed_again_and_never_overwritten(folder: Path, sc
     assert {path: path.stat().st_mtime_ns for path in scored(folder).rglob("*.*")} == stamps
     (scored(folder) / "summary.json").unlink()  # never finished: done again
     assert score(script, folder).returncode == 0
-    assert json.loads((scored(folder) / "summary.json").read_text())["fold"] == 1
+    assert json.loads((scored(folder) / "summary.json").read_text())["folds"] == [1]
     (scored(folder) / "scores.csv").unlink()
     gone = score(script, folder)
     assert gone.returncode == 1 and "scores.csv is not there any more" in gone.stderr
@@ -172,7 +172,7 @@ def test_of_a_comparison_all_runs_are_compared_and_headlines_of_the_first_draw_g
     done = score(script, folder)
     assert done.returncode == 0, done.stderr
     pages = {path.parent.name for path in scored(folder).glob("*/scores.csv")}
-    assert pages == set(runs.query("headline and draw == 0")["trial"]) and len(pages) == 4
+    assert pages == {f"{arm}_{way}" for arm in ("random", "pretrained") for way in ("linear_n20", "probe_n90")}
     recalls = {}
     for row in runs.to_dict("records"):
         labels, p = rows_of(pd.read_csv(folder / row["trial"] / "predictions.csv", keep_default_na=False), "test")
@@ -196,6 +196,30 @@ def test_of_a_comparison_all_runs_are_compared_and_headlines_of_the_first_draw_g
     write_table(one / "predictions.csv", of_classes(5, 1.0))
     other = score(script, folder)
     assert other.returncode == 1 and f"predictions.{one.name} (" in other.stderr
+
+
+def test_the_page_of_a_comparisons_network_is_of_the_test_images_of_all_folds(folder: Path, script: Any) -> None:
+    """Each image once, by the first head of its fold; scores are computed within folds, and then averaged."""
+    runs = finished_comparison(folder, {"random": 0.9}, draws=4)
+    runs["fold"] = runs["draw"] % 2
+    write_table(folder / "summary.csv", runs)
+    for row in runs.to_dict("records"):
+        table = pd.read_csv(folder / row["trial"] / "predictions.csv", keep_default_na=False).assign(fold=row["fold"])
+        in_test = table["part"] == "test"
+        table.loc[in_test, "file"] = table["file"] + f"-{row['fold']}"
+        write_table(folder / row["trial"] / "predictions.csv", table)
+    assert score(script, folder).returncode == 0
+    tables = [
+        pd.read_csv(folder / f"random_linear_n20_d{k}" / "predictions.csv", keep_default_na=False) for k in (0, 1)
+    ]
+    expected = [
+        metrics.roc_auc_score(np.eye(len(CLASSES))[labels], p) for labels, p in (rows_of(t, "test") for t in tables)
+    ]
+    page = folder / "random_linear_n20"
+    assert values(page, "scores", "score").loc["auroc", "value"] == pytest.approx(np.mean(expected))
+    summary = json.loads((scored(page) / "summary.json").read_text())
+    assert (summary["folds"], summary["images"], summary["validation_labels"]) == ([0, 1], 320, 80)
+    assert set(values(page, "operating_points", "class")["validation_labels"]) == {80}
 
 
 @pytest.mark.parametrize("kind", ["run", "comparison"])

@@ -151,7 +151,7 @@ def test_findings_that_only_the_network_knows_do_not_count(phantoms: Path, tmp_p
         shared_targets(finished, replace(xrays, columns=replace(xrays.columns, labels=none_is_positive)))
     generator = np.random.default_rng(0)
     groups, p = xrays.columns.groups.astype(str), generator.random(targets.values.shape)
-    there = Predicted(targets.names, targets.values, p, groups, pd.DataFrame(index=rows))
+    there = Predicted(targets.names, targets.values, p, groups, pd.DataFrame(index=rows), np.zeros(len(rows)))
     here = predicted(read_predictions(run.folder / "predictions.csv"), "test")
     compared = compared_with_test(here, there)
     for name, side in (("internal", here), ("outside", there)):
