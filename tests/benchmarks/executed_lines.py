@@ -2,6 +2,8 @@
 
     python tests/benchmarks/executed_lines.py downstream_task/confusion_matrix.py --runs FOLDER
     python tests/benchmarks/executed_lines.py --within score_comparison downstream_task/confusion_matrix.py
+    python tests/benchmarks/executed_lines.py --within finetune downstream_task/trained_vs_no_trained_compare.py \\
+        --ways zeros --num-labels 20 --draws 1 --encoders random --jobs 1 --run-name compare/one
 
 A line counts once, however often it is executed; imports and definitions do not count. `--within` counts only what
 happens inside a function of that name.

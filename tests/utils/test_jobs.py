@@ -38,6 +38,13 @@ def test_the_others_get_the_same_flags_and_one_thread_each(command: Path) -> Non
     assert said == ["end --jobs 1 --threads 1"] * 2
 
 
+def test_there_are_no_more_processes_than_trials(command: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JobsConfig, "trials", 2)
+    with shared_by_jobs(config()):
+        pass
+    assert len(list(command.parent.glob("*.said"))) == 1
+
+
 def test_what_a_failed_process_said_is_shown(command: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sys.argv[1] = "fail"
     with shared_by_jobs(config(jobs=2)):
