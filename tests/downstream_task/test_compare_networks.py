@@ -92,7 +92,7 @@ def test_defaults_name_the_encoder_of_the_default_pretraining() -> None:
 
 def test_scripts_from_labels_to_the_test_part(phantoms: Path, script: Any, name: str) -> None:
     flags = {"dataset": "covid", "data_root": phantoms / COVID_ROOT, **SMALL}
-    flags |= {"encoders": "random", "draws": 4, "run_name": f"{name}/compare", "num_labels": [20, "all"]}
+    flags |= {"encoders": "random", "draws": 2, "run_name": f"{name}/compare", "num_labels": [20, "all"]}
     flags |= {"ways": ["linear", "zeros"], "folds": [0, 3]}
     done = script(COMPARE, *as_flags(flags))
     assert done.returncode == 0, done.stderr
@@ -100,7 +100,7 @@ def test_scripts_from_labels_to_the_test_part(phantoms: Path, script: Any, name:
     assert again.stdout == done.stdout
     folder = RUNS_ROOT / name / "compare"
     summary: Any = pd.read_csv(folder / "summary.csv")
-    assert len(summary) == 2 * 4 * 2 and summary["fold"].tolist() == [0] * 4 + [3] * 4 + [0] * 4 + [3] * 4
+    assert summary["fold"].tolist() == [0] * 4 + [3] * 4, "two ways with two numbers of labels in each"
     split: Any = pd.read_csv(folder / "split.csv")
     most = int(min((split["fold"] != fold).sum() for fold in (0, 3))) - 24
     assert set(summary["labels"]) == {20, most}, "the same numbers in every fold"
@@ -111,7 +111,7 @@ def test_scripts_from_labels_to_the_test_part(phantoms: Path, script: Any, name:
     for figure in ("label_efficiency", "convergence"):
         assert (folder / "figures" / f"{figure}.png").exists()
     curves: Any = pd.read_csv(folder / "curves.csv")
-    assert len(curves) == 4 and (curves["draws"] == 4).all() and (curves["folds"] == 2).all()
+    assert len(curves) == 4 and (curves["draws"] == 2).all() and (curves["folds"] == 2).all()
 
     whole = script(TEST, "--runs", f"runs/{name}/compare")
     assert whole.returncode == 0, whole.stderr
