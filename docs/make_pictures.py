@@ -29,7 +29,7 @@ from PIL import Image
 from utils import plots
 from utils.config import REPO_ROOT, Config, UserError, repo_path
 from utils.files import write_atomically
-from utils.intervals import metric_name
+from utils.wording import metric_name
 
 PICTURES = {  # name: pattern of the figure below the runs; of several, the first is taken
     "views": "pretrain/phantom*/figures/views.png",

@@ -11,7 +11,7 @@ from self_sup_classes.backbones import Backbone, set_module
 from self_sup_classes.weights import choose, load_strictly, read_state_dict
 from utils.config import UserError, check_choice
 from utils.distributed import note_once
-from utils.optimisation import is_frozen
+from utils.freezing import is_frozen
 
 # What is trained, by how many of a network's stages (stem, layer1 ... layer4, fc) are frozen.
 FROZEN_STAGES = {"fc": 5, "layer4+fc": 4, "layer3-4+fc": 3, "layer2-4+fc": 2, "layer1-4+fc": 1, "all": 0}

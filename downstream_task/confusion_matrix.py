@@ -51,9 +51,9 @@ from downstream_task.predictions import (
 from utils import plots
 from utils.config import RUNS_ROOT, VERSION, MachineConfig, UserError, differences, part_of, repo_path
 from utils.files import check_files, content_hash, read_json, write_json, write_table
-from utils.intervals import interval_text, metric_name
 from utils.scripts import command, tracked
 from utils.software import software
+from utils.wording import interval_text, metric_name
 
 PRINTED = ("accuracy", "balanced_accuracy", "auroc", "auroc_by_study", "ece", "ece_after_temperature_scaling")
 NAMED = 3  # changed tables that a message names

@@ -15,22 +15,10 @@ from dataset_loader.splits import FOLDS
 from downstream_task.predictions import labels_and_probabilities
 from utils import plots
 from utils.config import UserError
-from utils.intervals import (
-    HEADLINE,
-    MIN_UNITS,
-    Difference,
-    Shared,
-    difference_interval,
-    draw_units,
-    interval_scope,
-    interval_text,
-    labels_text,
-    metric_name,
-    resample_weights,
-    savings_sentence,
-)
+from utils.intervals import MIN_UNITS, Difference, Shared, difference_interval, draw_units, resample_weights
 from utils.metrics import fit_plateau, labels_for, weighted_scores
 from utils.seeds import mixed_seed
+from utils.wording import HEADLINE, interval_scope, interval_text, labels_text, metric_name, savings_sentence
 
 REPEATS = 500  # resamples of the images behind an interval
 MAX_COUNTS = 2**21  # of images in resamples, which are scored at once

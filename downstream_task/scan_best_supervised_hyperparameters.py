@@ -98,12 +98,12 @@ from utils.config import (
     up_to_date,
 )
 from utils.hardware import prepare
-from utils.intervals import metric_name
 from utils.jobs import JobsConfig, with_jobs
 from utils.logging_utils import Run
 from utils.scripts import progress_bar
 from utils.seeds import mixed_seed
 from utils.sweeps import errors_of, with_reasons
+from utils.wording import metric_name
 
 RECIPES = {(False, False): "none", (True, False): "supervised", (False, True): "crop", (True, True): "supervised+crop"}
 RANDOM_START = 10  # trials before TPE replaces random draws, and before a trial may be pruned

@@ -81,9 +81,9 @@ from downstream_task.finetuning import StartConfig, TrainingConfig
 from downstream_task.predictions import reader
 from utils import plots
 from utils.config import UserError, check_above_zero, check_at_least, check_between, check_choice, check_list, part_of
-from utils.intervals import metric_name
 from utils.jobs import JobsConfig, with_jobs
 from utils.logging_utils import Run
+from utils.wording import metric_name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,8 +41,8 @@ from downstream_task.targets import read_targets
 from self_sup_classes.initialisation import weights_hashes
 from utils.config import RUNS_ROOT, UserError, check_choice, part_of, repo_path
 from utils.hardware import MachineConfig, prepare
-from utils.intervals import interval_text, metric_name
 from utils.logging_utils import Run
+from utils.wording import interval_text, metric_name
 
 
 @dataclass(frozen=True, kw_only=True)

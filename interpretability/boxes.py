@@ -25,7 +25,8 @@ from interpretability.faithfulness import area_share, enlarged, mass_inside, pea
 from interpretability.pictures import EDGES, Picture
 from interpretability.saliency import Settings
 from utils.config import DATASETS_ROOT, UserError, repo_path
-from utils.intervals import bootstrap_intervals, interval_text
+from utils.intervals import bootstrap_intervals
+from utils.wording import interval_text
 
 POINTING, RATIO = "pointing", "evidence_over_area"
 CHANCE, MEAN_BOX = "chance", "mean box"  # in place of a network

@@ -105,10 +105,10 @@ from self_sup_classes.provenance import NOTHING_SEEN, provenance_of
 from self_sup_classes.weights import read_state_dict
 from utils.config import UserError, as_dict, check_at_least, check_choice, repo_path
 from utils.hardware import describe_device, prepare
-from utils.intervals import SALIENCY_NAMES, interval_text
 from utils.logging_utils import Run, new_run, same_run
 from utils.plots import marked
 from utils.scripts import command, tracked
+from utils.wording import SALIENCY_NAMES, interval_text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ from scipy.ndimage import binary_erosion
 from dataset_loader.decoding import central_square
 from interpretability.boxes import CHANCE, MEAN_BOX, POINTING, RATIO
 from interpretability.faithfulness import enlarged
-from utils.intervals import metric_name
 from utils.plots import BLACK, BLUE, ORANGE, pictures_beside, styled
+from utils.wording import metric_name
 
 COLOURS = "inferno"
 OPACITY = 0.65  # of the strongest evidence; without evidence the X-ray shows

@@ -56,11 +56,11 @@ from interpretability.shortcuts import REFITTED, TRAINED, Audited, Scores, known
 from utils.config import RUNS_ROOT
 from utils.files import check_files, read_json
 from utils.hardware import MachineConfig, describe_device, prepare
-from utils.intervals import interval_text, metric_name
 from utils.logging_utils import Run
 from utils.plots import marked
 from utils.scripts import command, tracked
 from utils.seeds import fixed_order
+from utils.wording import interval_text, metric_name
 
 PROJECTED = 1000  # test X-rays in TensorBoard's projector, whose sprite has a maximal size
 EXAMPLES = 3  # X-rays on the figure

@@ -24,12 +24,12 @@ from selfsup_task.pretraining import PretrainConfig, build_model, partners_of, p
 from utils.config import UserError, as_dict, check_at_least, check_list, part_of
 from utils.distributed import exclusive_lock
 from utils.hardware import placed, prepare
-from utils.intervals import metric_name
 from utils.jobs import JobsConfig
 from utils.logging_utils import Run
 from utils.scripts import command
 from utils.sweeps import check_all_finished, check_trial_names, run_trials
 from utils.training_utils import check_batch_size
+from utils.wording import metric_name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,10 +20,10 @@ from self_sup_classes.health import Health, measure_health
 from selfsup_task.probes import probe, probe_labels
 from utils import plots
 from utils.hardware import choose_precision
-from utils.intervals import metric_name
 from utils.logging_utils import Run
 from utils.optimisation import FitConfig
 from utils.seeds import fixed_order
+from utils.wording import metric_name
 
 PROBES = ("probe/linear", "probe/knn")
 LOSS_PARTS = [f"train/{part}" for part in BarlowTwinsLoss._fields]

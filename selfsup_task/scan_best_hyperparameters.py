@@ -44,8 +44,8 @@ from selfsup_task import scan_plots
 from selfsup_task.hyper_utils import Scan, ScanConfig
 from utils import plots
 from utils.config import UserError
-from utils.intervals import metric_name
 from utils.jobs import with_jobs
+from utils.wording import metric_name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.intervals import metric_name
 from utils.plots import BLACK, BLUE, GREEN, ORANGE, pictures_beside, plain_log_labels, styled
+from utils.wording import metric_name
 
 # columns of a scan's table
 SCAN_SCORES = {"linear": "linear probe", "full": "fine-tuning from it"}

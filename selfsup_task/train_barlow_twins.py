@@ -100,8 +100,8 @@ from selfsup_task.pretraining import PretrainConfig, build_model, open_run, part
 from utils import distributed
 from utils.config import UserError
 from utils.hardware import placed, prepare
-from utils.intervals import metric_name
 from utils.training_utils import check_batch_size
+from utils.wording import metric_name
 
 # Of a comparison: numbers of labels beside all, the fewest that hold each of several findings, and draws of them.
 NUM_LABELS, FEWEST_FINDINGS, DRAWS = (20, 93, 187), 60, 5

@@ -28,7 +28,7 @@ from narrow_networks import TORCHVISIONS, narrow_networks
 from torchvision import models
 
 from dataset_loader.phantoms.dataset import ensure_chexpert_phantoms, ensure_phantoms
-from utils import scripts
+from utils import signals
 from utils.config import REPO_ROOT
 
 # The same examples in every call; `-m slow` tries more of them.
@@ -75,7 +75,7 @@ def keeps_its_signals() -> Iterator[None]:
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
     yield
-    scripts._signals.number = 0
+    signals._signals.number = 0
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -83,7 +83,7 @@ def keeps_its_signals() -> Iterator[None]:
 @pytest.fixture
 def signals_here(keeps_its_signals: None) -> None:
     """Signals to this process are those to a script."""
-    scripts._stop_on_signals()
+    signals.stop_on_signals()
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
-"""What training is made of: optimisers, schedules, frozen parts."""
+"""Optimisers and schedules, and the step that they take."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -155,79 +155,6 @@ def lr_multiplier(global_step: int, steps_per_epoch: int, config: OptimiserConfi
     return 0.5 * (1 + math.cos(math.pi * (global_step - warmup) / (total - warmup)))
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step that was taken: its epoch and place there from 0, learning rate, indices of the batch, and metrics."""
-
-    epoch: int
-    step: int
-    lr: float
-    batch: Tensor
-    metrics: Mapping[str, Tensor]
-
-    def facts(self) -> dict[str, Any]:
-        """Return it as plain values, epoch and step counted from 1; this waits for the device."""
-        metrics = {name: value.item() for name, value in self.metrics.items()}
-        return {"epoch": self.epoch + 1, "step": self.step + 1, "lr": self.lr, **metrics, "batch": self.batch.tolist()}
-
-
-@dataclass
-class Progress:
-    """Epochs done, steps done in the current epoch, and the sums of its metrics so far."""
-
-    epoch: int = 0
-    step: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)
-
-    def add(self, metrics: Mapping[str, Tensor]) -> None:
-        """Count a step."""
-        for name, value in metrics.items():
-            value = value.detach().float()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.step += 1
-
-    def means(self) -> dict[str, float]:
-        """Return the mean of each metric over the epoch's steps; this waits for the device."""
-        return {f"train/{name}": (total / self.step).item() for name, total in self.sums.items()}
-
-
 def largest_weight(module: nn.Module) -> float:
     """Return the largest absolute value of a parameter, NaN if one is not a number; this waits for the device."""
     return torch.stack([one.detach().abs().amax().float() for one in module.parameters()]).amax().item()
-
-
-def is_frozen(module: nn.Module) -> bool:
-    """Return whether a module has parameters of which none is trained, submodules included."""
-    parameters = list(module.parameters())
-    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
-
-
-def train_mode(module: nn.Module) -> None:
-    """Call `module.train()`, but keep frozen parts in eval mode, so that their BatchNorm statistics do not change."""
-    module.train()
-    for part in module.modules():
-        if is_frozen(part):
-            part.eval()
-
-
-def frozen_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return copies of what must not change: frozen parameters, and the buffers of frozen modules."""
-    return {name: tensor.detach().clone() for name, tensor in _frozen(module)}
-
-
-def assert_unchanged(module: nn.Module, before: dict[str, Tensor]) -> None:
-    """Raise AssertionError unless everything frozen is bit-identical to `before`, from `frozen_tensors`."""
-    now = dict(_frozen(module))
-    assert now.keys() == before.keys(), "other parts are frozen than before training"
-    moved = [name for name, tensor in before.items() if not torch.equal(tensor, now[name])]
-    assert not moved, f"frozen but changed by training: {', '.join(moved[:5])}"
-
-
-def _frozen(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            yield name, parameter
-    for prefix, part in module.named_modules():
-        if is_frozen(part):
-            for name, buffer in part.named_buffers(recurse=False):
-                yield f"{prefix}.{name}", buffer

@@ -16,8 +16,8 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import auc, roc_curve
 
 from utils.files import write_bytes
-from utils.intervals import HEADLINE, way_name
 from utils.metrics import calibration_error
+from utils.wording import HEADLINE, way_name
 
 DIMENSIONS_SHOWN = 64  # more are too fine for a picture: the diagonal vanishes
 BLUE, ORANGE, GREEN, PINK, BLACK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000"

@@ -5,20 +5,18 @@ import difflib
 import errno
 import io
 import json
-import os
 import re
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
 from utils.config import REPO_ROOT, AnyConfig, UserError, flat, key_comments, launched_processes, make_config, repo_path
+from utils.signals import Stopped, stop_on_signals
 
 SECONDS_BETWEEN_LINES = 30  # of progress, where output is a file
 NO_TORCHRUN = "this script does not run under torchrun; start it with python, once for each GPU: they share its trials."
@@ -57,9 +55,9 @@ def flags(
     scans; flags win over them as well. `{dataset}` in run_name and encoders becomes the value of that key. An unknown
     flag or a value of the wrong type ends the script with one sentence, and so does torchrun, unless the script expects
     it.
-    From here on a signal ends the script without a traceback; see Stopped.
+    From here on a signal ends the script without a traceback; see utils.signals.
     """
-    _stop_on_signals()
+    stop_on_signals()
     arguments = sys.argv[1:]
     if first and arguments and not arguments[0].startswith("-"):
         arguments = [f"--{first}", *arguments]
@@ -104,63 +102,9 @@ def run_script(main: Callable[[AnyConfig], object], kind: type[AnyConfig], confi
 
 
 def _end(message: str, code: int | str | None = 1) -> NoReturn:
-    """Print the message, even if a signal comes while it does, such as torchrun's to what a killed process leaves."""
-    _signals.number = 0
-    with suppress(Stopped, OSError), signals_wait():  # the terminal may be closed
+    with suppress(OSError):  # the terminal may be closed
         print(message, file=sys.stderr, flush=True)
     sys.exit(code)
-
-
-class Stopped(SystemExit):
-    """A signal has asked the script to end: Ctrl-C, SIGTERM or SIGHUP. Its code is 128 + the signal's number."""
-
-    def __init__(self) -> None:
-        super().__init__(128 + (_signals.number or signal.SIGTERM))
-
-
-class _Signals:
-    number, wait = 0, False  # the signal that has come; whether `signals_wait` holds it back
-
-
-_signals = _Signals()
-
-
-def _stop_on_signals() -> None:
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        here = threading.current_thread() is threading.main_thread()
-        if here and number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
-            signal.signal(number, _on_signal)
-
-
-def _on_signal(number: int, frame: object) -> None:
-    again, _signals.number = _signals.number, number
-    with suppress(OSError):  # print may be what was interrupted
-        os.write(2, f"\n{signal.Signals(number).name}: stopping\n".encode())
-    if again or not _signals.wait:
-        raise Stopped
-
-
-def stop_requested() -> bool:
-    """Return whether a signal has asked the script to end."""
-    return _signals.number > 0
-
-
-@contextmanager
-def signals_wait(wait: bool = True) -> Iterator[None]:
-    """Hold back a first signal until the end of the block, which looks at `stop_requested`; with False, do not.
-
-    Raises Stopped, also for a signal that came before.
-    """
-    before, _signals.wait = _signals.wait, wait
-    try:
-        if stop_requested() and not wait:
-            raise Stopped
-        yield
-    finally:
-        _signals.wait = before
-    if stop_requested() and not before:
-        raise Stopped
 
 
 def parse_flags(

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,22 +15,13 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.config import UserError
+from utils.freezing import assert_unchanged, frozen_tensors, train_mode
 from utils.hardware import choose_precision, memory_for
 from utils.logging_utils import Run
-from utils.optimisation import (
-    FitConfig,
-    Progress,
-    Step,
-    assert_unchanged,
-    build_optimizer,
-    frozen_tensors,
-    gradient_step,
-    largest_weight,
-    lr_multiplier,
-    train_mode,
-)
-from utils.scripts import Stopped, progress_bar, signals_wait, stop_requested
+from utils.optimisation import FitConfig, build_optimizer, gradient_step, largest_weight, lr_multiplier
+from utils.scripts import progress_bar
 from utils.seeds import endless_order, epoch_order, mixed_seed
+from utils.signals import Stopped, signals_wait, stop_requested
 
 MAX_WEIGHT = 1e10  # no training that converges comes near it; the loss may stay finite behind a BatchNorm
 LOG_EVERY = 10  # steps between TensorBoard points and checks that the loss is finite
@@ -91,6 +83,42 @@ def check_batch_size(batch_size: int, num_images: int) -> None:
             "lower batch_size or use more images."
         )
     distributed.local_batch_size(batch_size)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that was taken: its epoch and place there from 0, learning rate, indices of the batch, and metrics."""
+
+    epoch: int
+    step: int
+    lr: float
+    batch: Tensor
+    metrics: Mapping[str, Tensor]
+
+    def facts(self) -> dict[str, Any]:
+        """Return it as plain values, epoch and step counted from 1; this waits for the device."""
+        metrics = {name: value.item() for name, value in self.metrics.items()}
+        return {"epoch": self.epoch + 1, "step": self.step + 1, "lr": self.lr, **metrics, "batch": self.batch.tolist()}
+
+
+@dataclass
+class Progress:
+    """Epochs done, steps done in the current epoch, and the sums of its metrics so far."""
+
+    epoch: int = 0
+    step: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Count a step."""
+        for name, value in metrics.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.step += 1
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each metric over the epoch's steps; this waits for the device."""
+        return {f"train/{name}": (total / self.step).item() for name, total in self.sums.items()}
 
 
 class _Loop:

@@ -21,10 +21,11 @@ from utils import plots
 from utils.config import MachineConfig, UserError, check_choice, make_config, part_of, repo_path
 from utils.files import check_files, content_hash
 from utils.hardware import choose_precision, describe_device, prepare
-from utils.intervals import independent_difference, interval_text, metric_name
+from utils.intervals import independent_difference
 from utils.logging_utils import Run
 from utils.metrics import one_against_rest
 from utils.scripts import tracked
+from utils.wording import interval_text, metric_name
 
 
 def check_external(entries: Sequence[str]) -> None:

@@ -31,8 +31,8 @@ from downstream_task.label_efficiency import (
     report,
 )
 from utils.config import REPO_ROOT, UserError
-from utils.intervals import savings_sentence
 from utils.metrics import balanced_accuracy, fit_plateau
+from utils.wording import savings_sentence
 
 CLASSES = ["COVID", "NA", "Normal"]
 FINDINGS = ["Edema", "Mass"]

@@ -25,7 +25,7 @@ from selfsup_task.scan_base import SCAN_BASE
 from selfsup_task.scan_best_hyperparameters import draw as draw_grid
 from selfsup_task.scan_plots import heat_maps
 from selfsup_task.train_barlow_twins import config as PRETRAINING
-from utils import scripts
+from utils import signals
 from utils.config import RUNS_ROOT, UserError, make_config
 from utils.hardware import is_out_of_memory
 from utils.logging_utils import Run
@@ -99,7 +99,7 @@ def test_a_stopped_scan_ends_with_the_table_of_an_undisturbed_one(
     with monkeypatch.context() as patch:
         patch.setattr(Run, "save_checkpoint", save_and_stop)
         assert script(f"selfsup_task/{name}.py", *arguments(name, stopped)).returncode == 143
-    scripts._signals.number = 0  # a new process has none
+    signals._signals.number = 0  # a new process has none
     folder = RUNS_ROOT / stopped["run_name"]
     assert (folder / "lambda0.005_p16-16_s0" / "pretrain" / "checkpoint.pt").exists()
     assert not (folder / "lambda0.005_p16-16_s0" / "error.txt").exists()

@@ -17,12 +17,11 @@ from utils.intervals import (
     fewest_groups,
     grouped_mean_interval,
     independent_difference,
-    interval_scope,
-    interval_text,
     mean_interval,
     resample_weights,
     resamples,
 )
+from utils.wording import interval_scope, interval_text
 
 
 def bootstrap_interval(

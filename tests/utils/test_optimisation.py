@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from utils.optimisation import LARS, assert_unchanged, frozen_tensors, train_mode
+from utils.freezing import assert_unchanged, frozen_tensors, train_mode
+from utils.optimisation import LARS
 from utils.seeds import endless_order, epoch_order, fixed_order, mixed_seed
 
 

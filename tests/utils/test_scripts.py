@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from utils import scripts
+from utils import signals
 from utils.config import REPO_ROOT, UserError, key_comments
-from utils.scripts import Stopped, flags, parse_flags, signals_wait, stop_requested
+from utils.scripts import flags, parse_flags
+from utils.signals import Stopped, signals_wait, stop_requested
 
 SCRIPT = """
 import time
@@ -281,29 +282,14 @@ def test_the_first_signal_waits_for_the_end_of_a_block_and_the_second_does_not(s
         assert stop_requested()
         done.append("held back")
     assert (done, stopped.value.code) == (["held back"], 143)
-    scripts._signals.number = 0
+    signals._signals.number = 0
     with pytest.raises(Stopped), signals_wait():
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         done.append("too late")
-    scripts._signals.number = 0
+    signals._signals.number = 0
     with pytest.raises(Stopped), signals_wait():
         signal.raise_signal(signal.SIGTERM)
         with signals_wait(False):
             done.append("too late")
     assert done == ["held back"]
-
-
-def test_a_signal_does_not_cut_off_the_sentence_of_an_error(
-    signals_here: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted(*arguments: Any, **named: Any) -> None:
-        signal.raise_signal(signal.SIGTERM)
-        print(*arguments, **named)
-
-    monkeypatch.setattr(scripts, "print", interrupted, raising=False)
-    monkeypatch.setattr("sys.argv", ["train.py", "--no-such-flag"])
-    with pytest.raises(SystemExit) as ended:
-        flags(CONFIG, "", __file__)
-    assert ended.value.code == 1
-    assert "error: '--no-such-flag' is not a flag" in capsys.readouterr().err

@@ -161,7 +161,7 @@ def test_two_processes_share_the_trials(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_the_trial_of_a_killed_process_is_run_by_the_next(tmp_path: Path) -> None:
     dying = worker(tmp_path, 30.0)
-    while not (tmp_path / "started").exists():
+    while not [*(tmp_path / "started").glob("a-*")]:
         time.sleep(0.02)
     os.kill(dying.pid, signal.SIGKILL)
     dying.join()

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from utils import scripts, training_utils
+from utils import signals, training_utils
 from utils.config import UserError
 from utils.logging_utils import Run
 from utils.optimisation import FitConfig, build_optimizer, lr_multiplier
-from utils.scripts import Stopped
 from utils.seeds import epoch_order
+from utils.signals import Stopped
 from utils.training_utils import fit
 
 CONFIG = FitConfig(
@@ -128,7 +128,7 @@ def test_a_signal_finishes_the_step_and_writes_a_checkpoint(
     assert caught.value.code == 128 + signal.SIGTERM
     state = Run("run", CONFIG, "pretraining", tmp_path / "b").checkpoint()
     assert state is not None and (state["epoch"], state["step"]) == resumes_at
-    scripts._signals.number = 0
+    signals._signals.number = 0
     stopped.run.unlock()
     resumed = Task(tmp_path / "b", CONFIG)
     resumed.fit()

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from utils.intervals import HEADLINE, labels_text, metric_name, way_name
 from utils.report.blocks import Block, cell, figures, intervals, table
 from utils.report.runs import FoundRun
+from utils.wording import HEADLINE, labels_text, metric_name, way_name
 
 PARTS = {"comparison": "validation", "test comparison": "the test part"}
 CAUTION = (

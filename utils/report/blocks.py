@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from utils.intervals import interval_text
 from utils.report.runs import FoundRun
+from utils.wording import interval_text
 
 SCALE = 96 / 150  # figures are saved at 150 dpi, a page has 96
 MAX_HEIGHT = 440  # of a figure on the page, in pixels

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from utils.intervals import SALIENCY_NAMES, metric_name
 from utils.report.answer import answer, comparison, comparisons
 from utils.report.blocks import Block, cell, figures, intervals, rows_of, table
 from utils.report.runs import BROKEN, KINDS, FoundRun, Skipped, one_line
+from utils.wording import SALIENCY_NAMES, metric_name
 
 MAX_LABELS = 30  # classes or findings that are listed for a split
 MAX_SHOWN = 30  # runs of a section that are shown one by one: hundreds would make a page that no browser opens
