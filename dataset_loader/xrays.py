@@ -1,5 +1,6 @@
 """The entry to all data: `open_xrays(config)` reads, decodes and splits a data set."""
 
+import contextlib
 import functools
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from dataset_loader.columns import UNLABELLED, Columns
+from dataset_loader.decoding import upright_size
 from dataset_loader.duplicates import NO_DUPLICATES, find_duplicates, joined_groups
 from dataset_loader.ids import IDS, PLAIN, Ids, open_ids
+from dataset_loader.image_files import BrokenImageError
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.kept_split import KeptSplit, read_kept_split
 from dataset_loader.label_lists import say_labels
@@ -42,6 +45,7 @@ from utils.files import write_text
 # and CheXpert's findings in its layout.
 PHANTOMS = ["phantom", "phantom_folds", "phantom_marker", "phantom_chexpert"]
 MANY_COPIES = 10  # of one film; more are hardly films
+SIZES_SAMPLED = 64  # files whose sizes are read: as many as show whether a tenth is small
 MIN_RES = 8  # pixels per side of what a network sees; fewer show nothing of a chest
 DATASETS = [*PHANTOMS, *READERS]
 DEFAULT_ROOTS = {
@@ -96,8 +100,16 @@ class DataConfig(Config):
 
     @property
     def stored_size(self) -> int:
-        """Side of the stored images in pixels: store_res or, where that is 0, 8/7 of img_res, which leaves room."""
-        return self.store_res or with_room(self.img_res)
+        """Side of the stored images in pixels: store_res or, where that is 0, 8/7 of img_res, which leaves room.
+
+        Where that is 0 and the files are smaller, open_xrays stores them at their own size.
+        """
+        return self.store_res or with_room(self.largest_view)
+
+    @property
+    def largest_view(self) -> int:
+        """Side of the largest images that a network sees, in pixels."""
+        return self.img_res
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +307,7 @@ def open_xrays(
     official split is kept. Images of fewer than THUMBNAIL px cannot be compared, and are left out.
     Without `also`, these are the labelled images. A pretraining gives a list, which may be empty: it takes the data
     set's images without a label too, and the collections that the list names (open_collection says how), but no
-    near-duplicates of validation and test images.
+    near-duplicates of validation and test images. Views larger than the files are enlarged, and it is said.
     Raises UserError if the data are missing or unusable, saying where to get them and how to place them.
     """
     everything = read_columns(config)
@@ -307,7 +319,8 @@ def open_xrays(
         duplicates = find_duplicates(thumbnails, columns.paths.tolist(), device)
     details = columns.details.assign(patient=columns.groups)
     columns = replace(columns, details=details, groups=joined_groups(columns.paths, columns.groups, duplicates))
-    store = open_store(columns.root, list(columns.paths), config.stored_size, DATASETS_ROOT / ".cache")
+    size = size_of_store(config, columns)
+    store = open_store(columns.root, list(columns.paths), size, DATASETS_ROOT / ".cache")
     columns = columns.take(store.kept)
     duplicates = duplicates.loc[duplicates[["file", "other"]].isin(columns.paths.tolist()).all(axis=1)]
     duplicates = duplicates.reset_index(drop=True)
@@ -340,10 +353,28 @@ def open_xrays(
     _warn_of_copies(columns, parts, duplicates)
     if also is None:
         return xrays
-    collections = _collections(xrays, everything, config.stored_size, device, also)
+    collections = _collections(xrays, everything, size, device, also)
     others = collections[len(collections) - len(also) :]
     named = {f"also {number}": collection.listed for number, collection in enumerate(others, 1)}
     return replace(xrays, also=collections, listed={**listed, **named})
+
+
+def size_of_store(config: DataConfig, columns: Columns) -> int:
+    """Return config.stored_size or, where store_res is 0, the side of nine tenths of the files if that is smaller."""
+    if config.store_res:
+        return config.store_res
+    sides = []
+    for path in columns.paths[:: -(-len(columns) // SIZES_SAMPLED)]:
+        with contextlib.suppress(BrokenImageError, OSError):
+            sides.append(min(upright_size(columns.root / path)))
+    size = min(config.stored_size, max(THUMBNAIL, int(np.quantile(sides, 0.1, method="lower")))) if sides else 0
+    if 0 < size < config.largest_view:
+        print(
+            f"note: the X-rays have {size} px, so that views of {config.largest_view} px are enlarged; views of "
+            f"{size} px cost less and show as much",
+            file=sys.stderr,
+        )
+    return size or config.stored_size
 
 
 def _warn_of_official_parts(columns: Columns, parts: np.ndarray, val_share: float) -> None:

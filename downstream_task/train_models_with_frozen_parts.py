@@ -2,7 +2,7 @@
 
     python downstream_task/train_models_with_frozen_parts.py
     python downstream_task/train_models_with_frozen_parts.py --dataset covid --run-name frozen/covid \\
-        --encoders random runs/pretrain/covid/fold0/resnet18_final_state_dict.pt --num-labels 187
+        --encoders random runs/pretrain/covid/fold0/tf_efficientnet_lite0_final_state_dict.pt --num-labels 187
 
 A frozen part is frozen: its weights and BatchNorm statistics are compared bit by bit after every run. It runs without
 gradients, and with recipe "none" what it computes is computed once. Scores are of the validation part.
@@ -59,9 +59,10 @@ config: dict[str, Any] = {
 
 # What changes when `dataset` is not a phantom; flags win over both.
 real_xrays: dict[str, Any] = {
-    "encoders": ["random", "runs/pretrain/{dataset}/fold0/resnet18_final_state_dict.pt"],
+    "encoders": ["random", "runs/pretrain/{dataset}/fold0/tf_efficientnet_lite0_final_state_dict.pt"],
+    "backbone": "timm/tf_efficientnet_lite0",
     "num_labels": 187,
-    "img_res": 64,
+    "img_res": 128,
 }
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python downstream_task/trained_vs_no_trained_compare.py
     python downstream_task/trained_vs_no_trained_compare.py --dataset covid --run-name compare/covid \\
-        --encoders random imagenet 'runs/pretrain/covid/fold*/resnet18_final_state_dict.pt'
+        --encoders random imagenet 'runs/pretrain/covid/fold*/tf_efficientnet_lite0_final_state_dict.pt'
 
 By default it compares random weights and the encoder of selfsup_task/train_barlow_twins.py on built-in synthetic
 X-rays, and on real ones ImageNet's weights too. Arms get the same folds, label subsets, ways of training and budget,
@@ -47,6 +47,7 @@ config: dict[str, Any] = {
     # training
     "ways": ["linear", "zeros"],  # names in WAYS, each a curve
     "img_res": 32,  # pixels per side of what the network sees
+    "features_res": 0,  # the same of the way "linear", whose features are computed once; 0 is img_res
     "recipe": "supervised",  # a name in augmentations/recipes.py
     # The same budget for every arm. What twice as long changes: docs/RESULTS.md, "The budget of a fine-tuning".
     "epochs": 40,  # passes over the labels ...
@@ -90,10 +91,12 @@ HEADLINE: dict[str, dict[int, str]] = {
 # What changes when `dataset` is not a phantom; flags win over both.
 real_xrays: dict[str, Any] = {
     "folds": [0, 1, 2, 3, 4],
-    "encoders": ["random", "imagenet", "runs/pretrain/{dataset}/fold*/resnet18_final_state_dict.pt"],
+    "encoders": ["random", "imagenet", "runs/pretrain/{dataset}/fold*/tf_efficientnet_lite0_final_state_dict.pt"],
+    "backbone": "timm/tf_efficientnet_lite0",
     "num_labels": [20, 93, 187, "all"],
     "draws": 5,
-    "img_res": 64,
+    "img_res": 128,
+    "features_res": 224,
 }
 
 if __name__ == "__main__":
@@ -107,7 +110,7 @@ from typing import ClassVar
 
 import pandas as pd
 
-from dataset_loader.xrays import check_fold
+from dataset_loader.xrays import MIN_RES, check_fold, with_room
 from downstream_task import label_efficiency
 from downstream_task.compare_networks import MAX_DRAWS, PRETRAINED, Arm, Trial, open_comparison, run_comparison
 from downstream_task.finetuning import TrainingConfig
@@ -131,8 +134,9 @@ class CompareConfig(TrainingConfig, JobsConfig):
     target_score: float
     ways: list[str]
     lr: float
+    features_res: int
 
-    later: ClassVar = {"lr": 0.0}
+    later: ClassVar = {"lr": 0.0, "features_res": 0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,6 +157,13 @@ class CompareConfig(TrainingConfig, JobsConfig):
                 raise UserError(f'num_labels holds {entry!r}; expected numbers, shares such as 0.1, or "all".')
         check_between("target_score", self.target_score, 0, 1)
         check_at_least("lr", self.lr, 0)
+        if self.features_res:
+            check_at_least("features_res", self.features_res, MIN_RES)
+            if self.features_res > self.store_res > 0:
+                raise UserError(
+                    f"store_res is {self.store_res} and features_res {self.features_res}: the images would be enlarged;"
+                    " set store_res to 0, or features_res to 0, which is img_res."
+                )
         for name in self.ways:
             check_choice("ways", name, list(WAYS))
 
@@ -160,6 +171,11 @@ class CompareConfig(TrainingConfig, JobsConfig):
     def trials(self) -> int:
         """Return how many there are at most."""
         return self.draws * len(self.encoders) * len(self.ways) * len(self.num_labels)
+
+    @property
+    def largest_view(self) -> int:
+        """Side of the largest images that a network sees, in pixels."""
+        return max(self.img_res, self.features_res)
 
 
 def main(config: CompareConfig) -> None:
@@ -179,7 +195,7 @@ def compare(config: CompareConfig, run: Run) -> None:
         Trial(
             arm,
             way,
-            keys_of(arm, way, config.lr),
+            {**keys_of(arm, way, config.lr), **sizes_of(way, config, xrays.store.size)},
             number,
             draw,
             fold,
@@ -213,6 +229,16 @@ def keys_of(arm: Arm, way: str, lr: float) -> dict[str, Any]:
     """Return the keys of a fine-tuning of an arm, at the rate `lr`, 0 for that of LEARNING_RATES."""
     rates = LEARNING_RATES.get(way)
     return {**WAYS[way], **({"lr": lr or rates[arm.kind]} if rates else {})}
+
+
+def sizes_of(way: str, config: CompareConfig, stored: int) -> dict[str, int]:
+    """Return the sizes of a way of training, where `features_res` gives the way linear its own, or files are small.
+
+    stored  side of the images in the store that all ways share, which a run that is opened alone needs to know
+    """
+    seen = (config.features_res if way == "linear" else 0) or config.img_res
+    known = config.store_res or (stored if seen <= stored != with_room(seen) else 0)
+    return {"img_res": seen, "store_res": known}
 
 
 def ways_of(arm: Arm, ways: Sequence[str]) -> list[str]:

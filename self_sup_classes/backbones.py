@@ -28,8 +28,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.net = library_network(name, in_channels)
         for conv in self.net.modules():
-            if type(conv) is nn.Conv2d:
-                conv.__class__ = Conv2d  # keeps parameters, hooks and names
+            if isinstance(conv, nn.Conv2d):
+                conv.__class__ = in_float32_where_better(type(conv))  # keeps parameters, hooks and names
         self.name, self.in_channels = name, in_channels
         self.structure = structure_of(self.net, name, in_channels)
         head = self.net.get_submodule(self.structure.head)
@@ -43,18 +43,26 @@ class Backbone(nn.Module):
         return self.net(x)
 
 
-class Conv2d(nn.Conv2d):
-    """torch's convolution, in float32 where autocast on a CPU would see an input of one pixel a side.
+class Float32Where(nn.Conv2d):
+    """A convolution that autocast on a CPU computes in float32 where that is better.
 
-    There PyTorch 2.14's gradient of a kernel in bfloat16 reads uninitialised memory, and weights become NaN.
+    On inputs of one pixel a side, PyTorch 2.14's gradient of a kernel in bfloat16 reads uninitialised memory, and
+    weights become NaN. Of depthwise convolutions it is several times slower than that in float32 (docs/SPEED.md).
     """
 
     def forward(self, input: Tensor) -> Tensor:  # torch's name
         """Return [N, O, H', W'] for [N, C, H, W]."""
-        if not torch.is_autocast_enabled("cpu") or input.device.type != "cpu" or min(input.shape[-2:]) > 1:
+        better = self.groups > 1 or min(input.shape[-2:]) == 1
+        if not better or input.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return super().forward(input)
         with torch.autocast("cpu", enabled=False):
             return super().forward(input.to(self.weight.dtype))
+
+
+@functools.cache
+def in_float32_where_better(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
+    """Return that kind of convolution as a Float32Where; a library may have kinds of its own."""
+    return type(kind.__name__, (Float32Where, kind), {})
 
 
 def check_backbone(name: str, in_channels: int) -> None:

@@ -18,7 +18,7 @@ from augmentations.transform_utils import Views, step_generator
 from dataset_loader.columns import UNLABELLED, Columns
 from dataset_loader.image_store import open_store
 from dataset_loader.splits import FOLDS
-from dataset_loader.xrays import read_columns
+from dataset_loader.xrays import read_columns, size_of_store
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
 from selfsup_task.monitor import FINDING_LABELS, HEALTH_IMAGES, PROBE_DRAWS, PROBE_LABELS, PROBE_TESTS
 from selfsup_task.pretraining import PretrainConfig, build_model, passes_of, twin_step
@@ -137,13 +137,13 @@ def _costs(config: PretrainConfig) -> Costs:
     columns = read_columns(config)
     paths = [str(path) for path in columns.paths[: max(SAMPLE, config.batch_size)]]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        start = time.perf_counter()
-        store = open_store(columns.root, paths, config.stored_size, Path(folder), show_progress=False)
+        size, start = size_of_store(config, columns), time.perf_counter()
+        store = open_store(columns.root, paths, size, Path(folder), show_progress=False)
         decoding = (time.perf_counter() - start) / len(paths)
         store = store.to(device)
         rows = torch.arange(config.batch_size) % min(len(store), config.batch_size)
         times = time_steps(config, lambda batch: store.gather(rows[: len(batch)]), device)
-        on_gpu = config.stored_size**2 if isinstance(store.array, torch.Tensor) else 0
+        on_gpu = size**2 if isinstance(store.array, torch.Tensor) else 0
     return Costs(decoding, times["reading"], times["views"], times["step"], peak_memory(device), on_gpu)
 
 

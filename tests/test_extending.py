@@ -49,7 +49,20 @@ def padchest(folder: Path) -> Path:
 
 def test_a_pretraining_with_every_change_of_the_page(extended: Path, tmp_path: Path) -> None:
     script = ["selfsup_task/train_barlow_twins.py", *FLAGS.split(), "--data-root", str(padchest(tmp_path / "films"))]
-    script += ["--projector-dims", "16", "--run-name", "x", "--threads", "1", "--device", "cpu"]
+    script += [
+        "--backbone",
+        "resnet18",
+        "--start",
+        "random",
+        "--projector-dims",
+        "16",
+        "--run-name",
+        "x",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+    ]
     own = {"CXR_RUNS": str(tmp_path / "runs"), "CXR_DATASETS": str(tmp_path / "data"), "PYTHONPATH": str(extended)}
     done = subprocess.run(
         [sys.executable, *script], cwd=extended, env={**os.environ, **own}, text=True, capture_output=True, check=False

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from data_config import data_config
+from PIL import Image
 
+from augmentations.transform_utils import plain_view
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT, ensure_phantoms
 from dataset_loader.splits import FOLD_NAMES, FOLDS, PARTS
 from dataset_loader.xrays import DataConfig, FoldConfig, XRays, open_xrays, read_columns
@@ -19,8 +21,11 @@ def data(dataset: str, root: Path, size: int = 32) -> DataConfig:
     return data_config(dataset=dataset, data_root=str(root), store_res=size, img_res=32)
 
 
+CPU = torch.device("cpu")
+
+
 def opened(dataset: str, root: Path, size: int = 32) -> XRays:
-    return open_xrays(data(dataset, root, size), torch.device("cpu"))
+    return open_xrays(data(dataset, root, size), CPU)
 
 
 @pytest.mark.parametrize(("dataset", "root"), [("covid", COVID_ROOT), ("chexpert", CHEXPERT_ROOT)])
@@ -109,6 +114,25 @@ def test_a_store_res_of_0_leaves_an_eighth_of_room(img_res: int, stored: int) ->
 
 def test_images_are_stored_at_the_derived_size(phantoms: Path) -> None:
     assert opened("covid", phantoms / COVID_ROOT, size=0).store.size == 36
+
+
+@pytest.mark.parametrize(("side", "img_res", "stored"), [(128, 128, 128), (150, 128, 146), (90, 128, 90), (40, 32, 36)])
+def test_images_are_not_stored_larger_than_the_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], side: int, img_res: int, stored: int
+) -> None:
+    shapes = [(side, side + 20)] * 30 + [(70, 70)]  # one of many may be smaller, and is left out
+    for number, shape in enumerate(shapes):
+        pixels = np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    if side < 64:  # which cannot be compared
+        with pytest.raises(UserError, match="smaller than the 64 px"):
+            open_xrays(data_config(dataset="folder", data_root=str(tmp_path), store_res=0, img_res=img_res), CPU)
+        return
+    xrays = open_xrays(data_config(dataset="folder", data_root=str(tmp_path), store_res=0, img_res=img_res), CPU)
+    assert xrays.store.size == stored
+    enlarged = "the X-rays have 90 px, so that views of 128 px are enlarged"
+    assert (enlarged in capsys.readouterr().err) == (side < img_res)
+    assert plain_view(xrays.batch(torch.arange(3)), img_res, 1).shape == (3, 1, img_res, img_res)
 
 
 def test_what_is_wrong_is_said(tmp_path: Path, phantoms: Path) -> None:

@@ -22,6 +22,7 @@ from downstream_task.targets import read_targets
 from downstream_task.train_models_with_frozen_parts import FrozenPartsConfig
 from downstream_task.train_models_with_frozen_parts import config as FROZEN_DEFAULTS
 from downstream_task.train_models_with_frozen_parts import main as train_main
+from downstream_task.train_models_with_frozen_parts import real_xrays as FROZEN_REAL
 from downstream_task.trained_vs_no_trained_compare import (
     HEADLINE,
     LEARNING_RATES,
@@ -32,10 +33,12 @@ from downstream_task.trained_vs_no_trained_compare import (
     main,
 )
 from downstream_task.trained_vs_no_trained_compare import config as DEFAULTS
-from self_sup_classes.backbones import Backbone, save_backbone
+from downstream_task.trained_vs_no_trained_compare import real_xrays as REAL
+from self_sup_classes.backbones import Backbone, save_backbone, weights_file
 from self_sup_classes.provenance import NOTHING_SEEN, provenance_of
 from self_sup_classes.weights import read_state_dict
 from selfsup_task.train_barlow_twins import config as PRETRAINING
+from selfsup_task.train_barlow_twins import real_xrays as PRETRAINING_REAL
 from utils.config import RUNS_ROOT, UserError, as_dict, make_config, open_config
 from utils.logging_utils import Run
 
@@ -48,6 +51,7 @@ WEIGHTS = "resnet18_final_state_dict.pt"
 SMALL = {
     "img_res": 32,
     "store_res": 32,
+    "backbone": "resnet18",
     "min_steps": 2,
     "epochs": 0,
     "batch_size": 8,
@@ -88,14 +92,20 @@ def test_defaults_name_the_encoder_of_the_default_pretraining() -> None:
     expected = f"runs/{name}/{PRETRAINING['backbone']}_final_state_dict.pt"
     for defaults in (DEFAULTS, FROZEN_DEFAULTS):
         assert expected in [one.replace("{dataset}", PRETRAINING["dataset"]) for one in defaults["encoders"]]
+    for real in (REAL, FROZEN_REAL):
+        assert real["backbone"] == PRETRAINING_REAL["backbone"]
+        assert weights_file(real["backbone"]) == real["encoders"][-1].rpartition("/")[2]
 
 
 def test_scripts_from_labels_to_the_test_part(phantoms: Path, script: Any, name: str) -> None:
     flags = {"dataset": "covid", "data_root": phantoms / COVID_ROOT, **SMALL}
     flags |= {"encoders": "random", "draws": 2, "run_name": f"{name}/compare", "num_labels": [20, "all"]}
-    flags |= {"ways": ["linear", "zeros"], "folds": [0, 3]}
+    flags |= {"ways": ["linear", "zeros"], "folds": [0, 3], "features_res": 24}
     done = script(COMPARE, *as_flags(flags))
     assert done.returncode == 0, done.stderr
+    for way, size in (("linear", 24), ("zeros", 32)):  # the way linear has its own
+        trained = json.loads((RUNS_ROOT / name / "compare" / f"random_{way}_n20_d0" / "config.json").read_text())
+        assert (trained["img_res"], trained["store_res"]) == (size, 32)
     again = script(COMPARE, *as_flags(flags))
     assert again.stdout == done.stdout
     folder = RUNS_ROOT / name / "compare"
@@ -151,7 +161,8 @@ def test_frozen_parts_script(phantoms: Path, script: Any, name: str) -> None:
 
 def test_mistakes_are_one_sentence(phantoms: Path, script: Any, name: str) -> None:
     fresh = ["--dataset", "covid", "--data-root", str(phantoms / COVID_ROOT), "--run-name", name]
-    fresh += ["--img-res", "32", "--store-res", "32", "--encoders", "random"]
+    fresh += ["--backbone", "resnet18", "--img-res", "32", "--features-res", "0", "--store-res", "32"]
+    fresh += ["--encoders", "random"]
     absent = script(COMPARE, *fresh, "runs/none/x_state_dict.pt")
     assert absent.returncode == 1
     assert absent.stderr.strip().splitlines()[-1].startswith("error: there is no file")

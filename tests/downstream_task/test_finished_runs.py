@@ -25,9 +25,37 @@ TEST = "downstream_task/confusion_matrix.py"
 PREDICT = "downstream_task/predict.py"
 AUDIT = "interpretability/shortcut_audit.py"
 NAME = "asked_again"
-SMALL = ["--img-res", "32", "--threads", "1"]
-ARMS = ["--encoders", "random", "--ways", "linear", "--num-labels", "20", "--draws", "1", "--folds", "0", "--jobs", "1"]
-TRAINING = ["--num-epochs", "1", "--warmup-epochs", "0", "--batch-size", "8", "--views", "2", "--projector-dims", "32"]
+SMALL = ["--img-res", "32", "--backbone", "resnet18", "--threads", "1"]
+ARMS = [
+    "--encoders",
+    "random",
+    "--features-res",
+    "0",
+    "--ways",
+    "linear",
+    "--num-labels",
+    "20",
+    "--draws",
+    "1",
+    "--folds",
+    "0",
+    "--jobs",
+    "1",
+]
+TRAINING = [
+    "--start",
+    "random",
+    "--num-epochs",
+    "1",
+    "--warmup-epochs",
+    "0",
+    "--batch-size",
+    "8",
+    "--views",
+    "2",
+    "--projector-dims",
+    "32",
+]
 TRIAL = f"runs/{NAME}/compare/random_linear_n20_d0"
 
 

@@ -26,6 +26,7 @@ from utils.config import REPO_ROOT, RUNS_ROOT, make_config
 
 TRAIN = "selfsup_task/train_barlow_twins.py"
 SMALL = ["--img-res", "16", "--store-res", "32", "--batch-size", "48", "--num-epochs", "2", "--lr", "1e-3"]
+SMALL += ["--backbone", "resnet18", "--start", "random", "--warmup-epochs", "1"]
 SMALL += ["--projector-dims", "32", "--probe-every", "2", "--checkpoint-minutes", "0"]
 SCRIPTS = sorted(
     path.relative_to(REPO_ROOT).as_posix()

@@ -18,7 +18,21 @@ def test_probes_are_skipped_and_the_output_says_so(phantoms: Path, tmp_path: Pat
         shutil.copy(file, tmp_path / f"{number}.png")
     name = f"{tmp_path.parent.name}/{tmp_path.name}"
     flags = ["--dataset", "folder", "--data-root", str(tmp_path), "--img-res", "16", "--store-res", "32"]
-    small = ["--batch-size", "6", "--num-epochs", "1", "--views", "2", "--projector-dims", "16", "--warmup-epochs", "0"]
+    flags += ["--backbone", "resnet18"]
+    small = [
+        "--start",
+        "random",
+        "--batch-size",
+        "6",
+        "--num-epochs",
+        "1",
+        "--views",
+        "2",
+        "--projector-dims",
+        "16",
+        "--warmup-epochs",
+        "0",
+    ]
     done = script("selfsup_task/train_barlow_twins.py", *flags, *small, "--recipe", "short", "--run-name", name)
     assert done.returncode == 0, done.stderr
     assert "probes             skipped: the X-rays have no labels" in done.stdout
@@ -27,7 +41,7 @@ def test_probes_are_skipped_and_the_output_says_so(phantoms: Path, tmp_path: Pat
     summary = json.loads((RUNS_ROOT / name / "summary.json").read_text())
     assert summary["images"] == 12 and "metric" not in summary
     compare = "downstream_task/trained_vs_no_trained_compare.py"
-    refused = script(compare, *flags, "--run-name", f"{name}_compared")
+    refused = script(compare, *flags, "--features-res", "0", "--run-name", f"{name}_compared")
     assert refused.returncode == 1 and "nothing is labelled" in refused.stderr
     assert not (RUNS_ROOT / f"{name}_compared").exists()
 
@@ -36,13 +50,26 @@ def test_without_validation_images_probes_are_skipped_and_a_comparison_is_refuse
     phantoms: Path, tmp_path: Path, script: Any, quick: None
 ) -> None:
     flags = ["--dataset", "covid", "--data-root", str(phantoms / COVID_ROOT), "--img-res", "16", "--store-res", "32"]
-    flags += ["--val-share", "0", "--batch-size", "64"]
-    small = ["--num-epochs", "1", "--views", "2", "--projector-dims", "16", "--warmup-epochs", "0", "--recipe", "short"]
+    flags += ["--val-share", "0", "--batch-size", "64", "--backbone", "resnet18"]
+    small = [
+        "--start",
+        "random",
+        "--num-epochs",
+        "1",
+        "--views",
+        "2",
+        "--projector-dims",
+        "16",
+        "--warmup-epochs",
+        "0",
+        "--recipe",
+        "short",
+    ]
     name = f"{tmp_path.parent.name}/{tmp_path.name}"
     done = script("selfsup_task/train_barlow_twins.py", *flags, *small, "--run-name", name)
     assert done.returncode == 0, done.stderr
     assert "probes             skipped: the validation part is empty (val_share)" in done.stdout
     assert "A comparison needs validation images" in done.stdout and "next" not in done.stdout
     compare = "downstream_task/trained_vs_no_trained_compare.py"
-    refused = script(compare, *flags, "--encoders", "random", "--run-name", f"{name}_compared")
+    refused = script(compare, *flags, "--features-res", "0", "--encoders", "random", "--run-name", f"{name}_compared")
     assert refused.returncode == 1 and "error: the validation part has no images" in refused.stderr

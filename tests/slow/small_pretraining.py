@@ -10,6 +10,7 @@ import torch
 TRAIN = "selfsup_task/train_barlow_twins.py"
 SMALL = ["--img-res", "16", "--store-res", "32", "--batch-size", "32", "--num-epochs", "2", "--lr", "1e-3"]
 SMALL += ["--projector-dims", "32", "--checkpoint-minutes", "0", "--threads", "1", "--dataset", "covid"]
+SMALL += ["--backbone", "resnet18", "--start", "random"]
 SMALL += ["--optimizer", "sgd"]  # whose checkpoints are smaller
 
 
