@@ -195,7 +195,7 @@ def compare(config: CompareConfig, run: Run) -> None:
         Trial(
             arm,
             way,
-            {**keys_of(arm, way, config.lr), **sizes_of(way, config, xrays.store.size)},
+            {**keys_of(arm, way, config.lr), **sizes_of(way, config, opened.xrays.store.size)},
             number,
             draw,
             fold,

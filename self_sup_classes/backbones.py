@@ -47,7 +47,7 @@ class Float32Where(nn.Conv2d):
     """A convolution that autocast on a CPU computes in float32 where that is better.
 
     On inputs of one pixel a side, PyTorch 2.14's gradient of a kernel in bfloat16 reads uninitialised memory, and
-    weights become NaN. Of depthwise convolutions it is several times slower than that in float32 (docs/SPEED.md).
+    weights become NaN. Of depthwise convolutions it is several times slower than that in float32.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # torch's name
