@@ -42,20 +42,8 @@ ARMS = [
     "--jobs",
     "1",
 ]
-TRAINING = [
-    "--start",
-    "random",
-    "--num-epochs",
-    "1",
-    "--warmup-epochs",
-    "0",
-    "--batch-size",
-    "8",
-    "--views",
-    "2",
-    "--projector-dims",
-    "32",
-]
+TRAINING = ["--start", "random", "--lr", "1e-3", "--num-epochs", "1", "--warmup-epochs", "0", "--batch-size", "8"]
+TRAINING += ["--views", "2", "--projector-dims", "32"]
 TRIAL = f"runs/{NAME}/compare/random_linear_n20_d0"
 
 
