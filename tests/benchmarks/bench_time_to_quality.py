@@ -101,6 +101,7 @@ class QualityConfig(Config):
 def our_config(config: QualityConfig) -> PretrainConfig:
     """Return the main script's config for real X-rays with what this benchmark's flags change."""
     values = train_barlow_twins.config | train_barlow_twins.real_xrays
+    values |= {"backbone": "resnet18", "start": "random"}  # as the other contenders have them
     values |= {"dataset": "covid" if config.data_root else "phantom", "run_name": "not used"}
     for key in ("data_root", "img_res", "batch_size", "threads", "device", "random_seed"):
         values[key] = getattr(config, key)
