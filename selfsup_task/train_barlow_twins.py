@@ -72,10 +72,11 @@ config: dict[str, Any] = {
     "probe_every": 2,  # epochs between linear and kNN probes on validation
     "checkpoint_minutes": 5.0,  # between checkpoints; a signal to stop writes one too
 }
-# What changes when `dataset` is not a phantom: ImageNet's weights, trained on for a few epochs. One prototype run and
-# seed each, linear heads on features at 224 px by 20, 93, 187 labels, COVID layout (balanced accuracy, %): ImageNet's
-# weights 53.5, 65.4, 69.5; these values 64.2, 70.5, 74.2, with which those below compare. For random weights, resnet18,
-# 64 px, 4 views of 128 X-rays, num_epochs 0, lr 1e-3 and warmup_epochs 1 were chosen (docs/RESULTS.md).
+# What changes when `dataset` is not a phantom: ImageNet's weights, trained on for a few epochs. The values are those of
+# a prototype outside this repo, one run and seed each, and are to be measured with its code: linear heads on features at
+# 224 px, by 20, 93, 187 labels of the COVID layout, balanced accuracy 64.2, 70.5, 74.2 (ImageNet's weights alone 53.5,
+# 65.4, 69.5). The numbers below compare with these. From random weights: resnet18 at 64 px, 4 views of 128 X-rays,
+# num_epochs 0, lr 1e-3, warmup_epochs 1 (docs/RESULTS.md).
 real_xrays: dict[str, Any] = {
     "backbone": "timm/tf_efficientnet_lite0",
     "start": "imagenet",  # downloads 19 MB once; without a network imagenet:FILE, or random

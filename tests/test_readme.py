@@ -115,12 +115,12 @@ def test_the_lines_on_features_work_and_their_table_is_read_back(
         Image.fromarray(film).save(films / f"{number}.png")
     rows = "".join(f"{number}.png,{'ab'[number % 2]},{PARTS[number // 2]}\n" for number in range(6))
     (films / "labels.csv").write_text(f"file,label,part\n{rows}")
-    encoder = tmp_path / "resnet18_final_state_dict.pt"
-    save_backbone(encoder, random_backbone("resnet18", 1, seed=1), NOTHING_SEEN)
+    encoder = tmp_path / "tf_efficientnet_lite0_final_state_dict.pt"
+    save_backbone(encoder, random_backbone("timm/tf_efficientnet_lite0", 1, seed=1), NOTHING_SEEN)
     code = next(block for block in re.findall(r"```python\n(.*?)```", GUIDE, re.S) if "embed(" in block)
     for there, here in {
         "/data/my_xrays": films,
-        "runs/pretrain/films/fold0/resnet18_final_state_dict.pt": encoder,
+        "runs/pretrain/films/fold0/tf_efficientnet_lite0_final_state_dict.pt": encoder,
     }.items():
         assert code.count(there) == 1
         code = code.replace(there, str(here))
@@ -131,4 +131,4 @@ def test_the_lines_on_features_work_and_their_table_is_read_back(
     features = read_features(f"features:{tmp_path / 'features.csv'}", xrays)
     written = names["table"].set_index("file").loc[xrays.columns.paths].to_numpy(np.float32)
     np.testing.assert_array_equal(features.rows(np.arange(6)), written)
-    assert written.shape == (6, 512)
+    assert written.shape == (6, 1280)
