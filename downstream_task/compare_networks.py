@@ -173,7 +173,7 @@ def usable_arms(
                 raise
             print(f"warning: {arm.name} is left out: {error}", file=sys.stderr)
             left_out[arm.name] = str(error)
-    if not usable:
+    if arms and not usable:
         raise UserError(f"encoders names nothing that can be run: {with_reasons(left_out)}.")
     return usable, left_out
 
@@ -302,7 +302,7 @@ class Comparison:
             "left_out": self.left_out,
             "labels": sorted(set(table["labels"].tolist())),
             "folds": sorted(set(table["fold"].tolist())) if self.xrays.has_folds else [],
-            "pretrainings": max(map(len, arms.values())),
+            "pretrainings": max(map(len, arms.values()), default=0),
             "transductive": bool(table["transductive"].any()),
             "notes": sorted(set(table["note"]) - {""}),
         }

@@ -206,7 +206,7 @@ def compare(config: CompareConfig, run: Run) -> None:
         for way in ways_of(arm, ways)
         for number in ([0] if way == "as_is" else opened.counts)
     ]
-    table, joined = opened.train(trials), opened.joined
+    table, joined = opened.train(trials) if trials else pd.DataFrame(), opened.joined
     if len(joined):
         theirs = [list(dict.fromkeys(joined.loc[joined["arm"] == arm, "way"])) for arm in joined["arm"]]
         found = zip(joined["labels"], theirs, joined["way"], strict=True)
@@ -221,7 +221,8 @@ def compare(config: CompareConfig, run: Run) -> None:
     for name, one in tables.items():
         run.save_table(name, one)
     run.save_figure("label_efficiency", figure)
-    save_convergence(run, table, summary)
+    if trials:
+        save_convergence(run, table, summary)
     run.finish({**summary, "report": [text, *summary["notes"]]})
 
 

@@ -73,9 +73,9 @@ config: dict[str, Any] = {
     "checkpoint_minutes": 5.0,  # between checkpoints; a signal to stop writes one too
 }
 # What changes when `dataset` is not a phantom: ImageNet's weights, trained on for a few epochs. The values are those of
-# a prototype outside this repo, one run and seed each, and are to be measured with its code: linear heads on features at
-# 224 px, by 20, 93, 187 labels of the COVID layout, balanced accuracy 64.2, 70.5, 74.2 (ImageNet's weights alone 53.5,
-# 65.4, 69.5). The numbers below compare with these. From random weights: resnet18 at 64 px, 4 views of 128 X-rays,
+# a prototype outside this repo, one run and seed each, still to be measured with its code: linear heads on features at
+# 224 px by 20, 93, 187 labels, COVID layout, balanced accuracy 64.2, 70.5, 74.2 (ImageNet's weights alone 53.5, 65.4,
+# 69.5). The numbers below compare with these. From random weights: resnet18 at 64 px, 4 views of 128 X-rays,
 # num_epochs 0, lr 1e-3, warmup_epochs 1 (docs/RESULTS.md).
 real_xrays: dict[str, Any] = {
     "backbone": "timm/tf_efficientnet_lite0",

@@ -132,6 +132,9 @@ def test_tables_from_elsewhere_join_as_arms_and_their_fit_is_checked(
     capsys.readouterr()
     main(joined)
     assert "compare-random" in capsys.readouterr().out
+    main(replace(short, encoders=entries[1:], run_name=f"{folder.name}/alone"))  # tables without a training of its own
+    alone = pd.read_csv(folder / "alone" / "curves.csv").set_index("arm")
+    pd.testing.assert_frame_equal(alone.sort_index(), curves[0].sort_index())
     file = next((folder / "compare").glob("pretrained*_d3/predictions.csv"))
     table = read_predictions(file)
     table["p COVID"] *= 0.5
