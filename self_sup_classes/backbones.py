@@ -1,10 +1,13 @@
 """torchvision's and timm's backbones for X-rays of one or three channels, and their files."""
 
+import copy
+import copyreg
 import difflib
 import functools
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +60,17 @@ class Float32Where(nn.Conv2d):
             return super().forward(input)
         with torch.autocast("cpu", enabled=False):
             return super().forward(input.to(self.weight.dtype))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Float32Where":
+        """Return a copy of the same kind, which pickle's way of copying would lose."""
+        other = type(self).__new__(type(self))
+        memo[id(self)] = other
+        other.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return other
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Return what pickle needs for the library's own kind of convolution, which others can load."""
+        return copyreg._reconstructor, (type(self).__mro__[2], object, None), self.__dict__  # type: ignore[attr-defined]
 
 
 @functools.cache

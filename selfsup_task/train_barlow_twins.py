@@ -23,7 +23,7 @@ Barlow Twins' own recipe (section 2.2, on ImageNet; lr is 0.2 * batch_size / 256
     --num-epochs 1000 --warmup-epochs 10 --optimizer lars --lr 0.8 --optimizer-weight-decay 1.5e-6 --batch-size 1024
     --micro-batch-size 128 --views 2 --projector-dims 8192 8192 8192 --backbone resnet50 --start random
 
-On several GPUs: torchrun --nproc-per-node 4 selfsup_task/train_barlow_twins.py --batch-size 512
+On several GPUs: torchrun --nproc-per-node 4 -- selfsup_task/train_barlow_twins.py --batch-size 512
 A batch that does not fit into memory, normalised by the micro-batch: --batch-size 1024 --micro-batch-size 128
 """
 

@@ -32,7 +32,9 @@ def test_all_films_are_trained_on_and_the_scores_are_the_comparisons(
         "num_labels": ["all"],
         "folds": [0],
     }
-    compared = script(COMPARE, *as_flags({**flags, "ways": ["zeros"], "run_name": name, "ids": "hashed"}))
+    compared = script(
+        COMPARE, *as_flags({**flags, "ways": ["zeros"], "run_name": name, "ids": "hashed", "features_res": 0})
+    )
     assert compared.returncode == 0, compared.stderr
     assert script(FINAL, "--comparison", f"runs/{name}").stderr.count("error") == 0  # before the test part is read
     final, summaries = RUNS_ROOT / "final" / name, []

@@ -210,6 +210,7 @@ def test_the_worse_half_is_dropped_after_a_third_and_the_best_is_what_the_next_p
     for more, expected in (([], best), (["--recipe", "base"], "base")):
         name = f"{small['run_name']}/next_{expected}"
         flags = [*arguments("train_barlow_twins", {**small, "run_name": name, "num_epochs": 1}), *more]
+        flags += ["--start", "random", "--backbone", "resnet18"]
         done = script(
             "selfsup_task/train_barlow_twins.py", *flags, "--warmup-epochs", "0", "--from", str(root / "best.json")
         )

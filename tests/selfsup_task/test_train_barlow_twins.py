@@ -180,7 +180,7 @@ def test_two_processes_end_where_one_with_their_micro_batches_does(
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = command(name, phantoms / COVID_ROOT, *changes)[1:]
     environment, folder = {**os.environ, "OMP_NUM_THREADS": "1"}, RUNS_ROOT / name
-    done = subprocess.run([*launch, *arguments], capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run([*launch, "--", *arguments], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("effective rank") == 1
     assert json.loads((folder / "environment.json").read_text())["processes"] == 2
