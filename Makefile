@@ -30,7 +30,7 @@ tour: .venv/installed
 	.venv/bin/python downstream_task/predict.py --run-name tour/predictions \
 		--classifier $(TOUR)/pretrained_zeros_n1201_d0
 	.venv/bin/python selfsup_task/train_barlow_twins.py --dataset folder --data-root datasets/phantom \
-		--run-name tour/folder --img-res 32 --views 2 --num-epochs 1 --warmup-epochs 0
+		--run-name tour/folder --start random --backbone resnet18 --img-res 32 --num-epochs 1
 	.venv/bin/python interpretability/grad_cam.py --run-name tour/grad_cam --per-class 6 \
 		--checkpoints $(TOUR)/random_zeros_n1201_d0 $(TOUR)/pretrained_zeros_n1201_d0
 	.venv/bin/python interpretability/shortcut_audit.py --run-name tour/audit \
