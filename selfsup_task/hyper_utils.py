@@ -148,8 +148,10 @@ class Scan:
 
         Successive halving (Jamieson and Talwalkar 2016), one round.
         """
-        configs = {trial: {"trial": trial, "epochs": self.config.first_epochs} for trial in self.trials}
-        early = {trial: Run(f"{self.run.name}/early/{trial}", one, "early") for trial, one in configs.items()}
+        early = {
+            trial: Run(f"{self.run.name}/early/{trial}", {"trial": trial, "epochs": self.config.first_epochs}, "early")
+            for trial in self.trials
+        }
         run_trials(self.run, early, self._begin)
         scores = {trial: one.summary["linear"] for trial, one in early.items() if one.summary is not None}
         of_setting = {

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from clusters import clusters
 from data_config import data_config
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
@@ -15,15 +16,6 @@ from dataset_loader.xrays import open_xrays
 from downstream_task.probes import DEFAULT_STRENGTH, STRENGTHS, fit_linear_head, forward_all, linear_probe
 from self_sup_classes.backbones import Backbone
 from utils.metrics import balanced_accuracy
-
-
-def clusters(n: int, classes: int = 3, noise: float = 1.0, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
-    """Features [n, 10] round one centre a class, and the classes, the last of them rare."""
-    generator = np.random.default_rng(seed)
-    centres = np.random.default_rng(9).normal(size=(classes, 10))
-    labels = generator.choice(classes, n, p=[0.6, 0.35, 0.05][:classes] if classes == 3 else None)
-    features = (centres[labels] + noise * generator.normal(size=(n, 10))) * np.linspace(0.1, 30, 10)
-    return torch.from_numpy(features).float(), labels
 
 
 def test_the_linear_probe_reaches_its_optimum_whatever_the_features_scale() -> None:

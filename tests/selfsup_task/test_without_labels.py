@@ -12,6 +12,9 @@ from utils.config import RUNS_ROOT
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
+SMALL = ["--start", "random", "--num-epochs", "1", "--views", "2", "--projector-dims", "16", "--warmup-epochs", "0"]
+SMALL += ["--recipe", "short"]
+
 
 def test_probes_are_skipped_and_the_output_says_so(phantoms: Path, tmp_path: Path, script: Any, quick: None) -> None:
     for number, file in enumerate(sorted((phantoms / COVID_ROOT).rglob("images/*.png"))[:12]):
@@ -19,21 +22,7 @@ def test_probes_are_skipped_and_the_output_says_so(phantoms: Path, tmp_path: Pat
     name = f"{tmp_path.parent.name}/{tmp_path.name}"
     flags = ["--dataset", "folder", "--data-root", str(tmp_path), "--img-res", "16", "--store-res", "32"]
     flags += ["--backbone", "resnet18"]
-    small = [
-        "--start",
-        "random",
-        "--batch-size",
-        "6",
-        "--num-epochs",
-        "1",
-        "--views",
-        "2",
-        "--projector-dims",
-        "16",
-        "--warmup-epochs",
-        "0",
-    ]
-    done = script("selfsup_task/train_barlow_twins.py", *flags, *small, "--recipe", "short", "--run-name", name)
+    done = script("selfsup_task/train_barlow_twins.py", *flags, *SMALL, "--batch-size", "6", "--run-name", name)
     assert done.returncode == 0, done.stderr
     assert "probes             skipped: the X-rays have no labels" in done.stdout
     assert "next: give labels in labels.csv" in done.stdout
@@ -51,22 +40,8 @@ def test_without_validation_images_probes_are_skipped_and_a_comparison_is_refuse
 ) -> None:
     flags = ["--dataset", "covid", "--data-root", str(phantoms / COVID_ROOT), "--img-res", "16", "--store-res", "32"]
     flags += ["--val-share", "0", "--batch-size", "64", "--backbone", "resnet18"]
-    small = [
-        "--start",
-        "random",
-        "--num-epochs",
-        "1",
-        "--views",
-        "2",
-        "--projector-dims",
-        "16",
-        "--warmup-epochs",
-        "0",
-        "--recipe",
-        "short",
-    ]
     name = f"{tmp_path.parent.name}/{tmp_path.name}"
-    done = script("selfsup_task/train_barlow_twins.py", *flags, *small, "--run-name", name)
+    done = script("selfsup_task/train_barlow_twins.py", *flags, *SMALL, "--run-name", name)
     assert done.returncode == 0, done.stderr
     assert "probes             skipped: the validation part is empty (val_share)" in done.stdout
     assert "A comparison needs validation images" in done.stdout and "next" not in done.stdout
