@@ -158,16 +158,18 @@ def features_of(config: FinetuneConfig, xrays: XRays) -> Features:
 
 
 class LastFeatures:
-    """features_of, which keeps what it returned last, for the heads of a comparison that share it one after another."""
+    """features_of, which keeps those of the last start, of each size, for the heads of a comparison that share it."""
 
     def __init__(self) -> None:
-        self.key: tuple[str, int] | None = None
+        self.start, self.of_size = ("", 0), dict[int, Features]()
 
     def __call__(self, config: FinetuneConfig, xrays: XRays) -> Features:
-        key = config.encoder, config.random_seed if config.encoder == "random" else 0
-        if key != self.key:
-            self.key, self.found = key, features_of(config, xrays)
-        return self.found
+        start = config.encoder, config.random_seed if config.encoder == "random" else 0
+        if start != self.start:
+            self.start, self.of_size = start, {}
+        if config.img_res not in self.of_size:
+            self.of_size[config.img_res] = features_of(config, xrays)
+        return self.of_size[config.img_res]
 
 
 def finetune(

@@ -148,6 +148,13 @@ def test_the_heads_labels_are_nested_and_the_same_for_all_ways(phantoms: Path, n
     assert all(seen["linear", n] == seen["zeros", n] for n in (20, 21, 60))
 
 
+def test_features_of_the_way_linear_keep_their_size_after_another_way(phantoms: Path, name: str) -> None:
+    ways = [["linear"], ["zeros", "linear"]]
+    runs = [compared(small(phantoms, f"{name}/{len(one)}", features_res=24, ways=one)) for one in ways]
+    alone, after = ((run.folder / "random_linear_n40_d0" / "predictions.csv").read_text() for run in runs)
+    assert alone == after
+
+
 def test_frozen_parts_script(phantoms: Path, script: Any, name: str) -> None:
     flags = {"dataset": "covid", "data_root": phantoms / COVID_ROOT, **SMALL, "draws": 1, "encoders": "random"}
     flags |= {"parts": ["fc", "all"], "num_labels": 40, "run_name": name}
