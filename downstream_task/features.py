@@ -97,7 +97,9 @@ def read_features(name: str, xrays: XRays) -> TableFeatures:
     return TableFeatures(name, found, xrays.columns.paths)
 
 
-def embed(encoder: str, data: DataConfig, backbone: str = "resnet18", in_channels: int = 1) -> pd.DataFrame:
+def embed(
+    encoder: str, data: DataConfig, backbone: str = "timm/tf_efficientnet_lite0", in_channels: int = 1
+) -> pd.DataFrame:
     """Return a table of `file` and the features f0, f1, ... [F] that an encoder gives of a data set's X-rays.
 
     encoder  as in a comparison: "random", "imagenet" or a file of weights

@@ -54,7 +54,12 @@ config: dict[str, Any] = {
 }
 
 # What changes when `dataset` is not a phantom; flags win over both.
-real_xrays: dict[str, Any] = {"img_res": 64, "epochs_range": [5, 30]}
+real_xrays: dict[str, Any] = {
+    "encoder": "imagenet",  # downloads 19 MB once; without a network imagenet:FILE, or random
+    "backbone": "timm/tf_efficientnet_lite0",
+    "img_res": 128,
+    "epochs_range": [5, 30],
+}
 
 if __name__ == "__main__":
     files = __file__, data_keys.__file__, target_keys.__file__

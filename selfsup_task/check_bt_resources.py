@@ -32,9 +32,11 @@ config: dict[str, Any] = {
     "probe_every": 2,  # epochs between probes, in the forecast
 }
 real_xrays: dict[str, Any] = {
-    **without(REAL_XRAYS, *VARIED, "finetune"),
-    "resolutions": [64, 128, 224],
-    "batch_sizes": [64, 128],
+    **without(REAL_XRAYS, *VARIED, *UNUSED, "finetune"),
+    "backbones": [REAL_XRAYS["backbone"]],
+    "resolutions": [REAL_XRAYS["img_res"], 224],
+    "batch_sizes": [64],
+    "forecast_epochs": REAL_XRAYS["num_epochs"],
 }
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from dataset_loader.xrays import XRays
 from downstream_task.classifier import Classifier
 from downstream_task.finetuning import classify_step, engine_config, labelled_subset, lr_factors
 from downstream_task.targets import loss_function, read_targets
-from self_sup_classes.initialisation import random_backbone
+from self_sup_classes.initialisation import start_from
 from selfsup_task import scan_plots
 from selfsup_task.hyper_utils import Scan, ScanConfig, finetuning
 from selfsup_task.lr_range import lr_range_test, suggest
@@ -132,7 +132,7 @@ def range_run(task: str, config: RatesConfig, xrays: XRays) -> Run:
 
 
 def range_of_pretraining(config: RatesConfig, xrays: XRays, lrs: np.ndarray) -> pd.DataFrame:
-    """Test the rates on Barlow Twins, from random weights."""
+    """Test the rates on Barlow Twins, from the weights that trials start from."""
     partners = partners_of(xrays, config)
     model = placed(build_model(config), xrays.store.device)
     step = twin_step(passes_of(model, config), xrays.batch, config, partners)
@@ -140,11 +140,11 @@ def range_of_pretraining(config: RatesConfig, xrays: XRays, lrs: np.ndarray) -> 
 
 
 def range_of_finetuning(config: RatesConfig, xrays: XRays, lrs: np.ndarray) -> pd.DataFrame:
-    """Test the rates on a classifier, all layers from random weights, trained as trials are."""
+    """Test the rates on a classifier, all layers, from the weights that trials start from, trained as trials are."""
     part = finetuning(config, "finetune", "random")
     targets = read_targets(xrays, part)
     train = labelled_subset(xrays, targets, part.num_labels, part.label_draw, config.split_seed)
-    backbone = random_backbone(config.backbone, config.in_channels, config.random_seed)
+    backbone = start_from(config.start, config.backbone, config.in_channels, config.random_seed).backbone
     classifier = placed(Classifier(backbone, len(targets.names), "all"), xrays.store.device)
     step = classify_step(classifier, xrays, loss_function(targets, train, part.class_weights), part)
     return lr_range_test(classifier, step, train, engine_config(part, len(train)), lrs, lr_factors(classifier, part))

@@ -39,7 +39,7 @@ def test_features_of_a_table_are_the_linear_arm_of_the_same_network(
 ) -> None:
     save_backbone(tmp_path / "encoder.pt", random_backbone("resnet18", 1, 3), NOTHING_SEEN)
     config = data_config(dataset="covid", data_root=str(phantoms / COVID_ROOT))
-    table = embed(str(tmp_path / "encoder.pt"), config).sample(frac=1, random_state=0)
+    table = embed(str(tmp_path / "encoder.pt"), config, "resnet18").sample(frac=1, random_state=0)
     path = tmp_path / f"features.{suffix}"
     if suffix == "csv":
         table.to_csv(path, index=False)
