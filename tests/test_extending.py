@@ -18,7 +18,10 @@ from utils.config import REPO_ROOT
 PAGE = (REPO_ROOT / "docs" / "EXTENDING.md").read_text(encoding="utf-8")
 FOLDERS = ["augmentations", "dataset_loader", "downstream_task", "self_sup_classes", "selfsup_task", "utils"]
 TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
-FLAGS = "--dataset padchest --recipe base+erase --img-res 16 --batch-size 16 --views 2 --num-epochs 1 --warmup-epochs 0"
+FLAGS = (
+    "--dataset padchest --recipe base+erase --img-res 16 --batch-size 16 --views 2 --num-epochs 1 --warmup-epochs 0 "
+    "--backbone resnet18 --start random --projector-dims 16 --run-name x --threads 1 --device cpu"
+)
 
 
 @pytest.fixture
@@ -49,25 +52,17 @@ def padchest(folder: Path) -> Path:
 
 def test_a_pretraining_with_every_change_of_the_page(extended: Path, tmp_path: Path) -> None:
     script = ["selfsup_task/train_barlow_twins.py", *FLAGS.split(), "--data-root", str(padchest(tmp_path / "films"))]
-    script += [
-        "--backbone",
-        "resnet18",
-        "--start",
-        "random",
-        "--projector-dims",
-        "16",
-        "--run-name",
-        "x",
-        "--threads",
-        "1",
-        "--device",
-        "cpu",
-    ]
     own = {"CXR_RUNS": str(tmp_path / "runs"), "CXR_DATASETS": str(tmp_path / "data"), "PYTHONPATH": str(extended)}
-    done = subprocess.run(
-        [sys.executable, *script], cwd=extended, env={**os.environ, **own}, text=True, capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+
+    def done_by(*words: str) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, **own}
+        done = subprocess.run(
+            [sys.executable, *words], cwd=extended, env=env, text=True, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done
+
+    done = done_by(*script)
     run = tmp_path / "runs" / "x"
     losses = {"train/loss", "train/invariance", "train/variance", "train/covariance"}
     logged = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -77,3 +72,5 @@ def test_a_pretraining_with_every_change_of_the_page(extended: Path, tmp_path: P
     assert len(pd.read_csv(run / "split.csv")) == 42
     last = {key.removeprefix("train/"): value for key, value in logged[-2].items()}
     assert last["loss"] == pytest.approx(25 * last["invariance"] + 25 * last["variance"] + last["covariance"], rel=1e-4)
+    done_by("utils/make_report.py", "--output", str(tmp_path / "report"))
+    assert "filters of the first layer" in (tmp_path / "report" / "index.html").read_text()
