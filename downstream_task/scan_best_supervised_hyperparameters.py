@@ -75,11 +75,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -211,11 +207,10 @@ def train(trial: optuna.Trial, config: SearchConfig, xrays: XRays) -> float:
             if not isinstance(error, UserError):
                 traceback.print_exc()
             trial.set_user_attr("error", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
-        run.drop_weights()
+        run.drop_checkpoint()
         raise
     finally:
         run.unlock()
-    run.drop_weights()
     assert run.summary is not None
     return run.summary["score"]
 
@@ -253,15 +248,15 @@ def conclude(study: optuna.Study, config: SearchConfig, labels: int, xrays: XRay
     """Write the table, the winner and the figure; print the winner. UserError if trials failed."""
     table = trials_table(study)
     run.save_table("summary", table)
-    states = table["state"].tolist() if len(table) else []
+    states = table["state"].tolist()
     counts = {state: states.count(state) for state in ("complete", "pruned", "failed")}
-    failed = errors_of(table, table["trial"].tolist()) if len(table) else {}
+    failed = errors_of(table, table["trial"].tolist())
     if not counts["complete"]:
         raise UserError(f"no trial in {run} was completed: {with_reasons(failed) or 'all were pruned'}.")
-    best = settings(study.best_trial.params)
-    best = {**best, **{key: getattr(config, key) for key in ("head", "backbone_lr_factor", "optimizer")}}
-    way = {key: best[key] for key in ("head", "backbone_lr_factor")}
-    run.save_json("best", {"finetuning": {key: best[key] for key in best if key not in way}, **way})
+    chosen = {**settings(study.best_trial.params), "optimizer": config.optimizer}
+    way = {"head": config.head, "backbone_lr_factor": config.backbone_lr_factor}
+    best = {**chosen, **way}
+    run.save_json("best", {"finetuning": chosen, **way})
     metric, shares = read_targets(xrays, config).metric, importances(study)
     facts = {"synthetic": xrays.synthetic, "metric": metric, "labels": labels, "score": study.best_value}
     run.finish({**facts, "best": best, "importances": shares, **counts})
@@ -355,58 +350,33 @@ def importances(study: optuna.Study) -> dict[str, float]:
     return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
 
 
-def search_figure(table: pd.DataFrame, importances: Mapping[str, float], metric: str, title: str) -> Figure:
-    """Draw a search: its history, the importances, and the trials as lines through their parameters.
+def search_figure(table: pd.DataFrame, shares: Mapping[str, float], metric: str, title: str) -> Figure:
+    """Draw the score over the trials, and over each parameter, with the share of its variance that this explains.
 
-    table  columns trial, the parameters, score, state ("complete", "pruned" or "failed"), error
+    table  as trials_table returns it
     """
-    figure = Figure(figsize=(12, 8), layout="constrained")
+    names = [str(name) for name in table if name not in ("trial", "score", "state", "error")]
+    figure = Figure(figsize=(2.2 * len(names), 8), layout="constrained")
     figure.suptitle(title, fontsize=11)
-    (history, bars), (parallel, none) = figure.subplots(2, 2, width_ratios=[1.5, 1])
-    none.remove()
-    parallel.set_subplotspec(history.get_gridspec()[1, :])
-    for state, colour, marker in (("complete", plots.BLUE, "o"), ("pruned", plots.ORANGE, "x")):
-        rows = table[table["state"] == state]
-        history.scatter(rows["trial"], rows["score"], color=colour, marker=marker, s=18, label=state)
-    complete = table.loc[table["state"] == "complete"]
-    history.step(
-        complete["trial"], complete["score"].cummax(), where="post", color=plots.BLACK, linewidth=1, label="best so far"
-    )
-    history.set(xlabel="trial", ylabel=metric, title="history")
-    history.xaxis.set_major_locator(MaxNLocator(integer=True))
-    history.grid(alpha=0.3)
-    history.legend(fontsize=8)
-    names = sorted(importances, key=importances.__getitem__)
-    bars.barh(names, [importances[name] for name in names], color=plots.BLUE)
-    bars.set(
-        xlabel="share of the score's variance (fANOVA)", title="importance" if names else "importance: too few trials"
-    )
-    if not names:
-        bars.set_axis_off()
-    _parallel_coordinates(parallel, complete, metric)
-    return figure
-
-
-def _parallel_coordinates(ax: Axes, table: pd.DataFrame, metric: str) -> None:
-    """Draw one line per trial through its parameters, each scaled from its least to its largest value."""
-    names = [name for name in table if name not in ("trial", "score", "state", "error")]
-    scaled, labels = {}, []
-    for name in names:
-        values = table[name].to_numpy(float)
-        low, high = values.min(), values.max()
-        labels.append(f"{name}\n{low:.3g} to {high:.3g}" + (" (log)" if name in LOG_PARAMETERS else ""))
+    mosaic: Any = [["trial"] * len(names), names]
+    axes = figure.subplot_mosaic(mosaic, sharey=True)
+    for name, ax in axes.items():
+        for state, colour, marker in (("complete", plots.BLUE, "o"), ("pruned", plots.ORANGE, "x")):
+            rows: Any = table.loc[table["state"] == state].sort_values(name)
+            values = rows[name].map({True: "on", False: "off"}) if name in ("flip", "crop") else rows[name]
+            ax.scatter(values, rows["score"], color=colour, marker=marker, s=18, label=state)
+        explains = f", explains {shares[name]:.0%}" if name in shares else ""
+        ax.set_xlabel(f"{name}{explains}")
+        ax.grid(alpha=0.3)
         if name in LOG_PARAMETERS:
-            values, low, high = np.log(values), np.log(low), np.log(high)
-        scaled[name] = (values - low) / max(high - low, 1e-12)
-    scores = table["score"].to_numpy(float)
-    scale = ScalarMappable(Normalize(scores.min(), scores.max()), "cividis")
-    for row in scores.argsort():
-        heights = [scaled[name][row] for name in names]
-        rise = (scores[row] - scores.min()) / max(np.ptp(scores), 1e-12)
-        ax.plot(range(len(names)), heights, color=scale.to_rgba(scores[row]), linewidth=0.6 + 1.4 * rise)
-    ax.set_xticks(range(len(names)), labels, fontsize=8)
-    ax.set(ylabel="least to largest value tried", title="complete trials; bright and thick: higher score")
-    ax.figure.colorbar(scale, ax=ax, label=metric)
+            ax.set_xscale("log")
+    best = table.loc[table["state"] == "complete"]
+    axes["trial"].step(
+        best["trial"], best["score"].cummax(), where="post", color=plots.BLACK, linewidth=1, label="best"
+    )
+    axes["trial"].set_ylabel(metric)
+    axes["trial"].legend(fontsize=8)
+    return figure
 
 
 if __name__ == "__main__":

@@ -225,9 +225,10 @@ def test_a_study_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
         open_study(f"sqlite:///{broken}", "study", tmp_path, {"random_seed": 0})
 
 
-def test_the_figure_has_an_axis_for_each_parameter_and_for_nothing_else() -> None:
+def test_the_figure_has_a_panel_for_each_parameter_and_for_nothing_else() -> None:
     table = pd.DataFrame({"trial": [0, 1, 2], "lr": [1e-3, 1e-2, 1e-4], "flip": [True, False, True]})
     table = table.assign(score=[0.5, 0.6, np.nan], state=["complete", "complete", "failed"], error=[None, None, "no"])
-    figure = search_figure(table, {"lr": 0.8, "flip": 0.2}, "AUROC", "title")
-    ticks = next(ax.get_xticklabels() for ax in figure.axes if ax.get_title().startswith("complete trials"))
-    assert [tick.get_text() for tick in ticks] == ["lr\n0.001 to 0.01 (log)", "flip\n0 to 1"]
+    figure = search_figure(table, {"lr": 0.8}, "AUROC", "title")
+    assert [ax.get_xlabel() for ax in figure.axes] == ["trial", "lr, explains 80%", "flip"]
+    assert [ax.get_xscale() for ax in figure.axes] == ["linear", "log", "linear"]
+    assert [tick.get_text() for tick in figure.axes[2].get_xticklabels()] == ["off", "on"]

@@ -394,7 +394,7 @@ SECTIONS = (
     Section(
         *("Supervised search", "Which fine-tuning?", f"{DOWN}/scan_best_supervised_hyperparameters.py", ("search",)),
         says=suggested,
-        figures={"search": "history, importances and trials of the search"},
+        figures={"search": "score over the trials and over each parameter"},
     ),
     Section(
         *("Time and memory", "What does pretraining cost?", f"{SELF}/check_bt_resources.py", ("resources",)),
