@@ -5,14 +5,14 @@
 
 Each kind of convolution in the backbone (shapes, stride, kernel) is timed by itself, its forward pass and the gradients
 of its weights and input, on channels_last tensors of random numbers; the sum over all convolutions and views is the
-bound. Beside it the whole optimiser step of a Barlow Twins pretraining, and its parts that are not the network: views
-of random pixels, and the optimiser. Medians, and the lowest and highest share. On a CPU seconds are those of
-the processor, all threads together, which other programs change little. Not a test.
+bound. Beside it are the whole optimiser step of a Barlow Twins pretraining, and its parts that are not the network:
+views of random pixels, and the optimiser. Medians, and the lowest and highest share. On a CPU, seconds are those of the
+processor, all threads together, which other programs change little. Not a test.
 """
 
 from typing import Any
 
-from utils.scripts import flags, run_script
+from utils.scripts import flags
 
 config: dict[str, Any] = {
     "backbone": "resnet18",
@@ -35,9 +35,10 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import torch
+from measuring import Table, seconds_of, spread
 from torch import Tensor, nn
 
 from augmentations.transform_utils import Views, step_generator
@@ -45,38 +46,11 @@ from self_sup_classes.barlow import BarlowTwins
 from selfsup_task.pretraining import PretrainConfig
 from selfsup_task.resources import to_measure
 from selfsup_task.scan_base import PRETRAINING, without
-from utils.config import Config, make_config, part_of
-from utils.hardware import choose_precision, describe_device, prepare, synchronise
+from utils.config import make_config
+from utils.hardware import choose_precision, describe_device, prepare
 
+Seconds = Callable[[Callable[[], object]], list[float]]  # of each round of some work
 Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BoundConfig(Config):
-    """The keys of the dict at the top."""
-
-    backbone: str
-    sizes: list[int]
-    precisions: list[str]
-    batch_size: int
-    views: int
-    projector_dims: list[int]
-    recipe: str
-    compiled: bool
-    rounds: int
-    threads: int
-    device: str
-
-
-def seconds_of(work: Callable[[], object], rounds: int, device: torch.device) -> list[float]:
-    """Return the seconds of each round but the first, which allocates memory."""
-    clock, seconds = time.process_time if device.type == "cpu" else time.perf_counter, []
-    for _ in range(1 + rounds):
-        start = clock()
-        work()
-        synchronise(device)
-        seconds.append(clock() - start)
-    return seconds[1:]
 
 
 def convolutions(backbone: nn.Module, y: Tensor) -> dict[tuple[Shape, Shape, Shape], tuple[nn.Conv2d, int]]:
@@ -99,7 +73,7 @@ def convolutions(backbone: nn.Module, y: Tensor) -> dict[tuple[Shape, Shape, Sha
     return {kind: (layer, counts[kind]) for kind, layer in found.items()}
 
 
-def bound(model: BarlowTwins, config: PretrainConfig, rounds: int, dtype: torch.dtype) -> float:
+def bound(model: BarlowTwins, config: PretrainConfig, dtype: torch.dtype, seconds: Seconds) -> float:
     """Return the seconds that the convolutions of one step take by themselves."""
     weight = next(model.parameters())
     y = torch.rand(config.batch_size, config.in_channels, config.img_res, config.img_res, device=weight.device)
@@ -115,47 +89,45 @@ def bound(model: BarlowTwins, config: PretrainConfig, rounds: int, dtype: torch.
             out.backward(torch.ones_like(out))
             layer.weight.grad = inputs.grad = None
 
-        total += count * statistics.median(seconds_of(both_ways, rounds, weight.device))
+        total += count * statistics.median(seconds(both_ways))
     return total * config.views
 
 
-def measure(config: PretrainConfig, rounds: int, compiled: bool) -> str:
-    """Return the line of one size and precision."""
+def measure(config: PretrainConfig, rounds: int, compiled: bool) -> dict[str, str]:
+    """Return the row of one size and precision."""
     device = prepare(config.device, config.threads)
     dtype = choose_precision(config.precision, device)
-    pixels = torch.randint(256, (config.batch_size, 1, config.stored_size, config.stored_size), dtype=torch.uint8)
-    pixels = pixels.to(device)
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+
+    def seconds(work: Callable[[], object]) -> list[float]:
+        return seconds_of(work, rounds, device, clock)
+
+    shape = (config.batch_size, 1, config.stored_size, config.stored_size)
+    pixels = torch.randint(256, shape, dtype=torch.uint8).to(device)
     model, optimizer, _, take = to_measure(config, lambda rows: pixels, device, graphs=not compiled)
-    least = bound(model, config, rounds, dtype)
+    least = bound(model, config, dtype, seconds)
     if compiled:
         model.backbone = torch.compile(model.backbone)  # type: ignore[assignment]  # it acts as the module
     views = Views(config.recipe, config.img_res, config.views)
-    whole = seconds_of(lambda: take(0)["loss"].item(), rounds, device)
-    drawing = statistics.median(seconds_of(lambda: views(pixels, step_generator("benchmark", 0, 0, 0)), rounds, device))
-    updating = statistics.median(seconds_of(optimizer.step, rounds, device))
+    whole = seconds(lambda: take(0)["loss"].item())
+    parts = {"views": lambda: views(pixels, step_generator("benchmark", 0, 0, 0)), "optimiser": optimizer.step}
     taken = statistics.median(whole)
-    rest = taken - least - drawing - updating
-    return (
-        f"{config.img_res:5} {config.precision:>9} {config.batch_size / taken:9.1f} {config.batch_size / least:9.1f} "
-        f"{least / taken:5.0%} [{least / max(whole):.0%}, {least / min(whole):.0%}] "
-        f"{drawing / taken:7.0%} {updating / taken:9.0%} {rest / taken:6.0%}"
-    )
+    row = {"px": str(config.img_res), "precision": config.precision}
+    row |= {"X-rays/s": f"{config.batch_size / taken:.1f}", "bound": f"{config.batch_size / least:.1f}"}
+    row["share"] = spread([least / one for one in whole], ".0%")
+    return row | {name: f"{statistics.median(seconds(part)) / taken:.0%}" for name, part in parts.items()}
 
 
-def main(config: BoundConfig) -> None:
-    """Print one line per size and precision."""
-    device = prepare(config.device, config.threads)
-    given = {**without(PRETRAINING, "only"), **part_of(config, PretrainConfig)}
-    base = make_config(PretrainConfig, {**given, "run_name": "unused"})
-    print(f"{describe_device(device)}, torch {torch.__version__}, {config.backbone}, batch {config.batch_size}")
-    print(f"{'':15} {'X-rays/s':>19}, of a processor's time on a CPU")
-    titles = f"{'px':>5} {'precision':>9} {'step':>9} {'bound':>9} {'share':>5} {'':>10}"
-    print(f"{titles} {'views':>7} {'optimiser':>9} {'rest':>6}")
+def main(config: SimpleNamespace) -> None:
+    """Print one row per size and precision."""
+    print(f"{describe_device(prepare(config.device, config.threads))}, torch {torch.__version__}, {config.backbone}")
+    keys = ("backbone", "batch_size", "views", "projector_dims", "recipe", "threads", "device")
+    given, table = {**without(PRETRAINING, "only"), **{key: vars(config)[key] for key in keys}}, Table()
     for size in config.sizes:
         for precision in config.precisions:
-            cell = replace(base, img_res=size, precision=precision)
-            print(measure(cell, config.rounds, config.compiled), flush=True)
+            values = {**given, "img_res": size, "precision": precision, "run_name": "unused"}
+            table.add(measure(make_config(PretrainConfig, values), config.rounds, config.compiled))
 
 
 if __name__ == "__main__":
-    run_script(main, BoundConfig, config)
+    main(SimpleNamespace(**config))

@@ -13,14 +13,14 @@ similar that they are compared in detail, so real ones may take longer. Not a te
 
 from typing import Any
 
-from utils.scripts import flags, run_script
+from utils.scripts import flags
 
 config: dict[str, Any] = {
     "images": 191_027,  # frontal rows of the table, at most
-    "decoded": 191_027,  # of which so many are decoded
+    "decoded": 191_027,  # how many of them are decoded
     "size": 64,  # pixels a side of the store
     "searched": [10_000, 20_000, 40_000],  # images among which duplicates are searched
-    "checked": 191_027,  # images of which a fifth are looked up among the others, as the leak check does
+    "checked": 191_027,  # images, a fifth of them looked up among the others, as the leak check does
     "device": "cpu",  # "cpu" | "auto" | "cuda": compares signatures of pairs
     "threads": 1,
 }
@@ -31,47 +31,34 @@ if __name__ == "__main__":
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import torch
+from measuring import Result, Table
 
 from dataset_loader.duplicates import find_duplicates
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.readers.chexpert_dataset import read_chexpert, read_chexpert_table
 from dataset_loader.signatures import THUMBNAIL, copies_among
 from dataset_loader.splits import places_of, write_split
-from utils.config import Config, UserError
 from utils.hardware import peak_memory, prepare
 from utils.seeds import epoch_order
 
-Found = TypeVar("Found")
+TABLE = Table()
 
 
-@dataclass(frozen=True, kw_only=True)
-class CollectionConfig(Config):
-    """The keys of the dict at the top."""
-
-    images: int
-    decoded: int
-    size: int
-    searched: list[int]
-    checked: int
-    device: str
-    threads: int
-
-
-def timed(what: str, count: int, work: Callable[[], Found]) -> Found:
+def timed(what: str, count: int, work: Callable[[], Result]) -> Result:
     """Print what `work` costs for so many images; return its result."""
     start, processor = time.perf_counter(), time.process_time()
     found = work()
     seconds, used = time.perf_counter() - start, time.process_time() - processor
+    row = {"stage".ljust(25): what.ljust(25), "images": f"{count:9,}", "s": f"{seconds:9.2f}", "CPU s": f"{used:9.2f}"}
     peak = peak_memory(torch.device("cpu")) / 1e9
-    print(f"{what:<24} {count:>8,} {seconds:>9.2f} {used:>9.2f} {used / count * 1e6:>10.1f} {peak:>8.2f}", flush=True)
+    TABLE.add({**row, "us/image": f"{used / count * 1e6:.1f}", "peak GB": f"{peak:.2f}"})
     return found
 
 
@@ -98,7 +85,7 @@ def random_pictures(count: int, folder: Path) -> ImageStore:
     return ImageStore(array, np.arange(count), THUMBNAIL, 0, folder, torch.device("cpu"))
 
 
-def rehearse(config: CollectionConfig, root: Path, cache: Path) -> None:
+def rehearse(config: SimpleNamespace, root: Path, cache: Path) -> None:
     """Print what each stage of opening the collection costs."""
     table = timed("table", config.images, lambda: read_chexpert_table(root / "train.csv"))
     columns = timed("table and existence", len(table), lambda: read_chexpert(root))
@@ -107,29 +94,22 @@ def rehearse(config: CollectionConfig, root: Path, cache: Path) -> None:
     store = timed("opening again", some, lambda: open_store(root, paths, config.size, cache, False))
     places = timed("split by patient", len(columns), lambda: places_of(columns, 0))
     timed("split.csv", len(columns), lambda: write_split(cache / "split.csv", columns, places, 0))
-    rows = np.random.default_rng(0).integers(len(store), size=(100, 256))
-    timed("100 batches of 256", rows.size, lambda: gather(store, rows))
-    timed("all of an epoch's batches", some, lambda: gather(store, an_epoch(len(store))))
+    batches = np.array_split(epoch_order(np.arange(len(store)), 0, 0), -(-len(store) // 256))  # shuffled, of 256
+    timed("all of an epoch's batches", some, lambda: gather(store, batches))
 
 
-def gather(store: ImageStore, batches: Iterable[np.ndarray]) -> None:
+def gather(store: ImageStore, batches: list[np.ndarray]) -> None:
     """Read all batches, one after the other."""
     for rows in batches:
         store.gather(rows)
 
 
-def an_epoch(images: int) -> list[np.ndarray]:
-    """Return the batches of 256 of an epoch, shuffled as a training does."""
-    return np.array_split(epoch_order(np.arange(images), 0, 0), -(-images // 256))
-
-
-def main(config: CollectionConfig) -> None:
-    """Print one line per stage."""
+def main(config: SimpleNamespace) -> None:
+    """Print one row per stage."""
     device = prepare(config.device, config.threads)
     source = Path(os.environ.get("CXR_DATA") or ".")
     if not (source / "chexpert_labels" / "train.csv.gz").exists():
-        raise UserError("CXR_DATA must name a folder with chexpert_labels/train.csv.gz, CheXpert's table, and X-rays.")
-    print(f"{'':<24} {'images':>8} {'s':>9} {'CPU s':>9} {'us/image':>10} {'peak GB':>8}")
+        raise SystemExit("error: CXR_DATA must name a folder with chexpert_labels/train.csv.gz and X-rays.")
     with tempfile.TemporaryDirectory(prefix="collection-") as folder:
         root, cache = Path(folder) / "data", Path(folder) / "cache"
         root.mkdir()
@@ -145,4 +125,4 @@ def main(config: CollectionConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, CollectionConfig, config)
+    main(SimpleNamespace(**config))

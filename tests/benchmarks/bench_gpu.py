@@ -4,7 +4,7 @@
     python tests/benchmarks/bench_gpu.py --backbones resnet18 --sizes 64 --views 4 --recipe solarize \\
         --projector-dims 1024 1024
 
-Optimiser steps of a Barlow Twins pretraining on random pixels, one after the other without waiting, each line in a
+Optimiser steps of a Barlow Twins pretraining on random pixels, one after the other without waiting, each row in a
 process of its own; of the rounds the median, the lowest and the highest:
   default            what train_barlow_twins.py does: bfloat16, deterministic, views, network and store on the GPU
   host store         the same with the store in the host's memory, from which each batch is copied
@@ -21,7 +21,7 @@ Schedule, logging, probes and checkpoints of a training are left out. Not a test
 
 from typing import Any
 
-from utils.scripts import flags, run_script
+from utils.scripts import flags
 
 config: dict[str, Any] = {
     "backbones": ["resnet18", "resnet50"],
@@ -40,15 +40,17 @@ config: dict[str, Any] = {
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__)
 
+import itertools
 import statistics
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import measuring
 import numpy as np
 import torch
-from classic_loop import in_fresh_process
+from measuring import Table, seconds_of, spread
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -59,61 +61,33 @@ from self_sup_classes.barlow import BarlowTwinsLoss
 from selfsup_task.pretraining import PretrainConfig
 from selfsup_task.resources import to_measure
 from selfsup_task.scan_base import PRETRAINING, without
-from utils.config import Config, check_choice, make_config, part_of
-from utils.hardware import choose_device, choose_precision, describe_device, peak_memory, prepare, synchronise
+from utils.config import make_config
+from utils.hardware import choose_device, choose_precision, describe_device, peak_memory, prepare
 from utils.optimisation import gradient_step
 
-VARIANTS = ["default", "host store", "not deterministic", "float32", "no graphs", "compiled"]
 NEED_CUDA = ["host store", "no graphs"]
 COVID, CHEXPERT = 21_165 * 300, 191_027 * 60  # X-rays that the original project's trainings saw
-WARM_UP = 5  # steps, or as many as are timed
 
 Step = Callable[[int], object]  # of a number
 
 
-@dataclass(frozen=True, kw_only=True)
-class GpuConfig(Config):
-    """The keys of the dict at the top."""
-
-    backbones: list[str]
-    sizes: list[int]
-    batch_size: int
-    views: int
-    projector_dims: list[int]
-    recipe: str
-    variants: list[str]
-    images: int
-    steps: int
-    rounds: int
-    device: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in self.variants:
-            check_choice("variants", name, VARIANTS)
-
-
 def seconds_per_step(take: Step, steps: int, rounds: int, device: torch.device) -> list[float]:
     """Return the seconds of a step in each round of steps that do not wait for each other; no two have one number."""
-    for number in range(min(WARM_UP, steps)):
-        take(number)
-    found = []
-    for first in range(WARM_UP, WARM_UP + rounds * steps, steps):
-        synchronise(device)
-        start = time.perf_counter()
-        for number in range(first, first + steps):
-            take(number)
-        synchronise(device)
-        found.append((time.perf_counter() - start) / steps)
-    return found
+    numbers = itertools.count()
+
+    def several() -> None:
+        for _ in range(steps):
+            take(next(numbers))
+
+    return [seconds / steps for seconds in seconds_of(several, rounds, device)]
 
 
-def busy_share(take: Step, steps: int, seconds: float, device: torch.device) -> float:
+def busy_share(take: Step, steps: int, seconds: float) -> float:
     """Return the share of a step's `seconds` in which a CUDA GPU works, one kernel or copy after the other."""
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         for number in range(steps):
             take(number)
-        synchronise(device)
+        torch.cuda.synchronize()
     work = sum(event.self_device_time_total for event in found.key_averages())  # microseconds
     return work / 1e6 / steps / seconds
 
@@ -165,45 +139,41 @@ def steps_of(
     return take, parts, counter.get_total_flops()
 
 
-def line_of(variant: str, cell: PretrainConfig, config: GpuConfig, peak: float) -> str:
-    """Return the line of one variant; needs a process of its own."""
+def row_of(variant: str, cell: PretrainConfig, config: SimpleNamespace, peak: float) -> dict[str, str]:
+    """Return the row of one variant; needs a process of its own."""
     device = prepare(config.device, 0, deterministic=variant != "not deterministic")
     take, parts, operations = steps_of(variant, cell, config.images, device)
     seconds = seconds_per_step(take, config.steps, config.rounds, device)
     memory, median = peak_memory(device), statistics.median(seconds)
-    times = [statistics.median(seconds_per_step(part, config.steps, config.rounds, device)) for part in parts.values()]
+    row = {"variant".ljust(18): variant.ljust(18), "X-rays/s": spread([cell.batch_size / one for one in seconds])}
+    row["ms: step"] = f"{1000 * median:.1f}"
+    for name, part in parts.items():
+        row[name] = f"{1000 * statistics.median(seconds_per_step(part, config.steps, config.rounds, device)):.1f}"
+    row["peak"] = f"{operations / median / peak:.0%}"
     # last, since what a profiler leaves behind may take time
-    busy = f"{busy_share(take, config.steps, median, device):5.0%}" if device.type == "cuda" else f"{'-':>5}"
-    rates = [cell.batch_size / one for one in seconds]
-    spread = f"[{min(rates):.0f}, {max(rates):.0f}]"
-    milliseconds = "".join(f"{1000 * one:8.1f}" for one in (median, *times))
-    hours = f"{COVID * median / cell.batch_size / 3600:6.2f} {CHEXPERT * median / cell.batch_size / 3600:8.2f}"
-    return (
-        f"{variant:18} {statistics.median(rates):8.1f} {spread:14} {milliseconds} {operations / median / peak:5.0%} "
-        f"{busy} {memory / 1e9:6.1f} {hours}"
-    )
+    row["busy"] = f"{busy_share(take, config.steps, median):.0%}" if device.type == "cuda" else ""
+    row["GB"] = f"{memory / 1e9:.1f}"
+    hours = median / cell.batch_size / 3600
+    return row | {"COVID h": f"{COVID * hours:.2f}", "CheXpert h": f"{CHEXPERT * hours:.2f}"}
 
 
-def main(config: GpuConfig) -> None:
-    """Print one line per backbone, size and variant."""
+def main(config: SimpleNamespace) -> None:
+    """Print one table per backbone and size, with a row per variant."""
     device = choose_device(config.device)
-    given = {**without(PRETRAINING, "only"), **part_of(config, PretrainConfig)}
-    base = make_config(PretrainConfig, {**given, "run_name": "unused"})
+    keys = ("batch_size", "views", "projector_dims", "recipe", "device")
+    given = {**without(PRETRAINING, "only"), **{key: vars(config)[key] for key in keys}, "run_name": "unused"}
     peak = matrix_products(device, 8192 if device.type == "cuda" else 512)
     print(f"{describe_device(device)}, torch {torch.__version__}: matrix products {peak / 1e12:.1f} TFLOP/s")
-    titles = (
-        f"{'':18} {'X-rays/s':>8} {'':14} {'ms: step':>8} reading   views network  peak  busy     GB  COVID CheXpert h"
-    )
-    for backbone in config.backbones:
-        for size in config.sizes:
-            cell = replace(base, backbone=backbone, img_res=size)
-            print(f"\n{backbone}, {size} px, batch {cell.batch_size}, {cell.views} views by {cell.recipe!r}\n{titles}")
-            for variant in config.variants:
-                if variant in NEED_CUDA and device.type != "cuda":
-                    print(f"{variant:18} needs a CUDA GPU")
-                else:
-                    print(in_fresh_process(line_of, variant, cell, config, peak), flush=True)
+    for backbone, size in itertools.product(config.backbones, config.sizes):
+        cell = make_config(PretrainConfig, {**given, "backbone": backbone, "img_res": size})
+        print(f"\n{backbone}, {size} px, batch {cell.batch_size}, {cell.views} views by {cell.recipe!r}")
+        table = Table()
+        for variant in config.variants:
+            if variant in NEED_CUDA and device.type != "cuda":
+                print(f"  {variant} needs a CUDA GPU")
+            else:
+                table.add(measuring.in_fresh_process(row_of, variant, cell, config, peak))
 
 
 if __name__ == "__main__":
-    run_script(main, GpuConfig, config)
+    main(SimpleNamespace(**config))

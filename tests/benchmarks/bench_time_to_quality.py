@@ -12,14 +12,14 @@ Pretrains ResNet-18 on the train part's labelled images, each variant in a proce
 Learning rates follow the clock, the share of --minutes that has passed, so each cosine ends with the time, whatever the
 machine's speed. At growing times, and before the first step, the clock stops for a linear probe: balanced accuracy on
 validation from 10% of the labels, mean over draws that all variants share. DataLoader workers prepare a few batches
-meanwhile, which is free time for classic and lightly. Leaves scores.csv and scores.png in --folder and prints how much
-longer the others took for their final scores: one run of one seed. Takes --minutes per variant and a few minutes for
+meanwhile, which is free time for classic and lightly. Leaves scores.csv and scores.png in --folder and prints when
+ours had the final scores of the others: one run of one seed. Takes --minutes per variant and a few minutes for
 the probes. Not a test: times depend on the machine and its load.
 """
 
 from typing import Any
 
-from utils.scripts import flags, run_script
+from utils.scripts import flags
 
 config: dict[str, Any] = {
     "data_root": "",  # a folder in the COVID-19 Radiography layout; "" draws synthetic X-rays
@@ -44,14 +44,14 @@ if __name__ == "__main__":
 import importlib.util
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from types import SimpleNamespace
 
+import measuring
 import numpy as np
 import pandas as pd
 import torch
-from classic_loop import in_fresh_process
 from contenders import Pretraining, by_lightly, classic, ours
-from quality_curves import draw_curves, final_scores, time_ratios
+from matplotlib.figure import Figure
 from torch import nn
 
 from dataset_loader.splits import label_subset, strata_of
@@ -60,55 +60,26 @@ from downstream_task.probes import forward_all, linear_probe
 from selfsup_task import train_barlow_twins
 from selfsup_task.pretraining import PretrainConfig
 from utils import plots
-from utils.config import Config, UserError, check_at_least, check_choice, check_list, make_config, repo_path
+from utils.config import make_config, repo_path
 from utils.files import write_atomically, write_text
 from utils.hardware import choose_device, describe_device, synchronise
 from utils.metrics import balanced_accuracy
 
-VARIANTS = ["ours", "classic", "lightly"]
 FIRST_PROBE = 1 / 64  # of the minutes
 INSTALL = "lightly is not installed and left out; `pip install -r tests/benchmarks/requirements.txt` installs it."
 
 
-@dataclass(frozen=True, kw_only=True)
-class QualityConfig(Config):
-    """The keys of the dict at the top."""
-
-    data_root: str
-    only: list[str]
-    minutes: float
-    probes: int
-    num_labels: int
-    draws: int
-    img_res: int
-    batch_size: int
-    lightly_batch_size: int
-    workers: int
-    threads: int
-    device: str
-    random_seed: int
-    folder: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_list("only", self.only)
-        for name in self.only:
-            check_choice("only", name, VARIANTS)
-        for key, least in {"minutes": 1e-3, "probes": 1, "draws": 1, "workers": 0, "threads": 0}.items():
-            check_at_least(key, getattr(self, key), least)
-
-
-def our_config(config: QualityConfig) -> PretrainConfig:
+def our_config(config: SimpleNamespace) -> PretrainConfig:
     """Return the main script's config for real X-rays with what this benchmark's flags change."""
     values = train_barlow_twins.config | train_barlow_twins.real_xrays
     values |= {"backbone": "resnet18", "start": "random"}  # as the other contenders have them
     values |= {"dataset": "covid" if config.data_root else "phantom", "run_name": "not used"}
     for key in ("data_root", "img_res", "batch_size", "threads", "device", "random_seed"):
-        values[key] = getattr(config, key)
+        values[key] = vars(config)[key]
     return make_config(PretrainConfig, values)
 
 
-def run_variant(name: str, config: QualityConfig) -> list[dict[str, Any]]:
+def run_variant(name: str, config: SimpleNamespace) -> list[dict[str, Any]]:
     """Return the rows of one variant; needs a process of its own."""
     pretrain = our_config(config)
     device = choose_device(config.device)
@@ -153,7 +124,7 @@ def train_by_the_clock(
         yield clock, steps
 
 
-def probe_scores(backbone: nn.Module, xrays: XRays, config: QualityConfig) -> list[float]:
+def probe_scores(backbone: nn.Module, xrays: XRays, config: SimpleNamespace) -> list[float]:
     """Return balanced accuracy on validation by a linear probe of each draw of the labels.
 
     A network that has diverged, so that its features are not finite, scores as a guess does.
@@ -174,33 +145,65 @@ def probe_scores(backbone: nn.Module, xrays: XRays, config: QualityConfig) -> li
     return scores
 
 
-def installed(names: list[str]) -> list[str]:
-    """Return the variants that can run here; say what is missing. Raises UserError if nothing is left."""
+def minutes_to_reach(rows: pd.DataFrame, target: float) -> float | None:
+    """Return when a curve, linear between its points, is at `target` for the first time; None if it never is."""
+    minutes, scores = rows["minutes"].to_numpy(), rows["score"].to_numpy()
+    if scores.max() < target:
+        return None
+    first = int(np.argmax(scores >= target))
+    return float(np.interp(target, scores[max(first - 1, 0) : first + 1], minutes[max(first - 1, 0) : first + 1]))
+
+
+def answers(table: pd.DataFrame) -> list[str]:
+    """Return one line per variant: its last score, that of random weights, and when ours had as much."""
+    curves, lines = {str(name): rows for name, rows in table.groupby("variant", sort=False)}, []
+    for name, rows in curves.items():
+        first, last = rows.iloc[0], rows.iloc[-1]
+        line = f"{name}: balanced accuracy {last['score']:.3f} after {last['minutes']:.1f} min "
+        line += f"(std of the label draws {last['std']:.3f}; random weights {first['score']:.3f})"
+        if name != "ours" and "ours" in curves:
+            needed = minutes_to_reach(curves["ours"], last["score"])
+            line += "; ours has not reached it" if needed is None else f"; ours reached it after {needed:.1f} min"
+        lines.append(line)
+    return lines
+
+
+def draw_curves(table: pd.DataFrame, title: str, chance: float) -> Figure:
+    """Return score over minutes, one line per variant with a band of one standard deviation over the label draws."""
+    figure = Figure(figsize=(7.4, 4.6), layout="constrained")
+    ax = figure.subplots()
+    curves = {str(name): rows for name, rows in table.groupby("variant", sort=False)}
+    for name, colour, marker in plots.styled(curves):
+        minutes, score, std = (curves[name][column].to_numpy() for column in ("minutes", "score", "std"))
+        ax.plot(minutes, score, color=colour, marker=marker, markersize=5, label=name)
+        ax.fill_between(minutes, score - std, score + std, color=colour, alpha=0.15, linewidth=0)
+    ax.axhline(chance, color=plots.BLACK, linestyle=":", linewidth=1, label="chance")
+    ax.set_title(title, fontsize=10)
+    ax.set(xlabel="pretraining (minutes)", ylabel="balanced accuracy, mean ± std of label draws")
+    ax.grid(alpha=0.3)
+    figure.legend(fontsize=9, loc="outside lower center", ncols=len(curves) + 1)
+    return figure
+
+
+def main(config: SimpleNamespace) -> None:
+    """Run the variants, write their scores after each, draw them, and print what they say."""
+    folder, names = repo_path(config.folder), config.only
+    if (folder / "scores.csv").exists():
+        raise SystemExit(f"error: {folder} holds the scores of an earlier run; give another --folder or delete it.")
     if "lightly" in names and importlib.util.find_spec("lightly") is None:
         print(INSTALL)
         names = [name for name in names if name != "lightly"]
-    if not names:
-        raise UserError("there is no variant left to run; install lightly or name others in --only.")
-    return names
-
-
-def main(config: QualityConfig) -> None:
-    """Run the variants, write their scores after each, draw them, and print what they say."""
-    folder = repo_path(config.folder)
-    if (folder / "scores.csv").exists():
-        raise UserError(f"{folder} holds the scores of an earlier run; give another --folder or delete it.")
-    names = installed(config.only)
     xrays = open_xrays(our_config(config), torch.device("cpu"))  # draws and decodes what is missing
     rows: list[dict[str, Any]] = []
     for name in names:
-        rows += in_fresh_process(run_variant, name, config)
+        rows += measuring.in_fresh_process(run_variant, name, config)
         write_text(folder / "scores.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     table, labels = pd.DataFrame(rows), xrays.columns.labels
     shown = f"Linear probe, {config.num_labels:,} labels, on validation, {config.img_res} px; one run each"
     figure = draw_curves(table, plots.marked(shown, xrays.synthetic), 1 / len(np.unique(labels)))
     write_atomically(folder / "scores.png", lambda file: figure.savefig(file, format="png", dpi=150))
-    print("\n".join(["", *final_scores(table), *time_ratios(table), f"one run of one seed; files: {folder}"]))
+    print("\n".join(["", *answers(table), f"one run of one seed; files: {folder}"]))
 
 
 if __name__ == "__main__":
-    run_script(main, QualityConfig, config)
+    main(SimpleNamespace(**config))

@@ -1,9 +1,4 @@
-"""What the benchmarks compare with: Barlow Twins as most repositories write it, image by image; and fresh processes."""
-
-import multiprocessing
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from typing import Any, TypeVar
+"""What the benchmarks compare with: Barlow Twins as most repositories write it, image by image."""
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +8,6 @@ from self_sup_classes.backbones import library_network
 from utils.seeds import mixed_seed
 
 LAMBDA = 5e-3
-
-Result = TypeVar("Result")
-
-
-def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Return function(*arguments) from a process that ends with it, and so gives back its memory; wait for it."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def plain_resnet18(in_channels: int, seed: int) -> nn.Module:
