@@ -372,8 +372,7 @@ def size_of_store(config: DataConfig, columns: Columns) -> int:
     size = min(config.stored_size, max(THUMBNAIL, int(np.quantile(sides, 0.1, method="lower")))) if sides else 0
     if 0 < size < config.largest_view:
         print(
-            f"note: the X-rays have {size} px, so that views of {config.largest_view} px are enlarged; views of "
-            f"{size} px cost less and show as much",
+            f"note: the X-rays have {size} px; views of {config.largest_view} px are enlarged from them and show no more",
             file=sys.stderr,
         )
     return size or config.stored_size

@@ -96,7 +96,7 @@ real_xrays: dict[str, Any] = {
     "num_labels": [20, 93, 187, "all"],
     "draws": 5,
     "img_res": 128,
-    "features_res": 224,
+    "features_res": 224,  # of 128 px files too: NIH, ImageNet, 300 labels, validation, AUROC 59.2; at 128 px 57.2
 }
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def test_images_are_not_stored_larger_than_the_files(
         return
     xrays = open_xrays(data_config(dataset="folder", data_root=str(tmp_path), store_res=0, img_res=img_res), CPU)
     assert xrays.store.size == stored
-    enlarged = "the X-rays have 90 px, so that views of 128 px are enlarged"
+    enlarged = "the X-rays have 90 px; views of 128 px are enlarged from them"
     assert (enlarged in capsys.readouterr().err) == (side < img_res)
     assert plain_view(xrays.batch(torch.arange(3)), img_res, 1).shape == (3, 1, img_res, img_res)
 
