@@ -5,7 +5,6 @@ import functools
 import hashlib
 import hmac
 import os
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.config import DATASETS_ROOT, UserError
+from utils.messages import say
 
 IDS = ["plain", "hashed", "none"]
 KEY_FILE, KEY_BYTES = ".cxr_ids_key", 32
@@ -62,6 +62,7 @@ class Ids:
 
 
 PLAIN = Ids()
+_say_once = functools.cache(say)
 
 
 def open_ids(mode: str, root: Path) -> Ids:
@@ -73,14 +74,16 @@ def open_ids(mode: str, root: Path) -> Ids:
     """
     if mode != "hashed":
         if mode == "plain":
-            _say("files under runs/ hold file names and patient numbers as they are; --ids hashed or none hides them")
+            _say_once(
+                "files under runs/ hold file names and patient numbers as they are; --ids hashed or none hides them"
+            )
         return Ids(mode)
     found = _find_key(root)
     path = found or _draw_key(root.resolve()) or _draw_key(DATASETS_ROOT)
     if path is None:
         raise UserError(f"no key of ids can be written in {root} or {DATASETS_ROOT}; make one of them writable.")
     kind = "key" if found else "key that was just drawn"
-    _say(f"ids are hashed with the {kind} in {path}; keep it, and never share it with results")
+    _say_once(f"ids are hashed with the {kind} in {path}; keep it, and never share it with results")
     return Ids(mode, _read_key(path))
 
 
@@ -122,9 +125,3 @@ def _draw_key(folder: Path) -> Path | None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-@functools.cache
-def _say(line: str) -> None:
-    """Print a line on stderr, once."""
-    print(line, file=sys.stderr)

@@ -4,7 +4,6 @@ import functools
 import os
 import re
 import struct
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import IO
 import numpy as np
 
 from dataset_loader.dicom import pictureless_kind
+from utils.messages import say
 
 _DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 IMAGE_SUFFIXES = _DICOM_SUFFIXES | {
@@ -130,7 +130,7 @@ def sorted_files(root: Path) -> tuple[np.ndarray, dict[str, tuple[str, str]]]:
                     unread.append(Path(entry.path).relative_to(root).as_posix())
     note_unread(unread)
     if closed:
-        print(f"warning: left out folders that cannot be read: {shown(closed)}", file=sys.stderr)
+        say(f"warning: left out folders that cannot be read: {shown(closed)}")
     masks = _masks(root, found)
     objects = _objects(root, [file for file in found if file not in masks])
     left_out = {file: ("no X-ray", reason) for file, reason in (masks | objects).items()}
@@ -146,7 +146,7 @@ def _masks(root: Path, files: list[str]) -> dict[str, str]:
         counts = [f"{count:,} in {folder}" for folder, count in folders.items()]
         more = f" ... ({len(counts):,} folders)" if len(counts) > _NAMES_SHOWN else ""
         listed = ", ".join(counts[:_NAMES_SHOWN]) + more
-        print(f"note: {len(masks):,} masks, by the names of files or folders, are no X-rays: {listed}", file=sys.stderr)
+        say(f"note: {len(masks):,} masks, by the names of files or folders, are no X-rays: {listed}")
     return dict.fromkeys(masks, "a mask, by its name or folder")
 
 
@@ -175,7 +175,7 @@ def _objects(root: Path, files: list[str]) -> dict[str, str]:
     kinds = {file: pictureless_kind(root / file) for file in sorted(files) if is_dicom_name(file)}
     if counts := Counter(filter(None, kinds.values())):
         listed = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
-        print(f"note: left out {counts.total():,} DICOM files that hold no X-ray: {listed}", file=sys.stderr)
+        say(f"note: left out {counts.total():,} DICOM files that hold no X-ray: {listed}")
     return {file: f"DICOM without a picture ({kind})" for file, kind in kinds.items() if kind}
 
 
@@ -188,12 +188,9 @@ def note_unread(files: Iterable[str]) -> None:
     """Say on stderr which files are images that are not read."""
     files = sorted(files)
     if odd := [name for name in files if not _is_utf8(name)]:
-        print(f"warning: left out {shown(odd)}, whose names are not UTF-8; rename them to use", file=sys.stderr)
+        say(f"warning: left out {shown(odd)}, whose names are not UTF-8; rename them to use")
     if files := [name for name in files if _is_utf8(name)]:
-        print(
-            f"note: left out {shown(files)}, of a kind of image that is not read; convert to PNG to use",
-            file=sys.stderr,
-        )
+        say(f"note: left out {shown(files)}, of a kind of image that is not read; convert to PNG to use")
 
 
 def shown(names: list[str]) -> str:

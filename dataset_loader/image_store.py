@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from dataset_loader.dicom import decoders
 from dataset_loader.image_files import is_dicom_name
 from dataset_loader.store_building import FORMAT, IMAGES, KEPT, REJECTED, build_store, finished_store
 from utils.config import UserError
+from utils.messages import say
 
 # of the device's free memory; the rest is for the model and its activations
 MAX_DEVICE_SHARE = 0.6
@@ -87,7 +87,7 @@ def open_store(root: Path, paths: Sequence[str], size: int, cache_dir: Path, sho
     if show_progress and len(store) < len(names):
         no_xrays = f" (among them no X-rays: {facts['no_xrays']})" if facts["no_xrays"] else ""
         lost = f"{len(names) - len(store):,} of {len(names):,} images left out{no_xrays}"
-        print(f"{lost}: see {folder / REJECTED}", file=sys.stderr)
+        say(f"{lost}: see {folder / REJECTED}")
     return store
 
 

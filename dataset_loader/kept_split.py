@@ -1,6 +1,5 @@
 """The parts of an earlier split, kept while films come and go."""
 
-import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ from dataset_loader.image_files import shown
 from dataset_loader.readers.tables import column_of, read_table
 from dataset_loader.splits import FOLD_NAMES, PARTS
 from utils.config import UserError, repo_path
+from utils.messages import say
 
 # Of what joins films of several parts, the first of these wins: no held-out film is one that training has seen. A film
 # of one fold was train for the others, so what joins it with another place makes all of them train.
@@ -44,15 +44,11 @@ class KeptSplit:
         """Print what was kept and drawn, and which known films have another place now, on stderr."""
         facts = self.facts(parts)
         new = ", ".join(f"{facts[f'new_{part}']:,} {part}" for part in PARTS)
-        print(
-            f"{self.name}: {facts['known']:,} films known, {facts['new']:,} new ({new}), {self.gone:,} gone",
-            file=sys.stderr,
-        )
+        say(f"{self.name}: {facts['known']:,} films known, {facts['new']:,} new ({new}), {self.gone:,} gone")
         if seen := int((self.before == UNLABELLED).sum()):
-            print(
+            say(
                 f"{seen:,} of the new ones had no label then, and pretraining may have seen them: they are train, "
-                "unless a held-out film has their patient",
-                file=sys.stderr,
+                "unless a held-out film has their patient"
             )
         moved = np.isin(self.before, _RANKS[:_NO_LABEL]) & (self.before != places)
         by_source = moved & np.isin(columns.groups, columns.groups[columns.official == places])
@@ -65,7 +61,7 @@ class KeptSplit:
                 for file, before, place in zip(columns.paths[which], self.before[which], places[which], strict=True)
             ]
             if names:
-                print(f"warning: known films have another part now, for {why}: {shown(names)}", file=sys.stderr)
+                say(f"warning: known films have another part now, for {why}: {shown(names)}")
 
 
 def _shown(place: str) -> str:

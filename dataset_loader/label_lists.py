@@ -1,7 +1,6 @@
 """The classes or findings of a data set, as a person checks them: counts in each part, and names that look alike."""
 
 import re
-import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from dataset_loader.columns import Columns
 from dataset_loader.readers.tables import class_key
 from dataset_loader.splits import PARTS
+from utils.messages import say
 
 FEW = 10  # films of a class; fewer are a warning
 _LISTED = 40  # classes or findings, at most
@@ -27,15 +27,15 @@ def say_labels(columns: Columns, parts: np.ndarray) -> None:
     rows += [(name, *(f"{count:,}" for count in row)) for name, row in zip(names[:_LISTED], counts, strict=False)]
     width = max(len(row[0]) for row in rows)
     for name, *cells in rows:
-        print(f"  {name:<{width}}" + "".join(f"  {cell:>7}" for cell in cells), file=sys.stderr)
+        say(f"  {name:<{width}}" + "".join(f"  {cell:>7}" for cell in cells))
     if len(names) > _LISTED:
-        print(f"  ... and {len(names) - _LISTED:,} more", file=sys.stderr)
+        say(f"  ... and {len(names) - _LISTED:,} more")
     for alike in look_alikes(names):
         listed = " and ".join(map(repr, alike))
-        print(f"warning: {listed} differ only in case, spaces, _ or dashes; are they the same?", file=sys.stderr)
+        say(f"warning: {listed} differ only in case, spaces, _ or dashes; are they the same?")
     few = [f"{name} ({count})" for name, count in zip(names, counts.sum(axis=1), strict=True) if count < FEW]
     if few and not findings:
-        print(f"warning: classes of fewer than {FEW} films: {', '.join(few)}", file=sys.stderr)
+        say(f"warning: classes of fewer than {FEW} films: {', '.join(few)}")
 
 
 def label_counts(labels: np.ndarray, number: int, parts: np.ndarray) -> np.ndarray:

@@ -15,7 +15,6 @@ import csv
 import io
 import os
 import shutil
-import sys
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +38,7 @@ from utils.files import (
     write_text,
 )
 from utils.hardware import usable_cores
+from utils.messages import say
 from utils.scripts import progress_bar
 
 FORMAT = 4  # part of a store's key: raise it when the decoding or these files change
@@ -63,7 +63,7 @@ def finished_store(folder: Path, size: int) -> dict[str, Any] | None:
         return None
     intact = (folder / KEPT).exists() and _holds(folder / IMAGES, facts["kept"], size, exactly=True)
     if not intact:
-        print(f"warning: the decoded images in {folder} are incomplete; decoding them again", file=sys.stderr)
+        say(f"warning: the decoded images in {folder} are incomplete; decoding them again")
     return facts if intact else None
 
 

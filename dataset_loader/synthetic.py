@@ -1,11 +1,11 @@
 """Which folders hold drawn X-rays: each tree of them has a record at its root."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from dataset_loader.image_files import image_files, shown
+from utils.messages import say
 
 RECORD = "phantom.json"  # at the root of a tree: what was asked for
 
@@ -29,10 +29,9 @@ def without_synthetic(root: Path) -> np.ndarray:
     synthetic = np.array([file.startswith(tuple(f"{folder}/" for folder in drawn)) for file in files])
     if synthetic.all():
         return files
-    print(
+    say(
         f"warning: {synthetic.sum():,} of the {len(files):,} images below {root} are synthetic X-rays, drawn into "
-        f"{shown([str(root / folder) for folder in drawn])}; left out. Delete what was drawn there by mistake",
-        file=sys.stderr,
+        f"{shown([str(root / folder) for folder in drawn])}; left out. Delete what was drawn there by mistake"
     )
     return files[~synthetic]
 

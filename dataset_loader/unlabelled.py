@@ -1,6 +1,5 @@
 """More collections of chest X-rays for pretraining, beside the labelled data set; their labels are not read."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from dataset_loader.signatures import THUMBNAIL, copies_among, signatures
 from dataset_loader.splits import names_hash
 from dataset_loader.synthetic import is_synthetic, without_synthetic
 from utils.config import DATASETS_ROOT, Gone, UserError, repo_path
+from utils.messages import say
 
 PUBLIC = ("covid", "chexpert", "nih")  # sources whose patients have the same ids in every folder
 
@@ -167,7 +167,7 @@ def found_among(entries: Sequence[str], pictures: np.ndarray, visits: np.ndarray
         there = {visit.rpartition("\n")[0] for visit in visits_of(entry.rpartition(":")[0], columns)}
         patients = np.isin(people, sorted(there)) & ~copies
         lost = f"{copies.sum():,} copies and {patients.sum():,} more X-rays of the same patients"
-        print(f"exclude {entry}: {lost} left out", file=sys.stderr)
+        say(f"exclude {entry}: {lost} left out")
         found |= copies | patients
     return found
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,6 +39,7 @@ from dataset_loader.unlabelled import (
 from utils.config import DATASETS_ROOT, Config, Gone, UserError, check_at_least, check_choice, repo_path
 from utils.facts import LISTED
 from utils.files import write_text
+from utils.messages import say
 
 # Built in: classes, the same without the parts that their table names, the same with a planted shortcut for the audit,
 # and CheXpert's findings in its layout.
@@ -347,7 +347,7 @@ def open_xrays(
     described = ", ".join(f"{int((parts == part).sum()):,} {part}" for part in PARTS)
     kind = " (synthetic)" if xrays.synthetic else "" if columns.label_names else " without labels"
     which = f" (fold {xrays.fold})" if xrays.has_folds else ""
-    print(f"{config.dataset}{kind}: {len(xrays):,} X-rays, {described}{which}", file=sys.stderr)
+    say(f"{config.dataset}{kind}: {len(xrays):,} X-rays, {described}{which}")
     say_labels(columns, parts)
     if kept:
         kept.say(columns, parts, places)
@@ -371,10 +371,8 @@ def size_of_store(config: DataConfig, columns: Columns) -> int:
             sides.append(min(upright_size(columns.root / path)))
     size = min(config.stored_size, max(THUMBNAIL, int(np.quantile(sides, 0.1, method="lower")))) if sides else 0
     if 0 < size < config.largest_view:
-        print(
-            f"note: the X-rays have {size} px; views of {config.largest_view} px are enlarged from them and show no more",
-            file=sys.stderr,
-        )
+        view = config.largest_view
+        say(f"note: the X-rays have {size} px; views of {view} px are enlarged from them and show no more")
     return size or config.stored_size
 
 
@@ -382,21 +380,19 @@ def _warn_of_official_parts(columns: Columns, parts: np.ndarray, val_share: floa
     """Say what an official split does not keep apart, and what joins its parts; a drawn one keeps groups whole."""
     named = set(columns.official) & {"val", "test"}
     if "val" in named and val_share != VAL_SHARE:
-        print("warning: val_share without effect: the source names a validation part", file=sys.stderr)
+        say("warning: val_share without effect: the source names a validation part")
     joined = (columns.official == "") & np.isin(parts, list(named))
     if joined.any():
-        print(
+        say(
             f"warning: {joined.sum():,} more images are in the official {' and '.join(sorted(named))} part: they have "
-            "the patient or the film of an image there",
-            file=sys.stderr,
+            "the patient or the film of an image there"
         )
     groups = columns.groups
     shared = (parts == "train") & np.isin(groups, groups[parts != "train"])
     if shared.any():
-        print(
+        say(
             f"warning: {shared.sum():,} images of the official train part have the patient or the film of a validation "
-            "or test image, so scores may be too good",
-            file=sys.stderr,
+            "or test image, so scores may be too good"
         )
 
 
@@ -417,11 +413,10 @@ def _warn_of_copies(columns: Columns, parts: np.ndarray, duplicates: pd.DataFram
         if not exact and len(set(columns.details.loc[copies, "patient"])) == 1:
             continue  # films of one patient, taken day by day
         shares = [f"{n:,} of {(kinds == kind).sum():,} {kind}" for kind, n in kinds.loc[copies].value_counts().items()]
-        print(
+        say(
             f"warning: {copies.sum():,} files are {exact}copies of one picture ({', '.join(files[copies][:3])}, ...), "
             "perhaps what an export writes for a film that is missing. They are one group, which a drawn split keeps "
-            f"whole: {', '.join(shares)}. If they show no film, move them out of the data.",
-            file=sys.stderr,
+            f"whole: {', '.join(shares)}. If they show no film, move them out of the data."
         )
 
 
@@ -446,7 +441,7 @@ def _collections(
     for name, collection in opened.items():
         lost = collection.num_left_out
         note = f"; {lost:,} near-duplicates of held-out images, or of their patients, left out" if lost else ""
-        print(f"also {name}: {len(collection):,} X-rays{note}", file=sys.stderr)
+        say(f"also {name}: {len(collection):,} X-rays{note}")
     return tuple(opened.values())
 
 

@@ -3,7 +3,6 @@
 import glob
 import itertools
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from utils.facts import fact
 from utils.files import check_files, content_hash, read_json, write_table
 from utils.hardware import prepare
 from utils.logging_utils import Run
+from utils.messages import say
 from utils.sweeps import check_all_finished, errors_of, run_trials, with_reasons
 
 PREDICTIONS = "predictions:"  # before a folder of tables in a config
@@ -171,7 +171,7 @@ def usable_arms(
         except UserError as error:
             if arm.encoders != (IMAGENET,):
                 raise
-            print(f"warning: {arm.name} is left out: {error}", file=sys.stderr)
+            say(f"warning: {arm.name} is left out: {error}")
             left_out[arm.name] = str(error)
     if arms and not usable:
         raise UserError(f"encoders names nothing that can be run: {with_reasons(left_out)}.")
@@ -206,7 +206,7 @@ def _fits(config: TrainingConfig, arm: Arm, xrays: XRays, folds: Sequence[int]) 
     fits = {fold: tuple(n for n in notes[fold] if not notes[fold][n]) or tuple(notes[fold]) for fold in folds}
     used = set(itertools.chain(*fits.values()))
     if unused := [encoder for number, encoder in enumerate(arm.encoders) if number not in used]:
-        print(f"not used, since they have seen images of the folds {list(folds)}: {', '.join(unused)}", file=sys.stderr)
+        say(f"not used, since they have seen images of the folds {list(folds)}: {', '.join(unused)}")
     return fits
 
 

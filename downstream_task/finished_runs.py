@@ -1,7 +1,6 @@
 """Finished fine-tuning runs, opened again: their classifiers, and the data that they may be scored on."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +34,7 @@ from utils.config import DATASETS_ROOT, UserError, check_between, check_list, op
 from utils.facts import LISTED, changes_since
 from utils.files import check_files, content_hash, read_json
 from utils.hardware import MachineConfig, choose_precision, placed
+from utils.messages import say
 from utils.metrics import fit_temperature
 
 MAX_RES = 4096  # pixels per side: more than any X-ray has
@@ -133,7 +133,7 @@ class Finished:
                 f"{recorded.get('data_root')}, but show something else; --data-root must name the same images."
             )
         if changes:
-            print(f"warning: since {self.folder} was trained, its data have changed: {changes}", file=sys.stderr)
+            say(f"warning: since {self.folder} was trained, its data have changed: {changes}")
         if not len(xrays.indices("test")):
             raise UserError(f"there are no test images in {root}: its table names none.")
         findings = self.summary["classes"] if self.summary["multilabel"] else []

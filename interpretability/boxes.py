@@ -1,7 +1,6 @@
 """Boxes that radiologists drew: which can be scored, how well maps find them, and what chance and habit would."""
 
 import contextlib
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from interpretability.pictures import EDGES, Picture
 from interpretability.saliency import Settings
 from utils.config import DATASETS_ROOT, UserError, repo_path
 from utils.intervals import bootstrap_intervals
+from utils.messages import say
 from utils.wording import interval_text
 
 POINTING, RATIO = "pointing", "evidence_over_area"
@@ -76,15 +76,11 @@ def in_central_square(table: pd.DataFrame) -> pd.DataFrame:
     height, width = np.array([sizes.get(path, (np.nan, np.nan)) for path in table[PATH]], dtype=float).T
     square = height == width
     if scaled := sorted({str(height) for height, width in sizes.values() if height == width != BOX_FRAME}, key=int):
-        print(
-            f"boxes: in pixels of the published {BOX_FRAME} x {BOX_FRAME}; scaled to files of {', '.join(scaled)} px",
-            file=sys.stderr,
-        )
+        say(f"boxes: in pixels of the published {BOX_FRAME} x {BOX_FRAME}; scaled to files of {', '.join(scaled)} px")
     if own := [Path(path).name for path, (height, width) in sizes.items() if height != width]:
-        print(
+        say(
             f"warning: {len(own):,} X-rays with boxes are not square, as the NIH's are ({own[0]}, ...); their boxes "
-            "are read in their own pixels",
-            file=sys.stderr,
+            "are read in their own pixels"
         )
     frame = np.stack([np.where(square, BOX_FRAME, width), np.where(square, BOX_FRAME, height)], axis=1)  # [N, (x, y)]
     low = table[["x", "y"]].to_numpy()
@@ -115,7 +111,7 @@ def _unfit(table: pd.DataFrame, findings: Sequence[str]) -> dict[int, tuple[str,
     }
     cut = ((low < 0) | (high > 1)) & ~table.index.isin([*why])
     if cut.any():
-        print(f"boxes: {cut.sum():,} are cut at the edge of the central square that a network sees", file=sys.stderr)
+        say(f"boxes: {cut.sum():,} are cut at the edge of the central square that a network sees")
     return why
 
 

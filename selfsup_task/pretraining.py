@@ -1,6 +1,5 @@
 """The parts of a Barlow Twins pretraining, which train_barlow_twins.py joins: config, run, network, step, training."""
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -23,6 +22,7 @@ from utils.config import UserError, check_above_zero, check_at_least, check_betw
 from utils.files import check_files
 from utils.hardware import MachineConfig, choose_precision, describe_device, memory_for
 from utils.logging_utils import Run
+from utils.messages import say
 from utils.seeds import mixed_seed
 from utils.training_utils import StepFunction, fit
 
@@ -245,7 +245,7 @@ def provenance(config: PretrainConfig, xrays: XRays, indices: np.ndarray) -> tup
     before = seen_by(config.start)
     note = check_unseen(before, xrays, allow_seen=True, encoder=config.start)
     if note and distributed.rank() == 0:
-        print(f"warning: {note}; so a comparison will refuse the new encoder too", file=sys.stderr)
+        say(f"warning: {note}; so a comparison will refuse the new encoder too")
     return before and before.joined(xrays.split_hash, xrays.image_ids(indices)), note
 
 

@@ -6,7 +6,6 @@ The operating system releases the lock of a process that ends, however it ends.
 import functools
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -22,6 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.config import UserError
+from utils.messages import say
 
 # Waiting for another process's part of a step, or its probes; and for the first, which decodes a whole data set.
 STEP_TIMEOUT, DECODING_TIMEOUT = timedelta(minutes=30), timedelta(days=1)
@@ -42,7 +42,7 @@ def rank() -> int:
 def note_once(text: str) -> None:
     """Print a note on stderr, from one process and once: each trial of a comparison reads the same files."""
     if rank() == 0:
-        print(f"note: {text}", file=sys.stderr)
+        say(f"note: {text}")
 
 
 class Place(NamedTuple):
@@ -210,7 +210,7 @@ def exclusive_lock(path: Path, waiting_for: str) -> Iterator[None]:
     """Hold the lock file `path`; wait while another process holds it, and say so once. Raises as try_lock does."""
     lock = try_lock(path)
     if lock is None:
-        print(f"another process is {waiting_for}; waiting for it", file=sys.stderr)
+        say(f"another process is {waiting_for}; waiting for it")
         lock = FileLock(path)
         lock.acquire()
     try:

@@ -19,6 +19,7 @@ from torch import nn
 
 from utils.config import DEVICES, UserError, check_choice
 from utils.config import MachineConfig as MachineConfig
+from utils.messages import say
 from utils.software import software
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -65,7 +66,7 @@ def choose_device(name: str) -> torch.device:
     if lacking := _lacking_code(device):
         if name == "cuda":
             raise UserError(f"device is 'cuda', but {lacking}, or give --device cpu.")
-        print(f"warning: the CPU is used, since {lacking}", file=sys.stderr)
+        say(f"warning: the CPU is used, since {lacking}")
         return torch.device("cpu")
     torch.cuda.set_device(device)
     return device
@@ -108,10 +109,7 @@ def _warn_of_unused_gpu() -> None:
         if torch.version.cuda
         else "it is built for the CPU alone: install torch for CUDA (pytorch.org)"
     )
-    print(
-        f"warning: this machine has an NVIDIA GPU, but torch does not find it, so the CPU is used; {why}",
-        file=sys.stderr,
-    )
+    say(f"warning: this machine has an NVIDIA GPU, but torch does not find it, so the CPU is used; {why}")
 
 
 def placed(module: Module, device: torch.device) -> Module:

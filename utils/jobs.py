@@ -16,6 +16,7 @@ import torch
 from utils.config import RUNS_ROOT, check_between
 from utils.files import read_json
 from utils.hardware import MachineConfig, choose_device, usable_cores
+from utils.messages import say
 
 MAX_JOBS = 256
 JOB_BYTES = 3 * 2**30  # that a process on a CPU may take, most of it for activations and their gradients
@@ -76,13 +77,13 @@ def shared_by_jobs(config: JobsConfig) -> Iterator[None]:
             others.append((_started(threads, number % gpus if gpus else None, said, stack), said))
         if others:
             where = f"on {gpus} GPU(s)" if gpus else f"of {threads} CPU thread(s) each"
-            print(f"{jobs} processes {where} share the trials", file=sys.stderr)
+            say(f"{jobs} processes {where} share the trials")
         yield
         for process, said in others:
             if process.wait():
                 said.seek(0)
                 text = said.read().decode(errors="replace")[-SHOWN:]
-                print(f"warning: one of the {jobs} processes failed; it said:\n{text}", file=sys.stderr)
+                say(f"warning: one of the {jobs} processes failed; it said:\n{text}")
 
 
 def _number_of_jobs(device: torch.device, threads: int) -> int:
@@ -92,10 +93,9 @@ def _number_of_jobs(device: torch.device, threads: int) -> int:
     cores = usable_cores() // max(1, threads)
     room = _free_memory() // JOB_BYTES
     if room < cores:
-        print(
+        say(
             f"memory has room for {max(1, room)} of {cores} processes ({JOB_BYTES / 2**30:.0f} GiB each); --jobs sets "
-            "their number",
-            file=sys.stderr,
+            "their number"
         )
     return max(1, min(cores, room, MAX_JOBS))
 

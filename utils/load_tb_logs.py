@@ -23,7 +23,6 @@ if __name__ == "__main__":
 
 import json
 import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from utils.config import Config, UserError, repo_path
 from utils.files import write_text
+from utils.messages import say
 
 COLUMNS = ["run", "tag", "step", "value", "wall_time"]
 EVENTS = "events.out.tfevents.*"
@@ -55,7 +55,7 @@ def main(config: LogsConfig) -> None:
         raise UserError(f"there is no folder {folder}; give one that holds runs, such as runs.")
     scalars, partial = read_scalars(folder)
     for reason in partial:
-        print(f"warning: {reason}", file=sys.stderr)
+        say(f"warning: {reason}")
     if config.tags:
         scalars = scalars.loc[scalars["tag"].isin(config.tags)]
     if scalars.empty:

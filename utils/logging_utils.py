@@ -4,7 +4,6 @@ import gc
 import io
 import itertools
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -48,6 +47,7 @@ from utils.files import (
     write_text,
 )
 from utils.hardware import changes, environment
+from utils.messages import say
 from utils.tensor_files import read_checkpoint, write_tensors
 
 Look = Callable[[], Mapping[str, Any]]  # see Run
@@ -132,7 +132,7 @@ class Run:
 
     def _say(self, text: str) -> None:
         if self.is_writer:
-            print(f"note: {self} {text}", file=sys.stderr)
+            say(f"note: {self} {text}")
 
     def _compare_data(self, look: Look) -> None:
         """Raise UserError if a finished run was made from other data or weights; say so if that cannot be known."""
@@ -198,7 +198,7 @@ class Run:
             return
         resumed, present = before.get("resumed", []), environment()
         if changed := changes([before, *resumed][-1], present):
-            print(f"warning: {self} resumes with another {changed}; it may end differently", file=sys.stderr)
+            say(f"warning: {self} resumes with another {changed}; it may end differently")
             write_json(self.folder / "environment.json", {**before, "resumed": [*resumed, present]})
 
     def _write_config(self) -> None:

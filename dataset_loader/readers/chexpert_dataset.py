@@ -8,7 +8,6 @@ The test set of 500 patients comes apart, with CheXlocalize as CheXpert/{test_la
 
 import os
 import re
-import sys
 from itertools import filterfalse
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from dataset_loader.image_files import is_left_out, shown
 from dataset_loader.readers.tables import checked_findings, column_of, read_table
 from dataset_loader.readers.values import read_ages
 from utils.config import UserError
+from utils.messages import say
 
 FINDINGS = (
     "No Finding",
@@ -73,11 +73,11 @@ def read_chexpert(root: Path) -> Columns:
     _place(rows, root, tables["train"])
     checked = [part for part in ("test", "valid") if part in rows and any(rows[part]["exists"])]
     for part in rows.keys() - {"train", *checked}:
-        print(f"note: {tables[part]} is not used: there is none of its images", file=sys.stderr)
+        say(f"note: {tables[part]} is not used: there is none of its images")
     official = {"train": "", **dict(zip(checked, ("test", "val"), strict=False))}
     used = [_existing(rows[part], tables[part]).assign(official=name) for part, name in official.items()]
     for part, found in zip(checked, used[1:], strict=True):
-        print(f"the {len(found):,} images of {tables[part]} are the {official[part]} part", file=sys.stderr)
+        say(f"the {len(found):,} images of {tables[part]} are the {official[part]} part")
     table = pd.concat(used).sort_values("path", ignore_index=True)
     return Columns(
         root=root,
@@ -119,7 +119,7 @@ def _tables(root: Path) -> tuple[Path, dict[str, Path]]:
         tables |= {part: paths[0]} if paths else {}
     others = [path.name for path in sorted(home.glob("*.csv")) if path not in tables.values()]
     if others:
-        print(f"note: {shown(others)} in {home} not read", file=sys.stderr)
+        say(f"note: {shown(others)} in {home} not read")
     return root, tables
 
 
@@ -145,12 +145,11 @@ def read_chexpert_table(csv_path: Path) -> pd.DataFrame:
         raise UserError(f"{csv_path} lists no frontal image: none of its {len(table)} rows says 'Frontal'.")
     lateral, odd = (view == "lateral").sum(), ~view.isin(["frontal", "lateral"])
     if lateral:
-        print(f"note: {lateral:,} lateral images of {csv_path} left out", file=sys.stderr)
+        say(f"note: {lateral:,} lateral images of {csv_path} left out")
     if odd.any():
-        print(
+        say(
             f"warning: {odd.sum():,} of {len(table):,} rows of {csv_path} are neither Frontal nor Lateral "
-            f"(line {table.index[odd][0]}); left out",
-            file=sys.stderr,
+            f"(line {table.index[odd][0]}); left out"
         )
     rows = _split_paths(frontal["Path"].tolist(), csv_path)
     for column, name in _DETAILS.items():
@@ -187,10 +186,7 @@ def _place(rows: dict[str, pd.DataFrame], root: Path, table: Path) -> None:
     patients = {patient for part in rows.values() for patient in part["patient"]}
     homes, unlisted = _homes(root, "", patients, _DEPTH)
     if unlisted:
-        print(
-            f"note: {unlisted:,} patients' folders below {root} left out: no table lists a frontal image of theirs",
-            file=sys.stderr,
-        )
+        say(f"note: {unlisted:,} patients' folders below {root} left out: no table lists a frontal image of theirs")
     folders: dict[str, dict[str, str]] = {patient: {} for patient in patients}  # that hold each, by the last name
     for home, found in homes.items():
         for patient in found:
@@ -232,5 +228,5 @@ def _existing(rows: pd.DataFrame, csv_path: Path) -> pd.DataFrame:
     found = f"{len(lost):,} of {len(rows):,} frontal images that {csv_path} lists are missing ({shown(lost)})"
     if len(lost) > MAX_MISSING_SHARE * len(rows):
         raise UserError(f"{found}, more than {MAX_MISSING_SHARE:.0%}; complete the download: {_HOW_TO_PLACE}")
-    print(f"warning: {found}; continuing without them", file=sys.stderr)
+    say(f"warning: {found}; continuing without them")
     return rows.loc[exists].reset_index(drop=True)

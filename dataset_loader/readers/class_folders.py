@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from dataset_loader.image_files import is_image, is_left_out, is_visible, shown
 from dataset_loader.readers.tables import one_spelling
 from dataset_loader.readers.values import part_of
 from utils.config import UserError
+from utils.messages import say
 
 _AFTER_PART = re.compile("(dataset|data|images)$")  # TrainData, test images
 _IMAGES = "images"  # <Class>/images/*, beside <Class>/masks/*
@@ -50,7 +50,7 @@ class ClassFolders:
     def note_others(self, fate: str) -> None:
         """Say on stderr which images are in no class folder, and what becomes of them."""
         if others := self.files[self.classes == ""].tolist():
-            print(f"note: {shown(others)} in no class folder, {fate}", file=sys.stderr)
+            say(f"note: {shown(others)} in no class folder, {fate}")
 
     def check(self, root: Path, instead: str) -> None:
         """Raise UserError without two classes, for an empty class, or where folders inside one look like classes.

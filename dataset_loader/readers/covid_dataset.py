@@ -1,6 +1,5 @@
 """The COVID-19 Radiography Database (Chowdhury et al. 2020, Rahman et al. 2021): classes with lung masks."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from dataset_loader.readers.class_folders import by_folder, lung_masks
 from dataset_loader.readers.folder_dataset import TABLE
 from dataset_loader.synthetic import without_synthetic
 from utils.config import UserError
+from utils.messages import say
 
 _HOW_TO_PLACE = (
     'get the "COVID-19 Radiography Database" from Kaggle (tawsifurrahman/covid19-radiography-database), '
@@ -34,7 +34,7 @@ def read_covid(root: Path) -> Columns:
     found.check(root, _HOW_TO_PLACE)
     found.note_others("left out")
     if (root / TABLE).is_file():
-        print(f"note: {root / TABLE} is not read, classes are folders; --dataset folder reads it", file=sys.stderr)
+        say(f"note: {root / TABLE} is not read, classes are folders; --dataset folder reads it")
     names, rows = found.names, np.flatnonzero(found.classes != "")
     paths = found.files[rows].astype(str)
     return Columns(

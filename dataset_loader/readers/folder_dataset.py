@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +29,7 @@ from dataset_loader.readers.tables import (
 from dataset_loader.readers.values import part_of, projection, read_ages, read_sexes, read_views
 from dataset_loader.synthetic import without_synthetic
 from utils.config import UserError
+from utils.messages import say
 from utils.scripts import tracked
 
 TABLE = "labels.csv"
@@ -65,7 +65,7 @@ def read_folder(root: Path, labels: str = "table", laterals: bool = False) -> Co
         top = os.path.commonpath(files.tolist())
         for place, inner in ((root, files), (root / top, [file[len(top) + 1 :] for file in files if top])):
             if counts := like_classes(inner):
-                print(f"note: {root} has no {TABLE}. In {place}, {offer_of_folders(counts)}", file=sys.stderr)
+                say(f"note: {root} has no {TABLE}. In {place}, {offer_of_folders(counts)}")
                 break
         columns = read_films(root, files)
     return columns if laterals else without_laterals(columns)
@@ -83,9 +83,9 @@ def _read_table(root: Path, files: np.ndarray, path: Path) -> Columns:
     labels, names = _classes(rows, files, path) if kind == "classes" else _findings(rows, path)
     rows = rows.drop(columns=[] if kind == "classes" else list(names))
     columns = described(root, files, rows, labels, names, path)
-    print(f"{path}: {len(columns.labelled()):,} labelled images, {kind} {', '.join(names)}", file=sys.stderr)
+    say(f"{path}: {len(columns.labelled()):,} labelled images, {kind} {', '.join(names)}")
     if details := [name for name in rows if name not in COLUMNS]:
-        print(f"{path}: other columns kept as details: {', '.join(details)}", file=sys.stderr)
+        say(f"{path}: other columns kept as details: {', '.join(details)}")
     return columns
 
 
@@ -101,7 +101,7 @@ def _read_class_folders(root: Path, files: np.ndarray) -> Columns:
     found.check(root, "with --labels folders each class has a folder of its own.")
     found.note_others("so without a label")
     if (root / TABLE).is_file():
-        print(f"note: {root / TABLE} is not read: labels is 'folders'", file=sys.stderr)
+        say(f"note: {root / TABLE} is not read: labels is 'folders'")
     names, labelled = found.names, np.flatnonzero(found.classes != "")
     rows = pd.DataFrame({"file": files[labelled], "label": found.classes[labelled], "part": found.parts[labelled]})
     rows["mask"] = [mask or "" for mask in lung_masks(root, files[labelled])]
@@ -126,7 +126,7 @@ def _table_of(root: Path) -> Path | None:
             "elsewhere if there are no labels."
         )
     if tables := [name for name in tables if not name.lower().endswith((".txt", ".json"))]:
-        print(f"note: {root} has no {TABLE}, so nothing is labelled; not read: {shown(tables)}", file=sys.stderr)
+        say(f"note: {root} has no {TABLE}, so nothing is labelled; not read: {shown(tables)}")
     return None
 
 
@@ -146,7 +146,7 @@ def _rows(root: Path, files: np.ndarray, path: Path) -> tuple[pd.DataFrame, str]
             written.append(file or "")
         rows[name] = [find(file) or file for file in written]
         if other := [f"{cell} for {file}" for cell, file in zip(written, rows[name], strict=True) if cell != file]:
-            print(f"{path}: files found under another spelling or folder: {shown(other)}", file=sys.stderr)
+            say(f"{path}: files found under another spelling or folder: {shown(other)}")
     rows = once(rows, path)
     for name in [name for name in rows if name in COLUMNS and name not in ("file", "label")]:
         rows[name] = without_unknown(column_of(rows, name), NO_PATIENT if name == "patient" else UNKNOWN, str(path))
@@ -178,7 +178,7 @@ def described(
     kept = np.flatnonzero(~unlabelled | ~np.isin(official, ("val", "test")))
     if len(kept) < len(files):
         lost = len(files) - len(kept)
-        print(f"warning: {lost:,} images of the official validation or test part left out: no label", file=sys.stderr)
+        say(f"warning: {lost:,} images of the official validation or test part left out: no label")
     official[unlabelled] = UNLABELLED
     patients, foreign = joined_patients(column_of(known, "patient").to_numpy(), header_ids, files, table)
     columns = Columns(
@@ -224,10 +224,9 @@ def _classes(rows: pd.DataFrame, files: np.ndarray, path: Path) -> tuple[np.ndar
     if joined := [
         name for name in names if len(found := re.split(r"\s*[|;,+/&]\s*", name)) > 1 and {*found} & {*names}
     ]:
-        print(
+        say(
             f"warning: {path}: {shown(joined)} join the names of several classes, and are read as more classes; for "
-            "films with several findings, use one column for each finding",
-            file=sys.stderr,
+            "films with several findings, use one column for each finding"
         )
     indices = {name: index for index, name in enumerate(names)} | {"": -1}
     return np.array([indices[label] for label in written], dtype=np.int64), tuple(names)
@@ -248,7 +247,7 @@ def _findings(rows: pd.DataFrame, path: Path) -> tuple[np.ndarray, tuple[str, ..
             words |= {word for word in column_of(rows, name).to_numpy()[found == value] if not word[-1:].isdigit()}
     if any(read.values()):
         said = "; ".join(f"{value} for {', '.join(map(repr, sorted(words)))}" for value, words in read.items() if words)
-        print(f"{path}: findings are read as {said}", file=sys.stderr)
+        say(f"{path}: findings are read as {said}")
     return values, tuple(names)
 
 
@@ -272,7 +271,7 @@ def _places(files: np.ndarray, rows: pd.DataFrame, table: Path) -> np.ndarray:
             "expected paths relative to that folder, with their suffix."
         )
     if lost:
-        print(f"warning: {table} has rows without a file, left out: {shown(lost)}", file=sys.stderr)
+        say(f"warning: {table} has rows without a file, left out: {shown(lost)}")
     return pd.Index(listed).get_indexer(pd.Index(files))
 
 
@@ -288,10 +287,7 @@ def _fill_from_headers(known: pd.DataFrame, root: Path, files: np.ndarray) -> np
     others = column_of(facts, "modality").value_counts().drop(list(RADIOGRAPHS), errors="ignore")
     if len(others):
         counts = ", ".join(f"{count:,} {name}" for name, count in others.items())
-        print(
-            f"warning: {root} has DICOM files of other modalities than radiographs: {counts}; take them out",
-            file=sys.stderr,
-        )
+        say(f"warning: {root} has DICOM files of other modalities than radiographs: {counts}; take them out")
     where = f"DICOM headers below {root}"
     for name in ("sex", "age", "view"):
         column = column_of(known, name)
@@ -299,7 +295,7 @@ def _fill_from_headers(known: pd.DataFrame, root: Path, files: np.ndarray) -> np
         known[name] = column.mask(column == "", found)
     patients = without_unknown(column_of(facts, "patient"), NO_PATIENT, where)
     if len(patients) > 1 and patients.nunique() == 1 and (patients != "").any():
-        print(f"{where}, column 'patient': all are {patients.iloc[0]!r}, so nobody is known by it", file=sys.stderr)
+        say(f"{where}, column 'patient': all are {patients.iloc[0]!r}, so nobody is known by it")
         patients = patients.mask(patients != "", "")
     return patients.reindex(known.index, fill_value="").to_numpy(dtype=object)
 
@@ -310,7 +306,7 @@ def _existing_masks(root: Path, written: pd.Series, table: Path) -> np.ndarray:
     found = {name: next((one for one in forms[name] if one and (root / one).is_file()), None) for name in forms}
     lost = [name for name in written if name and not found[name]]
     if lost:
-        print(f"warning: {table} names masks that do not exist, left out: {shown(lost)}", file=sys.stderr)
+        say(f"warning: {table} names masks that do not exist, left out: {shown(lost)}")
     return np.array([found[name] for name in written], dtype=object)
 
 
@@ -330,5 +326,5 @@ def without_laterals(columns: Columns) -> Columns:
     lateral = np.array([projection(view) == "lateral" for view in column_of(columns.details, "view").fillna("")], bool)
     if lateral.any():
         lost = shown(columns.paths[lateral].tolist())
-        print(f"note: left out lateral films: {lost}; --laterals takes them all the same", file=sys.stderr)
+        say(f"note: left out lateral films: {lost}; --laterals takes them all the same")
     return columns.take(np.flatnonzero(~lateral)).with_left_out(columns.paths[lateral], "lateral view")

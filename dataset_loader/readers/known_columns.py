@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from dataset_loader.image_files import IMAGE_SUFFIXES
 from dataset_loader.readers.tables import UNKNOWN, clean, column_of, finding_values
 from dataset_loader.readers.values import SEXES, part_of, projection, years
 from utils.config import UserError
+from utils.messages import say
 
 # Each column's own name, and the others, in lower case without blanks and signs: "Patient ID" is patientid.
 _WORDS = {
@@ -110,10 +110,10 @@ def known_columns(
         if near and not has_meaning(column):
             doubts.append((column, f"is not read as {near[0]!r}, which may have been meant; then call it so"))
     if said:
-        print(f"{path}: reading {', '.join(said)}", file=sys.stderr)
+        say(f"{path}: reading {', '.join(said)}")
     for column, why in doubts:
         if column not in chosen and (column_of(table, column) != "").any():
-            print(f"warning: {path}: column {column!r} {why}", file=sys.stderr)
+            say(f"warning: {path}: column {column!r} {why}")
     return table.rename(columns=chosen)
 
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from dataset_loader.readers.patients import id_keys
 from dataset_loader.readers.tables import file_text, once, read_table
 from dataset_loader.synthetic import without_synthetic
 from utils.config import UserError
+from utils.messages import say
 
 FINDINGS = (
     "Atelectasis",
@@ -80,7 +80,7 @@ def read_nih(root: Path) -> Columns:
     if not path_of.keys() & set(names):
         raise UserError(f"found no image of {table} below {root}; {_HOW_TO_PLACE}")
     if unlisted := [path_of[name] for name in path_of.keys() - set(names)]:
-        print(f"note: without a label, as {table} does not list them: {shown(sorted(unlisted))}", file=sys.stderr)
+        say(f"note: without a label, as {table} does not list them: {shown(sorted(unlisted))}")
     tested = _test_names(root / TEST_LIST, names, table)
     rows["part"] = np.where(np.isin(names, tested), "test", "train" if tested else "")
     labels = _labels(rows.pop("Finding Labels"), table)
@@ -144,7 +144,7 @@ def _paths(root: Path) -> tuple[dict[str, str], list[str]]:
         path_of.setdefault(_name(file), file)
     again = sorted({*files} - {*path_of.values()})
     if again:
-        print(f"note: left out {shown(again)} below {root}: their names come twice", file=sys.stderr)
+        say(f"note: left out {shown(again)} below {root}: their names come twice")
     return path_of, again
 
 
@@ -161,7 +161,7 @@ def _test_names(path: Path, names: list[str], table: Path) -> list[str]:
     if listed.isdisjoint(names):
         raise UserError(f"{path} names none of the images of {table}; get it again, or remove it to have parts drawn.")
     if lost := sorted(listed - {*names}):
-        print(f"note: {path} names images that {table} does not list: {shown(lost)}", file=sys.stderr)
+        say(f"note: {path} names images that {table} does not list: {shown(lost)}")
     return sorted(listed & {*names})
 
 

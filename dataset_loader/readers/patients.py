@@ -1,7 +1,6 @@
 """Who is who: the patients of a table and those of DICOM headers, which write one id in several ways."""
 
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from scipy.sparse.csgraph import connected_components
 
 from dataset_loader.readers.tables import UNKNOWN, clean
 from utils.config import UserError
+from utils.messages import say
 
 # What stands in place of an id: of a patient whom nobody knows.
 NO_PATIENT = UNKNOWN | {"anonymous", "anonymized", "anonymised", "anonym", "anonymisiert", "anon", "removed", "xxx"}
@@ -67,10 +67,9 @@ def joined_patients(
     _say_joined(ids, header_ids, known, headers, person, same_kind, table)
     if same_kind and differ.any():
         row = int(differ.argmax())
-        print(
+        say(
             f"warning: {differ.sum():,} films have another patient in {table} than in their DICOM header, such as "
-            f"{files[row]} ({ids[row]!r}, {header_ids[row]!r}): both ids count as one patient",
-            file=sys.stderr,
+            f"{files[row]} ({ids[row]!r}, {header_ids[row]!r}): both ids count as one patient"
         )
     _check_largest(patients, known, table)
     foreign = np.where((headers == "") | same_kind, "", header_ids)
@@ -85,10 +84,9 @@ def _without_shared(known: np.ndarray, headers: np.ndarray, header_ids: np.ndarr
             patients.setdefault(header, set()).add(one)
     shared = [header for header, ones in patients.items() if len(ones) > _MAX_PATIENTS]
     for header in shared:
-        print(
+        say(
             f"warning: the DICOM headers of {len(patients[header]):,} patients of {table} hold the one id "
-            f"{header_ids[headers == header][0]!r}: not read",
-            file=sys.stderr,
+            f"{header_ids[headers == header][0]!r}: not read"
         )
     return np.where(np.isin(headers, shared), "", headers)
 
@@ -116,24 +114,22 @@ def _say_joined(
     written, keys = set(ids[known != ""]), set(known) - {""}
     if len(written) > len(keys):
         again = len(written) - len(keys)
-        print(f"{table}: {again:,} patient ids differ only in zeros, case or blanks: joined", file=sys.stderr)
+        say(f"{table}: {again:,} patient ids differ only in zeros, case or blanks: joined")
     header_keys, both = set(headers) - {""}, (headers != "") & np.isin(person, person[known != ""])
     if keys and header_keys:
         changed = len(set(headers[both & np.array([one not in written for one in header_ids])]))
         how = f"{changed:,} of them without leading zeros, case and blanks" if same_kind else "by films that have both"
-        print(
+        say(
             f"patients: {len(keys):,} ids of {table} and {len(header_keys):,} of DICOM headers, "
-            f"{len(set(headers[both])):,} joined, {how}",
-            file=sys.stderr,
+            f"{len(set(headers[both])):,} joined, {how}"
         )
     chains: dict[int, set[str]] = {}
     for one, key in zip(person[known != ""].tolist(), known[known != ""].tolist(), strict=True):
         chains.setdefault(one, set()).add(key)
     if several := [sorted(chain) for chain in chains.values() if len(chain) > 1]:
-        print(
+        say(
             f"warning: DICOM headers join {sum(map(len, several)):,} patients of {table} to {len(several):,}, such as "
-            f"{', '.join(map(repr, several[0][:3]))}",
-            file=sys.stderr,
+            f"{', '.join(map(repr, several[0][:3]))}"
         )
 
 
@@ -149,4 +145,4 @@ def _check_largest(patients: np.ndarray, known: np.ndarray, table: Path) -> None
             f"DICOM headers join {len(ids):,} patients of {table} to one with {share} "
             f"({', '.join(map(repr, ids[:3]))}, ...): the ids contradict each other; correct the column patient."
         )
-    print(f"warning: {share} are of one patient, {str(name)!r}", file=sys.stderr)
+    say(f"warning: {share} are of one patient, {str(name)!r}")

@@ -5,7 +5,6 @@ import csv
 import gzip
 import io
 import re
-import sys
 import unicodedata
 import zlib
 from collections import Counter
@@ -17,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from utils.config import UserError
+from utils.messages import say
 
 # A table may have a damaged row or two; more mean that it is cut, or is not one.
 MAX_DAMAGED_SHARE = 0.1
@@ -99,7 +99,7 @@ def file_text(path: Path) -> str:
         word = next(iter(re.findall(r"\w*[^\x00-\x7f]\w*", text)), "")
         if "\0" not in text:
             read = f"note: {path} is not UTF-8, so it is read as Windows-1252, such as {word!r}"
-            print(f"{read}; if that is wrong, save it again as CSV in UTF-8", file=sys.stderr)
+            say(f"{read}; if that is wrong, save it again as CSV in UTF-8")
     if "\0" in text:
         raise UserError(f"{path} is not text; save the table as CSV, in UTF-8.")
     return text.lstrip("\ufeff")
@@ -133,7 +133,7 @@ def _check_damaged(path: Path, lines: list[int], count: int) -> None:
     found = f"{path}: {len(lines):,} of {count:,} rows have more or fewer cells than the header (line {lines[0]})"
     if len(lines) > MAX_DAMAGED_SHARE * count:
         raise UserError(f"{found}; the file is cut or damaged, or it mixes separators: get or save it again.")
-    print(f"warning: {found}; left out", file=sys.stderr)
+    say(f"warning: {found}; left out")
 
 
 def column_of(table: pd.DataFrame, name: str) -> pd.Series:
@@ -153,7 +153,7 @@ def without_unknown(cells: pd.Series, words: Iterable[str], where: str) -> pd.Se
     plain = {cell: clean(cell).casefold() for cell in cells.unique()}
     blank = (cells != "") & cells.map(plain).isin(list(words))
     if blank.any():
-        print(f"{where}, column {cells.name!r}: read as blank: {counted(cells[blank])}", file=sys.stderr)
+        say(f"{where}, column {cells.name!r}: read as blank: {counted(cells[blank])}")
     return cells.mask(blank, "")
 
 
@@ -175,7 +175,7 @@ def once(rows: pd.DataFrame, table: Path) -> pd.DataFrame:
                 )
     if len(again):
         extra = len(rows) - len(rows.drop_duplicates("file"))
-        print(f"note: {table} says the same in {extra:,} more rows (line {again.index[1]}): read once", file=sys.stderr)
+        say(f"note: {table} says the same in {extra:,} more rows (line {again.index[1]}): read once")
     return rows.drop_duplicates("file")
 
 
@@ -188,7 +188,7 @@ def one_spelling(labels: pd.Series, path: Path) -> pd.Series:
     for name in sorted(set(best.values())):
         if others := [word for word in counts if class_key(word) == class_key(name) and word != name]:
             again = counted(word for word in labels if word in others)
-            print(f"warning: {path}: {again} read as the class {name!r}", file=sys.stderr)
+            say(f"warning: {path}: {again} read as the class {name!r}")
     return labels.map({written: best[class_key(written)] for written in counts})
 
 

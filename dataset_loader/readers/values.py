@@ -1,13 +1,13 @@
 """Ages, sexes, views and parts as people and programs write them."""
 
 import re
-import sys
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from dataset_loader.readers.tables import clean, counted
+from utils.messages import say
 
 MAX_AGE = 120
 PARTS = {"": ""}
@@ -79,7 +79,7 @@ def read_sexes(cells: pd.Series, where: str) -> pd.Series:
     known, codes = SEXES | {"": ""}, set(plain.values()) & {"0", "1", "2", "9"}
     if codes & {"1", "2"} and not ("0" in codes and "2" not in codes):
         known |= _ISO_SEXES | {"0": "", "9": ""}
-        print(f"{where}: sex 1 is read as male, 2 as female (ISO 5218)", file=sys.stderr)
+        say(f"{where}: sex 1 is read as male, 2 as female (ISO 5218)")
     unknown = cells[~cells.map(plain).isin(list(known))]
     _say_unknown("sexes", unknown, len(cells), "kept as written", where)
     return cells.map({cell: known.get(word, cell) for cell, word in plain.items()})
@@ -96,4 +96,4 @@ def read_views(cells: pd.Series, where: str) -> pd.Series:
 def _say_unknown(what: str, unknown: Any, count: int, done: str, where: str) -> None:
     if len(unknown):
         found = f"{len(unknown):,} of {count:,} {what} are not understood: {counted(unknown)}"
-        print(f"warning: {where}: {found}; {done}", file=sys.stderr)
+        say(f"warning: {where}: {found}; {done}")

@@ -1,7 +1,6 @@
 """The X-rays that a user names, files, folders and tables, and which of them are left out."""
 
 import hashlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from dataset_loader.readers.values import projection
 from utils.config import UserError, repo_path
 from utils.files import stamps_hash
 from utils.hardware import usable_cores
+from utils.messages import say
 from utils.scripts import progress_bar, tracked
 
 PATH = "path on disk"  # a column's name that no table has
@@ -88,7 +88,7 @@ class Films:
         if ids == PLAIN:
             return table, left_out
         if others := [str(name) for name in table if name not in ("file", PATH, "label", *FACTS)]:
-            print(f"note: ids are hidden, and so are the tables' columns {', '.join(others)}", file=sys.stderr)
+            say(f"note: ids are hidden, and so are the tables' columns {', '.join(others)}")
         table["file"], left_out["file"] = ids.files(table["file"]), ids.names(left_out["file"], "left-out-")
         for name in ("patient", "accession"):
             table[name] = ids.numbers(table[name])
@@ -120,7 +120,7 @@ def find_films(names: Sequence[str], laterals: bool) -> Films:
     films = pd.concat([*tables, *others])
     once = films.drop_duplicates(PATH, ignore_index=True).fillna("")
     if len(once) < len(films):
-        print(f"warning: {len(films) - len(once):,} X-rays are named again; each is used once", file=sys.stderr)
+        say(f"warning: {len(films) - len(once):,} X-rays are named again; each is used once")
     empty = pd.DataFrame(columns=["file", PATH, "kind", "reason"], dtype=object)
     left = pd.concat([empty, *left_out]).drop_duplicates(PATH, ignore_index=True)
     headers, named = _headers(once[PATH].tolist()), left[PATH].isin(once[PATH]).to_numpy()
@@ -155,10 +155,9 @@ def _with_facts(table: pd.DataFrame, headers: pd.DataFrame) -> pd.DataFrame:
     differ = (headers["patient"] != "") & (id_keys(facts["patient"]) != id_keys(headers["patient"]))
     if differ.any():
         row = int(differ.argmax())
-        print(
+        say(
             f"warning: {differ.sum():,} films have another patient in the table than in their DICOM header, such as "
-            f"{table['file'][row]} ({facts['patient'][row]!r}, {headers['patient'][row]!r}); the table's is written",
-            file=sys.stderr,
+            f"{table['file'][row]} ({facts['patient'][row]!r}, {headers['patient'][row]!r}); the table's is written"
         )
     others = table.drop(columns=["file", PATH, *FACTS], errors="ignore")
     return pd.concat([table[["file", PATH]].assign(**facts), others], axis=1)
@@ -182,7 +181,5 @@ def _unfit(films: Films, headers: pd.DataFrame, laterals: bool) -> dict[int, tup
     lost = [row for row, path in enumerate(films.table[PATH]) if not Path(path).is_file()]
     why |= dict.fromkeys(lost, ("missing", "no file is there"))
     if odd := [name for name in modalities if name not in (*RADIOGRAPHS, *OTHERS)]:
-        print(
-            f"warning: DICOM of other modalities than radiographs, taken all the same: {counted(odd)}", file=sys.stderr
-        )
+        say(f"warning: DICOM of other modalities than radiographs, taken all the same: {counted(odd)}")
     return why
