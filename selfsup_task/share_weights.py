@@ -40,8 +40,8 @@ import torch
 from PIL import Image
 
 from augmentations.transform_utils import GRAY_MEAN, GRAY_STD, plain_view
-from dataset_loader.phantoms.classes import plan_classes
 from dataset_loader.phantoms.dataset import draw
+from dataset_loader.phantoms.plans import plan_classes
 from self_sup_classes.backbones import TIMM, weights_file
 from self_sup_classes.initialisation import Start, start_from
 from utils.config import Config, UserError, repo_path

@@ -7,7 +7,6 @@ films of held-out people among them; labels.csv lists labels, parts and copies. 
 patients with several studies. A picture is a function of the seed and of what it shows alone.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -22,17 +21,16 @@ from tqdm import tqdm
 
 from dataset_loader.image_files import IMAGE_SUFFIXES, is_visible, shown
 from dataset_loader.phantoms.chest import Array, Chest, Dice
-from dataset_loader.phantoms.classes import XRay, plan_classes
 from dataset_loader.phantoms.film import annotate, collimate, expose, plant_marker, wires
-from dataset_loader.phantoms.patients import HEADER, plan_patient
+from dataset_loader.phantoms.plans import XRay, plan_classes, plan_patients
 from dataset_loader.phantoms.signs import SIGNS
 from dataset_loader.readers import likely_dataset
 from dataset_loader.readers.folder_dataset import TABLE
 from dataset_loader.synthetic import RECORD
 from utils.config import UserError
 from utils.distributed import exclusive_lock
-from utils.files import write_json, write_text
-from utils.hardware import keep_freed_memory, usable_cores
+from utils.files import read_json, write_json, write_table
+from utils.hardware import usable_cores
 from utils.scripts import progress_bar
 
 VERSION = 4  # of the drawing: images of another version are not those asked for
@@ -40,6 +38,7 @@ COVID_ROOT = "COVID-19_Radiography_Dataset"
 CHEXPERT_ROOT = "CheXpert-v1.0-small"
 SOURCES = "sources.csv"  # in the COVID layout with planted markers: which images carry one
 
+Plan = tuple[list[XRay], dict[str, pd.DataFrame]]  # what to draw, and the tables beside it, by file
 _BATCH = 24  # images drawn at a time; their arrays fit in a core's cache
 
 
@@ -55,35 +54,27 @@ def ensure_phantoms(
     call with the same request returns at once. Raises UserError if `folder` holds anything else than phantoms; nothing
     is written there then.
     """
-    counts = {"images": images, "unlabelled": unlabelled}
-    request = {"layout": "covid", **counts, "size": size, "seed": seed, "planted_marker": planted_marker}
+    asked = {"images": images, "unlabelled": unlabelled, "size": size, "seed": seed, "planted_marker": planted_marker}
 
-    def plan(root: Path) -> list[XRay]:
+    def plan() -> Plan:
         xrays = plan_classes(images, unlabelled, seed, planted_marker)
         listed = [x for x in xrays if x.label or x.copy_of]
         rows = [(x.file, x.label, x.part, _mask_of(x.file) if x.label else "", x.copy_of) for x in listed]
-        _write_csv(root / TABLE, ("file", "label", "part", "mask", "copy_of"), rows)
+        tables = {TABLE: pd.DataFrame(rows, columns=["file", "label", "part", "mask", "copy_of"])}
         if planted_marker:
             marks = [(x.file, "marked" if x.marked else "plain") for x in xrays if x.label]
-            _write_csv(root / SOURCES, ("file", "source"), marks)
-        return xrays
+            tables[SOURCES] = pd.DataFrame(marks, columns=["file", "source"])
+        return xrays, tables
 
-    return _ensure(folder / COVID_ROOT, request, plan, (size, size))
+    return _ensure(folder / COVID_ROOT, {"layout": "covid", **asked}, plan, (size, size))
 
 
 def ensure_chexpert_phantoms(folder: Path, *, patients: int = 300, size: int = 96, seed: int = 0) -> Path:
     """Draw synthetic X-rays in CheXpert's layout below `folder`, once; as `ensure_phantoms`, `size` x 1.2 `size`."""
 
-    def plan(root: Path) -> list[XRay]:
-        xrays, rows = [], []
-        for number in range(1, patients + 1):
-            studies = plan_patient(np.random.default_rng([seed, 2, number]), number)
-            for study, (file, findings, row) in enumerate(studies):
-                scene, film = (seed, 4, number, study), (seed, 5, number, study)
-                xrays.append(XRay(file, (seed, 3, number), scene, film, findings))
-                rows.append(row)
-        _write_csv(root / "train.csv", HEADER, rows)
-        return xrays
+    def plan() -> Plan:
+        xrays, table = plan_patients(patients, seed)
+        return xrays, {"train.csv": table}
 
     request = {"layout": "chexpert", "patients": patients, "size": size, "seed": seed}
     return _ensure(folder / CHEXPERT_ROOT, request, plan, (size, round(1.2 * size)))
@@ -111,7 +102,7 @@ def draw(xrays: Sequence[XRay], shape: tuple[int, int]) -> tuple[Array, Array]:
     return np.clip(pictures * 255 + 0.5, 0, 255).astype(np.uint8), chest.mask
 
 
-def _ensure(root: Path, request: dict, plan: Callable[[Path], list[XRay]], shape: tuple[int, int]) -> Path:
+def _ensure(root: Path, request: dict, plan: Callable[[], Plan], shape: tuple[int, int]) -> Path:
     """Draw the images that `plan` lists, unless `root` holds them."""
     request = {"version": VERSION, **request}
     try:
@@ -150,12 +141,9 @@ def _is_finished(root: Path, request: dict) -> bool:
     """Whether `root` holds what is asked for; UserError if it holds anything else."""
     if not root.exists():
         return False
-    try:
-        found = json.loads((root / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(
-            f"{root} holds no finished synthetic X-rays (no {RECORD}); delete it, or choose another folder."
-        ) from None
+    found = read_json(root / RECORD)
+    if found is None:
+        raise UserError(f"{root} holds no finished synthetic X-rays (no {RECORD}); delete it or choose another folder.")
     differing = [
         f"{key} {found.get(key)} (asked: {value})" for key, value in request.items() if found.get(key) != value
     ]
@@ -167,13 +155,12 @@ def _is_finished(root: Path, request: dict) -> bool:
     return True
 
 
-def _draw_layout(root: Path, request: dict, plan: Callable[[Path], list[XRay]], shape: tuple[int, int]) -> None:
+def _draw_layout(root: Path, request: dict, plan: Callable[[], Plan], shape: tuple[int, int]) -> None:
     """Draw into a hidden sibling, which becomes `root` when it is complete."""
     partial = root.with_name(f".{root.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of an interrupted attempt: we hold the lock
-    keep_freed_memory()
     try:
-        xrays = plan(partial)
+        xrays, tables = plan()
         tqdm.write(f"Drawing {len(xrays):,} synthetic chest X-rays into {root} (once; later runs find them there).")
         batches = [xrays[first : first + _BATCH] for first in range(0, len(xrays), _BATCH)]
         # Threads share the work: numpy and Pillow let go of the interpreter's lock while they compute.
@@ -181,6 +168,8 @@ def _draw_layout(root: Path, request: dict, plan: Callable[[Path], list[XRay]], 
         with threadpool_limits(1), progress_bar(len(xrays), "phantoms") as bar, pool:
             for drawn in pool.map(lambda batch: _save(batch, shape, partial), batches):
                 bar.update(drawn)
+        for name, table in tables.items():
+            write_table(partial / name, table)
         write_json(partial / RECORD, request)
         if hasattr(os, "sync"):
             os.sync()  # the pictures are on disk before the name says so
@@ -200,7 +189,3 @@ def _save(xrays: Sequence[XRay], shape: tuple[int, int], root: Path) -> int:
 
 def _mask_of(file: str) -> str:
     return file.replace("/images/", "/masks/")
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    write_text(path, pd.DataFrame(rows, columns=list(header)).to_csv(index=False, lineterminator="\n"))

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from augmentations.geometry import rows_by_level
 from augmentations.transform_utils import GRAY_MEAN, GRAY_STD
-from dataset_loader.phantoms.classes import plan_classes
 from dataset_loader.phantoms.dataset import draw
+from dataset_loader.phantoms.plans import plan_classes
 from downstream_task.classifier import Classifier
 from downstream_task.finished_runs import Predictor
 from downstream_task.targets import probabilities_of

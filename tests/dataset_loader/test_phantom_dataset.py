@@ -13,10 +13,9 @@ from PIL import Image
 
 from dataset_loader.phantoms import dataset
 from dataset_loader.phantoms.chest import Dice
-from dataset_loader.phantoms.classes import CLASS_SHARES, MARKED_CLASS, XRay, class_counts, plan_classes
 from dataset_loader.phantoms.dataset import SOURCES, draw, ensure_chexpert_phantoms, ensure_phantoms
 from dataset_loader.phantoms.film import MARKER_SHARE
-from dataset_loader.phantoms.patients import report
+from dataset_loader.phantoms.plans import CLASS_SHARES, MARKED_CLASS, XRay, class_counts, plan_classes, report
 from dataset_loader.phantoms.signs import SIGNS
 from dataset_loader.readers.chexpert_dataset import FINDINGS, read_chexpert
 from dataset_loader.readers.covid_dataset import read_covid

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from dataset_loader.phantoms.classes import MARKED_CLASS
 from dataset_loader.phantoms.dataset import SOURCES
+from dataset_loader.phantoms.plans import MARKED_CLASS
 from downstream_task.finished_runs import OpenedData, find_finished
 from interpretability import shortcut_audit
 from interpretability.alterations import ALTERATIONS, AS_IS, GRID, NO_LUNGS, ONLY_BORDER, ONLY_LUNGS, SHUFFLED
