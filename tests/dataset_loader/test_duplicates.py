@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,8 +20,8 @@ from dataset_loader.signatures import copies_among, places_beyond, signs
 from dataset_loader.xrays import NO_DUPLICATES, XRays, open_xrays
 
 
-def opened(root: Path) -> XRays:
-    config = data_config(dataset="covid", data_root=str(root))
+def opened(root: Path, **changes: Any) -> XRays:
+    config = data_config(dataset="covid", data_root=str(root), **changes)
     return open_xrays(config, torch.device("cpu"))
 
 
@@ -65,7 +66,7 @@ def test_a_copy_too_small_for_the_store_is_no_longer_in_a_pair(phantoms: Path, t
     for file in {*root.rglob("images/*.*")} - {root / small}:
         with Image.open(file) as image:
             image.resize((80, 80)).save(file)
-    xrays = open_xrays(data_config(dataset="covid", data_root=str(root), store_res=80), torch.device("cpu"))
+    xrays = opened(root, store_res=80)
     assert small not in xrays.columns.paths and not xrays.duplicates.isin([small]).any(axis=None)
     xrays.write_split(tmp_path)
 
@@ -146,11 +147,11 @@ def test_groups_join_through_chains_and_keep_their_other_members() -> None:
     assert joined_groups(files, groups, NO_DUPLICATES).tolist() == groups.tolist()
 
 
-def test_real_near_duplicates_are_found_and_hardly_anything_else(real_xrays: Path, tmp_path: Path) -> None:
-    root = real_xrays / "COVID-19_Radiography_Dataset"
-    files = sorted(path.relative_to(root).as_posix() for path in root.glob("*/images/*.png"))
-    pairs = find_duplicates(open_store(root, files, 64, tmp_path, show_progress=False), files)
-    found = {(Path(a).stem, Path(b).stem) for a, b in zip(pairs["file"], pairs["other"], strict=True)}
+def test_real_near_duplicates_are_found_and_hardly_anything_else(real_xrays: Path) -> None:
+    xrays = opened(real_xrays / "COVID-19_Radiography_Dataset", store_res=64)
+    assert len(xrays) == 2336 and not xrays.synthetic
+    pairs = zip(xrays.duplicates["file"], xrays.duplicates["other"], strict=True)
+    found = {(Path(a).stem, Path(b).stem) for a, b in pairs}
     known = {("COVID-1002", "COVID-322"), ("COVID-1233", "COVID-943"), ("COVID-289", "COVID-975")}
     assert known | {("COVID-1559", "COVID-449"), ("COVID-1171", "COVID-183"), ("COVID-1798", "COVID-3017")} <= found
     assert len(found) < 20  # of 2.7 million pairs
@@ -244,37 +245,22 @@ def test_a_picture_in_place_of_many_films_is_said_with_what_it_does_to_the_split
     assert f"8 of {held[0]} A images of the {part} part, 8 of {held[1]} B images of the {part} part" in said
 
 
-@pytest.mark.parametrize(
-    "constant",
-    ["MAX_DISTANCE", "_LIKELY", "_COARSE", "_FINE", "_STEP", "_ZOOM", "_RIM", "_MOVES", "MAX_BITS", "_VERSION"],
-)
-def test_a_search_with_other_constants_is_another_one(constant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, value = duplicates._settings(), getattr(duplicates, constant)
-    monkeypatch.setattr(duplicates, constant, {**value, "turned by 5": None} if constant == "_MOVES" else value + 1)
-    assert duplicates._settings() != before
-
-
-@pytest.mark.parametrize("constant", ["_WINDOW", "_FLAT", "_RIM", "_FREQUENCIES"])
-def test_other_signatures_are_stored_and_searched_anew(constant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, value = (duplicates._settings(), signatures.settings()), getattr(signatures, constant)
-    monkeypatch.setattr(signatures, constant, (4, 23) if constant == "_FREQUENCIES" else value + 1)
-    assert duplicates._settings() != before[0] and signatures.settings() != before[1]
-
-
-def test_bounds_of_the_search_are_whole_numbers_which_bfloat16_holds(
-    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bounds = set()
-
-    def none_beyond(counts: torch.Tensor, bound: float) -> torch.Tensor:
-        bounds.add(bound)
-        return torch.empty(0, 2, dtype=torch.int64)
-
-    monkeypatch.setattr("dataset_loader.duplicates.places_beyond", none_beyond)
-    root = phantoms / COVID_ROOT
-    files = sorted(path.relative_to(root).as_posix() for path in root.glob("*/images/*.png"))[:5]
-    find_duplicates(open_store(root, files, 64, tmp_path, show_progress=False), files)
-    assert bounds == {174}  # 0.45 of 385 bits, rounded up: 173 that agree more than not are not enough
+@pytest.mark.parametrize("module", [duplicates, signatures])
+def test_a_search_with_other_constants_is_another_one(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes: dict[Any, dict[str, Any]] = {
+        duplicates: {"_MOVES": {**duplicates._MOVES, "turned by 5": None}},
+        signatures: {"_FREQUENCIES": (4, 23)},
+    }
+    for name in ("MAX_DISTANCE", "_LIKELY", "_COARSE", "_FINE", "_STEP", "_ZOOM", "_RIM", "MAX_BITS", "_VERSION"):
+        changes[duplicates][name] = getattr(duplicates, name) + 1
+    for name in ("_WINDOW", "_FLAT", "_RIM"):
+        changes[signatures][name] = getattr(signatures, name) + 1
+    before, stored = duplicates._settings(), signatures.settings()
+    for name, value in changes[module].items():
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, value)
+            assert duplicates._settings() != before, name
+            assert module is duplicates or signatures.settings() != stored, name
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

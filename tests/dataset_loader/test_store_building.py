@@ -1,22 +1,28 @@
 """Building a store: whatever is killed, broken or run twice, the result is the same."""
 
-import subprocess
+import multiprocessing
+import os
 import sys
 import time
 import zlib
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from images import SIZE, contents, count_decodings, make_images
 from PIL import Image
 
-from dataset_loader import image_store, store_building
+from dataset_loader import decoding, image_store, store_building
+from dataset_loader.decoding import decode_square
 from dataset_loader.image_files import BrokenImageError
 from dataset_loader.image_store import open_store
 from utils.config import UserError
 from utils.files import write_json
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 def test_chunks_leave_no_seams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -53,27 +59,18 @@ def test_the_share_of_broken_files_has_a_limit(tmp_path: Path):
         open_store(tmp_path / "in", names[:39], SIZE, tmp_path / "cache")
 
 
-WRONG = {
-    "three samples": np.zeros((SIZE, SIZE, 3), np.uint8),
-    "a channel": np.zeros((1, SIZE, SIZE), np.uint8),
-    "float": np.zeros((SIZE, SIZE), np.float32),
-    "16 bits": np.zeros((SIZE, SIZE), np.uint16),
-    "bool": np.zeros((SIZE, SIZE), bool),
-    "another size": np.zeros((SIZE, SIZE + 1), np.uint8),
-    "flat": np.zeros(SIZE * SIZE, np.uint8),
-}
-
-
-@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((SIZE, SIZE, 3), np.uint8), ((SIZE, SIZE), np.float32), ((SIZE, SIZE + 1), np.uint8)]
+)
 def test_an_image_of_a_wrong_type_or_shape_never_reaches_the_store(
-    tmp_path: Path, wrong: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shape: tuple[int, ...], dtype: type, monkeypatch: pytest.MonkeyPatch
 ):
     names = make_images(tmp_path / "in", 50, broken=(7,))
     sound = open_store(tmp_path / "in", names, SIZE, tmp_path / "sound").folder
     decode = store_building.square_or_error
 
     def decode_wrongly(path: str, size: int) -> np.ndarray | BrokenImageError:
-        return WRONG[wrong] if path.endswith(names[30]) else decode(path, size)
+        return np.zeros(shape, dtype) if path.endswith(names[30]) else decode(path, size)
 
     monkeypatch.setattr(store_building, "_CHUNK_BYTES", 20 * SIZE**2)
     monkeypatch.setattr(store_building, "square_or_error", decode_wrongly)
@@ -85,16 +82,6 @@ def test_an_image_of_a_wrong_type_or_shape_never_reaches_the_store(
     mended = open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
     assert min(decoded) == names[20]
     assert contents(mended.folder) == contents(sound)
-
-
-def test_the_order_of_pixels_in_memory_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    names = make_images(tmp_path / "in", 10)
-    sound = open_store(tmp_path / "in", names, SIZE, tmp_path / "sound").folder
-    decode = store_building.square_or_error
-    monkeypatch.setattr(
-        store_building, "square_or_error", lambda path, size: np.asfortranarray(decode(path, size))[::-1][::-1]
-    )
-    assert contents(open_store(tmp_path / "in", names, SIZE, tmp_path / "cache").folder) == contents(sound)
 
 
 def test_masks_are_no_broken_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -178,46 +165,43 @@ def test_a_store_in_use_is_not_changed_by_another_build(tmp_path: Path):
     assert store.gather(np.arange(20)).equal(before)
 
 
-# Builds a store slowly, in chunks of 10, once `together` processes are ready; prints how many it decoded.
-SLOW_BUILD = """
-import sys, time
-from pathlib import Path
-from dataset_loader import decoding, store_building
+def build_slowly(root: Path, folder: Path, place: Path, together: int) -> None:
+    """Build in chunks of 10, once `together` processes are there; list what is decoded below `place`."""
+    names, decoded = sorted(path.name for path in root.iterdir()), place / str(os.getpid())
 
-root, folder, ready, together = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
-size, decode_square, decoded = 32, decoding.decode_square, []
+    def decode(file: str, size: int) -> np.ndarray:
+        time.sleep(0.005)
+        with decoded.open("a") as list_of_files:
+            list_of_files.write(f"{file}\n")
+        return decode_square(file, size)
 
-def decode(file, size):
-    time.sleep(0.01)
-    decoded.append(file)
-    return decode_square(file, size)
-
-decoding.decode_square = decode
-store_building._CHUNK_BYTES = 10 * size * size
-names = sorted(path.name for path in root.iterdir())
-ready.touch()
-while len(list(ready.parent.glob("*.ready"))) < together:
-    time.sleep(0.01)
-store_building.build_store(root, names, size, folder, show_progress=False)
-assert store_building.finished_store(folder, size)
-print(len(decoded))
-"""
+    with mock.patch.object(decoding, "decode_square", decode), mock.patch.object(store_building, "_CHUNK_BYTES", 10240):
+        decoded.touch()
+        while len(list(place.iterdir())) < together:
+            time.sleep(0.01)
+        store_building.build_store(root, names, SIZE, folder, show_progress=False)
+    assert store_building.finished_store(folder, SIZE)
 
 
-def start_slow_build(root: Path, folder: Path, ready: Path, together: int = 1) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SLOW_BUILD, str(root), str(folder), str(ready), str(together)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def slow_build(root: Path, folder: Path, together: int = 1) -> Any:
+    """Start a build in a process of its own."""
+    place = root.with_name("decoded")
+    place.mkdir(exist_ok=True)
+    process = multiprocessing.get_context("fork").Process(target=build_slowly, args=(root, folder, place, together))
+    process.start()
+    return process
 
 
+@needs_fork
 def test_a_killed_build_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     names = make_images(tmp_path / "in", 400, broken=(5, 250))
     folder = tmp_path / "cache" / image_store._key(tmp_path / "in", names, SIZE)
-    process = start_slow_build(tmp_path / "in", folder, tmp_path / "1.ready")
+    process = slow_build(tmp_path / "in", folder)
     while (done := store_building._read_progress(folder, SIZE).done) < 50:
-        assert process.poll() is None, process.communicate()
+        assert process.is_alive()
         time.sleep(0.01)
     process.kill()
-    process.communicate()
+    process.join()
     assert not (folder / "store.json").exists()
     with (folder / "images.npy").open("ab") as images:  # what a kill in mid-write leaves behind
         images.write(b"half an image")
@@ -246,13 +230,16 @@ def test_lost_pixels_are_decoded_again(tmp_path: Path, monkeypatch: pytest.Monke
     assert contents(folder) == expected
 
 
-def test_of_two_processes_one_builds_and_both_read(tmp_path: Path):
+@needs_fork
+def test_of_two_processes_one_builds_and_both_read(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     names = make_images(tmp_path / "in", 100, broken=(42,))
     folder = tmp_path / "cache" / image_store._key(tmp_path / "in", names, SIZE)
-    processes = [start_slow_build(tmp_path / "in", folder, tmp_path / f"{n}.ready", together=2) for n in range(2)]
-    outputs = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert sorted(int(decoded) for decoded, _ in outputs) == [0, 100]
-    assert sum("another process" in told for _, told in outputs) == 1
+    processes = [slow_build(tmp_path / "in", folder, together=2) for _ in range(2)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    counts = [len(file.read_text().splitlines()) for file in (tmp_path / "decoded").iterdir()]
+    assert sorted(counts) == [0, 100]
+    assert capfd.readouterr().err.count("another process") == 1
     alone = open_store(tmp_path / "in", names, SIZE, tmp_path / "other")
     assert contents(folder) == contents(alone.folder)

@@ -13,7 +13,7 @@ from PIL import Image
 from augmentations.transform_utils import plain_view
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT, ensure_phantoms
 from dataset_loader.splits import FOLD_NAMES, FOLDS, PARTS
-from dataset_loader.xrays import DataConfig, FoldConfig, XRays, open_xrays, read_columns
+from dataset_loader.xrays import DataConfig, FoldConfig, XRays, open_xrays
 from utils.config import UserError, make_config
 
 
@@ -144,16 +144,6 @@ def test_what_is_wrong_is_said(tmp_path: Path, phantoms: Path) -> None:
         opened("covid", phantoms / COVID_ROOT, size=100)
     with pytest.raises(UserError, match="store_res is 16 and img_res 32"):
         opened("covid", phantoms / COVID_ROOT, size=16)
-
-
-def test_real_xrays_open_in_both_layouts(real_xrays: Path) -> None:
-    covid = opened("covid", real_xrays / "COVID-19_Radiography_Dataset")
-    assert len(covid) == 2336
-    assert covid.columns.label_names == ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
-    assert not covid.synthetic
-    columns = read_columns(data("chexpert", real_xrays / "CheXpert-v1.0-small"))
-    assert len(columns.paths) == 5424
-    assert len({Path(path).parts[1] for path in columns.paths}) == 4708
 
 
 @pytest.mark.slow

@@ -235,6 +235,7 @@ def test_tables_without_sex_age_and_view_are_read(tmp_path: Path):
 
 
 @needs_real_data
+@pytest.mark.slow
 def test_the_real_label_table():
     rows = read_chexpert_table(Path(os.environ["CXR_DATA"]) / "chexpert_labels/train.csv.gz")
     assert (len(rows), rows["patient"].nunique()) == (191_027, 64_534)
