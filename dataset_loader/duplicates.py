@@ -24,7 +24,7 @@ from dataset_loader.signatures import (
     signatures,
     signs,
 )
-from utils.files import write_text
+from utils.files import write_table
 from utils.scripts import progress_bar
 
 NO_DUPLICATES = pd.DataFrame({"file": [], "other": [], "distance": []})
@@ -119,7 +119,7 @@ def _searched(
     path = store.folder / name
     if not path.exists():
         pairs = pd.DataFrame(_near_pairs(store, others, device), columns=["row", "other_row", "distance"])
-        write_text(path, pairs.to_csv(index=False, lineterminator="\n"))
+        write_table(path, pairs)
         if device.type == "cuda":
             torch.cuda.empty_cache()  # so that the images may move there
     pairs = pd.read_csv(path, dtype={"row": np.int64, "other_row": np.int64, "distance": float})

@@ -10,7 +10,7 @@ import pandas as pd
 from dataset_loader.columns import UNLABELLED, Columns
 from dataset_loader.ids import PLAIN, Ids
 from utils.config import UserError
-from utils.files import write_text
+from utils.files import write_table
 
 PARTS = ("train", "val", "test")
 VAL_SHARE = 0.1  # of the images whose part is drawn, by default: validation; the others are the folds
@@ -193,8 +193,7 @@ def write_split(
     if unlabelled is not None and len(unlabelled) and ids.mode != "none":
         more = {"file": unlabelled.paths, "label": "", "group": unlabelled.groups, "part": UNLABELLED, "fold": ""}
         table = pd.concat([table, pd.DataFrame(more)])
-    table = table.assign(file=ids.files(table["file"]), group=ids.names(table["group"]))
-    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+    write_table(path, table.assign(file=ids.files(table["file"]), group=ids.names(table["group"])))
 
 
 def _label_texts(columns: Columns) -> list[str]:

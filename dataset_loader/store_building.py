@@ -11,7 +11,6 @@ progress.json  until the build is finished: how far it is
 A store that lacks pixels is built again. Bytes that a disk changes by itself are not noticed.
 """
 
-import csv
 import io
 import os
 import shutil
@@ -24,19 +23,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import pandas as pd
 
 from dataset_loader.decoding import square_or_error
 from dataset_loader.image_files import BrokenImageError, NoXRayError
 from utils.config import UserError
 from utils.distributed import exclusive_lock
-from utils.files import (
-    plain_refusals,
-    read_json,
-    remove_leftovers,
-    write_atomically,
-    write_json,
-    write_text,
-)
+from utils.files import plain_refusals, read_json, remove_leftovers, write_atomically, write_json, write_table
 from utils.hardware import usable_cores
 from utils.messages import say
 from utils.scripts import progress_bar
@@ -112,13 +105,11 @@ class _Progress:
     def kept(self) -> int:
         return self.done - len(self.rejected)
 
-    def add(self, images: IO[bytes], name: str, image: np.ndarray | BrokenImageError, size: int) -> None:
-        """Append the next file's image [size, size] to images.npy, or note why there is none."""
+    def add(self, images: IO[bytes], image: np.ndarray | BrokenImageError) -> None:
+        """Append the next file's image, uint8 [S, S], to images.npy, or note why there is none."""
         if isinstance(image, BrokenImageError):
             self.rejected[self.done] = str(image)
             self.no_xrays += [self.done] if isinstance(image, NoXRayError) else []
-        elif image.dtype != np.uint8 or image.shape != (size, size):  # it would shift all rows after it
-            raise TypeError(f"{name} was decoded to {image.dtype} {image.shape}, expected uint8 {(size, size)}")
         else:
             pixels = image.tobytes()
             images.write(pixels)
@@ -157,8 +148,8 @@ def _decode_all(root: Path, names: list[str], size: int, folder: Path, state: _P
         try:
             for start in range(state.done, len(names), chunk):
                 files = [f"{root}/{name}" for name in names[start : start + chunk]]
-                for file, image in zip(files, pool.map(partial(square_or_error, size=size), files), strict=True):
-                    state.add(images, file, image, size)
+                for image in pool.map(partial(square_or_error, size=size), files):
+                    state.add(images, image)
                     bar.update()
                 images.flush()
                 os.fsync(images.fileno())  # the images first, then the record that they exist
@@ -195,11 +186,8 @@ def _counted(state: _Progress) -> str:
 
 
 def _write_rejected(rejected: dict[int, str], names: list[str], folder: Path) -> None:
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("file", "reason"))
-    table.writerows((names[row], reason) for row, reason in sorted(rejected.items()))
-    write_text(folder / REJECTED, text.getvalue())
+    rows = [(names[row], reason) for row, reason in sorted(rejected.items())]
+    write_table(folder / REJECTED, pd.DataFrame(rows, columns=["file", "reason"]))
 
 
 def _finish(root: Path, names: list[str], size: int, folder: Path, state: _Progress) -> dict[str, Any]:
@@ -208,13 +196,9 @@ def _finish(root: Path, names: list[str], size: int, folder: Path, state: _Progr
         images.write(_header(len(kept), size))
         images.flush()
         os.fsync(images.fileno())
-    rows = io.BytesIO()
-    np.save(rows, kept)
-    write_atomically(folder / KEPT, lambda file: file.write(rows.getvalue()))
+    write_atomically(folder / KEPT, lambda file: np.save(file, kept))
     _write_rejected(state.rejected, names, folder)
-    counts = {"requested": len(names), "kept": len(kept), "rejected": len(state.rejected)}
-    facts = {"root": str(root), "size": size, "format": FORMAT, **counts, "no_xrays": _counted(state)}
-    facts["pixels_crc32"] = state.crc
+    facts = {"root": str(root), "kept": len(kept), "no_xrays": _counted(state), "pixels_crc32": state.crc}
     write_json(folder / FINISHED, facts)
     (folder / _PROGRESS).unlink()
     return facts

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from dataset_loader.columns import Columns
 from dataset_loader.duplicates import find_copies
@@ -71,10 +70,6 @@ class Collection:
 
     def __len__(self) -> int:
         return len(self.paths)
-
-    def batch(self, indices: np.ndarray) -> Tensor:
-        """Return pixels, uint8 [B, 1, S, S] on the store's device, of the X-rays at `indices` [B]."""
-        return self.store.gather(self.rows[indices])
 
     @property
     def num_left_out(self) -> int:

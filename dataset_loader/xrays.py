@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,7 +38,7 @@ from dataset_loader.unlabelled import (
 )
 from utils.config import DATASETS_ROOT, Config, Gone, UserError, check_at_least, check_choice, repo_path
 from utils.facts import LISTED
-from utils.files import write_text
+from utils.files import write_table
 from utils.messages import say
 
 # Built in: classes, the same without the parts that their table names, the same with a planted shortcut for the audit,
@@ -211,10 +211,18 @@ class XRays:
         """Return pixels, uint8 [B, 1, S, S] on the store's device, of the X-rays at `indices` [B]."""
         if not self.also:
             return self.store.gather(indices)
-        shape = len(indices), 1, self.store.size, self.store.size
+        rows = indices.cpu().numpy()
+        sources = [(self.store, np.arange(len(self))), *((source.store, source.rows) for source in self.also)]
+        ends = np.cumsum([len(own) for _, own in sources])
+        if len(rows) and not 0 <= rows.min() <= rows.max() < ends[-1]:
+            raise IndexError(f"indices {rows.min()} to {rows.max()} are not among {ends[-1]} X-rays")
+        shape = len(rows), 1, self.store.size, self.store.size
         pixels = torch.empty(shape, dtype=torch.uint8, device=self.store.device)
-        for places, own, source in self._by_source(indices.cpu().numpy()):
-            pixels[torch.from_numpy(places).to(pixels.device)] = source.batch(own)
+        for (store, own), end in zip(sources, ends, strict=True):
+            first = end - len(own)
+            places = np.flatnonzero((first <= rows) & (rows < end))  # in the batch
+            if len(places):
+                pixels[torch.from_numpy(places).to(pixels.device)] = store.gather(own[rows[places] - first])
         return pixels
 
     def image_ids(self, indices: np.ndarray) -> np.ndarray:
@@ -239,23 +247,6 @@ class XRays:
         found = found_among(entries, self.image_ids(everything), self._visit_names())
         return replace(self, excluded=everything[found])
 
-    def _by_source(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, Collection]]:
-        """Yield the places [n] of the indices that belong to each source, their indices in it, and the source.
-
-        The first source is the data set itself. Raises IndexError for an index that belongs to none.
-        """
-        columns, rows, known = self.columns, np.arange(len(self)), (self.signatures, np.empty(0), NO_DUPLICATES)
-        itself = Collection(self.source, columns.root, columns.paths, rows, self.store, *known)
-        sources = [itself, *self.also]
-        ends = np.cumsum([len(source) for source in sources])
-        if len(indices) and not 0 <= indices.min() <= indices.max() < ends[-1]:
-            raise IndexError(f"indices {indices.min()} to {indices.max()} are not among {ends[-1]} X-rays")
-        which = np.searchsorted(ends, indices, side="right")
-        for number, source in enumerate(sources):
-            places = np.flatnonzero(which == number)
-            if len(places):
-                yield places, indices[places] - (ends[number - 1] if number else 0), source
-
     @functools.cached_property
     def written(self) -> pd.DataFrame:
         """N rows of file and group, as tables of a run name them."""
@@ -272,11 +263,11 @@ class XRays:
             numbers = zip(found["other"], self.ids.numbers(found["other"]), strict=True)
             others = [name_of.get(other, number) for other, number in numbers]
             pairs.append(found.assign(file=self.ids.files(found["file"]), other=others, collection=root))
-        write_text(folder / "duplicates.csv", pd.concat(pairs).to_csv(index=False, lineterminator="\n"))
+        write_table(folder / "duplicates.csv", pd.concat(pairs))
         left_out = self.columns.left_out
         if len(left_out):
-            left_out = left_out.assign(file=self.ids.names(left_out["file"], "left-out-"))
-            write_text(folder / "left_out.csv", left_out.to_csv(index=False, lineterminator="\n"))
+            files = self.ids.names(left_out["file"], "left-out-")
+            write_table(folder / "left_out.csv", left_out.assign(file=files))
 
     def facts(self) -> dict[str, object]:
         """Return what a run records about its data."""

@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
 from dataset_loader.columns import Columns
-from dataset_loader.readers.class_folders import by_folder, lung_masks
-from dataset_loader.readers.folder_dataset import TABLE
+from dataset_loader.readers.class_folders import by_folder
+from dataset_loader.readers.folder_dataset import TABLE, described_by_folders
 from dataset_loader.synthetic import without_synthetic
 from utils.config import UserError
 from utils.messages import say
@@ -22,8 +19,9 @@ _HOW_TO_PLACE = (
 def read_covid(root: Path) -> Columns:
     """Read `<Class>/images/*` with optional `<Class>/masks/*`, or the older `<Class>/*`; no pixel is opened.
 
-    Classes are the folders that hold images, in alphabetical order. Each image is a group of its own. Folders of train,
-    val and test images above or below the classes are the official parts. Images elsewhere are counted on stderr and
+    Classes are the folders that hold images, in alphabetical order. Each image is a group of its own, unless it is a
+    DICOM file that names its patient. Folders of train, val and test images above or below the classes are the official
+    parts. Images elsewhere are counted on stderr and
     left out.
     Raises UserError if there is no such folder, fewer than two classes or a class without images.
     """
@@ -35,15 +33,6 @@ def read_covid(root: Path) -> Columns:
     found.note_others("left out")
     if (root / TABLE).is_file():
         say(f"note: {root / TABLE} is not read, classes are folders; --dataset folder reads it")
-    names, rows = found.names, np.flatnonzero(found.classes != "")
-    paths = found.files[rows].astype(str)
-    return Columns(
-        root=root,
-        paths=paths,
-        labels=np.searchsorted(names, found.classes[rows]),
-        label_names=tuple(names),
-        groups=paths,
-        masks=lung_masks(root, paths),
-        official=found.parts[rows].astype("<U10"),
-        details=pd.DataFrame(index=pd.RangeIndex(len(rows))),
-    ).with_left_out(found.files[found.classes == ""], "in no class folder")
+    others = found.classes == ""
+    columns = described_by_folders(root, found.files[~others], found)
+    return columns.with_left_out(found.files[others], "in no class folder")

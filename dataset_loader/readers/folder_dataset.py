@@ -12,7 +12,7 @@ import pandas as pd
 from dataset_loader.columns import UNLABELLED, Columns
 from dataset_loader.dicom import RADIOGRAPHS, dicom_facts
 from dataset_loader.image_files import is_dicom_name, shown
-from dataset_loader.readers.class_folders import by_folder, like_classes, lung_masks
+from dataset_loader.readers.class_folders import ClassFolders, by_folder, like_classes, lung_masks
 from dataset_loader.readers.known_columns import COLUMNS, column_key, has_meaning, known_columns
 from dataset_loader.readers.listed_files import below, file_finder
 from dataset_loader.readers.patients import NO_PATIENT, joined_patients
@@ -102,10 +102,16 @@ def _read_class_folders(root: Path, files: np.ndarray) -> Columns:
     found.note_others("so without a label")
     if (root / TABLE).is_file():
         say(f"note: {root / TABLE} is not read: labels is 'folders'")
-    names, labelled = found.names, np.flatnonzero(found.classes != "")
-    rows = pd.DataFrame({"file": files[labelled], "label": found.classes[labelled], "part": found.parts[labelled]})
-    rows["mask"] = [mask or "" for mask in lung_masks(root, files[labelled])]
-    return described(root, files, rows, np.searchsorted(names, found.classes[labelled]), tuple(names), root)
+    return described_by_folders(root, files, found)
+
+
+def described_by_folders(root: Path, files: np.ndarray, found: ClassFolders) -> Columns:
+    """Return the columns of files [N], whose classes, parts and lung masks their folders tell."""
+    labelled = found.classes != ""
+    labels = np.searchsorted(found.names, found.classes[labelled])
+    rows = pd.DataFrame({"file": found.files, "label": found.classes, "part": found.parts}).loc[labelled]
+    rows["mask"] = [mask or "" for mask in lung_masks(root, found.files[labelled])]
+    return described(root, files, rows, labels, tuple(found.names), root)
 
 
 def read_films(root: Path, files: np.ndarray) -> Columns:

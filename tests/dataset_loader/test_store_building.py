@@ -17,7 +17,6 @@ from PIL import Image
 
 from dataset_loader import decoding, image_store, store_building
 from dataset_loader.decoding import decode_square
-from dataset_loader.image_files import BrokenImageError
 from dataset_loader.image_store import open_store
 from utils.config import UserError
 from utils.files import write_json
@@ -57,31 +56,6 @@ def test_the_share_of_broken_files_has_a_limit(tmp_path: Path):
     assert len(open_store(tmp_path / "in", names[:40], SIZE, tmp_path / "cache")) == 36
     with pytest.raises(UserError, match=r"4 of 39 images cannot be used, more than 10%.*0001\.png: not an image"):
         open_store(tmp_path / "in", names[:39], SIZE, tmp_path / "cache")
-
-
-@pytest.mark.parametrize(
-    ("shape", "dtype"), [((SIZE, SIZE, 3), np.uint8), ((SIZE, SIZE), np.float32), ((SIZE, SIZE + 1), np.uint8)]
-)
-def test_an_image_of_a_wrong_type_or_shape_never_reaches_the_store(
-    tmp_path: Path, shape: tuple[int, ...], dtype: type, monkeypatch: pytest.MonkeyPatch
-):
-    names = make_images(tmp_path / "in", 50, broken=(7,))
-    sound = open_store(tmp_path / "in", names, SIZE, tmp_path / "sound").folder
-    decode = store_building.square_or_error
-
-    def decode_wrongly(path: str, size: int) -> np.ndarray | BrokenImageError:
-        return np.zeros(shape, dtype) if path.endswith(names[30]) else decode(path, size)
-
-    monkeypatch.setattr(store_building, "_CHUNK_BYTES", 20 * SIZE**2)
-    monkeypatch.setattr(store_building, "square_or_error", decode_wrongly)
-    for _ in range(2):
-        with pytest.raises(TypeError, match=r"0030\.png was decoded to .*, expected uint8 \(32, 32\)"):
-            open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
-    monkeypatch.setattr(store_building, "square_or_error", decode)
-    decoded = count_decodings(monkeypatch)
-    mended = open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
-    assert min(decoded) == names[20]
-    assert contents(mended.folder) == contents(sound)
 
 
 def test_masks_are_no_broken_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
