@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from augmentations.geometry import Range, uniform
-from utils.distributed import Place
 
 
 def equalize(images: Tensor) -> Tensor:
@@ -69,14 +68,10 @@ def blur(images: Tensor, weights: Tensor) -> Tensor:
     return F.conv2d(along_x, kernels[..., None], groups=n).transpose(0, 1).clamp_(0, 1)  # [n, 1, S, S]
 
 
-def gaussian_noise(images: Tensor, strength: Tensor, generator: torch.Generator, place: Place) -> Tensor:
-    """Add white noise with standard deviation `strength` [n, 1] times the image's mean, before clamping.
-
-    The noise is that of the images' `place` in what is drawn for a larger batch.
-    """
+def gaussian_noise(images: Tensor, strength: Tensor, white: Tensor) -> Tensor:
+    """Add white noise [n, 1, S, S], which it overwrites, times `strength` [n, 1] and the image's mean; then clamp."""
     sigma = strength[..., None, None] * images.mean(dim=(1, 2, 3), keepdim=True)  # [n, 1, 1, 1]
-    noise = torch.randn(place.total, *images.shape[1:], generator=generator, device=images.device)[place.rows]
-    return noise.mul_(sigma).add_(images).clamp_(0, 1)
+    return white.mul_(sigma).add_(images).clamp_(0, 1)
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:

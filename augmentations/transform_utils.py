@@ -12,7 +12,7 @@ from torch import Tensor
 from augmentations import geometry, intensity
 from augmentations.recipes import RECIPES, Recipe
 from utils.config import UserError, check_choice
-from utils.distributed import Place
+from utils.distributed import Shard
 from utils.seeds import mixed_seed
 
 # ImageNet's channel means and standard deviations, averaged over the channels: every network sees the same
@@ -28,12 +28,13 @@ class Operator:
     """What a name in a recipe stands for.
 
     draw   (n, generator, **parameters) -> homographies [n, 3, 3] or values [n, k], on the CPU
-    apply  (images, values, noise generator, place of the images among those that it works on) -> images; None for
-           the geometric operators
+    apply  (images, values) -> images; None for the geometric operators
+    noisy  whether apply takes white noise besides, as large as the images
     """
 
     draw: Callable[..., Tensor]
-    apply: Callable[[Tensor, Tensor, torch.Generator, Place], Tensor] | None = None
+    apply: Callable[..., Tensor] | None = None
+    noisy: bool = False
 
 
 OPERATORS = {
@@ -42,16 +43,16 @@ OPERATORS = {
     "vflip": Operator(geometry.draw_vflip),
     "rotation": Operator(geometry.draw_rotation),
     "perspective": Operator(geometry.draw_perspective),
-    "equalize": Operator(intensity.draw_nothing, lambda x, values, *_: intensity.equalize(x)),
-    "blur": Operator(intensity.draw_blur, lambda x, values, *_: intensity.blur(x, values)),
-    "noise": Operator(intensity.draw_noise, intensity.gaussian_noise),
-    "brightness": Operator(intensity.draw_factor, lambda x, values, *_: intensity.brightness(x, values)),
-    "contrast": Operator(intensity.draw_factor, lambda x, values, *_: intensity.contrast(x, values)),
+    "equalize": Operator(intensity.draw_nothing, lambda x, values: intensity.equalize(x)),
+    "blur": Operator(intensity.draw_blur, intensity.blur),
+    "noise": Operator(intensity.draw_noise, intensity.gaussian_noise, noisy=True),
+    "brightness": Operator(intensity.draw_factor, intensity.brightness),
+    "contrast": Operator(intensity.draw_factor, intensity.contrast),
     "jitter": Operator(
         intensity.draw_jitter,
-        lambda x, values, *_: intensity.contrast(intensity.brightness(x, values[:, :1]), values[:, 1:]),
+        lambda x, values: intensity.contrast(intensity.brightness(x, values[:, :1]), values[:, 1:]),
     ),
-    "solarize": Operator(intensity.draw_threshold, lambda x, values, *_: intensity.solarize(x, values)),
+    "solarize": Operator(intensity.draw_threshold, intensity.solarize),
 }
 
 
@@ -102,13 +103,13 @@ class View:
             step = (OPERATORS[operator], parameters.pop("p", 1.0), parameters)
             (self.geometry if step[0].apply is None else self.intensity).append(step)
 
-    def __call__(self, images: Tensor, generator: torch.Generator, place: Place | None = None) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, shard: Shard | None = None) -> Tensor:
         """Images [B, 1, S, S] in [0, 1] to normalised views [B, 1, R, R]."""
-        size, place = images.shape[-1], place or Place(slice(None), len(images))
-        homographies = self.draw_geometry(place.total, generator)[place.rows]
+        size, shard = images.shape[-1], shard or Shard(slice(None), len(images))
+        homographies = self.draw_geometry(shard.total, generator)[shard.rows]
         levels = geometry.rows_by_level(homographies, size, self.out_size)
         outside = geometry.rows_that_leave_the_image(homographies)
-        drawn, places = self.draw_intensity(generator, place)
+        drawn, shards = self.draw_intensity(generator, shard)
         noise_seed = int(torch.randint(2**62, (), generator=generator))
         tensors = [homographies.float(), outside, *levels, *(tensor for pair in drawn for tensor in pair)]
         homographies, outside, *rest = move_at_once(tensors, images.device)
@@ -120,7 +121,7 @@ class View:
         else:
             views = images.clone()
         noise = torch.Generator(images.device).manual_seed(noise_seed)
-        return normalise(self.apply_intensity(views, drawn[::2], drawn[1::2], noise, places))
+        return normalise(self.apply_intensity(views, drawn[::2], drawn[1::2], noise, shards))
 
     def draw_geometry(self, n: int, generator: torch.Generator) -> Tensor:
         """[n, 3, 3] float64: the product of the geometric operators; the identity where one was not drawn."""
@@ -132,31 +133,37 @@ class View:
         return product
 
     def draw_intensity(
-        self, generator: torch.Generator, place: Place
-    ) -> tuple[list[tuple[Tensor, Tensor]], list[Place]]:
-        """For each operator the rows drawn of `place`, and their values [rows, k] float32; and their places among all.
+        self, generator: torch.Generator, shard: Shard
+    ) -> tuple[list[tuple[Tensor, Tensor]], list[Shard]]:
+        """For each operator the rows drawn of `shard` and their values [rows, k]; and which of all drawn rows they are.
 
         Values are drawn for all images, so that no image's draw depends on another's.
         """
-        drawn, places = [], []
+        drawn, shards = [], []
         for operator, p, parameters in self.intensity:
-            chosen = torch.rand(place.total, generator=generator) < p
-            values = operator.draw(place.total, generator, **parameters).float()
-            rows = chosen[place.rows].nonzero().flatten()
-            drawn.append((rows, values[place.rows][rows]))
-            before = int(chosen[: place.rows.start or 0].sum())
-            places.append(Place(slice(before, before + len(rows)), int(chosen.sum())))
-        return drawn, places
+            chosen = torch.rand(shard.total, generator=generator) < p
+            values = operator.draw(shard.total, generator, **parameters).float()
+            rows = chosen[shard.rows].nonzero().flatten()
+            drawn.append((rows, values[shard.rows][rows]))
+            before = int(chosen[: shard.rows.start or 0].sum())
+            shards.append(Shard(slice(before, before + len(rows)), int(chosen.sum())))
+        return drawn, shards
 
     def apply_intensity(
-        self, views: Tensor, rows: list[Tensor], values: list[Tensor], noise: torch.Generator, places: list[Place]
+        self, views: Tensor, rows: list[Tensor], values: list[Tensor], noise: torch.Generator, shards: list[Shard]
     ) -> Tensor:
         """Each operator on its rows of views [B, 1, R, R], which it may write into."""
-        for (operator, _, _), chosen, drawn, place in zip(self.intensity, rows, values, places, strict=True):
-            if operator.apply is not None and len(chosen) == len(views):
-                views = operator.apply(views, drawn, noise, place)
-            elif operator.apply is not None and len(chosen):
-                views[chosen] = operator.apply(views[chosen], drawn, noise, place)
+        for (operator, _, _), chosen, drawn, shard in zip(self.intensity, rows, values, shards, strict=True):
+            if operator.apply is None or not len(chosen):
+                continue
+            given = [drawn]
+            if operator.noisy:  # drawn for all images, so that none depends on how they are shared out
+                white = torch.randn(shard.total, *views.shape[1:], generator=noise, device=views.device)
+                given.append(white[shard.rows])
+            if len(chosen) == len(views):
+                views = operator.apply(views, *given)
+            else:
+                views[chosen] = operator.apply(views[chosen], *given)
         return views
 
 
@@ -214,20 +221,20 @@ class Views:
         recipes = data if isinstance(data, tuple) else (data, data)
         self.views = [View(recipe, recipes[n % 2], out_size) for n in range(count)]
 
-    def __call__(self, images: Tensor, generator: torch.Generator, place: Place | None = None) -> list[Tensor]:
+    def __call__(self, images: Tensor, generator: torch.Generator, shard: Shard | None = None) -> list[Tensor]:
         """uint8 [B, 1, S, S] to `count` normalised float32 [B, 1, R, R], with independent draws.
 
         generator  on the CPU, whatever the images' device: parameters are drawn there, the same for all devices
-        place      of the images in a larger batch, whose draws they get; without it they are the whole batch
+        shard      which images of a larger batch they are, whose draws they get; without it they are the whole batch
         """
-        return self.render(images, generator, self.views, place)
+        return self.render(images, generator, self.views, shard)
 
     def of_pairs(
-        self, images: Tensor, others: Tensor, generator: torch.Generator, place: Place | None = None
+        self, images: Tensor, others: Tensor, generator: torch.Generator, shard: Shard | None = None
     ) -> list[Tensor]:
         """The same, but each second view is of the image in `others` [B, 1, S, S] at its place."""
-        first = self.render(images, generator, self.views[::2], place)
-        return first + self.render(others, generator, self.views[1::2], place)
+        first = self.render(images, generator, self.views[::2], shard)
+        return first + self.render(others, generator, self.views[1::2], shard)
 
     def single(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """uint8 [B, 1, S, S] to one normalised float32 view [B, 1, R, R]; of several the recipe's first."""
@@ -236,15 +243,15 @@ class Views:
     @staticmethod
     @torch.no_grad()
     def render(
-        images: Tensor, generator: torch.Generator, views: list[View], place: Place | None = None
+        images: Tensor, generator: torch.Generator, views: list[View], shard: Shard | None = None
     ) -> list[Tensor]:
         """The images through each of `views`, in float32 whatever autocast says around it."""
-        first, total = (place.rows.start or 0, place.total) if place else (0, len(images))
+        first, total = (shard.rows.start or 0, shard.total) if shard else (0, len(images))
         before, parts = generator.get_state(), []
         with torch.autocast(images.device.type, enabled=False):
             for part in images.split(IMAGES_AT_ONCE):
                 generator.set_state(before)  # each part has its own rows of the same draws
                 source, rows = part.float().div_(255), slice(first, first + len(part))
-                parts.append([view(source, generator, Place(rows, total)) for view in views])
+                parts.append([view(source, generator, Shard(rows, total)) for view in views])
                 first += len(part)
         return parts[0] if len(parts) == 1 else [torch.cat(of_view) for of_view in zip(*parts, strict=True)]

@@ -134,10 +134,10 @@ class Partners:
                 "set that knows its patients."
             )
 
-    def draw(self, batch: Tensor, generator: torch.Generator, place: distributed.Place) -> Tensor:
+    def draw(self, batch: Tensor, generator: torch.Generator, shard: distributed.Shard) -> Tensor:
         """Return the index of a partner, one of the others at random, for each of a batch of indices [B]."""
         count = self.count[batch]
-        drawn = torch.rand(place.total, generator=generator)[place.rows]
+        drawn = torch.rand(shard.total, generator=generator)[shard.rows]
         others = (drawn * (count - 1)).long()  # [B] 0 .. count - 2
         partner = (self.place[batch] + 1 + others) % count
         return self.members[self.start[batch] + partner]
@@ -176,15 +176,15 @@ def twin_step(
     views = Views(config.recipe, config.img_res, config.views)
 
     def step(batch: Tensor, epoch: int, step_in_epoch: int) -> Mapping[str, Tensor]:
-        generator, place = (
+        generator, shard = (
             step_generator("twin views", config.random_seed, epoch, step_in_epoch),
-            distributed.place(len(batch)),
+            distributed.own_shard(len(batch)),
         )
         if partners is None:
-            drawn = views(images_of(batch), generator, place)  # float32 [B, 1, R, R] each
+            drawn = views(images_of(batch), generator, shard)  # float32 [B, 1, R, R] each
         else:
-            others = images_of(partners.draw(batch, generator, place))
-            drawn = views.of_pairs(images_of(batch), others, generator, place)
+            others = images_of(partners.draw(batch, generator, shard))
+            drawn = views.of_pairs(images_of(batch), others, generator, shard)
         return twins(*(y.expand(-1, config.in_channels, -1, -1) for y in drawn))._asdict()
 
     return step

@@ -45,16 +45,16 @@ def note_once(text: str) -> None:
         say(f"note: {text}")
 
 
-class Place(NamedTuple):
+class Shard(NamedTuple):
     """Where images are in a batch that several processes share: its `rows`, of `total`."""
 
     rows: slice
     total: int
 
 
-def place(count: int) -> Place:
+def own_shard(count: int) -> Shard:
     """Return where this process's `count` images are in the batch of all processes."""
-    return Place(slice(rank() * count, (rank() + 1) * count), world_size() * count)
+    return Shard(slice(rank() * count, (rank() + 1) * count), world_size() * count)
 
 
 @contextmanager
@@ -151,7 +151,7 @@ def gather_with_gradient(z: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
-        ctx.mine, total = place(len(z))
+        ctx.mine, total = own_shard(len(z))
         gathered = z.new_empty(total, *z.shape[1:])
         dist.all_gather(list(gathered.split(len(z))), z.contiguous())
         return gathered

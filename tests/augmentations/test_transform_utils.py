@@ -15,7 +15,7 @@ from augmentations import transform_utils
 from augmentations.recipes import RECIPES
 from augmentations.transform_utils import Views, denormalise, normalise, operator_views, step_generator
 from utils.config import UserError
-from utils.distributed import Place
+from utils.distributed import Shard
 
 
 def batch(n: int = 8, size: int = 40, seed: int = 0) -> Tensor:
@@ -58,7 +58,7 @@ def test_a_process_with_some_images_of_a_batch_gives_them_the_views_that_one_wit
     images = batch(24, size=64)
     whole = Views(recipe, 32)(images, step_generator("test", 1, 2, 3))
     places = [slice(0, 8), slice(8, 16), slice(16, 24)]
-    shares = [Views(recipe, 32)(images[rows], step_generator("test", 1, 2, 3), Place(rows, 24)) for rows in places]
+    shares = [Views(recipe, 32)(images[rows], step_generator("test", 1, 2, 3), Shard(rows, 24)) for rows in places]
     for view, parts in zip(whole, zip(*shares, strict=True), strict=True):
         torch.testing.assert_close(torch.cat(parts), view)
 
@@ -67,7 +67,7 @@ def test_a_process_with_some_images_of_a_batch_gives_them_the_views_that_one_wit
 def test_a_batch_that_passes_in_parts_has_the_views_of_one_that_passes_at_once(recipe, monkeypatch):
     images, given = (
         batch(24, size=64),
-        {"generator": step_generator("test", 1, 2, 3), "place": Place(slice(24, 48), 60)},
+        {"generator": step_generator("test", 1, 2, 3), "shard": Shard(slice(24, 48), 60)},
     )
     whole = Views(recipe, 32, count=3)(images, **given)
     monkeypatch.setattr(transform_utils, "IMAGES_AT_ONCE", 10)

@@ -19,7 +19,7 @@ from selfsup_task.pretraining import Partners, PretrainConfig, partners_of, twin
 from selfsup_task.train_barlow_twins import config as DEFAULTS
 from utils import distributed
 from utils.config import UserError, make_config
-from utils.distributed import Place
+from utils.distributed import Shard
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_a_partner_is_another_xray_of_the_patient_among_those_of_the_pretraining
     train, groups = xrays.indices("train"), xrays.columns.groups
     partners = Partners(xrays, train)
     batch = torch.from_numpy(train)
-    whole = Place(slice(None), len(batch))
+    whole = Shard(slice(None), len(batch))
     drawn = torch.stack([partners.draw(batch, generator(seed), whole) for seed in range(60)]).numpy()  # [60, n]
     assert (groups[drawn] == groups[train]).all()
     several = 0
@@ -49,7 +49,7 @@ def test_a_partner_is_another_xray_of_the_patient_among_those_of_the_pretraining
     assert several > 5, "patients with three X-rays or more are among the phantoms"
     half = len(batch) // 2
     for rows in (slice(0, half), slice(half, len(batch))):  # as two processes draw them
-        again = partners.draw(batch[rows], generator(0), Place(rows, len(batch)))
+        again = partners.draw(batch[rows], generator(0), Shard(rows, len(batch)))
         np.testing.assert_array_equal(drawn[0][rows], again.numpy())
 
 
@@ -80,7 +80,7 @@ def test_partners_are_found_among_films_without_a_label_but_not_among_other_peop
     xrays = open_xrays(config, torch.device("cpu"), [f"folder:{there}"])
     assert [len(one) for one in xrays.also] == [4, 4]
     rows = xrays.pretraining_indices("train")
-    partners, whole = Partners(xrays, rows), Place(slice(None), len(rows))
+    partners, whole = Partners(xrays, rows), Shard(slice(None), len(rows))
     drawn = np.array([partners.draw(torch.from_numpy(rows), generator(seed), whole).numpy() for seed in range(60)])
     of = {row: set(column.tolist()) for row, column in zip(rows.tolist(), drawn.T, strict=True)}
     n = len(xrays)
