@@ -16,7 +16,7 @@ from downstream_task.features import FILE as FEATURES
 from downstream_task.finetuning import FinetuneConfig, LastFeatures, TrainingConfig, finetune, labelled_subset
 from downstream_task.predictions import CELL, FILE, read_predictions
 from downstream_task.targets import Targets, check_learnable, predictions_table, read_targets
-from self_sup_classes.initialisation import start_from, weights_hashes
+from self_sup_classes.initialisation import SHARED, SHARED_WEIGHTS, start_from, weights_hashes
 from self_sup_classes.provenance import check_unseen
 from utils.config import UserError, part_of, repo_path
 from utils.facts import fact
@@ -128,10 +128,12 @@ def named_arms(encoders: Iterable[str]) -> list[Arm]:
     encoders = list(encoders)
     kinds = {encoder: encoder.partition(":")[0] for encoder in encoders}
     tables = [encoder for encoder in encoders if encoder.startswith(FEATURES)]
-    files = [encoder for encoder in encoders if kinds[encoder] not in (RANDOM, IMAGENET) and encoder not in tables]
+    named = RANDOM, IMAGENET, SHARED
+    files = [encoder for encoder in encoders if kinds[encoder] not in named and encoder not in tables]
     for encoder in encoders:
         path = Path(encoder)
-        stem = path.parent.name if path.name.endswith("_state_dict.pt") and path.parent.name else path.stem
+        in_a_run = path.name.endswith(("_state_dict.pt", SHARED_WEIGHTS)) and path.parent.name
+        stem = path.parent.name if in_a_run else path.stem
         if glob.has_magic(encoder):
             stem = re.sub(r"[^\w.+-]", "", "-".join(path.parent.parts[-2:])).strip("-_.")  # a/s* and b/s*
         name = stem if encoder in files or encoder in tables else kinds[encoder]

@@ -102,7 +102,7 @@ def embed(
 ) -> pd.DataFrame:
     """Return a table of `file` and the features f0, f1, ... [F] that an encoder gives of a data set's X-rays.
 
-    encoder  as in a comparison: "random", "imagenet" or a file of weights
+    encoder  as in a comparison: "random", "imagenet", "shared" or a file of weights
     """
     device = prepare("auto", 0)
     xrays = open_xrays(data, device)

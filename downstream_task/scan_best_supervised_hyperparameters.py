@@ -31,7 +31,7 @@ config: dict[str, Any] = {
     "num_trials": 55,  # in all, with those of earlier calls
     "storage": "",  # where optuna keeps the study: any database URL that it takes; "" is study.db in the run's folder
     # network
-    "encoder": "random",  # "random" | "imagenet" | "imagenet:FILE" | a file of weights
+    "encoder": "random",  # "random" | "imagenet" | "imagenet:FILE" | "shared" | a file of weights
     "trainable": "all",  # "all", "fc", or blocks with the head, such as "layer3-4+fc"
     "backbone": "resnet18",  # torchvision's name, such as densenet121, or timm/NAME
     "in_channels": 1,  # 1 (gray) | 3

@@ -27,7 +27,7 @@ config: dict[str, Any] = {
     "run_name": "frozen/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
     "random_seed": 0,  # of the first draw; draw k has random_seed + k
     # arms
-    "encoders": [  # "random" | "imagenet" | "imagenet:FILE" | a file of weights
+    "encoders": [  # "random" | "imagenet" | "imagenet:FILE" | "shared" | a file of weights
         "random",
         "runs/pretrain/{dataset}/resnet18_final_state_dict.pt",
     ],

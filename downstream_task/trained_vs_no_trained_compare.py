@@ -33,8 +33,8 @@ config: dict[str, Any] = {
     "run_name": "compare/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
     "random_seed": 0,  # of the first draw; draw k has random_seed + k
     # arms
-    "encoders": [  # "random" | "imagenet" | "imagenet:FILE" | weights | features:FILE | predictions:FOLDER | a pattern
-        "random",  # the first is the reference
+    "encoders": [  # "random" | "imagenet" | "imagenet:FILE" | "shared" | weights | features:FILE | predictions:FOLDER
+        "random",  # the first is the reference; weights may be a pattern with *
         "runs/pretrain/{dataset}/resnet18_final_state_dict.pt",
     ],
     "backbone": "resnet18",  # torchvision's name, such as densenet121, or timm/NAME

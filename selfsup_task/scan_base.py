@@ -22,7 +22,7 @@ PRETRAINING: dict[str, Any] = {
     "random_seed": 0,  # of weights, views and the order of images
     "backbone": "resnet18",  # torchvision's name, such as densenet121, or timm/NAME
     "in_channels": 1,  # 1 (gray) | 3
-    "start": "random",  # "random" | "imagenet" | "imagenet:FILE" | a file of weights, to continue from it
+    "start": "random",  # "random" | "imagenet" | "imagenet:FILE" | "shared" | a file of weights, to continue from it
     "projector_dims": [512],  # widths of the projector's layers; one width is one linear layer
     "barlow_lambda": 5e-3,  # weight of the off-diagonal (redundancy) term
     "img_res": 32,  # pixels a side of the views

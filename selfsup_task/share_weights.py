@@ -2,13 +2,15 @@
 
     python selfsup_task/share_weights.py --run runs/pretrain/nih --scores runs/test/compare/nih
 
-Writes runs/shared/<run>/ for a model hub: model.safetensors (half precision, the library's own names, no head),
-config.json, README.md (a card: data, start, the terms of both, split, scores with intervals, environment),
-reference.png (a synthetic X-ray) and reference.json (its features, to compare with those of whoever loads the weights).
+Writes runs/shared/<run>/, or the folder of --output, for a model hub: model.safetensors (half precision, the library's
+own names, no head), config.json, README.md (a card: data, start, the terms of both, split, scores with intervals,
+environment), reference.png (a synthetic X-ray) and reference.json (its features, to compare with those of whoever loads
+the weights).
 The weights know which pictures they have seen, as every encoder here does: `--encoders` and `--start` take the file.
+With `--output self_sup_classes/shared_encoder` they are the start that all scripts know as "shared".
 
 The terms of the data and of the start decide whether weights may be shared. The script knows those of ChestX-ray14, of
-the synthetic X-rays and of some weights of timm; --terms states others, after you have read them:
+the synthetic X-rays and of weights that timm downloads; --terms states others, after you have read them:
 
     python selfsup_task/share_weights.py --run runs/pretrain/films --terms "folder: ours, released as CC BY 4.0"
 """
@@ -21,14 +23,14 @@ config: dict[str, Any] = {
     "run": "runs/pretrain/phantom",  # a finished pretraining
     "scores": [],  # runs/test/compare/NAME: comparisons whose test scores go into the card
     "terms": [],  # NAME: TEXT for a collection (covid, chexpert, folder) or "start", whose terms are not known here
-    "output": "runs/shared",  # the folder is made below it, under the run's name
+    "output": "",  # the folder; "" is runs/shared/<the run's name>
 }
 
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__)  # before the slow imports
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,9 +45,10 @@ from augmentations.transform_utils import GRAY_MEAN, GRAY_STD, plain_view
 from dataset_loader.phantoms.dataset import draw
 from dataset_loader.phantoms.plans import plan_classes
 from self_sup_classes.backbones import TIMM, weights_file
-from self_sup_classes.initialisation import Start, start_from
+from self_sup_classes.initialisation import SHARED, SHARED_FOLDER, SHARED_WEIGHTS, Start, start_from
 from utils.config import Config, UserError, repo_path
 from utils.files import read_json, write_atomically, write_json, write_text
+from utils.wording import metric_name
 
 TERMS = {  # under which weights that were trained on a collection may be passed on
     "phantom": "synthetic X-rays, drawn by this software (MIT)",
@@ -70,18 +73,19 @@ An encoder for research: not a medical device, and no evidence for using one. Ba
 {% endfor %}
 
 - Recipe: {{ config.recipe }}, {{ config.views }} views of {{ config.img_res }} px, batches of {{ config.batch_size }},
-  lr {{ config.lr }}, lambda {{ config.barlow_lambda }}, start {{ config.start }}.
-- Split {{ environment.data.split_hash }}: {{ environment.data.images_by_part }}. The weights know which pictures they
+  lr {{ config.lr }}, lambda {{ config.barlow_lambda }}, start {{ start }}.
+- Split {{ environment.data.split_hash }}, images by part:
+  {{ environment.data.images_by_part.items() | map("join", " ") | join(", ") }}. The weights know which pictures they
   have seen, and comparisons of this software do not test on them.
 {% if "probe/linear" in summary %}
-- Linear probe on validation: {{ "%.3f" | format(summary["probe/linear"]) }} ({{ summary.metric }}; random weights
-  {{ "%.3f" | format(summary["probe/linear_random_network"]) }}).
+- Linear probe on validation: {{ metric_name(summary.metric) }} {{ "%.3f" | format(summary["probe/linear"]) }}, before
+  the training {{ "%.3f" | format(summary["probe/linear_random_network"]) }}.
 {% endif %}
-{% for name, curves in scores.items() %}
+{% for name, metric, curves in scores %}
 
-Test images of {{ name }}, 95% intervals:
+Test images of {{ name }}, with 95% intervals:
 
-| arm | way | labels | score |
+| arm | way | labels | {{ metric_name(metric) }} |
 |---|---|---|---|
 {% for row in curves.to_dict("records") %}
 | {{ row.arm }} | {{ row.way }} | {{ row.labels }} | {{ "%.3f [%.3f, %.3f]" | format(row.mean, row.low, row.high) }} |
@@ -96,13 +100,13 @@ from safetensors.torch import load_file
 weights = load_file("model.safetensors")  # half precision, no head
 ```
 
-The input is gray in 0..1, less {{ mean }}, divided by {{ std }}: the central square at {{ config.img_res }} px.
-`reference.json` has the features of `reference.png`; yours differ by less than {{ "{:.0%}".format(exact) }} of the
-largest.
+The input is gray in 0..1, less {{ mean }}, divided by {{ std }}: the central square, here at {{ config.img_res }} px.
+`reference.json` has the features of `reference.png`, which has that size; yours differ by less than
+{{ "{:.0%}".format(exact) }} of the largest.
 
 Made with commit {{ environment.commit or "unknown" }} and torch {{ environment.versions.torch }}.
 """
-REFERENCE = 256  # pixels a side of the reference picture
+FILES = {SHARED_WEIGHTS, "config.json", "README.md", "reference.png", "reference.json"}
 EXACT = 0.02  # of the largest feature: half precision and another processor differ by less
 
 
@@ -126,20 +130,41 @@ def main(config: ShareConfig) -> None:
         )
     terms = terms_of(stored, {name: terms for name, _, terms in (text.partition(": ") for text in config.terms)})
     start = start_from(str(folder / weights_file(stored["backbone"])), stored["backbone"], stored["in_channels"], 0)
-    target = repo_path(config.output) / folder.name
-    save_weights(target / "model.safetensors", start)
-    write_json(target / "config.json", described(stored, start))
-    pixels = draw(plan_classes(4, 0, 0, False)[:1], (REFERENCE, REFERENCE))[0][0]  # uint8 [H, W]
+    scores = [scores_of(name) for name in config.scores]
+    target = folder_for(config.output, stored["run_name"].removeprefix("pretrain/") or folder.name)
+    save_weights(target / SHARED_WEIGHTS, start)
+    write_json(target / "config.json", {**described(stored, start), "terms": terms})
+    size = stored["img_res"]  # so that nobody's way to resize counts
+    pixels = draw(plan_classes(4, 0, 0, False)[:1], (size, size))[0][0]  # uint8 [R, R]
     png = io.BytesIO()
     Image.fromarray(pixels).save(png, "PNG")
     write_atomically(target / "reference.png", lambda file: file.write(png.getvalue()))
-    features = features_of(start, pixels, stored["img_res"])
-    write_json(target / "reference.json", {"img_res": stored["img_res"], "features": [round(x, 4) for x in features]})
-    scores = {name: pd.read_csv(repo_path(name) / "all" / "curves.csv") for name in config.scores}
+    write_json(target / "reference.json", {"features": [float(f"{x:.4g}") for x in features_of(start, pixels)]})
     known = {"config": stored, "summary": summary, "environment": facts}
     write_text(target / "README.md", card(known, terms, scores))
     print(f"{target}/   {sum(path.stat().st_size for path in target.iterdir()) / 1e6:.1f} MB")
     print("read README.md before you publish it: it says what is known, and you answer for the rest")
+
+
+def scores_of(comparison: str) -> tuple[str, str, pd.DataFrame]:
+    """Return the name of a comparison, the metric and the scores of its test images; UserError if there are none."""
+    folder = repo_path(comparison) / "all"
+    summary = read_json(folder / "summary.json")
+    if summary is None or not (folder / "curves.csv").exists():
+        raise UserError(
+            f"{folder} has no scores of test images; run downstream_task/confusion_matrix.py on the comparison, and "
+            "name the folder that it writes, such as runs/test/compare/nih."
+        )
+    curves = pd.read_csv(folder / "curves.csv").sort_values(["arm", "way", "labels"])
+    return folder.parent.name, summary["metric"], curves
+
+
+def folder_for(output: str, run: str) -> Path:
+    """Return the folder to write; UserError if it holds files of something else."""
+    target = repo_path(output or f"runs/shared/{run}")
+    if others := sorted({path.name for path in target.glob("*")} - FILES):
+        raise UserError(f"{target} holds other files, such as {others[0]}; give --output an empty folder or a new one.")
+    return target
 
 
 def terms_of(stored: Mapping[str, Any], stated: Mapping[str, str]) -> dict[str, str]:
@@ -148,7 +173,7 @@ def terms_of(stored: Mapping[str, Any], stated: Mapping[str, str]) -> dict[str, 
     names = {name.partition("_")[0]: name.partition("_")[0] for name in data} | {
         "start": stored["start"].partition(":")[0]
     }
-    known = {**TERMS, **_timms_licence(stored), **stated}
+    known = {**TERMS, **_terms_of_start(stored), **stated}
     found = {name: known.get(name) or known.get(key, "") for name, key in names.items()}
     if unknown := [name for name, terms in found.items() if not terms]:
         raise UserError(
@@ -158,8 +183,10 @@ def terms_of(stored: Mapping[str, Any], stated: Mapping[str, str]) -> dict[str, 
     return found
 
 
-def _timms_licence(stored: Mapping[str, Any]) -> dict[str, str]:
-    """Return the licence that timm records for its ImageNet weights of the backbone, if there is one."""
+def _terms_of_start(stored: Mapping[str, Any]) -> dict[str, str]:
+    """Return the terms of this repo's encoder, or the licence that timm records for its ImageNet weights."""
+    if stored["start"] == SHARED and (known := read_json(SHARED_FOLDER / "config.json")):
+        return {SHARED: "; ".join(f"{name}: {text}" for name, text in known["terms"].items())}
     if stored["start"] != "imagenet" or not stored["backbone"].startswith(TIMM):
         return {}
     import timm
@@ -187,22 +214,26 @@ def described(stored: Mapping[str, Any], start: Start) -> dict[str, Any]:
         "library": "timm" if name.startswith(TIMM) else "torchvision",
         "num_classes": 0,
         "num_features": start.backbone.num_features,
-        "pretrained_cfg": {"input_size": size, **scale, "interpolation": "lanczos", "crop_mode": "center"},
+        "model_args": {"in_chans": stored["in_channels"]},
+        "pretrained_cfg": {"input_size": size, **scale, "interpolation": "lanczos", "crop_pct": 1.0},
     }
 
 
 @torch.no_grad()
-def features_of(start: Start, pixels: np.ndarray, img_res: int) -> list[float]:
-    """Return the features [F] of one picture, uint8 [S, S], by the weights as they are shared."""
+def features_of(start: Start, pixels: np.ndarray) -> list[float]:
+    """Return the features [F] of one picture, uint8 [R, R], by the weights as they are shared."""
     network = start.backbone.half().float().eval()
-    image = torch.from_numpy(pixels)[None, None]  # [1, 1, S, S]
-    return network(plain_view(image, img_res, network.in_channels))[0].tolist()
+    image = torch.from_numpy(pixels)[None, None]  # [1, 1, R, R]
+    return network(plain_view(image, len(pixels), network.in_channels))[0].tolist()
 
 
-def card(facts: Mapping[str, Any], terms: Mapping[str, str], scores: Mapping[str, pd.DataFrame]) -> str:
+def card(facts: Mapping[str, Any], terms: Mapping[str, str], scores: Sequence[tuple[str, str, pd.DataFrame]]) -> str:
     """Return the card: YAML for a hub, then what the weights are, for a reader. `facts` is about the run."""
+    kind = facts["config"]["start"].partition(":")[0]
     page = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(CARD)
-    return page.render(**facts, terms=terms, scores=scores, mean=GRAY_MEAN, std=GRAY_STD, exact=EXACT)
+    start = kind if kind in ("random", "imagenet", SHARED) else "another encoder"  # its path is the machine's
+    fixed = {"mean": GRAY_MEAN, "std": GRAY_STD, "exact": EXACT, "metric_name": metric_name}
+    return page.render(**facts, start=start, terms=terms, scores=scores, **fixed)
 
 
 if __name__ == "__main__":

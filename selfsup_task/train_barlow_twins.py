@@ -46,7 +46,7 @@ config: dict[str, Any] = {
     # network
     "backbone": "resnet18",  # torchvision's name, such as densenet121, or timm/NAME
     "in_channels": 1,  # 1 (gray) | 3
-    "start": "random",  # "random" | "imagenet" | "imagenet:FILE" | a file of weights, to train on from its weights
+    "start": "random",  # "random" | "imagenet" | "imagenet:FILE" | "shared" | a file of weights, to train on
     "projector_dims": [512],  # widths of the projector's layers; one width is one linear layer
     "barlow_lambda": 5e-3,  # weight of the off-diagonal (redundancy) term
     # views
@@ -175,7 +175,7 @@ def comparison(chosen: PretrainConfig, run_name: str, summary: Mapping[str, Any]
     values["allow_seen"] = chosen.pretrain_on == "all" or bool(summary.get("note"))
     if (run_name, chosen.backbone) != ("pretrain/phantom", defaults["backbone"]):
         encoder = f"runs/{run_name}/{weights_file(chosen.backbone)}"
-        start = [chosen.start] if chosen.start.partition(":")[0] == "imagenet" else []
+        start = [chosen.start] if chosen.start.partition(":")[0] in ("imagenet", "shared") else []
         arms = ["random", *start, encoder]
         values |= {"run_name": f"compare/{run_name.removeprefix('pretrain/')}", "encoders": arms}
         fewest, most = FEWEST_FINDINGS if summary.get("metric") == "auroc" else 1, summary.get("labels") or inf

@@ -309,6 +309,9 @@ def test_arms_are_named_after_their_runs_and_never_twice() -> None:
 
     encoders = ["random", "imagenet:weights/x.pth", "runs/pretrain/covid/resnet18_final_state_dict.pt"]
     assert names(*encoders) == ["random", "imagenet", "pretrained"]
+    assert names(*encoders, "shared") == ["random", "imagenet", "pretrained", "shared"]
+    assert [arm.kind for arm in named_arms([*encoders, "shared"])] == ["random", "imagenet", "pretrained", "pretrained"]
+    assert names("a/films/model.safetensors", "b/nih/model.safetensors") == ["films", "nih"]
     assert names(*encoders, "a/chexpert/r_best_state_dict.pt") == ["random", "imagenet", "covid", "chexpert"]
     with pytest.raises(UserError, match="both named 'covid'"):
         names("a/covid/r_best_state_dict.pt", "b/covid/r_best_state_dict.pt")
