@@ -230,8 +230,8 @@ def features_of(start: Start, pixels: np.ndarray) -> list[float]:
 def card(facts: Mapping[str, Any], terms: Mapping[str, str], scores: Sequence[tuple[str, str, pd.DataFrame]]) -> str:
     """Return the card: YAML for a hub, then what the weights are, for a reader. `facts` is about the run."""
     kind = facts["config"]["start"].partition(":")[0]
-    style = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
-    page = jinja2.Environment(undefined=jinja2.StrictUndefined, **style).from_string(CARD)
+    strict = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = strict.overlay(keep_trailing_newline=True).from_string(CARD)
     start = kind if kind in ("random", "imagenet", SHARED) else "another encoder"  # its path is the machine's
     fixed = {"mean": GRAY_MEAN, "std": GRAY_STD, "exact": EXACT, "metric_name": metric_name}
     return page.render(**facts, start=start, terms=terms, scores=scores, **fixed)

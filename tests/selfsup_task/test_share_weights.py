@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import timm
-import timm.data
 import torch
 from PIL import Image
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 from torch import nn
 from torchvision.models import resnet18
 
@@ -83,7 +84,7 @@ def test_timm_opens_the_folder_by_itself(script: Any, tmp_path: Path) -> None:
     run = finished(tmp_path / "films", backbone="timm/test_efficientnet", img_res=40)
     assert share(script, run, tmp_path).returncode == 0
     model = timm.create_model(f"local-dir:{tmp_path / 'shared'}", pretrained=True)
-    prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    prepare: Any = create_transform(**resolve_model_data_config(model))
     with Image.open(tmp_path / "shared" / "reference.png") as film:
         assert_gives_the_reference(model, prepare(film), tmp_path / "shared")
 
