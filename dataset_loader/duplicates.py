@@ -83,22 +83,28 @@ def find_duplicates(store: ImageStore, files: Sequence[str], device: torch.devic
     thumbnails are paired with the first of them. The result is stored beside the images. A CUDA `device` compares the
     signatures of all pairs, which are whole numbers, so that the result is the same; all else is done here.
     """
-    return _searched(store, files, store, files, device)
+    return find_copies(store, files, store, files, device)
 
 
 def find_copies(
-    store: ImageStore,
-    files: Sequence[str],
-    others: ImageStore,
-    other_files: Sequence[str],
-    device: torch.device = CPU,
+    store: ImageStore, files: Sequence[str], others: ImageStore, other_files: Sequence[str], device: torch.device = CPU
 ) -> pd.DataFrame:
     """Return pairs of X-rays of two data sets that show the same film: columns file, other, distance.
 
     As find_duplicates, of `files` (thumbnails in `store`) with `other_files` (thumbnails in `others`): each file that
     has a copy in the other data set is in a pair.
     """
-    return _searched(store, files, others, other_files, device)
+    name = f"duplicates_{_settings()}.csv" if store is others else f"copies_{_settings()}_{others.folder.name}.csv"
+    path = store.folder / name
+    if not path.exists():
+        pairs = pd.DataFrame(_near_pairs(store, others, device), columns=["row", "other_row", "distance"])
+        write_table(path, pairs)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # so that the images may move there
+    pairs = pd.read_csv(path, dtype={"row": np.int64, "other_row": np.int64, "distance": float})
+    for end, rows, names in (("file", "row", files), ("other", "other_row", other_files)):
+        pairs[end] = np.asarray(names, dtype=object)[pairs[rows]]
+    return pairs[["file", "other", "distance"]].sort_values(["distance", "file", "other"], ignore_index=True)
 
 
 def joined_groups(files: np.ndarray, groups: np.ndarray, pairs: pd.DataFrame) -> np.ndarray:
@@ -110,23 +116,6 @@ def joined_groups(files: np.ndarray, groups: np.ndarray, pairs: pd.DataFrame) ->
     component = connected_components(graph, directed=False)[1]  # [groups]
     first = np.unique(component, return_index=True)[1]  # names are sorted, so the first is the lowest
     return names[first[component]][group_of]
-
-
-def _searched(
-    store: ImageStore, files: Sequence[str], others: ImageStore, other_files: Sequence[str], device: torch.device
-) -> pd.DataFrame:
-    name = f"duplicates_{_settings()}.csv" if store is others else f"copies_{_settings()}_{others.folder.name}.csv"
-    path = store.folder / name
-    if not path.exists():
-        pairs = pd.DataFrame(_near_pairs(store, others, device), columns=["row", "other_row", "distance"])
-        write_table(path, pairs)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()  # so that the images may move there
-    pairs = pd.read_csv(path, dtype={"row": np.int64, "other_row": np.int64, "distance": float})
-    names, other_names = np.asarray(files, dtype=object), np.asarray(other_files, dtype=object)
-    return pd.DataFrame(
-        {"file": names[pairs["row"]], "other": other_names[pairs["other_row"]], "distance": pairs["distance"]}
-    ).sort_values(["distance", "file", "other"], ignore_index=True)
 
 
 def _settings() -> str:

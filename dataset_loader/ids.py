@@ -5,7 +5,7 @@ import functools
 import hashlib
 import hmac
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,8 @@ class Ids:
 
     def numbers(self, values: Iterable[str]) -> np.ndarray:
         """Return patient or accession numbers [N] as 16 hex digits if "hashed", "" if "none"; blanks stay blank."""
-        return self._written(values, lambda value: "" if self.mode == "none" else self._hash(value))
+        hide = {"plain": str, "hashed": self._hash, "none": lambda _: ""}[self.mode]
+        return np.array([value and hide(value) for value in map(str, values)], dtype=object)
 
     def names(self, values: Iterable[str], prefix: str = "") -> np.ndarray:
         """Return groups or files [N], which a table must tell apart: the prefix and a hash if "hashed".
@@ -44,10 +45,12 @@ class Ids:
         If "none", the prefix and the place of a value among all, in alphabetical order, from 1.
         """
         values = [str(value) for value in values]
-        if self.mode == "none":
-            places = {value: place for place, value in enumerate(sorted(set(values)), 1)}
-            return self._written(values, lambda value: f"{prefix}{places[value]}")
-        return self._written(values, lambda value: prefix + self._hash(value))
+        if self.mode == "plain":
+            return self.numbers(values)
+        named = sorted(set(values))
+        hidden = self.numbers(named) if self.mode == "hashed" else range(1, len(named) + 1)
+        written = {value: value and f"{prefix}{one}" for value, one in zip(named, hidden, strict=True)}
+        return np.array([written[value] for value in values], dtype=object)
 
     def files(self, values: Iterable[str]) -> np.ndarray:
         """Return files [N] as names does: "file-" and 16 hex digits, or a number. A file's name may be a patient's."""
@@ -55,10 +58,6 @@ class Ids:
 
     def _hash(self, value: str) -> str:
         return hmac.new(self.key, value.encode(), hashlib.sha256).hexdigest()[:16]
-
-    def _written(self, values: Iterable[str], hide: Callable[[str], str]) -> np.ndarray:
-        plain = self.mode == "plain"
-        return np.array([value if plain else value and hide(value) for value in map(str, values)], dtype=object)
 
 
 PLAIN = Ids()

@@ -15,7 +15,9 @@ DETAILS = ("sex", "age", "view", "source", "study")  # that scores are split by
 def listing(columns: Columns) -> dict[str, Any]:
     """Return facts about the files, labels, official parts and patients, by name."""
     labelled = columns.labelled() if columns.label_names else columns.take(np.arange(0))
-    official, known = (columns.take(np.flatnonzero(rows)) for rows in (columns.official != "", _has_patient(columns)))
+    official = columns.take(np.flatnonzero(columns.official != ""))
+    has_patient = columns.groups.astype(str) != columns.paths.astype(str)  # without one, an image is its own group
+    known = columns.take(np.flatnonzero(has_patient))
     parts = {part: int((official.official == part).sum()) for part in sorted(set(official.official))}
     study: Iterable[Any] = known.details["study"].astype(str) if "study" in known.details else [""] * len(known)
     return {
@@ -24,11 +26,6 @@ def listing(columns: Columns) -> dict[str, Any]:
         "official parts": fact(len(official), _lines(official.paths, official.official), parts),
         "patients": fact(len(np.unique(known.groups)), _lines(known.paths, known.groups, study)),
     }
-
-
-def _has_patient(columns: Columns) -> np.ndarray:
-    """Return for each image whether its patient is known; it is a group of its own if not."""
-    return columns.groups.astype(str) != columns.paths.astype(str)
 
 
 def listed_files(paths: np.ndarray) -> dict[str, Any]:

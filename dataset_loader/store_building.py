@@ -5,7 +5,7 @@ A store is a folder of
 images.npy     uint8 [M, 1, S, S], appended to while it is built
 kept.npy       int64 [M]: which of the N requested files the M rows are
 rejected.csv   file and reason of the N - M others
-store.json     written last, with counts and a checksum that names the pixels: without it the build is unfinished
+store.json     written last, with the count M and a checksum that names the pixels: without it the build is unfinished
 progress.json  until the build is finished: how far it is
 
 A store that lacks pixels is built again. Bytes that a disk changes by itself are not noticed.

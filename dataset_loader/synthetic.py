@@ -1,5 +1,6 @@
 """Which folders hold drawn X-rays: each tree of them has a record at its root."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,9 @@ def without_synthetic(root: Path) -> np.ndarray:
     files = image_files(root)
     if is_synthetic(root):
         return files
-    drawn = [folder for folder in sorted(_folders_above(files)) if (root / folder / RECORD).is_file()]
+    holding = {file.rpartition("/")[0] for file in files}
+    above = {folder[: end.start()] for folder in holding for end in re.finditer("/|$", folder)}  # at any depth
+    drawn = [folder for folder in sorted(above - {""}) if (root / folder / RECORD).is_file()]
     if not drawn:
         return files
     synthetic = np.array([file.startswith(tuple(f"{folder}/" for folder in drawn)) for file in files])
@@ -34,13 +37,3 @@ def without_synthetic(root: Path) -> np.ndarray:
         f"{shown([str(root / folder) for folder in drawn])}; left out. Delete what was drawn there by mistake"
     )
     return files[~synthetic]
-
-
-def _folders_above(files: np.ndarray) -> set[str]:
-    """Return every folder that holds one of the relative POSIX paths, at any depth, but not the root."""
-    found: set[str] = set()
-    for folder in {file.rpartition("/")[0] for file in files}:
-        while folder and folder not in found:
-            found.add(folder)
-            folder = folder.rpartition("/")[0]
-    return found

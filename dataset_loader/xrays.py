@@ -15,17 +15,17 @@ from torch import Tensor
 from dataset_loader.columns import UNLABELLED, Columns
 from dataset_loader.decoding import upright_size
 from dataset_loader.duplicates import NO_DUPLICATES, find_duplicates, joined_groups
+from dataset_loader.first_look import say_labels, warn_of_copies, warn_of_official_parts
 from dataset_loader.ids import IDS, PLAIN, Ids, open_ids
 from dataset_loader.image_files import BrokenImageError
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.kept_split import KeptSplit, read_kept_split
-from dataset_loader.label_lists import say_labels
 from dataset_loader.listing import listed_files, listed_lines, listing
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT, ensure_chexpert_phantoms, ensure_phantoms
 from dataset_loader.readers import READERS
 from dataset_loader.readers.folder_dataset import FOREIGN_ID, read_folder
 from dataset_loader.signatures import THUMBNAIL, signatures
-from dataset_loader.splits import FOLD_NAMES, FOLDS, PARTS, VAL_SHARE, parts_of, places_of, split_hash, write_split
+from dataset_loader.splits import FOLD_NAMES, FOLDS, PARTS, parts_of, places_of, split_hash, write_split
 from dataset_loader.synthetic import is_synthetic
 from dataset_loader.unlabelled import (
     Collection,
@@ -44,7 +44,6 @@ from utils.messages import say
 # Built in: classes, the same without the parts that their table names, the same with a planted shortcut for the audit,
 # and CheXpert's findings in its layout.
 PHANTOMS = ["phantom", "phantom_folds", "phantom_marker", "phantom_chexpert"]
-MANY_COPIES = 10  # of one film; more are hardly films
 SIZES_SAMPLED = 64  # files whose sizes are read: as many as show whether a tenth is small
 MIN_RES = 8  # pixels per side of what a network sees; fewer show nothing of a chest
 DATASETS = [*PHANTOMS, *READERS]
@@ -342,8 +341,8 @@ def open_xrays(
     say_labels(columns, parts)
     if kept:
         kept.say(columns, parts, places)
-    _warn_of_official_parts(columns, parts, config.val_share)
-    _warn_of_copies(columns, parts, duplicates)
+    warn_of_official_parts(columns, parts, config.val_share)
+    warn_of_copies(columns, parts, duplicates)
     if also is None:
         return xrays
     collections = _collections(xrays, everything, size, device, also)
@@ -365,50 +364,6 @@ def size_of_store(config: DataConfig, columns: Columns) -> int:
         view = config.largest_view
         say(f"note: the X-rays have {size} px; views of {view} px are enlarged from them and show no more")
     return size or config.stored_size
-
-
-def _warn_of_official_parts(columns: Columns, parts: np.ndarray, val_share: float) -> None:
-    """Say what an official split does not keep apart, and what joins its parts; a drawn one keeps groups whole."""
-    named = set(columns.official) & {"val", "test"}
-    if "val" in named and val_share != VAL_SHARE:
-        say("warning: val_share without effect: the source names a validation part")
-    joined = (columns.official == "") & np.isin(parts, list(named))
-    if joined.any():
-        say(
-            f"warning: {joined.sum():,} more images are in the official {' and '.join(sorted(named))} part: they have "
-            "the patient or the film of an image there"
-        )
-    groups = columns.groups
-    shared = (parts == "train") & np.isin(groups, groups[parts != "train"])
-    if shared.any():
-        say(
-            f"warning: {shared.sum():,} images of the official train part have the patient or the film of a validation "
-            "or test image, so scores may be too good"
-        )
-
-
-def _warn_of_copies(columns: Columns, parts: np.ndarray, duplicates: pd.DataFrame) -> None:
-    """Say where more than MANY_COPIES files show one picture, and of which class and part they are."""
-    if len(duplicates) < MANY_COPIES:  # n copies are n - 1 pairs
-        return
-    files, classes = columns.paths.astype(str), ""
-    if columns.labels.ndim == 1:
-        classes = np.array([f"{name} " for name in columns.label_names], dtype=object)[columns.labels]
-    kinds = pd.Series(classes + "images of the " + parts.astype(object) + " part")
-    picture = pd.Series(joined_groups(columns.paths, columns.paths, duplicates))
-    for name in picture.value_counts().loc[lambda count: count > MANY_COPIES].index:
-        copies = (picture == name).to_numpy()
-        exact = "exact " * bool(
-            (duplicates.loc[duplicates["file"].isin(files[copies].tolist()), "distance"] == 0).all()
-        )
-        if not exact and len(set(columns.details.loc[copies, "patient"])) == 1:
-            continue  # films of one patient, taken day by day
-        shares = [f"{n:,} of {(kinds == kind).sum():,} {kind}" for kind, n in kinds.loc[copies].value_counts().items()]
-        say(
-            f"warning: {copies.sum():,} files are {exact}copies of one picture ({', '.join(files[copies][:3])}, ...), "
-            "perhaps what an export writes for a film that is missing. They are one group, which a drawn split keeps "
-            f"whole: {', '.join(shares)}. If they show no film, move them out of the data."
-        )
 
 
 def _collections(

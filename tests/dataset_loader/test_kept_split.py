@@ -170,7 +170,7 @@ def test_shares_are_those_of_all_images_after_many_months() -> None:
         paths = np.append(paths, [f"{month}/{number}.png" for number in range(50)])
         groups = np.array([f"{path[:-5]}" for path in paths])  # ten films of a patient, one of another
         kept = np.append(sets, [-1] * 50)
-        again = split_by_group(paths, groups, np.arange(len(paths)) % 3, 0, shares, kept)
+        again = split_by_group(groups, np.arange(len(paths)) % 3, 0, shares, kept)
         assert (again[kept != -1] == sets).all()
         sets = again
     assert [(sets == number).mean() for number in range(len(shares))] == pytest.approx(shares, abs=0.02)

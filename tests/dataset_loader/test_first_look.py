@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dataset_loader.label_lists import say_labels
+from dataset_loader.first_look import say_labels
 
 
 def columns(labels: list[Any], *names: str) -> Any:
