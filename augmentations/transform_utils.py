@@ -4,14 +4,14 @@ import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from augmentations import geometry, intensity
 from augmentations.recipes import RECIPES, Recipe
-from utils.config import UserError, check_choice
+from utils.config import check_choice, one_of
 from utils.distributed import Shard
 from utils.seeds import mixed_seed
 
@@ -21,6 +21,7 @@ GRAY_MEAN, GRAY_STD = 0.449, 0.226
 # Images that pass through the operators together: what these need in between, but for noise, which is drawn for all,
 # does not grow with the batch.
 IMAGES_AT_ONCE = 256
+RecipeName = Annotated[str, one_of(RECIPES)]
 
 
 @dataclass(frozen=True)
@@ -210,13 +211,10 @@ class Views:
 
     out_size  side R of the views, in pixels; images of up to about 1.5 R are sampled directly, larger ones
               through halved copies, so that they do not alias
-    Raises UserError, naming the nearest one, if the recipe, an operator or a parameter does not exist.
+    Raises UserError, naming the nearest one, if an operator or a parameter of the recipe does not exist.
     """
 
     def __init__(self, recipe: str, out_size: int, count: int = 2):
-        check_choice("recipe", recipe, list(RECIPES))
-        if out_size < 1:
-            raise UserError(f"the views' side is {out_size} pixels, expected 1 or more.")
         data = RECIPES[recipe]
         recipes = data if isinstance(data, tuple) else (data, data)
         self.views = [View(recipe, recipes[n % 2], out_size) for n in range(count)]

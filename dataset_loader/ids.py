@@ -8,13 +8,15 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
-from utils.config import DATASETS_ROOT, UserError
+from utils.config import DATASETS_ROOT, UserError, one_of
 from utils.messages import say
 
 IDS = ["plain", "hashed", "none"]
+IdsMode = Annotated[str, one_of(IDS)]
 KEY_FILE, KEY_BYTES = ".cxr_ids_key", 32
 
 

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from dataset_loader.columns import UNLABELLED, Columns
 from dataset_loader.decoding import upright_size
 from dataset_loader.duplicates import NO_DUPLICATES, find_duplicates, joined_groups
 from dataset_loader.first_look import say_labels, warn_of_copies, warn_of_official_parts
-from dataset_loader.ids import IDS, PLAIN, Ids, open_ids
+from dataset_loader.ids import PLAIN, Ids, IdsMode, open_ids
 from dataset_loader.image_files import BrokenImageError
 from dataset_loader.image_store import ImageStore, open_store
 from dataset_loader.kept_split import KeptSplit, read_kept_split
@@ -36,7 +36,7 @@ from dataset_loader.unlabelled import (
     open_collection,
     visits_of,
 )
-from utils.config import DATASETS_ROOT, Config, Gone, UserError, check_at_least, check_choice, repo_path
+from utils.config import DATASETS_ROOT, Config, Gone, Natural, UserError, at_least, bound, one_of, repo_path
 from utils.facts import LISTED
 from utils.files import write_table
 from utils.messages import say
@@ -47,6 +47,8 @@ PHANTOMS = ["phantom", "phantom_folds", "phantom_marker", "phantom_chexpert"]
 SIZES_SAMPLED = 64  # files whose sizes are read: as many as show whether a tenth is small
 MIN_RES = 8  # pixels per side of what a network sees; fewer show nothing of a chest
 DATASETS = [*PHANTOMS, *READERS]
+Fold = Annotated[int, bound(range(FOLDS).__contains__, f"there are the folds 0 to {FOLDS - 1}")]
+SizeOrZero = Annotated[int, bound(lambda size: size == 0 or size >= MIN_RES, f"it must be 0 or at least {MIN_RES}")]
 DEFAULT_ROOTS = {
     "phantom_folds": DATASETS_ROOT / "phantom",
     "covid": DATASETS_ROOT / "COVID-19_Radiography_Dataset",
@@ -59,16 +61,16 @@ DEFAULT_ROOTS = {
 class DataConfig(Config):
     """The data set, its split, and the sizes at which images are stored and seen by the network."""
 
-    dataset: str
+    dataset: Annotated[str, one_of(DATASETS)]
     data_root: str
-    labels: str
+    labels: Annotated[str, one_of(["table", "folders"])]
     laterals: bool
     store_res: int
-    img_res: int
-    split_seed: int
-    val_share: float
+    img_res: Annotated[int, at_least(MIN_RES)]
+    split_seed: Natural
+    val_share: Annotated[float, bound(lambda share: 0 <= share < 1, "it must be from 0 to below 1")]
     keep_split: str
-    ids: str
+    ids: IdsMode
 
     later: ClassVar = {
         "labels": "table",
@@ -80,22 +82,15 @@ class DataConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("dataset", self.dataset, DATASETS)
-        check_choice("labels", self.labels, ["table", "folders"])
-        check_choice("ids", self.ids, IDS)
         if self.dataset == "folder" and not self.data_root:
             raise UserError("dataset is 'folder', but data_root is empty; name the folder of images, --data-root DIR.")
         if self.labels == "folders" and self.dataset != "folder":
             raise UserError(f"labels is 'folders', which goes with --dataset folder, not {self.dataset!r}.")
-        check_at_least("img_res", self.img_res, MIN_RES)
-        check_at_least("split_seed", self.split_seed, 0)
         if self.store_res != 0 and self.store_res < self.img_res:
             raise UserError(
                 f"store_res is {self.store_res} and img_res {self.img_res}: the images would be enlarged; "
                 "set store_res to 0, which derives it from img_res, or to a larger number."
             )
-        if not 0 <= self.val_share < 1:
-            raise UserError(f"val_share is {self.val_share}; it must be from 0 to below 1.")
 
     @property
     def stored_size(self) -> int:
@@ -115,19 +110,9 @@ class DataConfig(Config):
 class FoldConfig(DataConfig):
     """The data of a run that has one test part."""
 
-    fold: int
+    fold: Fold
 
     later: ClassVar = {"fold": 0}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fold("fold", self.fold)
-
-
-def check_fold(key: str, fold: int) -> None:
-    """Raise UserError for a fold that does not exist."""
-    if fold not in range(FOLDS):
-        raise UserError(f"{key} is {fold}; there are the folds 0 to {FOLDS - 1}.")
 
 
 def with_room(img_res: int) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -9,12 +10,13 @@ from torch import Tensor, nn
 
 from self_sup_classes.backbones import Backbone, set_module
 from self_sup_classes.weights import choose, load_strictly, read_state_dict
-from utils.config import UserError, check_choice
+from utils.config import UserError, one_of
 from utils.distributed import note_once
 from utils.freezing import is_frozen
 
 # What is trained, by how many of a network's stages (stem, layer1 ... layer4, fc) are frozen.
 FROZEN_STAGES = {"fc": 5, "layer4+fc": 4, "layer3-4+fc": 3, "layer2-4+fc": 2, "layer1-4+fc": 1, "all": 0}
+Trainable = Annotated[str, one_of(FROZEN_STAGES)]
 
 
 class Classifier(nn.Module):
@@ -28,7 +30,6 @@ class Classifier(nn.Module):
 
     def __init__(self, backbone: Backbone, classes: int, trainable: str = "all", batch_norm: str = "train"):
         super().__init__()
-        check_choice("trainable", trainable, list(FROZEN_STAGES))
         self.name, self.structure, self.net = backbone.name, backbone.structure, backbone.net
         head = nn.Linear(backbone.num_features, classes)
         nn.init.zeros_(head.weight)  # all classes equal at first, whatever the seed

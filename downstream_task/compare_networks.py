@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from downstream_task.predictions import CELL, FILE, read_predictions
 from downstream_task.targets import Targets, check_learnable, predictions_table, read_targets
 from self_sup_classes.initialisation import SHARED, SHARED_WEIGHTS, start_from, weights_hashes
 from self_sup_classes.provenance import check_unseen
-from utils.config import UserError, part_of, repo_path
+from utils.config import UserError, between, part_of, repo_path
 from utils.facts import fact
 from utils.files import check_files, content_hash, read_json, write_table
 from utils.hardware import prepare
@@ -29,7 +29,7 @@ from utils.sweeps import check_all_finished, errors_of, run_trials, with_reasons
 PREDICTIONS = "predictions:"  # before a folder of tables in a config
 ROUNDING = 1e-4  # of probabilities, by which softmax may exceed 1
 RANDOM, IMAGENET, PRETRAINED = KINDS = ["random", "imagenet", "pretrained"]  # of starts
-MAX_DRAWS = 1000  # of label subsets
+Draws = Annotated[int, between(1, 1000)]  # of label subsets
 
 
 @dataclass(frozen=True)

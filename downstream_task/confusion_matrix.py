@@ -17,7 +17,7 @@ from the test part over the classes that both have: runs/external/<collection>/<
 It needs the weights, which a comparison keeps of its first draw.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 from utils.scripts import flags, run_script
 
@@ -49,7 +49,7 @@ from downstream_task.predictions import (
     run_name,
 )
 from utils import plots
-from utils.config import RUNS_ROOT, VERSION, MachineConfig, UserError, differences, part_of, repo_path
+from utils.config import RUNS_ROOT, VERSION, MachineConfig, UserError, bound, differences, part_of, repo_path
 from utils.files import check_files, content_hash, read_json, write_json, write_table
 from utils.scripts import command, tracked
 from utils.software import software
@@ -63,13 +63,11 @@ NAMED = 3  # changed tables that a message names
 class ScoreConfig(MachineConfig):
     """The config above, checked."""
 
-    runs: list[str]
+    runs: Annotated[list[str], bound(bool, "name at least one folder under runs/")]
     external: list[str]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.runs:
-            raise UserError("runs is empty; name at least one folder under runs/.")
         if self.external:
             from downstream_task.clinic.external import check_external  # it imports torch
 

@@ -3,17 +3,17 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from augmentations.recipes import RECIPES
-from augmentations.transform_utils import Views, plain_view, step_generator
+from augmentations.transform_utils import RecipeName, Views, plain_view, step_generator
 from dataset_loader.splits import label_subset
 from dataset_loader.xrays import DataConfig, FoldConfig, XRays, open_xrays
-from downstream_task.classifier import FROZEN_STAGES, Classifier, load_classifier, restate_batch_norm
+from downstream_task.classifier import Classifier, Trainable, load_classifier, restate_batch_norm
 from downstream_task.features import FILE as FEATURES
 from downstream_task.features import Features, NetworkFeatures, read_features
 from downstream_task.predictions import CELL
@@ -30,10 +30,10 @@ from downstream_task.targets import (
 from self_sup_classes.backbones import check_backbone, save_state_dict, weights_file
 from self_sup_classes.initialisation import start_from, weights_hashes
 from self_sup_classes.provenance import check_unseen
-from utils.config import Config, UserError, check_above_zero, check_at_least, check_choice, part_of, repo_path
-from utils.hardware import PRECISIONS, MachineConfig, choose_precision, describe_device, placed, prepare
+from utils.config import Config, Count, Natural, NotNegative, UserError, above_zero, one_of, part_of, repo_path
+from utils.hardware import MachineConfig, Precision, choose_precision, describe_device, placed, prepare
 from utils.logging_utils import Run
-from utils.optimisation import OPTIMIZERS, FitConfig
+from utils.optimisation import BatchSize, FitConfig, Optimizer
 from utils.seeds import fixed_order
 from utils.training_utils import StepFunction, fit
 
@@ -53,21 +53,14 @@ AfterEvaluation = Callable[[int, float], None]
 class BudgetConfig(TargetConfig):
     """What is learned, from which views, and for how long; the dicts of the scripts say what each key means."""
 
-    recipe: str
-    epochs: float
-    min_steps: int
-    batch_size: int
-    optimizer: str
-    optimizer_weight_decay: float
+    recipe: RecipeName
+    epochs: NotNegative
+    min_steps: Count
+    batch_size: BatchSize
+    optimizer: Optimizer
+    optimizer_weight_decay: NotNegative
 
     later: ClassVar = {"epochs": 0}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("recipe", self.recipe, list(RECIPES))
-        check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        for key, least in {"min_steps": 1, "epochs": 0, "batch_size": 2, "optimizer_weight_decay": 0}.items():
-            check_at_least(key, getattr(self, key), least)
 
     def steps(self, labels: int) -> int:
         """Return the optimiser steps of a fine-tuning on so many labels: `epochs` passes, `min_steps` at least."""
@@ -78,16 +71,10 @@ class BudgetConfig(TargetConfig):
 class StartConfig(Config):
     """How a fine-tuning starts and how fast its parts learn."""
 
-    head: str
+    head: Annotated[str, one_of(HEADS)]
     lr: float
-    backbone_lr_factor: float
-    batch_norm: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("head", self.head, HEADS)
-        check_choice("batch_norm", self.batch_norm, BATCH_NORMS)
-        check_at_least("backbone_lr_factor", self.backbone_lr_factor, 0)
+    backbone_lr_factor: NotNegative
+    batch_norm: Annotated[str, one_of(BATCH_NORMS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,20 +82,18 @@ class TrainingConfig(DataConfig, BudgetConfig, MachineConfig):
     """The keys that all runs of a comparison share."""
 
     run_name: str
-    random_seed: int
+    random_seed: Natural
     backbone: str
     in_channels: int
     allow_seen: bool
     keep_weights: bool
-    precision: str
+    precision: Precision
 
     later: ClassVar = {"keep_weights": True}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_backbone(self.backbone, self.in_channels)
-        check_choice("precision", self.precision, PRECISIONS)
-        check_at_least("random_seed", self.random_seed, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,21 +108,17 @@ class FinetuneConfig(TrainingConfig, StartConfig, FoldConfig):
     arm: str
     way: str
     start: int
-    method: str
-    trainable: str
-    num_labels: int
-    label_draw: int
+    method: Annotated[str, one_of(METHODS)]
+    trainable: Trainable
+    num_labels: Natural
+    label_draw: Natural
 
     later: ClassVar = {"arm": "", "way": "", "start": 0, "num_labels": 0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("method", self.method, METHODS)
-        check_choice("trainable", self.trainable, list(FROZEN_STAGES))
-        for key in ("label_draw", "num_labels"):
-            check_at_least(key, getattr(self, key), 0)
         if self.method == "finetune":  # the others have no learning rate
-            check_above_zero("lr", self.lr)
+            above_zero("lr", self.lr)
         if self.method != "linear" and self.encoder.startswith(FEATURES):
             raise UserError(f"{self.encoder} is a table of features, which can only be probed; use the way linear.")
 

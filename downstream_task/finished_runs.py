@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ import torch
 from dataset_loader.ids import open_ids
 from dataset_loader.image_files import image_files
 from dataset_loader.listing import details, listing
-from dataset_loader.xrays import MIN_RES, DataConfig, XRays, check_there, open_xrays, read_present, with_room
+from dataset_loader.xrays import DataConfig, SizeOrZero, XRays, check_there, open_xrays, read_present, with_room
 from downstream_task.classifier import Classifier, load_classifier
 from downstream_task.finetuning import FinetuneConfig
 from downstream_task.predictions import (
@@ -30,14 +30,12 @@ from downstream_task.targets import Targets, probabilities_of, read_targets
 from self_sup_classes.backbones import check_backbone, weights_file
 from self_sup_classes.provenance import check_unseen, provenance_of
 from self_sup_classes.weights import read_state_dict
-from utils.config import DATASETS_ROOT, UserError, check_between, check_list, open_config, part_of, repo_path
+from utils.config import DATASETS_ROOT, UserError, each_once, open_config, part_of, repo_path
 from utils.facts import LISTED, changes_since
 from utils.files import check_files, content_hash, read_json
 from utils.hardware import MachineConfig, choose_precision, placed
 from utils.messages import say
 from utils.metrics import fit_temperature
-
-MAX_RES = 4096  # pixels per side: more than any X-ray has
 
 
 @dataclass(frozen=True)
@@ -253,17 +251,13 @@ class NetworkConfig(MachineConfig):
 
     backbone: str
     in_channels: int
-    classes: list[str]
+    classes: Annotated[list[str], each_once]
     multilabel: bool
-    img_res: int
+    img_res: SizeOrZero
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_backbone(self.backbone, self.in_channels)
-        if self.classes:
-            check_list("classes", self.classes)
-        if self.img_res:
-            check_between("img_res", self.img_res, MIN_RES, MAX_RES)
 
 
 def open_predictors(names: Sequence[str], config: NetworkConfig, device: torch.device) -> dict[str, Predictor]:

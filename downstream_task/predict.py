@@ -14,7 +14,7 @@ temperature that fits its validation part; those of other weights are as the net
 synthetic X-rays by a run of trained_vs_no_trained_compare.py: some seconds.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 from utils.scripts import flags, run_script
 
@@ -47,12 +47,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dataset_loader.ids import IDS, open_ids
+from dataset_loader.ids import IdsMode, open_ids
 from dataset_loader.synthetic import is_synthetic
 from downstream_task.clinic.export import export
 from downstream_task.clinic.films import FACTS, PATH, Films, find_films
 from downstream_task.finished_runs import NetworkConfig, Predictor, open_predictors
-from utils.config import UserError, as_dict, check_choice, repo_path
+from utils.config import UserError, as_dict, bound, repo_path
 from utils.files import write_bytes
 from utils.hardware import describe_device, prepare
 from utils.logging_utils import Run, new_run, same_run
@@ -65,17 +65,11 @@ class PredictConfig(NetworkConfig):
     """The config above, checked."""
 
     classifier: str
-    images: list[str]
+    images: Annotated[list[str], bound(bool, "name X-ray files, folders that hold them, or a CSV with a column file")]
     laterals: bool
     onnx: bool
-    ids: str
+    ids: IdsMode
     run_name: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("ids", self.ids, IDS)
-        if not self.images:
-            raise UserError("images is empty; name X-ray files, folders that hold them, or a CSV with a column file.")
 
 
 def main(config: PredictConfig) -> None:

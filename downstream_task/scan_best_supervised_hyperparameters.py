@@ -90,10 +90,10 @@ from utils.config import (
     PACE,
     PLACES,
     VERSION,
+    Count,
+    Distinct,
     UserError,
     as_dict,
-    check_at_least,
-    check_list,
     differences,
     part_of,
     up_to_date,
@@ -101,6 +101,7 @@ from utils.config import (
 from utils.hardware import prepare
 from utils.jobs import JobsConfig, with_jobs
 from utils.logging_utils import Run
+from utils.optimisation import BatchSize
 from utils.scripts import progress_bar
 from utils.seeds import mixed_seed
 from utils.sweeps import errors_of, with_reasons
@@ -118,7 +119,7 @@ class SearchConfig(FoldConfig, TargetConfig, JobsConfig):
     """The config above, checked."""
 
     random_seed: int
-    num_trials: int
+    num_trials: Count
     storage: str
     encoder: str
     trainable: str
@@ -128,7 +129,7 @@ class SearchConfig(FoldConfig, TargetConfig, JobsConfig):
     lr_range: list[float]
     weight_decay_range: list[float]
     epochs_range: list[int]
-    batch_sizes: list[int]
+    batch_sizes: Distinct[BatchSize]
     num_labels: int
     head: str
     optimizer: str
@@ -137,16 +138,12 @@ class SearchConfig(FoldConfig, TargetConfig, JobsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least("num_trials", self.num_trials, 1)
         for key in ("lr_range", "weight_decay_range", "epochs_range"):
             bounds = getattr(self, key)
             if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
                 raise UserError(f"{key} is {bounds}; expected the smallest and the largest value, both above 0.")
-        check_list("batch_sizes", self.batch_sizes)
-        for batch_size in self.batch_sizes:  # a fine-tuning checks the values of the keys that it shares
-            check_at_least("batch_sizes", batch_size, 2)
-            params = {"lr": self.lr_range[0], "weight_decay": 0.0, "epochs": 1, "flip": True, "crop": True}
-            finetuning(self, settings({**params, "batch_size": batch_size}), "check")
+        params = {"lr": self.lr_range[0], "weight_decay": 0.0, "epochs": 1, "flip": True, "crop": True}
+        finetuning(self, settings({**params, "batch_size": self.batch_sizes[0]}), "check")  # the keys that it shares
 
     @property
     def trials(self) -> int:

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -16,15 +16,13 @@ from dataset_loader.readers.folder_dataset import offer_of_folders
 from dataset_loader.splits import FOLD_NAMES, strata_of
 from dataset_loader.xrays import XRays
 from downstream_task.predictions import DETAILS, metric_of, scores_of
-from utils.config import Config, UserError, check_choice, nearest
+from utils.config import Config, UserError, nearest, one_of
 from utils.distributed import note_once
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]  # (logits [B, C], indices [B]) -> mean loss
 ALL = "all"  # in place of the names of findings
 # the default for every data set, until each had its own
 DEFAULT_BEFORE = ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"]
-UNCERTAIN = ["ignore", "zeros", "ones"]
-BLANK = ["zero", "ignore"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +30,11 @@ class TargetConfig(Config):
     """What a classifier learns: findings (not classes), policies for uncertain and blank labels, weights."""
 
     findings: list[str]
-    uncertain: str
-    blank: str
+    uncertain: Annotated[str, one_of(["ignore", "zeros", "ones"])]
+    blank: Annotated[str, one_of(["zero", "ignore"])]
     class_weights: bool
 
     later: ClassVar = {"findings": lambda old: _findings_before(old.get("findings", []))}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("uncertain", self.uncertain, UNCERTAIN)
-        check_choice("blank", self.blank, BLANK)
 
 
 def _findings_before(stored: list[str]) -> list[str]:

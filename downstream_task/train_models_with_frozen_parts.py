@@ -73,40 +73,32 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from dataset_loader.xrays import check_fold
+from dataset_loader.xrays import FoldConfig
 from downstream_task import label_efficiency
-from downstream_task.classifier import FROZEN_STAGES
-from downstream_task.compare_networks import MAX_DRAWS, PREDICTIONS, Trial, open_comparison, run_comparison
+from downstream_task.classifier import Trainable
+from downstream_task.compare_networks import PREDICTIONS, Draws, Trial, open_comparison, run_comparison
 from downstream_task.features import FILE
 from downstream_task.finetuning import StartConfig, TrainingConfig
 from downstream_task.predictions import reader
 from utils import plots
-from utils.config import UserError, check_above_zero, check_at_least, check_between, check_choice, check_list, part_of
+from utils.config import Count, Distinct, Positive, UserError, part_of
 from utils.jobs import JobsConfig, with_jobs
 from utils.logging_utils import Run
 from utils.wording import metric_name
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrozenPartsConfig(TrainingConfig, StartConfig, JobsConfig):
+class FrozenPartsConfig(TrainingConfig, StartConfig, FoldConfig, JobsConfig):
     """The config above, checked."""
 
-    encoders: list[str]
-    parts: list[str]
-    fold: int
-    num_labels: int
-    draws: int
+    encoders: Distinct[str]
+    parts: Distinct[Trainable]
+    lr: Positive
+    num_labels: Count
+    draws: Draws
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_between("draws", self.draws, 1, MAX_DRAWS)
-        check_fold("fold", self.fold)
-        check_above_zero("lr", self.lr)
-        check_at_least("num_labels", self.num_labels, 1)
-        for key in ("encoders", "parts"):
-            check_list(key, getattr(self, key))
-        for part in self.parts:
-            check_choice("parts", part, list(FROZEN_STAGES))
         if tables := [entry for entry in self.encoders if entry.startswith((FILE, PREDICTIONS))]:
             raise UserError(f"encoders holds {tables[0]!r}, a table without a network, of which no part can be frozen.")
 

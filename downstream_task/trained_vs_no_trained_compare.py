@@ -106,17 +106,17 @@ if __name__ == "__main__":
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import pandas as pd
 
-from dataset_loader.xrays import MIN_RES, check_fold, with_room
+from dataset_loader.xrays import Fold, SizeOrZero, with_room
 from downstream_task import label_efficiency
-from downstream_task.compare_networks import MAX_DRAWS, PRETRAINED, Arm, Trial, open_comparison, run_comparison
+from downstream_task.compare_networks import PRETRAINED, Arm, Draws, Trial, open_comparison, run_comparison
 from downstream_task.finetuning import TrainingConfig
 from downstream_task.predictions import reader
 from utils import plots
-from utils.config import UserError, check_at_least, check_between, check_choice, check_list, part_of
+from utils.config import Distinct, NotNegative, UserError, between, one_of, part_of
 from utils.hardware import MachineConfig
 from utils.jobs import JobsConfig, with_jobs
 from utils.logging_utils import Run
@@ -127,24 +127,19 @@ from utils.wording import metric_name
 class CompareConfig(TrainingConfig, JobsConfig):
     """The config above, checked."""
 
-    folds: list[int]
-    encoders: list[str]
-    num_labels: list[int | float | str]
-    draws: int
-    target_score: float
-    ways: list[str]
-    lr: float
-    features_res: int
+    folds: Distinct[Fold]
+    encoders: Distinct[str]
+    num_labels: Distinct[int | float | str]
+    draws: Draws
+    target_score: Annotated[float, between(0, 1)]
+    ways: Distinct[Annotated[str, one_of(WAYS)]]
+    lr: NotNegative
+    features_res: SizeOrZero
 
     later: ClassVar = {"lr": 0.0, "features_res": 0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_between("draws", self.draws, 1, MAX_DRAWS)
-        for key in ("encoders", "ways", "num_labels", "folds"):
-            check_list(key, getattr(self, key))
-        for fold in self.folds:
-            check_fold("folds", fold)
         if self.draws % len(self.folds):
             raise UserError(
                 f"draws is {self.draws} and folds {self.folds}: each fold needs as many draws as the others; give "
@@ -155,17 +150,11 @@ class CompareConfig(TrainingConfig, JobsConfig):
                 isinstance(entry, str) or not 0 < entry <= (1 if isinstance(entry, float) else entry)
             ):
                 raise UserError(f'num_labels holds {entry!r}; expected numbers, shares such as 0.1, or "all".')
-        check_between("target_score", self.target_score, 0, 1)
-        check_at_least("lr", self.lr, 0)
-        if self.features_res:
-            check_at_least("features_res", self.features_res, MIN_RES)
-            if self.features_res > self.store_res > 0:
-                raise UserError(
-                    f"store_res is {self.store_res} and features_res {self.features_res}: the images would be enlarged;"
-                    " set store_res to 0, or features_res to 0, which is img_res."
-                )
-        for name in self.ways:
-            check_choice("ways", name, list(WAYS))
+        if self.features_res > self.store_res > 0:
+            raise UserError(
+                f"store_res is {self.store_res} and features_res {self.features_res}: the images would be enlarged;"
+                " set store_res to 0, or features_res to 0, which is img_res."
+            )
 
     @property
     def trials(self) -> int:

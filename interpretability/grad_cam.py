@@ -26,7 +26,7 @@ whom a network met in training are left out. A minute per network for 600 boxes 
 By default it explains two runs of trained_vs_no_trained_compare.py on synthetic X-rays: half a minute.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 from utils.scripts import flags, run_script
 
@@ -73,7 +73,7 @@ import pandas as pd
 import torch
 
 from dataset_loader.columns import Columns
-from dataset_loader.ids import IDS, Ids, open_ids
+from dataset_loader.ids import Ids, IdsMode, open_ids
 from dataset_loader.readers.nih_dataset import FINDINGS
 from downstream_task.clinic.films import FACTS, PATH, Films, find_films
 from downstream_task.finished_runs import (
@@ -103,7 +103,7 @@ from interpretability.pictures import Picture, pictures_of_boxes, pictures_of_fi
 from interpretability.saliency import METHODS, Settings
 from self_sup_classes.provenance import NOTHING_SEEN, provenance_of
 from self_sup_classes.weights import read_state_dict
-from utils.config import UserError, as_dict, check_at_least, check_choice, repo_path
+from utils.config import Count, Natural, UserError, as_dict, check_choice, one_of, repo_path
 from utils.hardware import describe_device, prepare
 from utils.logging_utils import Run, new_run, same_run
 from utils.plots import marked
@@ -120,24 +120,20 @@ class MapsConfig(NetworkConfig):
     boxes: str
     laterals: bool
     data_root: str
-    per_class: int
+    per_class: Count
     only: list[str]
-    shown: int
+    shown: Count
     target: str
-    method: str
+    method: Annotated[str, one_of(METHODS)]
     layer: str
-    patch: int
-    stride: int
+    patch: Natural
+    stride: Natural
     sanity_check: bool
-    ids: str
+    ids: IdsMode
     run_name: str
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("method", self.method, list(METHODS))
-        check_choice("ids", self.ids, IDS)
-        for key, least in {"per_class": 1, "shown": 1, "patch": 0, "stride": 0}.items():
-            check_at_least(key, getattr(self, key), least)
         if self.boxes and (self.images or self.target):
             raise UserError("boxes says which X-rays and which finding are mapped; leave out --images and --target.")
 

@@ -40,9 +40,8 @@ def saliency_maps(network: nn.Module, images: Tensor, classes: Tensor, settings:
     Grad-CAM maps have the resolution of their layer, the others R x R. Evidence against the class is left out.
     `network` (images -> logits) is copied to float32 and eval mode: frozen layers, bfloat16 weights and dropout make no
     difference, and its weights, gradients, mode and hooks do not change.
-    Raises UserError for a method or layer that does not exist.
+    Raises UserError for a layer that does not exist.
     """
-    check_choice("method", settings.method, list(METHODS))
     net = plain_copy(network)
     maps = [
         METHODS[settings.method](net, x.detach().float().requires_grad_(), c, settings)

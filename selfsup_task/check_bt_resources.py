@@ -55,7 +55,7 @@ from self_sup_classes.backbones import TIMM
 from selfsup_task import scan_plots
 from selfsup_task.pretraining import PretrainConfig
 from selfsup_task.resources import measure, train_images
-from utils.config import as_dict, check_at_least, part_of
+from utils.config import Count, as_dict, part_of
 from utils.facts import LISTED
 from utils.hardware import describe_device, prepare
 from utils.logging_utils import Run
@@ -74,12 +74,8 @@ class ResourcesConfig(PretrainConfig):
     channels: list[int]
     resolutions: list[int]
     batch_sizes: list[int]
-    forecast_epochs: int
+    forecast_epochs: Count
     only: list[str]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least("forecast_epochs", self.forecast_epochs, 1)
 
 
 def main(config: ResourcesConfig) -> None:

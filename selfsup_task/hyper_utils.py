@@ -21,7 +21,7 @@ from self_sup_classes.backbones import weights_file
 from self_sup_classes.initialisation import start_from
 from self_sup_classes.provenance import check_unseen
 from selfsup_task.pretraining import PretrainConfig, build_model, partners_of, passes_of, train, twin_step
-from utils.config import UserError, as_dict, check_at_least, check_list, part_of
+from utils.config import Count, Distinct, Natural, Positive, UserError, as_dict, part_of
 from utils.distributed import exclusive_lock
 from utils.hardware import placed, prepare
 from utils.jobs import JobsConfig
@@ -36,7 +36,8 @@ from utils.wording import metric_name
 class FinetunePart(BudgetConfig, StartConfig):
     """How a scan fine-tunes: what FinetuneConfig has and the pretraining does not say."""
 
-    num_labels: int
+    lr: Positive
+    num_labels: Natural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,22 +45,19 @@ class ScanConfig(PretrainConfig, JobsConfig):
     """The keys of all scans, and of their trials; scan_base.py says what each means."""
 
     finetune: FinetunePart
-    seeds: list[int]
+    num_epochs: Count
+    seeds: Distinct[Natural]
     halving: bool
     keep_all: bool
     only: list[str]
-    least_epochs = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_list("seeds", self.seeds)
-        check_at_least("seeds", min(self.seeds), 0)
         if self.pretrain_on != "train":
             raise UserError(
                 f"pretrain_on is {self.pretrain_on!r}, but trials are ranked by validation images, which must be "
                 'unseen; set it to "train".'
             )
-        finetuning(self, "finetune", "random")  # checks its values
 
     @property
     def first_epochs(self) -> int:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from augmentations.transform_utils import Views, denormalise, operator_views, step_generator
+from augmentations.transform_utils import RecipeName, Views, denormalise, operator_views, step_generator
 from dataset_loader.splits import label_subset, strata_of
 from dataset_loader.xrays import FoldConfig, XRays
 from downstream_task.predictions import metric_of
@@ -19,6 +20,7 @@ from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss, cross_correlat
 from self_sup_classes.health import Health, measure_health
 from selfsup_task.probes import probe, probe_labels
 from utils import plots
+from utils.config import Count, between
 from utils.hardware import choose_precision
 from utils.logging_utils import Run
 from utils.optimisation import FitConfig
@@ -34,6 +36,7 @@ PROBE_TESTS = 2000  # validation images, at most, that they are scored on
 HEALTH_IMAGES = 1024
 VIEWS_SHOWN = 6  # images in views.png
 DRAWS_SHOWN = 4  # of each operator in recipe.png
+MAX_VIEWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +44,9 @@ class MonitorConfig(FoldConfig, FitConfig):
     """What the monitor reads of a pretraining's config."""
 
     in_channels: int
-    recipe: str
-    views: int
-    probe_every: int
+    recipe: RecipeName
+    views: Annotated[int, between(2, MAX_VIEWS)]
+    probe_every: Count
 
 
 class Monitor:

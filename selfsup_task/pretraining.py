@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from augmentations.recipes import RECIPES
 from augmentations.transform_utils import Views, step_generator
 from dataset_loader.xrays import PHANTOMS, XRays, listed_facts, read_columns
 from self_sup_classes.backbones import TIMM, check_backbone, save_backbone, weights_file
@@ -18,7 +17,7 @@ from self_sup_classes.initialisation import seen_by, start_from, weights_hashes
 from self_sup_classes.provenance import Provenance, check_unseen
 from selfsup_task.monitor import PROBES, Monitor, MonitorConfig
 from utils import distributed
-from utils.config import UserError, check_above_zero, check_at_least, check_between, check_choice, launched_processes
+from utils.config import Natural, NotNegative, Positive, UserError, bound, each_once, launched_processes, one_of
 from utils.files import check_files
 from utils.hardware import MachineConfig, choose_precision, describe_device, memory_for
 from utils.logging_utils import Run
@@ -29,7 +28,13 @@ from utils.training_utils import StepFunction, fit
 # Of a pretraining whose length is not given: fewer steps teach less (docs/RESULTS.md, "Levers of pretraining").
 EPOCHS, EPOCH_STEPS = 20, 55
 MAX_WIDTH = 2**16  # of the projector: the cross-correlation of more takes over 16 GB
-MAX_VIEWS = 64
+Widths = Annotated[
+    list[int],
+    bound(
+        lambda widths: widths and 2 <= min(widths) <= max(widths) <= MAX_WIDTH,
+        f"expected widths from 2 to {MAX_WIDTH}, such as [512, 512]",
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,35 +42,23 @@ class PretrainConfig(MonitorConfig, MachineConfig):
     """Every key of a pretraining; train_barlow_twins.py says what each means."""
 
     run_name: str
-    pretrain_on: str
-    also: list[str]
+    pretrain_on: Annotated[str, one_of(["train", "all"])]
+    also: Annotated[list[str], each_once]
     exclude: list[str]
-    positives: str
+    positives: Annotated[str, one_of(["image", "patient"])]
     backbone: str
     start: str
-    barlow_lambda: float
-    projector_dims: list[int]
+    barlow_lambda: NotNegative
+    projector_dims: Widths
+    num_epochs: Natural  # 0 is EPOCHS, each of one pass, or of EPOCH_STEPS where a pass has fewer
+    lr: Positive
     micro_batch_size: int
     deterministic: bool
     later: ClassVar = {"exclude": []}
-    least_epochs = 0  # 0 is EPOCHS, each of one pass, or of EPOCH_STEPS where a pass has fewer
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("pretrain_on", self.pretrain_on, ["train", "all"])
         check_backbone(self.backbone, self.in_channels)
-        if not self.projector_dims or not 2 <= min(self.projector_dims) <= max(self.projector_dims) <= MAX_WIDTH:
-            raise UserError(
-                f"projector_dims is {self.projector_dims}; expected widths from 2 to {MAX_WIDTH}, such as [512, 512]."
-            )
-        check_choice("recipe", self.recipe, list(RECIPES))
-        check_choice("positives", self.positives, ["image", "patient"])
-        check_between("views", self.views, 2, MAX_VIEWS)
-        check_above_zero("lr", self.lr)
-        if len(set(self.also)) < len(self.also):
-            raise UserError(f"also is {self.also} and names a collection twice; keep one.")
-        check_at_least("probe_every", self.probe_every, 1)
-        check_at_least("barlow_lambda", self.barlow_lambda, 0)
         processes = launched_processes()
         share, micro = self.batch_size // processes, self.micro_batch_size
         if micro and (micro < 2 or (micro < share and share % micro)):

@@ -52,7 +52,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from augmentations.transform_utils import Views, denormalise, step_generator
+from augmentations.transform_utils import RecipeName, Views, denormalise, step_generator
 from dataset_loader.xrays import XRays
 from selfsup_task import scan_plots
 from selfsup_task.hyper_utils import Scan, ScanConfig
@@ -66,7 +66,7 @@ VIEWS_SHOWN = 4  # of each recipe
 class RecipesConfig(ScanConfig):
     """The keys of this script."""
 
-    recipes: list[str]
+    recipes: list[RecipeName]
 
 
 def main(config: RecipesConfig) -> None:

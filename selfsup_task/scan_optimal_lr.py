@@ -11,7 +11,7 @@ figures. By default it takes a quarter of an hour on two cores on synthetic X-ra
 command again resumes the scan.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 from selfsup_task.scan_base import FILES, REAL_XRAYS, SCAN_BASE, without
 from utils.scripts import flags, run_script
@@ -50,7 +50,7 @@ from selfsup_task.hyper_utils import Scan, ScanConfig, finetuning
 from selfsup_task.lr_range import lr_range_test, suggest
 from selfsup_task.pretraining import build_model, partners_of, passes_of, twin_step
 from utils import plots
-from utils.config import RUNS_ROOT, UserError, as_dict, check_between, check_choice
+from utils.config import RUNS_ROOT, UserError, as_dict, between, one_of
 from utils.distributed import exclusive_lock
 from utils.hardware import placed
 from utils.jobs import with_jobs
@@ -62,21 +62,15 @@ from utils.optimisation import SCHEDULERS
 class RatesConfig(ScanConfig):
     """The keys of this script."""
 
-    tasks: list[str]
-    schedulers: list[str]
-    lr_from: float
+    tasks: list[Annotated[str, one_of(["pretraining", "finetuning"])]]
+    schedulers: list[Annotated[str, one_of([*SCHEDULERS, *(f"warmup+{name}" for name in SCHEDULERS)])]]
+    lr_from: Annotated[float, between(1e-12, 1e3)]
     lr_to: float
-    range_steps: int
+    range_steps: Annotated[int, between(10, 10_000)]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for task in self.tasks:
-            check_choice("tasks", task, ["pretraining", "finetuning"])
-        for name in self.schedulers:
-            check_choice("schedulers", name, [*SCHEDULERS, *(f"warmup+{known}" for known in SCHEDULERS)])
-        check_between("lr_from", self.lr_from, 1e-12, 1e3)
-        check_between("lr_to", self.lr_to, 10 * self.lr_from, 1e6)
-        check_between("range_steps", self.range_steps, 10, 10_000)
+        between(10 * self.lr_from, 1e6)("lr_to", self.lr_to)
 
 
 def main(config: RatesConfig) -> None:

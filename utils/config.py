@@ -5,13 +5,12 @@ import dataclasses
 import difflib
 import io
 import json
-import math
 import os
 import tokenize
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,7 +35,6 @@ PACE = ("threads", "jobs", "checkpoint_minutes")
 MAX_NAME = 200  # bytes of a part of a run's name; file systems take 255, some of them for temporary files
 MAX_PART, MAX_TEXT = 255, 3000  # bytes of a text in a config between two slashes, and of all of it: it may be a path
 MAX_SHOWN = 120  # characters of a value in a message
-DEVICES = ["auto", "cuda", "mps", "cpu"]
 MAX_THREADS = 1024  # more than any machine has cores; many more cannot be started
 MAX_NUMBER = 2**53  # of a config; larger ones are not exact in JSON
 
@@ -49,9 +47,62 @@ class Gone(UserError):
     """What a run has read is not there any more: a folder that was moved, a disk that is not connected."""
 
 
+def nearest(word: str, words: list[str]) -> str:
+    """Return the end of an error message: the closest of the known words, if there is one, and all of them."""
+    close = difflib.get_close_matches(word, words, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known: {', '.join(words)}."
+
+
+def check_choice(key: str, value: str, choices: list[str]) -> None:
+    """Raise UserError unless `value` is one of `choices`, naming the nearest one."""
+    if value not in choices:
+        raise UserError(f"{key} is {value!r}, which does not exist; {nearest(value, choices)}")
+
+
+Bound = Callable[[str, Any], None]  # raises UserError for a key whose value is out of bounds
+
+
+def bound(holds: Callable[[Any], bool], otherwise: str) -> Bound:
+    """Return a bound; `otherwise` ends the sentence about a value for which it does not hold."""
+
+    def check(key: str, value: Any) -> None:
+        if not holds(value):
+            raise UserError(f"{key} is {'empty' if value == [] else value}; {otherwise}.")
+
+    return check
+
+
+def at_least(least: float) -> Bound:
+    """Return a bound on numbers."""
+    return bound(lambda value: value >= least, f"it must be at least {least}")
+
+
+def between(least: float, most: float) -> Bound:
+    """Return a bound on numbers, both ends included."""
+    return bound(lambda value: least <= value <= most, f"it must be from {least} to {most}")
+
+
+def one_of(choices: Collection[str]) -> Bound:
+    """Return a bound on words, whose message names the nearest one."""
+    return lambda key, value: check_choice(key, value, [*choices])
+
+
+above_zero = bound(lambda value: value > 0, "it must be above 0")
+each_once = bound(lambda values: len(set(values)) == len(values), "give each value once")
+
+Device = Annotated[str, one_of(["auto", "cuda", "mps", "cpu"])]
+Item = TypeVar("Item")
+Count = Annotated[int, at_least(1)]
+Natural = Annotated[int, at_least(0)]
+Positive = Annotated[float, above_zero]
+NotNegative = Annotated[float, at_least(0)]
+Distinct = Annotated[list[Item], bound(bool, "give at least one"), each_once]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A config whose values have the types of its fields; subclasses check the values in __post_init__.
+    """A config whose values have the types of its fields and keep their bounds, as in Annotated[int, at_least(1)].
 
     `later` of a class holds the fields that stored configs may lack, or mean otherwise, each with the value that does
     what was done before: for a field that is new, a value; where it depends on others, or the meaning of the field has
@@ -61,7 +112,8 @@ class Config:
     later: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
-        """Raise UserError for a value that cannot be used; each class checks its own fields and calls its parent."""
+        """Raise UserError for a value that cannot be used; subclasses add what concerns several fields."""
+        bounded = get_type_hints(type(self), include_extras=True)
         for key, expected in _types(type(self)).items():
             value = getattr(self, key)
             if not _has_type(value, expected):
@@ -69,6 +121,7 @@ class Config:
                 raise UserError(f"config key {key!r} is {value!r} ({type(value).__name__}), expected {name}.")
             for item in value if isinstance(value, list) else [value]:
                 _check_item(key, item)
+            _check_bounds(key, value, bounded[key])
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
@@ -189,45 +242,6 @@ def repo_path(path: str | Path) -> Path:
         raise UserError(f"the path {path} leads nowhere ({error}); give another.") from error
 
 
-def nearest(word: str, words: list[str]) -> str:
-    """Return the end of an error message: the closest of the known words, if there is one, and all of them."""
-    close = difflib.get_close_matches(word, words, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Known: {', '.join(words)}."
-
-
-def check_choice(key: str, value: str, choices: list[str]) -> None:
-    """Raise UserError unless `value` is one of `choices`, naming the nearest one."""
-    if value not in choices:
-        raise UserError(f"{key} is {value!r}, which does not exist; {nearest(value, choices)}")
-
-
-def check_at_least(key: str, value: float, least: float) -> None:
-    """Raise UserError unless `value` is a finite number of at least `least`."""
-    if not (math.isfinite(value) and value >= least):
-        raise UserError(f"{key} is {value}; it must be at least {least}.")
-
-
-def check_between(key: str, value: float, least: float, most: float) -> None:
-    """Raise UserError unless `value` is a number from `least` to `most`."""
-    if not least <= value <= most:
-        raise UserError(f"{key} is {value}; it must be from {least} to {most}.")
-
-
-def check_above_zero(key: str, value: float, most: float = math.inf) -> None:
-    """Raise UserError unless `value` is a finite number above 0, up to `most`."""
-    if not (math.isfinite(value) and 0 < value <= most):
-        raise UserError(f"{key} is {value}; it must be above 0{'' if most == math.inf else f' and at most {most}'}.")
-
-
-def check_list(key: str, values: list[Any]) -> None:
-    """Raise UserError for a list that is empty or has a value twice."""
-    if not values:
-        raise UserError(f"{key} is empty; give at least one.")
-    if len(set(values)) < len(values):
-        raise UserError(f"{key} is {values}, with a value more than once; give each once.")
-
-
 def key_comments(source: str) -> dict[str, str]:
     """Return {key: the comment at the end of its line} for the keys of the dict literals in Python source.
 
@@ -286,21 +300,25 @@ def _check_item(key: str, item: Any) -> None:
 def _has_type(value: Any, expected: Any) -> bool:
     if get_origin(expected) is list:
         return isinstance(value, list) and all(_has_type(item, get_args(expected)[0]) for item in value)
-    if expected is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if expected is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, expected)
+    if isinstance(value, bool):
+        return expected is bool
+    return isinstance(value, int | float if expected is float else expected)
+
+
+def _check_bounds(key: str, value: Any, expected: Any) -> None:
+    """Raise UserError if `value`, or an item of it, is out of the bounds in its type."""
+    if get_origin(expected) is Annotated:
+        expected, *bounds = get_args(expected)
+        for check in bounds:
+            check(key, value)
+    if get_origin(expected) is list:
+        for item in value:
+            _check_bounds(key, item, *get_args(expected))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineConfig(Config):
-    """The device, by its name in DEVICES, and the number of CPU threads, 0 to leave it to torch."""
+    """The device and the number of CPU threads, 0 to leave it to torch."""
 
-    device: str
-    threads: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("device", self.device, DEVICES)
-        check_between("threads", self.threads, 0, MAX_THREADS)
+    device: Device
+    threads: Annotated[int, between(0, MAX_THREADS)]

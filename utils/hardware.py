@@ -12,19 +12,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from torch import nn
 
-from utils.config import DEVICES, UserError, check_choice
 from utils.config import MachineConfig as MachineConfig
+from utils.config import UserError, one_of
 from utils.messages import say
 from utils.software import software
 
 Module = TypeVar("Module", bound=nn.Module)
 
-PRECISIONS = ["auto", "float32", "bfloat16"]
+Precision = Annotated[str, one_of(["auto", "float32", "bfloat16"])]
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # on Linux
 REFUSED_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
 
@@ -47,7 +47,6 @@ def choose_device(name: str) -> torch.device:
     Under torchrun each process takes the GPU of its local rank. Raises UserError if the device is not available, if
     torch has no code for it, or if there are more processes than GPUs.
     """
-    check_choice("device", name, DEVICES)
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     chosen = next(device for device, available in there.items() if available) if name == "auto" else name
     if name == "auto" and chosen == "cpu":
@@ -139,7 +138,6 @@ def synchronise(device: torch.device) -> None:
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """Return the autocast dtype; "auto" is bfloat16 where the hardware multiplies it faster than float32."""
-    check_choice("precision", name, PRECISIONS)
     if name == "auto":
         return torch.bfloat16 if _has_fast_bfloat16(device) else torch.float32
     return torch.bfloat16 if name == "bfloat16" else torch.float32

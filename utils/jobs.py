@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Annotated, TypeVar
 
 import torch
 
-from utils.config import RUNS_ROOT, check_between
+from utils.config import RUNS_ROOT, between
 from utils.files import read_json
 from utils.hardware import MachineConfig, choose_device, usable_cores
 from utils.messages import say
@@ -29,11 +29,7 @@ class JobsConfig(MachineConfig):
     """The run of a sweep, and the number of processes that share it; 0 is one for each GPU or else for each core."""
 
     run_name: str
-    jobs: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_between("jobs", self.jobs, 0, MAX_JOBS)
+    jobs: Annotated[int, between(0, MAX_JOBS)]
 
     @property
     def trials(self) -> int:

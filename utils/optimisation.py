@@ -3,37 +3,33 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from utils.config import Config, UserError, check_at_least, check_choice
-from utils.hardware import PRECISIONS
+from utils.config import Config, Count, Natural, NotNegative, UserError, at_least, one_of
+from utils.hardware import Precision
 
 OPTIMIZERS = ["adam", "adamw", "sgd", "lars"]
 SCHEDULERS = ["cosine", "constant", "multiplicative"]
+Optimizer = Annotated[str, one_of(OPTIMIZERS)]
+BatchSize = Annotated[int, at_least(2)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserConfig(Config):
     """How weights are updated: the keys that `build_optimizer` and `lr_multiplier` read."""
 
-    num_epochs: int
-    optimizer: str
-    lr: float
-    optimizer_weight_decay: float
-    scheduler: str
+    num_epochs: Count
+    optimizer: Optimizer
+    lr: NotNegative
+    optimizer_weight_decay: NotNegative
+    scheduler: Annotated[str, one_of(SCHEDULERS)]
     warmup_epochs: int
-    least_epochs = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        check_choice("scheduler", self.scheduler, SCHEDULERS)
-        check_at_least("num_epochs", self.num_epochs, self.least_epochs)
-        for key in ("lr", "optimizer_weight_decay"):
-            check_at_least(key, getattr(self, key), 0)
         if not 0 <= self.warmup_epochs < (self.num_epochs or math.inf):
             raise UserError(
                 f"warmup_epochs is {self.warmup_epochs} of {self.num_epochs} epochs; it must be at least 0 and less "
@@ -45,17 +41,11 @@ class OptimiserConfig(Config):
 class FitConfig(OptimiserConfig):
     """The keys that `fit` reads; the scripts' config dicts say what they mean."""
 
-    random_seed: int
-    batch_size: int
-    gradient_clip: float
-    precision: str
-    checkpoint_minutes: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("precision", self.precision, PRECISIONS)
-        for key, least in {"batch_size": 2, "checkpoint_minutes": 0, "random_seed": 0, "gradient_clip": 0}.items():
-            check_at_least(key, getattr(self, key), least)
+    random_seed: Natural
+    batch_size: BatchSize
+    gradient_clip: NotNegative
+    precision: Precision
+    checkpoint_minutes: NotNegative
 
 
 class LARS(torch.optim.Optimizer):

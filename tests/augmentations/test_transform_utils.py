@@ -245,11 +245,6 @@ def test_an_unknown_operator_or_parameter_is_refused_with_the_nearest(monkeypatc
     assert nearest in str(error.value) or "Known: p" in str(error.value)
 
 
-def test_an_unknown_recipe_is_refused_with_the_nearest():
-    with pytest.raises(UserError, match="did you mean 'original'"):
-        Views("orignal", 32)
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_a_gpu_draws_the_same_parameters_as_the_cpu(recipe):

@@ -174,7 +174,7 @@ def test_mistakes_are_one_sentence(phantoms: Path, script: Any, name: str) -> No
     assert absent.returncode == 1
     assert absent.stderr.strip().splitlines()[-1].startswith("error: there is no file")
     for flags, words in {
-        "--num-labels 20 20": "with a value more than once",
+        "--num-labels 20 20": "give each value once",
         "--num-labels 20 2000": "num_labels holds 2000, which is 2000 labels; expected different numbers from 1 to 172",
         "--num-labels 0.5 86 --folds 0 --draws 3": "num_labels holds 0.5, which is 86 labels",
         "--num-labels most": "num_labels holds 'most'",

@@ -144,7 +144,6 @@ def test_the_default_layer_is_the_last_with_enough_cells(name: str, size: int, l
 def test_what_does_not_exist_is_named() -> None:
     net = classifier().net
     cases = {
-        Settings("grad_cm"): "mean 'grad_cam'",
         Settings(layer="layer5"): "layer4",
         Settings(layer="fc"): "no output",
     }
