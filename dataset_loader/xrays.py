@@ -48,6 +48,7 @@ SIZES_SAMPLED = 64  # files whose sizes are read: as many as show whether a tent
 MIN_RES = 8  # pixels per side of what a network sees; fewer show nothing of a chest
 DATASETS = [*PHANTOMS, *READERS]
 Fold = Annotated[int, bound(range(FOLDS).__contains__, f"there are the folds 0 to {FOLDS - 1}")]
+Size = Annotated[int, at_least(MIN_RES)]
 SizeOrZero = Annotated[int, bound(lambda size: size == 0 or size >= MIN_RES, f"it must be 0 or at least {MIN_RES}")]
 DEFAULT_ROOTS = {
     "phantom_folds": DATASETS_ROOT / "phantom",
@@ -66,7 +67,7 @@ class DataConfig(Config):
     labels: Annotated[str, one_of(["table", "folders"])]
     laterals: bool
     store_res: int
-    img_res: Annotated[int, at_least(MIN_RES)]
+    img_res: Size
     split_seed: Natural
     val_share: Annotated[float, bound(lambda share: 0 <= share < 1, "it must be from 0 to below 1")]
     keep_split: str

@@ -27,7 +27,7 @@ from downstream_task.targets import (
     predictions_table,
     read_targets,
 )
-from self_sup_classes.backbones import check_backbone, save_state_dict, weights_file
+from self_sup_classes.backbones import BackboneName, Channels, save_state_dict, weights_file
 from self_sup_classes.initialisation import start_from, weights_hashes
 from self_sup_classes.provenance import check_unseen
 from utils.config import Config, Count, Natural, NotNegative, UserError, above_zero, one_of, part_of, repo_path
@@ -83,17 +83,13 @@ class TrainingConfig(DataConfig, BudgetConfig, MachineConfig):
 
     run_name: str
     random_seed: Natural
-    backbone: str
-    in_channels: int
+    backbone: BackboneName
+    in_channels: Channels
     allow_seen: bool
     keep_weights: bool
     precision: Precision
 
     later: ClassVar = {"keep_weights": True}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_backbone(self.backbone, self.in_channels)
 
 
 @dataclass(frozen=True, kw_only=True)

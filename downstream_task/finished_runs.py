@@ -27,7 +27,7 @@ from downstream_task.predictions import (
 )
 from downstream_task.probes import forward
 from downstream_task.targets import Targets, probabilities_of, read_targets
-from self_sup_classes.backbones import check_backbone, weights_file
+from self_sup_classes.backbones import BackboneName, Channels, weights_file
 from self_sup_classes.provenance import check_unseen, provenance_of
 from self_sup_classes.weights import read_state_dict
 from utils.config import DATASETS_ROOT, UserError, each_once, open_config, part_of, repo_path
@@ -249,15 +249,11 @@ class NetworkConfig(MachineConfig):
     img_res     pixels per side at which it was trained
     """
 
-    backbone: str
-    in_channels: int
+    backbone: BackboneName
+    in_channels: Channels
     classes: Annotated[list[str], each_once]
     multilabel: bool
     img_res: SizeOrZero
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_backbone(self.backbone, self.in_channels)
 
 
 def open_predictors(names: Sequence[str], config: NetworkConfig, device: torch.device) -> dict[str, Predictor]:

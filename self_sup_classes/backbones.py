@@ -7,7 +7,7 @@ import functools
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torchvision import models
 
 from self_sup_classes.provenance import Provenance
 from self_sup_classes.structure import structure_of
-from utils.config import UserError
+from utils.config import UserError, bound
 from utils.tensor_files import write_tensors
 
 TIMM = "timm/"  # before the names of timm's networks
@@ -79,17 +79,19 @@ def in_float32_where_better(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
     return type(kind.__name__, (Float32Where, kind), {})
 
 
-def check_backbone(name: str, in_channels: int) -> None:
-    """Raise UserError for a name that neither library knows or channels other than 1 and 3."""
+def check_backbone(key: str, name: str) -> None:
+    """Raise UserError for a name that neither library knows."""
     library, known = ("timm", _timms_names()) if name.startswith(TIMM) else ("torchvision", _torchvisions_names())
     if name.removeprefix(TIMM) not in known:
         near = difflib.get_close_matches(name.removeprefix(TIMM), known, cutoff=0)
         raise UserError(
-            f"backbone is {name!r}, which {library} does not have; did you mean {', '.join(map(repr, near))}? "
+            f"{key} is {name!r}, which {library} does not have; did you mean {', '.join(map(repr, near))}? "
             f"Names are torchvision's, such as 'densenet121', or timm's with {TIMM} before them."
         )
-    if in_channels not in (1, 3):
-        raise UserError(f"in_channels is {in_channels}; an X-ray has 1, a network for colour images 3.")
+
+
+BackboneName = Annotated[str, check_backbone]
+Channels = Annotated[int, bound((1, 3).__contains__, "an X-ray has 1, a network for colour images 3")]
 
 
 def _torchvisions_names() -> list[str]:
@@ -105,11 +107,7 @@ def _timms_names() -> list[str]:
 
 
 def library_network(name: str, in_channels: int) -> nn.Module:
-    """Return torchvision's or timm's network, randomly initialised, with a first convolution for `in_channels`.
-
-    Raises UserError for a name that neither library knows or channels other than 1 and 3.
-    """
-    check_backbone(name, in_channels)
+    """Return torchvision's or timm's network, randomly initialised, with a first convolution for 1 or 3 channels."""
     if name.startswith(TIMM):
         import timm
 

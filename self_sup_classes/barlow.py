@@ -48,8 +48,6 @@ def barlow_twins_loss(z1: Tensor, z2: Tensor, lambd: float) -> BarlowTwinsLoss:
             even inside autocast (in bfloat16 the small off-diagonal terms are lost)
     """
     n, d = z1.shape
-    if n < 2:
-        raise ValueError(f"Barlow Twins needs at least 2 images in a batch to correlate over, got {n}.")
     with torch.autocast(z1.device.type, enabled=False):
         precision = torch.promote_types(z1.dtype, torch.float32)
         z1, z2 = standardise(z1.to(precision)), standardise(z2.to(precision))
@@ -71,8 +69,6 @@ def mean_view_loss(z: Tensor, lambd: float) -> BarlowTwinsLoss:
     z  [V, N, D] embeddings of V views of N images, N >= 2, any floating type; computed in float32, or in float64
     """
     _, n, d = z.shape
-    if n < 2:
-        raise ValueError(f"Barlow Twins needs at least 2 images in a batch to correlate over, got {n}.")
     with torch.autocast(z.device.type, enabled=False):
         z = standardise(z.to(torch.promote_types(z.dtype, torch.float32)).flatten(0, 1)).view_as(z)
         z_mean = z.mean(0)  # [N, D]

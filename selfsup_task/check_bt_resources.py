@@ -50,8 +50,8 @@ import numpy as np
 import pandas as pd
 
 from dataset_loader.listing import listing
-from dataset_loader.xrays import read_columns
-from self_sup_classes.backbones import TIMM
+from dataset_loader.xrays import Size, read_columns
+from self_sup_classes.backbones import TIMM, BackboneName, Channels
 from selfsup_task import scan_plots
 from selfsup_task.pretraining import PretrainConfig
 from selfsup_task.resources import measure, train_images
@@ -59,6 +59,7 @@ from utils.config import Count, as_dict, part_of
 from utils.facts import LISTED
 from utils.hardware import describe_device, prepare
 from utils.logging_utils import Run
+from utils.optimisation import BatchSize
 from utils.sweeps import check_all_finished, check_trial_names, inner_runs, run_trials
 from utils.training_utils import check_batch_size
 
@@ -70,10 +71,10 @@ SETTINGS = ["backbone", "in_channels", "img_res", "batch_size"]  # of a cell
 class ResourcesConfig(PretrainConfig):
     """The keys of this script."""
 
-    backbones: list[str]
-    channels: list[int]
-    resolutions: list[int]
-    batch_sizes: list[int]
+    backbones: list[BackboneName]
+    channels: list[Channels]
+    resolutions: list[Size]
+    batch_sizes: list[BatchSize]
     forecast_epochs: Count
     only: list[str]
 

@@ -16,6 +16,7 @@ from dataset_loader.splits import label_subset, strata_of
 from dataset_loader.xrays import FoldConfig, XRays
 from downstream_task.predictions import metric_of
 from downstream_task.probes import forward_all, probed_classes
+from self_sup_classes.backbones import Channels
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss, cross_correlation, random_embedding_parts
 from self_sup_classes.health import Health, measure_health
 from selfsup_task.probes import probe, probe_labels
@@ -43,7 +44,7 @@ MAX_VIEWS = 64
 class MonitorConfig(FoldConfig, FitConfig):
     """What the monitor reads of a pretraining's config."""
 
-    in_channels: int
+    in_channels: Channels
     recipe: RecipeName
     views: Annotated[int, between(2, MAX_VIEWS)]
     probe_every: Count

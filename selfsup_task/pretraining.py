@@ -10,7 +10,7 @@ from torch import Tensor
 
 from augmentations.transform_utils import Views, step_generator
 from dataset_loader.xrays import PHANTOMS, XRays, listed_facts, read_columns
-from self_sup_classes.backbones import TIMM, check_backbone, save_backbone, weights_file
+from self_sup_classes.backbones import TIMM, BackboneName, save_backbone, weights_file
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
 from self_sup_classes.cuda_graphs import replayed
 from self_sup_classes.initialisation import seen_by, start_from, weights_hashes
@@ -46,7 +46,7 @@ class PretrainConfig(MonitorConfig, MachineConfig):
     also: Annotated[list[str], each_once]
     exclude: list[str]
     positives: Annotated[str, one_of(["image", "patient"])]
-    backbone: str
+    backbone: BackboneName
     start: str
     barlow_lambda: NotNegative
     projector_dims: Widths
@@ -58,7 +58,6 @@ class PretrainConfig(MonitorConfig, MachineConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_backbone(self.backbone, self.in_channels)
         processes = launched_processes()
         share, micro = self.batch_size // processes, self.micro_batch_size
         if micro and (micro < 2 or (micro < share and share % micro)):

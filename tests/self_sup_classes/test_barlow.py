@@ -83,11 +83,9 @@ def test_the_loss_is_float32_inside_autocast() -> None:
     assert half.item() == barlow_twins_loss(z1, z2, LAMBDA).loss.item()
 
 
-def test_identical_decorrelated_views_cost_nothing_and_a_batch_of_one_is_refused() -> None:
+def test_identical_decorrelated_views_cost_nothing() -> None:
     z = torch.linalg.qr(torch.cat([torch.ones(64, 1), torch.randn(64, 15)], 1).double())[0][:, 1:] * 1e3
     assert barlow_twins_loss(z, z, LAMBDA).loss.item() < 1e-6
-    with pytest.raises(ValueError, match="at least 2"):
-        barlow_twins_loss(z[:1], z[:1], LAMBDA)
 
 
 def mean_view_reference(z: torch.Tensor, lambd: float) -> torch.Tensor:
@@ -121,14 +119,12 @@ def test_at_two_views_the_mean_view_loss_has_a_quarter_of_the_papers_on_diagonal
     assert mean_view_loss(z, LAMBDA).on_diagonal.item() == pytest.approx(paper / 4, rel=1e-3)
 
 
-def test_the_mean_view_loss_refuses_a_batch_of_one_and_is_float32_inside_autocast() -> None:
+def test_the_mean_view_loss_is_float32_inside_autocast() -> None:
     z = torch.randn(3, 16, 8)
     with torch.autocast("cpu", torch.bfloat16):
         half = mean_view_loss(z, LAMBDA).loss
     assert half.dtype == torch.float32
     assert half.item() == mean_view_loss(z, LAMBDA).loss.item()
-    with pytest.raises(ValueError, match="at least 2"):
-        mean_view_loss(z[:, :1], LAMBDA)
 
 
 @pytest.mark.parametrize("views", [2, 3, 4])

@@ -160,7 +160,7 @@ def test_learning_rates(small: dict[str, Any], scan: Any) -> None:
         ("scan_best_hyperparameters", {"batch_size": 1000}, "batch_size is 1000 but there are"),
         ("check_bt_resources", {"batch_sizes": [1000]}, "batch_size is 1000 but there are"),
         ("scan_optimal_lr", {"schedulers": ["warmup+cosine"], "num_epochs": 1}, "needs 2 epochs or more"),
-        ("check_bt_resources", {"channels": [2]}, "in_channels is 2"),
+        ("check_bt_resources", {"channels": [2]}, "channels is 2; an X-ray has 1"),
         ("check_bt_resources", {"projector_dims": [0]}, "projector_dims is"),
         ("scan_optimal_lr", {"tasks": ["finetune"]}, "did you mean 'finetuning'"),
         ("check_bt_resources", {"backbones": []}, "there are no trials"),
