@@ -37,9 +37,7 @@ from utils.optimisation import BatchSize, FitConfig, Optimizer
 from utils.seeds import fixed_order
 from utils.training_utils import StepFunction, fit
 
-METHODS = ["finetune", "linear", "as_is"]
-HEADS = ["probe", "zeros"]
-BATCH_NORMS = ["train", "eval"]
+Head = Annotated[str, one_of(["probe", "zeros"])]
 EVALUATIONS = 10  # of a training, at most, on validation, which nothing of it depends on
 WARMUP = 1  # of these tenths: the learning rate rises in the first
 MAX_ACTIVATIONS = 2**30  # bytes of frozen stages' outputs that are kept instead of computed in each step
@@ -71,10 +69,10 @@ class BudgetConfig(TargetConfig):
 class StartConfig(Config):
     """How a fine-tuning starts and how fast its parts learn."""
 
-    head: Annotated[str, one_of(HEADS)]
+    head: Head
     lr: float
     backbone_lr_factor: NotNegative
-    batch_norm: Annotated[str, one_of(BATCH_NORMS)]
+    batch_norm: Annotated[str, one_of(["train", "eval"])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +102,7 @@ class FinetuneConfig(TrainingConfig, StartConfig, FoldConfig):
     arm: str
     way: str
     start: int
-    method: Annotated[str, one_of(METHODS)]
+    method: Annotated[str, one_of(["finetune", "linear", "as_is"])]
     trainable: Trainable
     num_labels: Natural
     label_draw: Natural

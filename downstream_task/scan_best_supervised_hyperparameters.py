@@ -12,18 +12,15 @@ trials take minutes on two cores by default. The same command resumes; a larger 
 processes may share one.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
-from dataset_loader import data_keys
-from dataset_loader.data_keys import DATA
-from downstream_task import target_keys
-from downstream_task.target_keys import TARGETS
+from downstream_task.shared_keys import DATA, FILES, MACHINE, TARGETS
 from utils.scripts import command, flags, run_script
 
 config: dict[str, Any] = {
     # data
     **DATA,  # dataset_loader/data_keys.py: dataset, data_root, split_seed, ...
-    **TARGETS,  # downstream_task/target_keys.py: findings, uncertain, blank, class_weights
+    **TARGETS,  # downstream_task/shared_keys.py: findings, uncertain, blank, class_weights
     "fold": 0,  # 0 to 4: the fifth of the images that is held out as the test part, where the data do not name one
     # run
     "run_name": "search/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
@@ -47,10 +44,7 @@ config: dict[str, Any] = {
     "head": "zeros",  # starts from the linear "probe" (LP-FT) | "zeros"
     "optimizer": "adam",  # "adam" | "adamw" | "sgd"
     "backbone_lr_factor": 1.0,  # the backbone learns at this share of the head's rate
-    "precision": "auto",  # "auto" | "float32" | "bfloat16"
-    "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
-    "threads": 0,  # CPU threads of a process; 0 leaves it to torch
-    "jobs": 0,  # processes that share the trials; 0 is one for each GPU or else for each core, with one thread each
+    **MACHINE,  # downstream_task/shared_keys.py: precision, device, threads, jobs
 }
 
 # What changes when `dataset` is not a phantom; flags win over both.
@@ -62,8 +56,7 @@ real_xrays: dict[str, Any] = {
 }
 
 if __name__ == "__main__":
-    files = __file__, data_keys.__file__, target_keys.__file__
-    config = flags(config, __doc__, *files, real_xrays=real_xrays)  # before the slow imports
+    config = flags(config, __doc__, __file__, *FILES, real_xrays=real_xrays)  # before the slow imports
 
 import json
 import traceback
@@ -81,8 +74,11 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from dataset_loader.xrays import FoldConfig, XRays, open_xrays
-from downstream_task.finetuning import EVALUATIONS, FinetuneConfig, finetune, labelled_subset
+from downstream_task.classifier import Trainable
+from downstream_task.features import FILE as FEATURES
+from downstream_task.finetuning import EVALUATIONS, FinetuneConfig, Head, finetune, labelled_subset
 from downstream_task.targets import TargetConfig, check_learnable, read_targets
+from self_sup_classes.backbones import BackboneName, Channels
 from self_sup_classes.initialisation import start_from, weights_hashes
 from self_sup_classes.provenance import check_unseen
 from utils import plots
@@ -92,16 +88,19 @@ from utils.config import (
     VERSION,
     Count,
     Distinct,
+    Natural,
+    NotNegative,
     UserError,
     as_dict,
+    bound,
     differences,
     part_of,
     up_to_date,
 )
-from utils.hardware import prepare
+from utils.hardware import Precision, prepare
 from utils.jobs import JobsConfig, with_jobs
 from utils.logging_utils import Run
-from utils.optimisation import BatchSize
+from utils.optimisation import BatchSize, Optimizer
 from utils.scripts import progress_bar
 from utils.seeds import mixed_seed
 from utils.sweeps import errors_of, with_reasons
@@ -112,38 +111,36 @@ RANDOM_START = 10  # trials before TPE replaces random draws, and before a trial
 SECONDS_BETWEEN_HEARTBEATS = 10  # a trial without one for three times as long is taken for dead and tried again
 LOG_PARAMETERS = ("lr", "weight_decay")
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+span = bound(
+    lambda ends: len(ends) == 2 and 0 < ends[0] <= ends[1],
+    "expected the smallest and the largest value, both above 0",
+)
+network = bound(
+    lambda encoder: not encoder.startswith(FEATURES), "expected a network; a table of features can only be probed"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(FoldConfig, TargetConfig, JobsConfig):
     """The config above, checked."""
 
-    random_seed: int
+    random_seed: Natural
     num_trials: Count
     storage: str
-    encoder: str
-    trainable: str
-    backbone: str
-    in_channels: int
+    encoder: Annotated[str, network]
+    trainable: Trainable
+    backbone: BackboneName
+    in_channels: Channels
     allow_seen: bool
-    lr_range: list[float]
-    weight_decay_range: list[float]
-    epochs_range: list[int]
+    lr_range: Annotated[list[float], span]
+    weight_decay_range: Annotated[list[float], span]
+    epochs_range: Annotated[list[int], span]
     batch_sizes: Distinct[BatchSize]
-    num_labels: int
-    head: str
-    optimizer: str
-    backbone_lr_factor: float
-    precision: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key in ("lr_range", "weight_decay_range", "epochs_range"):
-            bounds = getattr(self, key)
-            if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
-                raise UserError(f"{key} is {bounds}; expected the smallest and the largest value, both above 0.")
-        params = {"lr": self.lr_range[0], "weight_decay": 0.0, "epochs": 1, "flip": True, "crop": True}
-        finetuning(self, settings({**params, "batch_size": self.batch_sizes[0]}), "check")  # the keys that it shares
+    num_labels: Natural
+    head: Head
+    optimizer: Optimizer
+    backbone_lr_factor: NotNegative
+    precision: Precision
 
     @property
     def trials(self) -> int:

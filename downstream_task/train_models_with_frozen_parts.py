@@ -12,16 +12,13 @@ By default 36 fine-tunings of 400 steps, on synthetic X-rays.
 
 from typing import Any
 
-from dataset_loader import data_keys
-from dataset_loader.data_keys import DATA
-from downstream_task import target_keys
-from downstream_task.target_keys import TARGETS
+from downstream_task.shared_keys import DATA, FILES, MACHINE, TARGETS
 from utils.scripts import command, flags, run_script
 
 config: dict[str, Any] = {
     # data
     **DATA,  # dataset_loader/data_keys.py: dataset, data_root, split_seed, ...
-    **TARGETS,  # downstream_task/target_keys.py: findings, uncertain, blank, class_weights
+    **TARGETS,  # downstream_task/shared_keys.py: findings, uncertain, blank, class_weights
     "fold": 0,  # 0 to 4: the fifth of the images that is held out as the test part, where the data do not name one
     # run
     "run_name": "frozen/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
@@ -51,10 +48,7 @@ config: dict[str, Any] = {
     "batch_norm": "train",  # trained layers normalise by the batch ("train") | the running values ("eval")
     "optimizer_weight_decay": 1e-5,  # of weights; not of biases and BatchNorm
     "keep_weights": False,  # True: keep what was trained
-    "precision": "auto",  # "auto" | "float32" | "bfloat16"
-    "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
-    "threads": 0,  # CPU threads of a process; 0 leaves it to torch
-    "jobs": 0,  # processes that share the trials; 0 is one for each GPU or else for each core, with one thread each
+    **MACHINE,  # downstream_task/shared_keys.py: precision, device, threads, jobs
 }
 
 # What changes when `dataset` is not a phantom; flags win over both.
@@ -66,8 +60,7 @@ real_xrays: dict[str, Any] = {
 }
 
 if __name__ == "__main__":
-    files = __file__, data_keys.__file__, target_keys.__file__
-    config = flags(config, __doc__, *files, real_xrays=real_xrays)  # before the slow imports
+    config = flags(config, __doc__, __file__, *FILES, real_xrays=real_xrays)  # before the slow imports
 
 from dataclasses import dataclass
 

@@ -18,16 +18,13 @@ confusion_matrix.py. The same command resumes; several processes may share one c
 
 from typing import Any
 
-from dataset_loader import data_keys
-from dataset_loader.data_keys import DATA
-from downstream_task import target_keys
-from downstream_task.target_keys import TARGETS
+from downstream_task.shared_keys import DATA, FILES, MACHINE, TARGETS
 from utils.scripts import command, flags, run_script
 
 config: dict[str, Any] = {
     # data
     **DATA,  # dataset_loader/data_keys.py: dataset, data_root, split_seed, ...
-    **TARGETS,  # downstream_task/target_keys.py: findings, uncertain, blank, class_weights
+    **TARGETS,  # downstream_task/shared_keys.py: findings, uncertain, blank, class_weights
     "folds": [0],  # of 0 to 4, each the test part of its draws; where the data name parts, these stay
     # run
     "run_name": "compare/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
@@ -57,10 +54,7 @@ config: dict[str, Any] = {
     "lr": 0.0,  # peak rate of all fine-tunings; 0 is that of LEARNING_RATES
     "optimizer_weight_decay": 1e-5,  # of weights; not of biases and BatchNorm
     "keep_weights": False,  # True: of every run; otherwise of draw 0 of what headlines
-    "precision": "auto",  # "auto" | "float32" | "bfloat16"
-    "device": "auto",  # "auto" | "cuda" | "mps" | "cpu"
-    "threads": 0,  # CPU threads of a process; 0 leaves it to torch
-    "jobs": 0,  # processes that share the trials; 0 is one for each GPU or else for each core, with one thread each
+    **MACHINE,  # downstream_task/shared_keys.py: precision, device, threads, jobs
 }
 
 # Ways of training. "linear" is a logistic regression on fixed features, "as_is" a file's own head. The others train all
@@ -100,8 +94,9 @@ real_xrays: dict[str, Any] = {
 }
 
 if __name__ == "__main__":
-    files = __file__, data_keys.__file__, target_keys.__file__
-    config = flags(config, __doc__, *files, real_xrays=real_xrays, best="finetuning")  # before the slow imports
+    config = flags(
+        config, __doc__, __file__, *FILES, real_xrays=real_xrays, best="finetuning"
+    )  # before the slow imports
 
 import itertools
 from collections.abc import Sequence

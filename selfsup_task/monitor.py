@@ -37,7 +37,6 @@ PROBE_TESTS = 2000  # validation images, at most, that they are scored on
 HEALTH_IMAGES = 1024
 VIEWS_SHOWN = 6  # images in views.png
 DRAWS_SHOWN = 4  # of each operator in recipe.png
-MAX_VIEWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,7 @@ class MonitorConfig(FoldConfig, FitConfig):
 
     in_channels: Channels
     recipe: RecipeName
-    views: Annotated[int, between(2, MAX_VIEWS)]
+    views: Annotated[int, between(2, 64)]
     probe_every: Count
 
 

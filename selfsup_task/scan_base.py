@@ -6,12 +6,10 @@ to choose a recipe by. A setting has a trial for each seed.
 
 from typing import Any
 
-from dataset_loader import data_keys
-from dataset_loader.data_keys import DATA
-from downstream_task import target_keys
-from downstream_task.target_keys import TARGETS
+from downstream_task import shared_keys
+from downstream_task.shared_keys import DATA, TARGETS
 
-FILES = __file__, data_keys.__file__, target_keys.__file__  # whose comments --help shows
+FILES = __file__, *shared_keys.FILES  # whose comments --help shows
 
 PRETRAINING: dict[str, Any] = {
     **DATA,  # dataset_loader/data_keys.py
@@ -60,7 +58,7 @@ SCAN_BASE: dict[str, Any] = {
     "keep_all": False,  # keep the weights of trials that are finished
     "jobs": 0,  # processes that share the trials; 0 is one for each GPU or else for each core, with one thread each
     "finetune": {  # how an encoder is judged, beside a linear probe
-        **TARGETS,  # downstream_task/target_keys.py
+        **TARGETS,  # downstream_task/shared_keys.py
         "num_labels": 0,  # labels to learn from; 0 is all of the train part
         "head": "probe",  # where it starts: "probe" (the linear probe) | "zeros"
         "recipe": "supervised",  # a name in augmentations/recipes.py
