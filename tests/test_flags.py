@@ -70,8 +70,6 @@ def test_the_defaults_are_accepted_and_impossible_values_are_not(script: str) ->
         (TRAIN, "--projector-dims 1", "expected widths from 2 to"),
         (TRAIN, "--projector-dims 512 1000000000", "expected widths from 2 to"),
         (TRAIN, "--projector-dims", "expected widths from 2 to"),
-        (TRAIN, "--recipe orignal", "recipe is 'orignal', which does not exist; did you mean 'original'"),
-        (TRAIN, "--backbone resnet-18", "torchvision does not have; did you mean 'resnet18'"),
         (TRAIN, "--backbone timm/tf_efficientnet_lit0", "timm does not have; did you mean 'tf_efficientnet_lite0'"),
         ("predict", "--in-channels 2", "in_channels is 2; an X-ray has 1, a network for colour images 3"),
         (TRAIN, "--precision float", "did you mean 'float32'"),

@@ -64,8 +64,3 @@ def test_weights_load_into_plain_torchvision_and_come_back(tmp_path: Path) -> No
         load_classifier(tmp_path / "weights.pt", "resnet18", 1, names[:3])
     with pytest.raises(UserError, match="does not fit a resnet34"):
         load_classifier(tmp_path / "weights.pt", "resnet34", 1, names)
-
-
-def test_an_unknown_part_is_refused() -> None:
-    with pytest.raises(UserError, match="did you mean 'layer4"):
-        Classifier(Backbone("resnet18", 1), 4, "layer4+f")
