@@ -33,7 +33,8 @@ from utils.logging_utils import Run
 pytestmark = pytest.mark.usefixtures("narrow")
 
 SMALL = {"img_res": 16, "store_res": 32, "batch_size": 64, "threads": 1, "projector_dims": [16], "num_epochs": 2}
-SMALL |= {"backbone": "resnet18", "start": "random", "checkpoint_minutes": 0.0, "jobs": 1, "seeds": [0]}  # a checkpoint after each step
+SMALL |= {"backbone": "resnet18", "start": "random"}  # what needs no download
+SMALL |= {"checkpoint_minutes": 0.0, "jobs": 1, "seeds": [0]}  # a checkpoint after each step
 GRID = {"lambdas": [5e-3], "projectors": ["16-16"]}
 UNREAD: Any = None  # a cell's config where the measuring process does not look at it
 COSTS = Costs(decoding=0.01, reading=0.1, views=0.3, step=0.5, peak_memory=2_000_000_000, stored_on_gpu=100)
