@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom import Dataset
 
 from dataset_loader.readers.covid_dataset import read_covid
 from utils.config import UserError
@@ -147,3 +148,14 @@ def test_the_real_images():
     }
     assert sum(mask is not None for mask in columns.masks) == 4
     assert all((columns.root / path).is_file() for path in columns.paths)
+
+
+def test_dicom_headers_name_the_patients(tmp_path: Path) -> None:
+    for name in ("COVID", "Normal"):
+        for number in range(2):
+            header = Dataset()
+            header.PatientID = f"P{number}"
+            path = tmp_path / name / "images" / f"{number}.dcm"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            header.save_as(path, implicit_vr=True, little_endian=True)
+    assert read_covid(tmp_path).groups.tolist() == ["P0", "P1"] * 2
