@@ -322,7 +322,8 @@ def report(cells: Sequence[Cell], summary: Mapping[str, Any]) -> tuple[dict[str,
         gap = interval_text(*(100 * row[key] for key in ("difference", "low", "high")), form="+.1f")
         sentence = savings_sentence(row, named[row["arm"]], named[row["reference"]], fewest, most)
         ways = f" ({row['arm_way']}, {row['reference_way']})" * (row["arm_way"] != row["reference_way"])
-        lines.append(f"{row['labels']:,} labels, headline way of each{ways}: {gap} points. {sentence}")
+        arms = f"{named[row['arm']]} - {named[row['reference']]}"
+        lines.append(f"{row['labels']:,} labels, {arms} by the headline way{ways}: {gap} points. {sentence}")
     for row in plateaus.to_dict("records"):
         needed = labels_text(row, "needed", "labels", fewest, most)
         fit = f"fitted plateau {interval_text(row['a'], row['a_low'], row['a_high'], '.2f')}"
