@@ -104,7 +104,7 @@ def find_copies(
     pairs = pd.read_csv(path, dtype={"row": np.int64, "other_row": np.int64, "distance": float})
     for end, rows, names in (("file", "row", files), ("other", "other_row", other_files)):
         pairs[end] = np.asarray(names, dtype=object)[pairs[rows]]
-    return pairs[["file", "other", "distance"]].sort_values(["distance", "file", "other"], ignore_index=True)
+    return pairs.filter(["file", "other", "distance"]).sort_values(["distance", "file", "other"], ignore_index=True)
 
 
 def joined_groups(files: np.ndarray, groups: np.ndarray, pairs: pd.DataFrame) -> np.ndarray:
