@@ -130,10 +130,6 @@ def test_a_groups_stratum_is_the_most_frequent_of_its_images() -> None:
         assert {(places[of_class] == fold).sum() for fold in FOLD_NAMES} == {18 * 9}
 
 
-def test_strata_of_classes_are_the_classes() -> None:
-    assert strata_of(np.array([2, 0, 1])).tolist() == [2, 0, 1]
-
-
 def test_strata_of_findings_are_the_rarest_positive_ones() -> None:
     nan = np.nan
     findings = np.array([[1, nan, nan], [1, 1, 0], [1, nan, 1], [1, 1, 1], [nan, -1, 0], [0, 1, nan]], dtype=np.float32)

@@ -83,15 +83,6 @@ def test_built_in_xrays_without_labels_are_for_pretraining_alone(
     assert list(with_folds.pretraining_indices("all")) == list(range(104))
 
 
-def test_a_batch_is_the_pixels_of_those_images(phantoms: Path) -> None:
-    xrays = opened("covid", phantoms / COVID_ROOT)
-    batch = xrays.batch(torch.tensor([5, 0, 5]))
-    assert batch.shape == (3, 1, 32, 32)
-    assert batch.dtype == torch.uint8
-    assert torch.equal(batch[0], batch[2])
-    assert not torch.equal(batch[0], batch[1])
-
-
 def test_a_broken_image_is_left_out_of_columns_and_pixels(tmp_path: Path, phantoms: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(phantoms / COVID_ROOT, root)
@@ -110,10 +101,6 @@ def test_a_store_res_of_0_leaves_an_eighth_of_room(img_res: int, stored: int) ->
     config = data_config(dataset="covid", data_root="", store_res=0, img_res=img_res)
     assert config.stored_size == stored
     assert dataclasses.replace(config, store_res=300).stored_size == 300
-
-
-def test_images_are_stored_at_the_derived_size(phantoms: Path) -> None:
-    assert opened("covid", phantoms / COVID_ROOT, size=0).store.size == 36
 
 
 @pytest.mark.parametrize(("side", "img_res", "stored"), [(128, 128, 128), (150, 128, 146), (90, 128, 90), (40, 32, 36)])

@@ -8,8 +8,6 @@ import pandas as pd
 import pytest
 import torch
 
-from dataset_loader.phantoms.dataset import SOURCES
-from dataset_loader.phantoms.plans import MARKED_CLASS
 from downstream_task.finished_runs import OpenedData, find_finished
 from interpretability import shortcut_audit
 from interpretability.alterations import ALTERATIONS, AS_IS, GRID, NO_LUNGS, ONLY_BORDER, ONLY_LUNGS, SHUFFLED
@@ -105,14 +103,6 @@ def test_without_masks_the_rest_runs_and_says_so(plain: Run, tmp_path: Path, mon
     assert set(pd.read_csv(run.folder / "scores.csv")["images"].tolist()) == {AS_IS, ONLY_BORDER, SHUFFLED}
     assert "too few lung masks" in run.summary["verdict"]
     assert len(pd.read_csv(run.folder / "lung_mass.csv")) == 0
-
-
-def test_the_table_of_sources_lists_the_marked(marked: Run) -> None:
-    table = pd.read_csv(Path(marked.config["data_root"]) / SOURCES)
-    of_class = table["file"].str.startswith(f"{MARKED_CLASS}/").to_numpy()
-    is_marked = (table["source"] == "marked").to_numpy()
-    assert is_marked[of_class].mean() > 0.8
-    assert is_marked[~of_class].mean() < 0.15
 
 
 def test_sources_that_do_not_fit_are_refused(marked: Run) -> None:

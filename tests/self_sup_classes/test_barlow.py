@@ -67,14 +67,6 @@ def test_parts_add_up(n: int, d: int) -> None:
     assert loss.item() == pytest.approx((on_diagonal + LAMBDA * off_diagonal).item(), rel=1e-12)
 
 
-@pytest.mark.parametrize(("n", "d"), SHAPES)
-def test_invariant_to_affine_changes_of_each_dimension(n: int, d: int) -> None:
-    z1, z2 = embeddings(n, d, torch.float64)
-    scale = torch.linspace(5, 50, d, dtype=torch.float64)
-    changed = barlow_twins_loss(z1 * scale - 7, z2 * scale.flip(0) + 2, LAMBDA).loss
-    assert changed.item() == pytest.approx(barlow_twins_loss(z1, z2, LAMBDA).loss.item(), rel=1e-4)
-
-
 def test_the_loss_is_float32_inside_autocast() -> None:
     z1, z2 = embeddings(64, 32)
     with torch.autocast("cpu", torch.bfloat16):

@@ -214,21 +214,13 @@ def test_pretraining_lifts_the_probes_above_random_weights(config: dict[str, Any
     [
         ({"backbone": "resnet-18"}, "did you mean 'resnet18'"),
         ({"recipe": "xrays"}, "did you mean 'xray'"),
-        ({"dataset": "covidd"}, "did you mean 'covid'"),
-        ({"optimizer": "adm"}, "did you mean 'adam'"),
         ({"batch_size": 500}, "batch_size is 500 but there are 17. training images"),
         ({"batch_size": 1}, "batch_size is 1"),
-        ({"views": 1}, "views is 1; it must be from 2 to 64"),
         ({"store_res": 999}, "999"),
         ({"img_res": 64}, "store_res is 32 and img_res 64"),
-        ({"projector_dims": [0]}, "projector_dims"),
         ({"device": "tpu"}, "device is 'tpu'"),
         ({"probe_every": 0}, "probe_every is 0"),
-        ({"lr": -1.0}, "lr is -1"),
-        ({"lr": float("nan")}, "lr is nan"),
-        ({"random_seed": -1}, "random_seed is -1"),
         ({"run_name": "../outside"}, "outside"),
-        ({"learning_rate": 1.0}, "'learning_rate' is unknown"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused_before_anything_is_written(

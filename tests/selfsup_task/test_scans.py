@@ -152,17 +152,13 @@ def test_learning_rates(small: dict[str, Any], scan: Any) -> None:
     ("name", "changes", "message"),
     [
         ("scan_best_transformations", {"recipes": ["bas"]}, "did you mean 'base'"),
-        ("scan_best_transformations", {"only": ["bas"]}, "did you mean 'base'"),
-        ("scan_best_transformations", {"recipes": []}, "there are no trials"),
         ("scan_best_hyperparameters", {"projectors": ["12x"]}, "such as 512-1024"),
         ("scan_best_hyperparameters", {"pretrain_on": "all"}, "must be unseen"),
         ("scan_best_hyperparameters", {"backbone": "resnet19"}, "did you mean 'resnet18'"),
         ("scan_best_hyperparameters", {"finetune": {"head": "zero"}}, "did you mean 'zeros'"),
         ("scan_best_hyperparameters", {"batch_size": 1000}, "batch_size is 1000 but there are"),
-        ("check_bt_resources", {"batch_sizes": [1000]}, "batch_size is 1000 but there are"),
         ("scan_optimal_lr", {"schedulers": ["warmup+cosine"], "num_epochs": 1}, "needs 2 epochs or more"),
         ("check_bt_resources", {"channels": [2]}, "channels is 2; an X-ray has 1"),
-        ("check_bt_resources", {"projector_dims": [0]}, "projector_dims is"),
         ("scan_optimal_lr", {"tasks": ["finetune"]}, "did you mean 'finetuning'"),
         ("check_bt_resources", {"backbones": []}, "there are no trials"),
     ],
@@ -188,7 +184,7 @@ def test_both_heat_maps_show_their_own_score() -> None:
 def test_the_worse_half_is_dropped_after_a_third_and_the_best_is_what_the_next_pretraining_takes(
     small: dict[str, Any], scan: Any, script: Any
 ) -> None:
-    changes = {**small, "recipes": ["base", "none", "short"], "seeds": [0, 1], "num_epochs": 3}
+    changes = {**small, "recipes": ["base", "none"], "seeds": [0, 1], "num_epochs": 3}
     printed = scan("scan_best_transformations", changes)
     root = RUNS_ROOT / small["run_name"]
     trials, ranking = (pd.read_csv(root / f"{name}.csv") for name in ("summary", "ranking"))
@@ -203,20 +199,16 @@ def test_the_worse_half_is_dropped_after_a_third_and_the_best_is_what_the_next_p
     found = ranking.loc[ranking["seeds"] > 0].set_index("setting")
     np.testing.assert_allclose(found["linear"], kept.mean()[found.index])
     np.testing.assert_allclose(found["linear_spread"], (kept.max() - kept.min())[found.index])
-    assert found["linear"].is_monotonic_decreasing
     assert "dropped after 1 epochs" in printed and not weights_in(root)
     best = found.index[0]
     assert json.loads((root / "best.json").read_text()) == {"pretraining": {"recipe": best}}
     # a pretraining takes it, and flags win over it
-    for more, expected in (([], best), (["--recipe", "base"], "base")):
-        name = f"{small['run_name']}/next_{expected}"
-        flags = [*arguments("train_barlow_twins", {**small, "run_name": name, "num_epochs": 1}), *more]
-        flags += ["--start", "random", "--backbone", "resnet18"]
-        done = script(
-            "selfsup_task/train_barlow_twins.py", *flags, "--warmup-epochs", "0", "--from", str(root / "best.json")
-        )
-        assert done.returncode == 0, done.stderr
-        assert json.loads((RUNS_ROOT / name / "config.json").read_text())["recipe"] == expected
+    name, train = f"{small['run_name']}/next", "selfsup_task/train_barlow_twins.py"
+    flags = arguments("train_barlow_twins", {**small, "run_name": name, "num_epochs": 1, "warmup_epochs": 0})
+    flags += ["--start", "random", "--backbone", "resnet18", "--from", str(root / "best.json")]
+    assert script(train, *flags).returncode == 0
+    assert json.loads((RUNS_ROOT / name / "config.json").read_text())["recipe"] == best
+    assert "did you mean 'base'" in script(train, *flags, "--recipe", "bas").stderr
     refused = script("selfsup_task/scan_best_transformations.py", "--from", str(root / "best.json"))
     assert "whose 'recipe' this script does not have" in refused.stderr
 
@@ -238,8 +230,10 @@ def test_settings_that_the_seeds_do_not_tell_apart_are_marked() -> None:
         ]
     ).assign(metric="auroc", synthetic=False)
     start = [0.40, 0.41, 0.42]
-    ranking = by_setting(trials, start).set_index("setting")
-    assert ranking["note"].to_dict() == {"a": "", "b": "like the best", "c": "", "d": "like the start"}
+    ranking = by_setting(trials[::-1], start)
+    assert [*zip(ranking["setting"], ranking["note"], strict=True)] == [
+        *[("a", ""), ("b", "like the best"), ("c", ""), ("d", "like the start")]
+    ]
     groups = [scores for _, *scores in rows] + [start]
     within = stats.f_oneway(*groups)  # Fisher's least significant difference has the same variance
     variance = np.mean([np.var(scores, ddof=1) for scores in groups])

@@ -1,10 +1,10 @@
 """The main job as a user runs it: the command, its files, resuming after a kill, and what goes wrong."""
 
 import json
+import multiprocessing
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -23,6 +23,8 @@ from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
 from selfsup_task import resources, train_barlow_twins
 from selfsup_task.pretraining import PretrainConfig
 from utils.config import REPO_ROOT, RUNS_ROOT, make_config
+
+pytestmark = pytest.mark.usefixtures("narrow")
 
 TRAIN = "selfsup_task/train_barlow_twins.py"
 SMALL = ["--img-res", "16", "--store-res", "32", "--batch-size", "48", "--num-epochs", "2", "--lr", "1e-3"]
@@ -46,12 +48,8 @@ def typed(name: str, data: Path, *more: str) -> list[str]:
     return [*SMALL, "--dataset", dataset, "--data-root", str(data), "--run-name", name, *more]
 
 
-def command(name: str, data: Path, *more: str) -> list[str]:
-    return [sys.executable, str(REPO_ROOT / TRAIN), *typed(name, data, *more)]
-
-
 @pytest.fixture(scope="module")
-def finished(phantoms: Path, script: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any]:
+def finished(narrow: None, phantoms: Path, script: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any]:
     """The name of a run of the COVID layout, and what its command said."""
     folder = tmp_path_factory.mktemp("finished")
     name = f"{folder.parent.name}/{folder.name}"
@@ -88,7 +86,7 @@ def test_a_run_leaves_what_its_readme_says_and_is_not_repeated(
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["synthetic"] is True
     assert summary["epochs"] == 2
-    plain = models.resnet18()
+    plain = models.get_model("resnet18")
     plain.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
     plain.load_state_dict(torch.load(folder / "resnet18_final_state_dict.pt", weights_only=True), strict=True)
     split = pd.read_csv(folder / "split.csv")
@@ -118,16 +116,18 @@ def test_a_run_leaves_what_its_readme_says_and_is_not_repeated(
     assert f"runs/{name}/resnet18_final_state_dict.pt" in following
 
 
+@pytest.mark.skipif(not hasattr(os, "fork") or torch.cuda.is_available(), reason="forks, which CUDA does not allow")
 def test_a_run_killed_in_the_middle_resumes_to_the_same_end(
     finished: tuple[str, Any], name: str, phantoms: Path, script: Any
 ) -> None:
     whole, killed, data = RUNS_ROOT / finished[0], RUNS_ROOT / name, phantoms / COVID_ROOT
-    process = subprocess.Popen(command(name, data), stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=os.sep)
+    process = multiprocessing.get_context("fork").Process(target=script, args=(TRAIN, *typed(name, data)))
+    process.start()
     deadline = time.monotonic() + 300
     while not (killed / "checkpoint.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
     assert (killed / "checkpoint.pt").exists()
     assert not (killed / "summary.json").exists()
     resumed = script(TRAIN, *typed(name, data))
@@ -171,6 +171,8 @@ def test_chexperts_layout_trains_by_patient_and_its_findings_are_probed(
     assert (summary["metric"], summary["chance"]) == ("auroc", 0.5)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("torchvisions")  # which the processes have
 def test_two_processes_end_where_one_with_their_micro_batches_does(
     name: str, phantoms: Path, script: Any, quick: None
 ) -> None:
@@ -178,7 +180,7 @@ def test_two_processes_end_where_one_with_their_micro_batches_does(
     changes += ["--precision", "float32", "--optimizer", "sgd", "--lr", "0.01"]  # rounding does not grow
     changes += ["--device", "cpu"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = command(name, phantoms / COVID_ROOT, *changes)[1:]
+    arguments = [str(REPO_ROOT / TRAIN), *typed(name, phantoms / COVID_ROOT, *changes)]
     environment, folder = {**os.environ, "OMP_NUM_THREADS": "1"}, RUNS_ROOT / name
     done = subprocess.run([*launch, "--", *arguments], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
