@@ -263,15 +263,17 @@ class Comparison:
     arms: list[Arm]
     left_out: dict[str, str]
     counts: list[int]
-    joined: pd.DataFrame
+    joined: list[dict[str, Any]]
 
     def train(self, trials: Sequence[Trial]) -> pd.DataFrame:
         """Fine-tune all trials that are not finished; return a row for each of the arms of which none failed, in order.
 
         Columns: trial, arm, way, fold, start, encoder, method, trainable, draw, labels, metric, score on validation,
         and what the runs' summaries say besides. The other arms are left out, with their trials and the reason.
-        Raises UserError if no arm remains.
+        Raises UserError if no arm remains. Without trials, the table is empty.
         """
+        if not trials:
+            return pd.DataFrame()
         by_start = sorted(trials, key=lambda trial: (self.arms.index(trial.arm), trial.arm.start(trial.draw)))
         configs = {trial.name: trial.config(self.config) for trial in by_start}
         runs = {name: Run(one.run_name, one, "fine-tuning") for name, one in configs.items()}
@@ -368,7 +370,7 @@ def check_subsets(
 
 def joined_tables(
     entries: Sequence[str], run: Run, xrays: XRays, targets: Targets
-) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+) -> tuple[list[dict[str, Any]], dict[str, pd.DataFrame]]:
     """Return the rows of summary.csv for the tables of predictions:FOLDER, and what each trial's predictions.csv holds.
 
     These have the comparison's own columns, and the table's probabilities. An arm whose name is taken is named by its
@@ -392,12 +394,12 @@ def joined_tables(
             facts = {key: stated.get(key, default) for key, default in (("transductive", False), ("note", ""))}
             rows.append({"trial": trial, **cell, "encoder": entry, "metric": targets.metric, **facts})
         taken |= set(names.values())
-    return pd.DataFrame(rows), copies
+    return rows, copies
 
 
 def _checked(file: Path, run: Run, xrays: XRays, targets: Targets) -> tuple[dict[str, Any], pd.DataFrame]:
     """Return the CELL of a table of predictions, and the table as the comparison would have written it."""
-    table = read_predictions(file)
+    table: Any = read_predictions(file)
     known: Any = table[CELL].drop_duplicates() if set(CELL) <= set(table) else pd.DataFrame()
     row = known.to_dict("records")[0] if len(known) == 1 else {}
     whole = all(isinstance(row.get(key), int) for key in ("fold", "draw", "labels", "start"))
@@ -408,20 +410,19 @@ def _checked(file: Path, run: Run, xrays: XRays, targets: Targets) -> tuple[dict
         )
     of_fold, names = xrays.of_fold(row["fold"]), [f"p {name}" for name in targets.names]
     rows = np.concatenate([of_fold.indices("val"), of_fold.indices("test")])
-    here = predictions_table(of_fold, targets, rows, np.zeros((len(rows), len(names))), row)
+    here = predictions_table(of_fold, targets, rows, np.zeros((len(rows), len(names))), row).drop(columns=names)
     facts = ["file", "part", *(name for name in here if str(name).partition(" ")[0] == "label")]
-    theirs, ours = (
-        sorted(map(tuple, one.reindex(columns=facts).fillna(-1).astype(str).to_numpy())) for one in (table, here)
-    )
-    if not set(names) <= set(table) or theirs != ours:
+    fits = {*facts, *names} <= set(table) and len(table) == len(here)
+    copy = here.merge(table[[*facts, *names]].drop_duplicates("file"), on=facts) if fits else pd.DataFrame()
+    if len(copy) < len(here):
         raise UserError(
             f"{file} is of other images, parts or labels than {run}; expected each validation and test image of "
             f"fold {row['fold']} once, and a probability for {', '.join(targets.names)}."
         )
-    here[names] = p = table.set_index("file").loc[here["file"].tolist(), names].to_numpy(float)
+    p = copy[names].to_numpy(float)
     if not ((p >= 0) & (p <= 1 + ROUNDING)).all():
         raise UserError(f"{file} has a blank or another number where probabilities from 0 to 1 are expected.")
-    return row, here
+    return row, copy
 
 
 def _tables(entry: str) -> list[Path]:

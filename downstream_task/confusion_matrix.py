@@ -39,15 +39,7 @@ import pandas as pd
 
 from downstream_task import label_efficiency
 from downstream_task.clinic.tables import Page, page
-from downstream_task.predictions import (
-    FILE,
-    find_runs,
-    networks_of,
-    predicted,
-    predictions_of,
-    read_predictions,
-    run_name,
-)
+from downstream_task.predictions import FILE, networks_of, predicted, predictions_of, read_predictions, run_name
 from utils import plots
 from utils.config import RUNS_ROOT, VERSION, MachineConfig, UserError, bound, differences, part_of, repo_path
 from utils.files import check_files, content_hash, read_json, write_json, write_table
@@ -76,8 +68,8 @@ class ScoreConfig(MachineConfig):
 
 def main(config: ScoreConfig) -> None:
     """Score every run on the test part, then every comparison; print one row per run, and what comparisons say."""
-    runs = [folder for name in config.runs for folder in find_runs(name)]
     networks = {name: heads for each in config.runs for name, heads in networks_of(each).items()}
+    runs = [heads[0] for heads in networks.values()]  # of the first draw, whose weights are kept
     print(score_table({name: score_network(name, networks[name]) for name in tracked(networks, "scoring", "network")}))
     for folder in map(repo_path, config.runs):
         if (folder / "summary.csv").exists():
@@ -137,9 +129,8 @@ def score_network(name: str, heads: Sequence[Path]) -> dict[str, Any]:
         # a table from elsewhere has no summary of its own
         stated = [read_json(at / "summary.json") or read_json(at.parent / "summary.json") or {} for at in heads]
         tables = pd.concat([read_predictions(path) for path in paths.values()], ignore_index=True)
-        test = tables.loc[tables["part"] == "test"].drop_duplicates(
-            "file"
-        )  # the same in all folds of an official split
+        # an official test part is the same in all folds
+        test = tables.loc[tables["part"] == "test"].drop_duplicates("file")
         if not len(test):
             raise UserError(
                 f"{heads[0]} has no test rows, as where all films were trained on; there is nothing to score."

@@ -16,17 +16,9 @@ from dataset_loader.xrays import DataConfig, FoldConfig, XRays, open_xrays
 from downstream_task.classifier import Classifier, Trainable, load_classifier, restate_batch_norm
 from downstream_task.features import FILE as FEATURES
 from downstream_task.features import Features, NetworkFeatures, read_features
-from downstream_task.predictions import CELL
+from downstream_task.predictions import CELL, main_score
 from downstream_task.probes import LinearHead, fit_linear_head, forward_all
-from downstream_task.targets import (
-    LossFunction,
-    TargetConfig,
-    Targets,
-    check_learnable,
-    loss_function,
-    predictions_table,
-    read_targets,
-)
+from downstream_task.targets import LossFunction, TargetConfig, Targets, loss_function, predictions_table, read_targets
 from self_sup_classes.backbones import BackboneName, Channels, save_state_dict, weights_file
 from self_sup_classes.initialisation import start_from, weights_hashes
 from self_sup_classes.provenance import check_unseen
@@ -169,14 +161,14 @@ def finetune(
     features_of       gives the encoder's features; LastFeatures keeps them for the next head
 
     Raises UserError for a config, data, an encoder or a run folder that cannot be used, before anything is written.
+    That the labels can be learnt from is checked before, once for all runs that share data (check_learnable).
     """
-    device = prepare(config.device, config.threads)
     run = run or Run(config.run_name, config, "fine-tuning")
     if run.summary is None:
-        xrays = (xrays or open_xrays(config, device)).of_fold(config.fold)
+        xrays = (xrays or open_xrays(config, prepare(config.device, config.threads))).of_fold(config.fold)
         job = _Finetuning(config, run, xrays, features_of(config, xrays))
         run.start(
-            device=describe_device(device),
+            device=describe_device(xrays.store.device),
             data=xrays.facts(),
             weights=weights_hashes([config.encoder]),
             labels=job.labels,
@@ -202,7 +194,6 @@ class _Finetuning:
         self.note = check_unseen(features.provenance, xrays, config.allow_seen, config.encoder)
         self.targets = read_targets(xrays, config)
         train = labelled_subset(xrays, self.targets, config.num_labels, config.label_draw, config.split_seed)
-        check_learnable(self.targets, {"the labelled subset": train, "the validation part": self.val})
         self.train_indices, self.labels = train, 0 if config.method == "as_is" else len(train)
         # an encoder of unknown origin stays one after further training
         seen, before = xrays.image_ids(train[: self.labels]), features.provenance
@@ -227,9 +218,9 @@ class _Finetuning:
     def build_classifier(self) -> Classifier:
         """Return the network, with a head of zeros."""
         assert isinstance(self.features, NetworkFeatures)  # a table is only probed
-        trainable = self.config.trainable if self.config.method == "finetune" else "fc"
-        backbone = self.features.backbone()
-        return placed(Classifier(backbone, len(self.targets.names), trainable, self.config.batch_norm), self.device)
+        config, backbone = self.config, self.features.backbone()
+        network = Classifier(backbone, len(self.targets.names), config.trainable, config.batch_norm)
+        return placed(network, self.device)
 
     def start_from_probe(self, classifier: Classifier) -> dict[str, Any]:
         """Set the head to the logistic regression on what training will show it; return its strength.
@@ -256,7 +247,7 @@ class _Finetuning:
         watched = np.sort(fixed_order("validation images to watch", self.val)[:MAX_EVALUATED])
 
         def evaluate() -> dict[str, float]:
-            return {metric: self.targets.score(self.targets.values[watched], self.probabilities(watched))}
+            return {metric: main_score(self.targets.values[watched], self.probabilities(watched))}
 
         def end_of_epoch(epoch: int, step: int, means: Mapping[str, float]) -> dict[str, float]:
             scores = evaluate()
@@ -295,9 +286,8 @@ class _Finetuning:
     def step_function(self, classifier: Classifier) -> StepFunction:
         """Return the engine's step. Frozen stages that always see the same images are computed once, if that fits."""
         train, loss_of = self.train_indices, loss_function(self.targets, self.train_indices, self.config.class_weights)
-        if not (classifier.num_frozen and classifier.structure.in_a_row) or RECIPES[self.config.recipe]:
-            return classify_step(classifier, self.xrays, loss_of, self.config)
-        if self.forward(classifier, train[:1], classifier.prefix).nbytes * len(train) > MAX_ACTIVATIONS:
+        same = classifier.num_frozen and classifier.structure.in_a_row and not RECIPES[self.config.recipe]
+        if not same or self.forward(classifier, train[:1], classifier.prefix).nbytes * len(train) > MAX_ACTIVATIONS:
             return classify_step(classifier, self.xrays, loss_of, self.config)
         frozen = self.forward(classifier, train, classifier.prefix)  # [N, ...]
 
@@ -329,7 +319,7 @@ class _Finetuning:
             weights = self.run.folder / weights_file(config.backbone)
             save_state_dict(weights, classifier.net.state_dict(), self.provenance)
             self.xrays.write_split(self.run.folder)
-        val = targets.score(targets.values[self.val], probabilities[: len(self.val)])
+        val = main_score(targets.values[self.val], probabilities[: len(self.val)])
         self.run.log(int(found.get("steps", 0)), {f"final/{targets.metric}": val})
         self.run.finish(
             {

@@ -18,8 +18,8 @@ from downstream_task.classifier import Classifier, load_classifier
 from downstream_task.finetuning import FinetuneConfig
 from downstream_task.predictions import (
     FILE,
-    find_runs,
     logits_of,
+    networks_of,
     predicted,
     predictions_of,
     read_predictions,
@@ -85,10 +85,6 @@ class Finished:
             here = image_files(root)
             files = here[np.isin(open_ids("hashed", root).files(here), files)]
         return frozenset(str((root / file).resolve()) for file in files if self.config.ids != "none")
-
-    def weights_hash(self) -> str:
-        """Return 16 hex digits that name those weights."""
-        return content_hash(self.weights)
 
     def classifier(self, device: torch.device) -> Classifier:
         """Return the network with those weights."""
@@ -176,8 +172,9 @@ class OpenedData:
 
 
 def find_finished(name: str) -> list[Finished]:
-    """Return the finished fine-tuning runs that a name stands for, without tables from elsewhere; see find_runs."""
-    return [open_finished(folder) for folder in find_runs(name) if (folder / "config.json").exists()]
+    """Return the finished runs that a name stands for (networks_of), by their first heads; no tables from elsewhere."""
+    heads = [runs[0] for runs in networks_of(name).values()]
+    return [open_finished(folder) for folder in heads if (folder / "config.json").exists()]
 
 
 def open_finished(folder: Path) -> Finished:
@@ -295,7 +292,7 @@ def predictor_of(finished: Finished, device: torch.device) -> Predictor:
         choose_precision(trained.precision, device),
         finished.temperature(),
         finished.name,
-        {"weights": finished.weights_hash(), "synthetic": summary["synthetic"]},
+        {"weights": content_hash(finished.weights), "synthetic": summary["synthetic"]},
         finished.train_files(),
         Path(finished.data.get("data_root", "")),
         summary["note"] if "comparison" in summary else "",

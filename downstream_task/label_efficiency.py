@@ -164,7 +164,7 @@ class Draws(NamedTuple):
         shared = Shared(covariance, draw_units(*self.starts[used]), min(labels / self.images.pool, 1), groups)
         return difference_interval(self.scores @ weights, shared)
 
-    def means(self, seed: int) -> np.ndarray:
+    def means(self) -> np.ndarray:
         """Return the cells' mean scores for new images, labels and pretrainings, [R, n]; NaN for too few of them.
 
         The images' part is that of the resamples. The units' part, beyond what images explain of their spread, comes
@@ -182,7 +182,7 @@ class Draws(NamedTuple):
         ]
         spread, by_images = (deviations[0] ** 2).sum(0), np.var(deviations[1:], axis=0).sum(0)  # [n]
         beyond = deviations[0] * np.sqrt(np.maximum(1 - by_images / np.maximum(spread, 1e-12), 0))
-        generator, repeats = np.random.default_rng(mixed_seed("wild bootstrap", seed)), len(self.resampled)
+        generator, repeats = np.random.default_rng(mixed_seed("wild bootstrap", 0)), len(self.resampled)
         luck = generator.normal(size=(repeats, count)) * np.sqrt(count / generator.chisquare(count - 1, (repeats, 1)))
         return self.resampled.mean(1) + luck @ beyond
 
@@ -274,7 +274,7 @@ def _crossing(labels: np.ndarray, levels: np.ndarray, target: float) -> float:
     return float(np.exp((1 - share) * np.log(labels[after - 1]) + share * np.log(labels[after])))
 
 
-def plateau_table(cells: Sequence[Cell], target: float, seed: int = 0) -> pd.DataFrame:
+def plateau_table(cells: Sequence[Cell], target: float) -> pd.DataFrame:
     """Fit score(n) = a - b n^-c (arXiv 2510.11553) to each arm's headline curve over its numbers of labels n.
 
     Returns one row per arm with MIN_POINTS points: arm, a (the plateau), b, c, by how much the fit `misses` a score at
@@ -288,7 +288,7 @@ def plateau_table(cells: Sequence[Cell], target: float, seed: int = 0) -> pd.Dat
         if len(curve) < MIN_POINTS or not len((draws := in_common(*curve)).scores):
             continue
         labels = draws.labels.astype(float)
-        levels = np.concatenate([draws.scores.mean(0)[None], draws.means(seed)])  # [1 + R, n]
+        levels = np.concatenate([draws.scores.mean(0)[None], draws.means()])  # [1 + R, n]
         fits = fit_plateau(labels, levels)  # [1 + R, 3]
         fits[np.isnan(levels).any(1)] = np.nan
         a, b, c = fits[0]

@@ -84,7 +84,9 @@ def main(config: PredictConfig) -> None:
     run = same_run(name, facts, "predictions", ["predictions.csv", "rejected.csv"])
     if run is None:
         onnx = export(predictor) if config.onnx else {}
-        probabilities, seconds = predict(predictor, films)
+        started, batches = time.monotonic(), films.batches(predictor.sizes[0], "predicting")
+        probabilities = np.concatenate([predictor.probabilities(squares[:, None]) for squares in batches])
+        seconds = time.monotonic() - started
         run = new_run(name, facts, "predictions")  # only now: what fails leaves nothing behind
         run.start(device=describe_device(predictor.device))
         for file, content in onnx.items():
@@ -101,14 +103,6 @@ def name_of(config: PredictConfig) -> str:
     first, *others = map(repo_path, config.images)
     name = "films" if config.ids != "plain" else (first.name if first.is_dir() else first.stem).strip()[:40].strip()
     return f"{name or 'films'}{'_and_more' if others else ''}"
-
-
-def predict(predictor: Predictor, films: Films) -> tuple[np.ndarray, float]:
-    """Return the probabilities [n, C] of the films that can be used, the only ones in `films` then, and the seconds."""
-    started = time.monotonic()
-    batches = films.batches(predictor.sizes[0], "predicting")
-    found = [predictor.probabilities(squares[:, None]) for squares in batches]
-    return np.concatenate(found), time.monotonic() - started
 
 
 def save(

@@ -12,7 +12,7 @@ from scipy.special import expit, logit, softmax
 
 from utils.config import RUNS_ROOT, UserError, nearest, repo_path
 from utils.files import check_files
-from utils.metrics import classification_scores, finding_scores, one_against_rest
+from utils.metrics import balanced_accuracy, classification_scores, finding_scores, one_against_rest
 
 FILE, FILE_BEFORE = "predictions.csv", "predictions_val.csv"  # before: of the earlier protocol, validation alone
 CELL = ["fold", "draw", "arm", "way", "labels", "start"]  # columns that are the same in all rows of a table
@@ -65,12 +65,14 @@ class Predicted:
 
     def scores(self, rows: np.ndarray) -> dict[str, float]:
         """Return every score of some of the images: within those of a head, then averaged where it is known."""
+        scores_of = finding_scores if self.multilabel else classification_scores
         of_heads = [scores_of(self.labels[own], self.probabilities[own]) for own in self.by_head(rows)]
         return pd.DataFrame(of_heads).mean().to_dict()
 
     def score(self, rows: np.ndarray) -> float:
         """Return the one that networks are compared by."""
-        return self.scores(rows)[metric_of(self.labels)]
+        of_heads = [main_score(self.labels[own], self.probabilities[own]) for own in self.by_head(rows)]
+        return float(pd.Series(of_heads).mean())
 
 
 def metric_of(labels: np.ndarray) -> str:
@@ -78,9 +80,11 @@ def metric_of(labels: np.ndarray) -> str:
     return "auroc" if labels.ndim > 1 else "balanced_accuracy"
 
 
-def scores_of(values: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Return every score of probabilities [n, C] for classes [n] or findings [n, C]."""
-    return (finding_scores if values.ndim > 1 else classification_scores)(values, probabilities)
+def main_score(values: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the score that metric_of names, of probabilities [n, C] for classes [n] or findings [n, C]."""
+    if values.ndim > 1:
+        return finding_scores(values, probabilities)["auroc"]
+    return balanced_accuracy(values, probabilities)
 
 
 def logits_of(probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
@@ -126,9 +130,9 @@ def predicted(table: pd.DataFrame, part: str) -> Predicted:
     """Return what a table says about the images of a part, "val" or "test"; of several heads, that of each."""
     rows: Any = table[table["part"] == part].reset_index(drop=True)
     details = rows[[name for name in DETAILS if name in rows]]
-    heads = (
-        rows.groupby(["fold", "draw"]).ngroup().to_numpy() if "fold" in rows else np.zeros(len(rows))
-    )  # before folds
+    heads = np.zeros(len(rows))  # of one, as in tables of before folds
+    if "fold" in rows:
+        heads = rows.groupby(["fold", "draw"]).ngroup().to_numpy()
     said = labels_and_probabilities(rows)
     return Predicted(tuple(_names(table)), *said, rows["group"].to_numpy(str), details, heads)
 
@@ -137,27 +141,36 @@ def _names(table: pd.DataFrame) -> list[str]:
     return [column[2:] for column in map(str, table) if column.startswith("p ")]
 
 
-def find_runs(name: str) -> list[Path]:
-    """Return the folders of the trained heads that a name stands for.
+def networks_of(name: str) -> dict[str, list[Path]]:
+    """Return the networks that a name stands for, each with the folders of its heads.
 
-    A run, or a file of weights in it, stands for itself; a finished comparison for its headline runs of the first
-    draw. A * in the last part of a name chooses among all runs of the first draw. Raises UserError if none is found.
+    A run, or a file of weights in it, stands for itself; a finished comparison for its headline ways, each with the
+    head of the first draw of each fold. A * in the last part of a name chooses among all runs of the first draw.
+    Raises UserError if none is found.
     """
     folder, pattern = repo_path(name), ""
     if "*" in folder.name:
         folder, pattern = folder.parent, folder.name
     elif folder.name.endswith("_state_dict.pt") and folder.is_file():
         folder = folder.parent
-    listed = [folder]
-    if (folder / "summary.csv").exists():
-        table: Any = pd.read_csv(folder / "summary.csv", dtype={"trial": str})
-        if "headline" in table:
-            first = table[table["draw"] == table["draw"].min()]
-            table = first if pattern else first[first["headline"]]
-        listed = [folder / name for name in fnmatch.filter(table["trial"], pattern or "*")]
     if not folder.exists():
         beside = [path.name for path in folder.parent.glob("*/")]
         raise UserError(f"there is no run {folder}; {nearest(folder.name, beside)}")
+    networks = {run_name(folder): [folder]}
+    if (folder / "summary.csv").exists():
+        table: Any = pd.read_csv(folder / "summary.csv", dtype={"trial": str})
+        compared = "headline" in table
+        if compared and not pattern:
+            first = table[table["headline"]].drop_duplicates(["arm", "way", "labels", "fold"])
+            networks = {
+                f"{run_name(folder)}/{arm}_{way}_n{labels}": [folder / trial for trial in rows["trial"]]
+                for (arm, way, labels), rows in first.groupby(["arm", "way", "labels"], sort=False)
+            }
+        else:
+            first = table[table["draw"] == table["draw"].min()] if compared else table
+            runs = [folder / trial for trial in fnmatch.filter(first["trial"], pattern or "*")]
+            networks = {run_name(run): [run] for run in runs}
+    listed = [run for runs in networks.values() for run in runs]
     if not any(map(predictions_of, listed)) or not (folder / "summary.json").exists():
         raise UserError(
             f"{repo_path(name)} is not a finished fine-tuning run or comparison; run "
@@ -165,23 +178,7 @@ def find_runs(name: str) -> list[Path]:
         )
     for path in listed:
         check_files(path, FILE_BEFORE if (path / FILE_BEFORE).exists() else FILE)
-    return listed
-
-
-def networks_of(name: str) -> dict[str, list[Path]]:
-    """Return the networks that a name stands for, each with the folders of its heads: see find_runs.
-
-    Of a comparison, these are the headline ways, each with the head of the first draw of each fold.
-    """
-    folder, runs = repo_path(name), find_runs(name)
-    table = pd.read_csv(folder / "summary.csv", dtype={"trial": str}) if (folder / "summary.csv").exists() else None
-    if table is None or "headline" not in table:
-        return {run_name(run): [run] for run in runs}
-    first = table.loc[table["headline"]].drop_duplicates(["arm", "way", "labels", "fold"])
-    return {
-        f"{run_name(folder)}/{arm}_{way}_n{labels}": [folder / trial for trial in rows["trial"]]
-        for (arm, way, labels), rows in first.groupby(["arm", "way", "labels"], sort=False)
-    }
+    return networks
 
 
 def predictions_of(folder: Path) -> Path | None:

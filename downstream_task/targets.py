@@ -15,7 +15,7 @@ from dataset_loader.readers.class_folders import like_classes
 from dataset_loader.readers.folder_dataset import offer_of_folders
 from dataset_loader.splits import FOLD_NAMES, strata_of
 from dataset_loader.xrays import XRays
-from downstream_task.predictions import DETAILS, metric_of, scores_of
+from downstream_task.predictions import DETAILS, metric_of
 from utils.config import Config, UserError, nearest, one_of
 from utils.distributed import note_once
 
@@ -71,10 +71,6 @@ class Targets:
     def probabilities(self, logits: Tensor) -> np.ndarray:
         """Return [n, C] float64 of logits [n, C]."""
         return probabilities_of(logits.double(), self.multilabel).numpy()
-
-    def score(self, values: np.ndarray, probabilities: np.ndarray) -> float:
-        """Return that score of probabilities [n, C] for classes [n] or findings [n, C] with these names."""
-        return scores_of(values, probabilities)[self.metric]
 
 
 def probabilities_of(logits: Tensor, multilabel: bool) -> Tensor:

@@ -190,12 +190,13 @@ def compare(config: CompareConfig, run: Run) -> None:
         for way in ways_of(arm, ways)
         for number in ([0] if way == "as_is" else opened.counts)
     ]
-    table, joined = opened.train(trials) if trials else pd.DataFrame(), opened.joined
-    if len(joined):
-        theirs = [list(dict.fromkeys(joined.loc[joined["arm"] == arm, "way"])) for arm in joined["arm"]]
-        found = zip(joined["labels"], theirs, joined["way"], strict=True)
-        joined["headline"] = [way == headline_of(PRETRAINED, number, classes, there) for number, there, way in found]
-        table = pd.concat([table, joined], ignore_index=True)
+    theirs = {row["arm"]: [one["way"] for one in opened.joined if one["arm"] == row["arm"]] for row in opened.joined}
+    joined = [
+        {**row, "headline": row["way"] == headline_of(PRETRAINED, row["labels"], classes, theirs[row["arm"]])}
+        for row in opened.joined
+    ]
+    rows = [some for some in (opened.train(trials), pd.DataFrame(joined)) if len(some)]
+    table = pd.concat(rows, ignore_index=True)
     run.save_table("summary", table)
 
     summary = {**opened.summary(table), "target_score": config.target_score, "part": "val"}
@@ -205,8 +206,7 @@ def compare(config: CompareConfig, run: Run) -> None:
     for name, one in tables.items():
         run.save_table(name, one)
     run.save_figure("label_efficiency", figure)
-    if trials:
-        save_convergence(run, table, summary)
+    save_convergence(run, table, summary)
     run.finish({**summary, "report": [text, *summary["notes"]]})
 
 
@@ -244,15 +244,14 @@ def headline_of(kind: str, labels: int, classes: int, ways: Sequence[str]) -> st
 def save_convergence(run: Run, table: pd.DataFrame, summary: dict[str, Any]) -> None:
     """Draw validation over the steps of the fine-tunings that headline, or of the first way that is one."""
     curves: dict[str, dict[str, list[pd.DataFrame]]] = {}
-    tuned = table.loc[table["method"] == "finetune"]
-    for row in tuned.sort_values("labels", kind="stable").to_dict("records"):
-        arms = curves.setdefault(f"{row['labels']:,}", {})
-        first = tuned.loc[(tuned["arm"] == row["arm"]) & (tuned["labels"] == row["labels"])]
-        way = (first.loc[first["headline"], "way"].tolist() or first["way"].tolist())[0]
-        if row["way"] == way:
+    tuned = [row for row in table.to_dict("records") if row.get("method") == "finetune"]
+    for row in sorted(tuned, key=lambda row: row["labels"]):
+        beside = [one for one in tuned if (one["arm"], one["labels"]) == (row["arm"], row["labels"])]
+        if row["way"] == max(beside, key=lambda one: one["headline"])["way"]:
             metrics = pd.read_csv(run.folder / row["trial"] / "metrics.csv")
             metrics = metrics.rename(columns={f"val/{row['metric']}": "score"})
-            arms.setdefault(plots.marked(row["arm"], False, row["transductive"]), []).append(metrics)
+            arm = plots.marked(row["arm"], False, row["transductive"])
+            curves.setdefault(f"{row['labels']:,}", {}).setdefault(arm, []).append(metrics)
     if curves:
         title = plots.marked("Fine-tuning on validation: each draw, and their median", summary["synthetic"])
         run.save_figure("convergence", plots.convergence(curves, metric_name(summary["metric"]), title))

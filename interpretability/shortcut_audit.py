@@ -54,7 +54,7 @@ from interpretability.alterations import AS_IS, BORDER, NO_LUNGS, ONLY_BORDER
 from interpretability.overlays import audit_figure
 from interpretability.shortcuts import REFITTED, TRAINED, Audited, Scores, known_sources, read_sources
 from utils.config import RUNS_ROOT
-from utils.files import check_files, read_json
+from utils.files import check_files, content_hash, read_json
 from utils.hardware import MachineConfig, describe_device, prepare
 from utils.logging_utils import Run
 from utils.plots import marked
@@ -86,7 +86,7 @@ def main(config: AuditConfig) -> dict[str, Run]:
         digest = "" if table is None else hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()[:16]
         if not config.source_table and not root_of(where).is_dir():
             digest = (read_json(RUNS_ROOT / run_name / "config.json") or {}).get("sources", "")  # beside the data
-        identity = {"checkpoint": finished.name, "weights": finished.weights_hash(), "sources": digest}
+        identity = {"checkpoint": finished.name, "weights": content_hash(finished.weights), "sources": digest}
         runs[name] = Run(run_name, identity, "audit", look=lambda where=where: {"data": data.facts(where)})
         if runs[name].summary is None:
             audit(runs[name], finished, data, table)

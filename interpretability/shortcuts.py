@@ -16,6 +16,7 @@ from dataset_loader.readers.listed_files import below, file_finder
 from dataset_loader.readers.tables import UNKNOWN, column_of, once, read_table, without_unknown
 from dataset_loader.xrays import XRays
 from downstream_task.finished_runs import Finished
+from downstream_task.predictions import main_score
 from downstream_task.probes import fit_linear_head, linear_probe, probed_classes
 from downstream_task.targets import Targets, check_learnable
 from interpretability.alterations import ALTERATIONS, AS_IS, NEEDS_MASKS
@@ -184,7 +185,7 @@ class Audited:
         """Return the scores of the probabilities p [n, C] of some test X-rays."""
         labels = self.labels[rows]
         if labels.ndim == 2:
-            return {"auroc": self.targets.score(labels, p)}
+            return {"auroc": main_score(labels, p)}
         areas = per_class_scores(labels, p)[:, CLASS_SCORES.index("auroc")]
         known = np.isfinite(areas)  # in a resample of one class, none is
         return {

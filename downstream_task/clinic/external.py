@@ -63,19 +63,15 @@ def external_data(entry: str, trained: FinetuneConfig) -> DataConfig:
     return make_config(DataConfig, {**part_of(trained, DataConfig), **there})
 
 
-def collection_name(config: DataConfig) -> str:
-    """Return a short name: many folders have a data set's own name, so it takes the one around it too."""
-    root = Path(config.data_root)
-    return "-".join([config.dataset, *root.relative_to(root.anchor).parts[-2:]])
-
-
 def external_test(finished: Finished, config: DataConfig, data: OpenedData) -> dict[str, Any]:
     """Predict all images of a collection and score them from that table; return the stored summary if that was done.
 
     The score and its drop from the test part are over the classes or findings that both have.
     """
-    name, own = collection_name(config), finished.folder / FILE
-    facts = {"tested": finished.name, "weights": finished.weights_hash(), "external": config}
+    root, own = Path(config.data_root), finished.folder / FILE
+    # many folders have a data set's own name, so the one around it is part of the name
+    name = "-".join([config.dataset, *root.relative_to(root.anchor).parts[-2:]])
+    facts = {"tested": finished.name, "weights": content_hash(finished.weights), "external": config}
     internal = content_hash(own)
 
     def look() -> dict[str, Any]:

@@ -111,7 +111,7 @@ def test_the_budget_is_fixed_whatever_validation_says(finetune: Finetune, monkey
     assert run.rows[-1]["step"] == 40 and len(run.rows) == 11
     assert max(rates) == pytest.approx(1e-3) and rates[-1] < 1e-4
     with monkeypatch.context() as patched:
-        patched.setattr(Targets, "score", lambda self, values, probabilities: 0.3)
+        patched.setattr(finetuning, "main_score", lambda values, probabilities: 0.3)
         again = finetune(min_steps=40, lr=1e-3, head="zeros", run_name="again")
     left, right = (pd.read_csv(one.folder / "predictions.csv") for one in (run, again))
     pd.testing.assert_frame_equal(left, right)

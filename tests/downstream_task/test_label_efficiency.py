@@ -259,7 +259,7 @@ def test_means_for_new_images_and_pretrainings_spread_as_the_interval_says() -> 
     one = replace(cell(20, 0.6), draws=draws, starts=np.arange(20), scores=scores, resampled=scores + noise)
     drawn = in_common(replace(one, images=one.images._replace(pool=float("inf"))))
     mean, low, high = drawn.contrast([1])
-    np.testing.assert_allclose(np.quantile(drawn.means(0), (0.025, 0.5, 0.975)), (low, mean, high), atol=0.0015)
+    np.testing.assert_allclose(np.quantile(drawn.means(), (0.025, 0.5, 0.975)), (low, mean, high), atol=0.0015)
 
 
 def test_labels_saved_on_a_known_curve() -> None:
