@@ -8,7 +8,7 @@ import pandas as pd
 
 from dataset_loader.xrays import DataConfig, XRays, open_xrays
 from downstream_task.probes import BATCH, forward_all
-from self_sup_classes.backbones import Backbone
+from self_sup_classes.backbones import Backbone, check_backbone, check_channels
 from self_sup_classes.initialisation import Start, start_from
 from self_sup_classes.provenance import Provenance
 from utils.config import UserError, repo_path
@@ -103,7 +103,11 @@ def embed(
     """Return a table of `file` and the features f0, f1, ... [F] that an encoder gives of a data set's X-rays.
 
     encoder  as in a comparison: "random", "imagenet", "shared" or a file of weights
+
+    Raises UserError for a backbone that neither library knows, channels other than 1 and 3, or weights of another.
     """
+    check_backbone("backbone", backbone)
+    check_channels("in_channels", in_channels)
     device = prepare("auto", 0)
     xrays = open_xrays(data, device)
     start = start_from(encoder, backbone, in_channels, seed=0)

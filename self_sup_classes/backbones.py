@@ -90,8 +90,9 @@ def check_backbone(key: str, name: str) -> None:
         )
 
 
+check_channels = bound((1, 3).__contains__, "an X-ray has 1, a network for colour images 3")
 BackboneName = Annotated[str, check_backbone]
-Channels = Annotated[int, bound((1, 3).__contains__, "an X-ray has 1, a network for colour images 3")]
+Channels = Annotated[int, check_channels]
 
 
 def _torchvisions_names() -> list[str]:

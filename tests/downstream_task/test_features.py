@@ -52,6 +52,14 @@ def test_features_of_a_table_are_the_linear_arm_of_the_same_network(
     assert not list((tmp_path / "theirs").glob("*.pt"))
 
 
+def test_a_network_that_does_not_exist_is_refused_before_the_xrays_are_opened(tmp_path: Path) -> None:
+    config = data_config(dataset="folder", data_root=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"backbone is 'resnet-18', .* did you mean 'resnet18'"):
+        embed("random", config, "resnet-18")
+    with pytest.raises(UserError, match="in_channels is 2; an X-ray has 1, a network for colour images 3"):
+        embed("random", config, "resnet18", in_channels=2)
+
+
 def test_tables_that_do_not_fit_are_refused_with_a_reason(phantoms: Path, tmp_path: Path) -> None:
     xrays = open_xrays(data_config(dataset="covid", data_root=str(phantoms / COVID_ROOT)), torch.device("cpu"))
     files = xrays.columns.paths.astype(str)
