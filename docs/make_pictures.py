@@ -4,7 +4,7 @@
     python docs/make_pictures.py
 
 Writes docs/*.png, each under 200 kB, in seconds. That of tests/benchmarks/bench_time_to_quality.py, an hour and a half
-of two cores, is made again where its run is there, and that of real X-rays where its table is; otherwise they are kept.
+of two cores, is made again where its run is there, and kept otherwise.
 """
 
 from typing import Any
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 from PIL import Image
 
 from utils import plots
@@ -38,7 +39,19 @@ PICTURES = {  # name: pattern of the figure below the runs; of several, the firs
     "audit": "tour/audit/*/*/*/figures/audit.png",
 }
 BENCHMARK = "bench_time_to_quality/scores.png"
-REAL = REPO_ROOT / "docs" / "results" / "real_folds_test_curves.csv"  # curves.csv of the test part; docs/RESULTS.md
+RESULTS = REPO_ROOT / "docs" / "results"  # with curves.csv of test parts; docs/RESULTS.md says how they were made
+REAL = {  # of the panels of real_label_efficiency: title, metric, chance
+    "covid_test_curves.csv": ("Four classes, COVID layout", "balanced_accuracy", 0.25),
+    "nih_test_curves.csv": ("Eleven findings, NIH ChestX-ray14", "auroc", 0.5),
+}
+ARMS = {  # of these tables
+    "random": "random weights",
+    "bt-random": "Barlow Twins from random",
+    "imagenet": "ImageNet",
+    "bt-imagenet": "Barlow Twins from ImageNet",
+    "shared": "shared: the same, of NIH's X-rays",
+}
+STYLES = {"linear": ("-", "linear head"), "zeros": ("--", "fine-tuned")}
 WIDTHS = (1200, 1000, 800, 600)  # pixels; the widest that gives a small enough file is taken
 MAX_BYTES = 200_000
 COLOURS = 128
@@ -61,18 +74,32 @@ def main(config: PicturesConfig) -> None:
         write(found[0], repo_path(config.output) / f"{name}.png")
     if (benchmark := repo_path(config.runs) / BENCHMARK).exists():
         write(benchmark, repo_path(config.output) / "time_to_quality.png")
-    if REAL.exists():
-        write(real_label_efficiency(), repo_path(config.output) / "real_label_efficiency.png")
+    write(real_label_efficiency(), repo_path(config.output) / "real_label_efficiency.png")
 
 
 def real_label_efficiency() -> io.BytesIO:
-    """Return the figure of label efficiency on real X-rays, from scores alone, no pixels."""
-    curves = pd.read_csv(REAL)
-    title = (
-        "COVID-19 Radiography layout, test images of five folds (ResNet-18 at 64 px; ImageNet: Lite0, frozen, 224 px)"
-    )
-    no_fits = pd.DataFrame(columns=["arm", "a", "b", "c"])
-    figure = plots.label_efficiency(curves, no_fits, metric_name("balanced_accuracy"), title, chance=0.25)
+    """Return the README's figure of real X-rays: a panel for each table of scores, a line for each arm and way."""
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    colours = {arm: (colour, marker) for arm, colour, marker in plots.styled(ARMS)}
+    for ax, (name, (title, metric, chance)) in zip(figure.subplots(1, len(REAL)), REAL.items(), strict=True):
+        curves = pd.read_csv(RESULTS / name)
+        curves = curves[curves["way"].isin(STYLES)].sort_values("labels")
+        for number, ((arm, way), rows) in enumerate(curves.groupby(["arm", "way"])):
+            colour, marker = colours[arm]
+            style, words = STYLES[way]
+            x, reach = rows["labels"] * 1.025 ** (number - 4), [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
+            label = f"{ARMS[arm]}, {words}"
+            ax.errorbar(x, rows["mean"], reach, color=colour, marker=marker, linestyle=style, capsize=2, label=label)
+        ticks = sorted(set(curves["labels"]))
+        ax.set_xscale("log")
+        ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
+        ax.minorticks_off()
+        ax.axhline(chance, color=plots.BLACK, linestyle=":", linewidth=1, label="chance")
+        ax.set(xlabel="labelled training images (log scale)", ylabel=f"{metric_name(metric)}, mean and 95% interval")
+        ax.set_title(title, fontsize=10)
+        ax.grid(alpha=0.3)
+    lines = dict(pair[::-1] for ax in figure.axes for pair in zip(*ax.get_legend_handles_labels(), strict=True))
+    figure.legend(lines.values(), lines, fontsize=8, loc="outside lower center", ncols=3)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)
     return file
