@@ -18,7 +18,15 @@ from utils.config import UserError
 from utils.intervals import MIN_UNITS, Difference, Shared, difference_interval, draw_units, resample_weights
 from utils.metrics import fit_plateau, labels_for, weighted_scores
 from utils.seeds import mixed_seed
-from utils.wording import HEADLINE, interval_scope, interval_text, labels_text, metric_name, savings_sentence
+from utils.wording import (
+    HEADLINE,
+    headline_range,
+    interval_scope,
+    interval_text,
+    labels_text,
+    metric_name,
+    savings_sentence,
+)
 
 REPEATS = 500  # resamples of the images behind an interval
 MAX_COUNTS = 2**21  # of images in resamples, which are scored at once
@@ -316,22 +324,22 @@ def report(cells: Sequence[Cell], summary: Mapping[str, Any]) -> tuple[dict[str,
     shown = curves.replace({"arm": named})
     figure = plots.label_efficiency(shown, fits, metric, title, summary["chance"])
     lines = ["", f"{title}: {metric}, mean [95% interval]", interval_text_table(shown, ["way", "labels"]), ""]
-    numbers, starts = curves["labels"].tolist(), dict(zip(curves["arm"], curves["starts"], strict=True))
-    fewest, most = min(numbers), max(numbers)
+    starts = dict(zip(curves["arm"], curves["starts"], strict=True))
     for row in differences.query("way == @HEADLINE").to_dict("records"):
         gap = interval_text(*(100 * row[key] for key in ("difference", "low", "high")), form="+.1f")
-        sentence = savings_sentence(row, named[row["arm"]], named[row["reference"]], fewest, most)
+        known = headline_range(curves, row["reference"])
+        sentence = savings_sentence(row, named[row["arm"]], named[row["reference"]], *known)
         ways = f" ({row['arm_way']}, {row['reference_way']})" * (row["arm_way"] != row["reference_way"])
         arms = f"{named[row['arm']]} - {named[row['reference']]}"
         lines.append(f"{row['labels']:,} labels, {arms} by the headline way{ways}: {gap} points. {sentence}")
     for row in plateaus.to_dict("records"):
-        needed = labels_text(row, "needed", "labels", fewest, most)
+        needed = labels_text(row, "needed", "labels", *headline_range(curves, row["arm"]))
         fit = f"fitted plateau {interval_text(row['a'], row['a_low'], row['a_high'], '.2f')}"
         if row["misses"] > MAX_MISS:
             fit = f"no plateau is fitted, since a power law misses a score by {100 * row['misses']:.1f} points"
         lines.append(f"{named[row['arm']]}: {metric} {row['target']:g} needs {needed}; {fit}.")
-    known = bool(np.isfinite(curves["low"].to_numpy(float)).any())
-    lines.append(f"Intervals are for {interval_scope(starts)}." if known else "Intervals need more draws or folds.")
+    drawn = bool(np.isfinite(curves["low"].to_numpy(float)).any())
+    lines.append(f"Intervals are for {interval_scope(starts)}." if drawn else "Intervals need more draws or folds.")
     return {"curves": curves, "differences": differences, "plateaus": plateaus}, "\n".join(lines), figure
 
 

@@ -190,10 +190,13 @@ def compare(config: CompareConfig, run: Run) -> None:
         for way in ways_of(arm, ways)
         for number in ([0] if way == "as_is" else opened.counts)
     ]
-    theirs = {row["arm"]: [one["way"] for one in opened.joined if one["arm"] == row["arm"]] for row in opened.joined}
+    theirs: dict[tuple[str, int], list[str]] = {}  # the ways of each arm and number of labels
+    for row in opened.joined:
+        theirs.setdefault((row["arm"], row["labels"]), []).append(row["way"])
     joined = [
-        {**row, "headline": row["way"] == headline_of(PRETRAINED, row["labels"], classes, theirs[row["arm"]])}
+        {**row, "headline": row["way"] == headline_of(PRETRAINED, row["labels"], classes, ways)}
         for row in opened.joined
+        for ways in [theirs[row["arm"], row["labels"]]]
     ]
     rows = [some for some in (opened.train(trials), pd.DataFrame(joined)) if len(some)]
     table = pd.concat(rows, ignore_index=True)

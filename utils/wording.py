@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 
 ABBREVIATIONS = {word.lower(): word for word in ("AUROC", "AUPRC", "ECE", "F1")}
 
@@ -62,6 +63,12 @@ def labels_text(row: Mapping[str, float], name: str, word: str, fewest: int, mos
 
     interval = "" if np.isnan(low) else f" (95% interval {text(low)} to {text(high)})"
     return f"{text(row[name])} {word}{interval}"
+
+
+def headline_range(curves: pd.DataFrame, arm: str) -> tuple[int, int]:
+    """Return the fewest and the most labels of an arm's headline curve, from a comparison's curves.csv."""
+    labels = curves.loc[(curves["arm"] == arm) & curves["headline"], "labels"]
+    return int(labels.min()), int(labels.max())
 
 
 def savings_sentence(row: Mapping[str, float], arm: str, reference: str, fewest: int, most: int) -> str:

@@ -210,6 +210,17 @@ def test_the_report_says_it_in_words() -> None:
     assert text.endswith("Intervals are for new patients, new draws of labels and new pretrainings.")
 
 
+def test_nothing_is_said_of_more_labels_than_the_reference_was_tried_with() -> None:
+    tables = made_up()
+    runs: Any = runs_of(tables)
+    most = runs["labels"].max()
+    runs = runs[(runs["arm"] == "ours") | (runs["labels"] < most)]
+    tried = runs.loc[runs["arm"] == "random", "labels"].max()
+    summary = {"metric": "balanced_accuracy", "chance": 1 / 3, "part": "test", "target_score": 0.9, "synthetic": True}
+    text = report(cells_of(tables, runs=runs), summary)[1]
+    assert f"more than {tried:,}" in text and f"more than {most:,}" not in text
+
+
 def test_a_plateau_is_fitted_and_says_how_many_labels_a_score_needs() -> None:
     labels = np.array([16, 80, 160, 400, 1600])
     a, b, c = 0.85, 1.2, 0.5

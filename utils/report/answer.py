@@ -8,7 +8,7 @@ import pandas as pd
 
 from utils.report.blocks import Block, cell, figures, intervals, table
 from utils.report.runs import FoundRun
-from utils.wording import HEADLINE, labels_text, metric_name, way_name
+from utils.wording import HEADLINE, headline_range, labels_text, metric_name, way_name
 
 PARTS = {"comparison": "validation", "test comparison": "the test part"}
 CAUTION = (
@@ -82,13 +82,13 @@ def _compared(run: FoundRun, headline: bool) -> Block:
     curves["cell"] = intervals(curves, "mean")
     rows: Any = curves[curves["headline"]].assign(way=HEADLINE) if headline else curves
     shown = rows.pivot_table("cell", place, "arm", aggfunc="first", sort=False)[[*dict.fromkeys(rows["arm"])]]
-    fewest, most = int(curves["labels"].min()), int(curves["labels"].max())
     for (arm, reference), pair in gaps.set_index(place).groupby(["arm", "reference"], sort=False):
         points = intervals(100 * pair[["difference", "low", "high"]], "difference", "+.1f")
         shown[f"{arm} minus {reference}, points"] = pd.Series(points, pair.index)
         if headline:
             known = gaps[(gaps["arm"] == arm) & (gaps["reference"] == reference)].dropna(subset="reference_needs")
-            needs = [labels_text(row, "reference_needs", "labels", fewest, most) for row in known.to_dict("records")]
+            tried = headline_range(curves, reference)
+            needs = [labels_text(row, "reference_needs", "labels", *tried) for row in known.to_dict("records")]
             shown[f"for {arm}'s score {reference} needs"] = pd.Series(needs, known.set_index(place).index)
     shown = shown.reset_index()
     shown["way"] = shown["way"].map(way_name)
@@ -103,10 +103,11 @@ def _verdicts(run: FoundRun) -> list[Block]:
     """Say for each pair of arms at how many labels their headline ways differ."""
     if not _is_scored(run):
         return [Block(f"{run.label}:", text="confusion_matrix.py scores its test rows.")]
-    gaps, most = run.csv("differences"), int(run.csv("curves")["labels"].max())
+    gaps, curves = run.csv("differences"), run.csv("curves")
     return [
         Block(f"{run.label}, {PARTS[run.kind]}:", text=verdict(rows.sort_values("labels"), arm, reference, most))
         for (arm, reference), rows in gaps[gaps["way"] == HEADLINE].groupby(["arm", "reference"], sort=False)
+        for _, most in [headline_range(curves, reference)]
     ]
 
 
