@@ -25,8 +25,8 @@ COMPARE, RESOURCES = "downstream_task/trained_vs_no_trained_compare.py", "selfsu
 ONE = "--threads 1 --jobs 1"
 FEW = f"{ONE} --num-labels 20"
 STEPS = "--min-steps 1 --epochs 0 --img-res 16 --backbone resnet18"
-JUDGED = "--finetune.min-steps 1 --img-res 16 --seeds 0"
 OWN = "--backbone resnet18 --start random"  # a real data set has a larger network, and weights that are downloaded
+JUDGED = f"--finetune.min-steps 1 --img-res 16 --seeds 0 {OWN}"
 PASS = "--batch-size 16 --num-epochs 1 --views 2"
 ON_DATA = {
     "selfsup_task/train_barlow_twins.py": f"{PASS} --warmup-epochs 0 --projector-dims 8 --img-res 16 --threads 1 {OWN}",
@@ -36,7 +36,9 @@ ON_DATA = {
     "selfsup_task/scan_best_hyperparameters.py": f"{PASS} {JUDGED} {ONE} --lambdas 0.005 --projectors 8",
     COMPARE: f"{STEPS} {ONE} --num-labels all --folds 0 --draws 1 --ways probe --encoders random --features-res 0",
     "downstream_task/train_models_with_frozen_parts.py": f"{STEPS} {FEW} --draws 1 --parts fc --encoders random",
-    "downstream_task/scan_best_supervised_hyperparameters.py": f"{FEW} --img-res 16 --num-trials 1 --epochs-range 1 1",
+    "downstream_task/scan_best_supervised_hyperparameters.py": (
+        f"{FEW} --img-res 16 --num-trials 1 --epochs-range 1 1 --backbone resnet18 --encoder random"
+    ),
 }
 ON_RUNS = {
     "downstream_task/confusion_matrix.py": "--runs runs/{compared}",

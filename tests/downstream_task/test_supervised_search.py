@@ -40,7 +40,7 @@ def name(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def small(name: str, phantoms: Path, **changes: Any) -> dict[str, Any]:
     data = {"dataset": "covid", "data_root": str(phantoms / COVID_ROOT), "run_name": name}
     sizes = {"img_res": 32, "store_res": 32, "threads": 1, "jobs": 1, "epochs_range": [1, 1], "batch_sizes": [8, 16]}
-    sizes |= {"num_labels": 60}
+    sizes |= {"num_labels": 60, "encoder": "random", "backbone": "resnet18"}
     return {**data, **sizes, "num_trials": 3, **changes}
 
 
