@@ -36,7 +36,7 @@ from dataset_loader.unlabelled import (
     open_collection,
     visits_of,
 )
-from utils.config import DATASETS_ROOT, Config, Gone, Natural, UserError, at_least, bound, one_of, repo_path
+from utils.config import DATASETS_ROOT, Config, Gone, Natural, UserError, between, bound, one_of, repo_path
 from utils.facts import LISTED
 from utils.files import write_table
 from utils.messages import say
@@ -45,11 +45,13 @@ from utils.messages import say
 # and CheXpert's findings in its layout.
 PHANTOMS = ["phantom", "phantom_folds", "phantom_marker", "phantom_chexpert"]
 SIZES_SAMPLED = 64  # files whose sizes are read: as many as show whether a tenth is small
-MIN_RES = 8  # pixels per side of what a network sees; fewer show nothing of a chest
+MIN_RES, MAX_RES = 8, 4096  # pixels per side of what a network sees; fewer show nothing, films have no more
 DATASETS = [*PHANTOMS, *READERS]
 Fold = Annotated[int, bound(range(FOLDS).__contains__, f"there are the folds 0 to {FOLDS - 1}")]
-Size = Annotated[int, at_least(MIN_RES)]
-SizeOrZero = Annotated[int, bound(lambda size: size == 0 or size >= MIN_RES, f"it must be 0 or at least {MIN_RES}")]
+Size = Annotated[int, between(MIN_RES, MAX_RES)]
+SizeOrZero = Annotated[
+    int, bound(lambda size: size == 0 or MIN_RES <= size <= MAX_RES, f"it must be 0, or from {MIN_RES} to {MAX_RES}")
+]
 DEFAULT_ROOTS = {
     "phantom_folds": DATASETS_ROOT / "phantom",
     "covid": DATASETS_ROOT / "COVID-19_Radiography_Dataset",

@@ -82,7 +82,7 @@ def real_label_efficiency() -> io.BytesIO:
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     colours = {arm: (colour, marker) for arm, colour, marker in plots.styled(ARMS)}
     for ax, (name, (title, metric, chance)) in zip(figure.subplots(1, len(REAL)), REAL.items(), strict=True):
-        curves = pd.read_csv(RESULTS / name)
+        curves: Any = pd.read_csv(RESULTS / name)
         curves = curves[curves["way"].isin(STYLES)].sort_values("labels")
         for number, ((arm, way), rows) in enumerate(curves.groupby(["arm", "way"])):
             colour, marker = colours[arm]
@@ -98,8 +98,11 @@ def real_label_efficiency() -> io.BytesIO:
         ax.set(xlabel="labelled training images (log scale)", ylabel=f"{metric_name(metric)}, mean and 95% interval")
         ax.set_title(title, fontsize=10)
         ax.grid(alpha=0.3)
-    lines = dict(pair[::-1] for ax in figure.axes for pair in zip(*ax.get_legend_handles_labels(), strict=True))
-    figure.legend(lines.values(), lines, fontsize=8, loc="outside lower center", ncols=3)
+    lines: dict[str, Any] = {}
+    for ax in figure.axes:
+        handles, labels = ax.get_legend_handles_labels()
+        lines |= dict(zip(labels, handles, strict=True))
+    figure.legend(list(lines.values()), list(lines), fontsize=8, loc="outside lower center", ncols=3)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)
     return file

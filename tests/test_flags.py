@@ -73,7 +73,7 @@ def test_the_defaults_are_accepted_and_impossible_values_are_not(script: str) ->
         (TRAIN, "--backbone timm/tf_efficientnet_lit0", "timm does not have; did you mean 'tf_efficientnet_lite0'"),
         ("predict", "--in-channels 2", "in_channels is 2; an X-ray has 1, a network for colour images 3"),
         (TRAIN, "--precision float", "did you mean 'float32'"),
-        (TRAIN, "--img-res 1", "img_res is 1; it must be at least 8"),
+        (TRAIN, "--img-res 1", "img_res is 1; it must be from 8 to 4096"),
         (TRAIN, "--lr 0", "lr is 0.0; it must be above 0"),
         (TRAIN, "--views 1000000", "views is 1000000; it must be from 2 to 64"),
         (TRAIN, "--random-seed -3", "random_seed is -3; it must be at least 0"),
@@ -112,7 +112,7 @@ def test_the_defaults_are_accepted_and_impossible_values_are_not(script: str) ->
         ("grad_cam", "--method grad_cm", "did you mean 'grad_cam'"),
         (FROZEN, "--parts fc layer5+fc", "parts is 'layer5+fc', which does not exist; did you mean 'layer4+fc'"),
         ("predict", "--classes a a --img-res 16", "give each value once"),
-        ("predict", "--img-res -3", "img_res is -3; it must be 0 or at least 8"),
+        ("predict", "--img-res -3", "img_res is -3; it must be 0, or from 8 to 4096"),
         (SEARCH, "--random-seed -3", "random_seed is -3; it must be at least 0"),
     ],
 )

@@ -230,7 +230,7 @@ def test_settings_that_the_seeds_do_not_tell_apart_are_marked() -> None:
         ]
     ).assign(metric="auroc", synthetic=False)
     start = [0.40, 0.41, 0.42]
-    ranking = by_setting(trials[::-1], start)
+    ranking = by_setting(trials.iloc[::-1], start)
     assert [*zip(ranking["setting"], ranking["note"], strict=True)] == [
         *[("a", ""), ("b", "like the best"), ("c", ""), ("d", "like the start")]
     ]
