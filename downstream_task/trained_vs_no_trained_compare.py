@@ -193,11 +193,10 @@ def compare(config: CompareConfig, run: Run) -> None:
     theirs: dict[tuple[str, int], list[str]] = {}  # the ways of each arm and number of labels
     for row in opened.joined:
         theirs.setdefault((row["arm"], row["labels"]), []).append(row["way"])
-    joined = [
-        {**row, "headline": row["way"] == headline_of(PRETRAINED, row["labels"], classes, ways)}
-        for row in opened.joined
-        for ways in [theirs[row["arm"], row["labels"]]]
-    ]
+    joined = []
+    for row in opened.joined:
+        headline = headline_of(PRETRAINED, row["labels"], classes, theirs[row["arm"], row["labels"]])
+        joined.append({**row, "headline": row["way"] == headline})
     rows = [some for some in (opened.train(trials), pd.DataFrame(joined)) if len(some)]
     table = pd.concat(rows, ignore_index=True)
     run.save_table("summary", table)

@@ -103,12 +103,12 @@ def _verdicts(run: FoundRun) -> list[Block]:
     """Say for each pair of arms at how many labels their headline ways differ."""
     if not _is_scored(run):
         return [Block(f"{run.label}:", text="confusion_matrix.py scores its test rows.")]
-    gaps, curves = run.csv("differences"), run.csv("curves")
-    return [
-        Block(f"{run.label}, {PARTS[run.kind]}:", text=verdict(rows.sort_values("labels"), arm, reference, most))
-        for (arm, reference), rows in gaps[gaps["way"] == HEADLINE].groupby(["arm", "reference"], sort=False)
-        for _, most in [headline_range(curves, reference)]
-    ]
+    gaps, curves, blocks = run.csv("differences"), run.csv("curves"), []
+    for (arm, reference), rows in gaps[gaps["way"] == HEADLINE].groupby(["arm", "reference"], sort=False):
+        _, most = headline_range(curves, reference)
+        text = verdict(rows.sort_values("labels"), arm, reference, most)
+        blocks.append(Block(f"{run.label}, {PARTS[run.kind]}:", text=text))
+    return blocks
 
 
 def verdict(gaps: Any, arm: str, reference: str, most: int) -> str:
