@@ -95,23 +95,3 @@ def test_no_two_places_draw_from_one_stream() -> None:
                 assert ast.unparse(call.args[0]) in (repr(purpose), "purpose"), place
                 assert not purpose or purposes.setdefault(purpose, place) == place, f"{place} and {purposes[purpose]}"
     assert len(purposes) > 15
-
-
-def code_lines(path: Path) -> list[str]:
-    """The lines of an entry script's functions, without their docstrings."""
-    source = path.read_text(encoding="utf-8")
-    lines = []
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef):
-            first = node.body[1 if ast.get_docstring(node) else 0].lineno
-            lines += source.splitlines()[first - 1 : node.end_lineno]
-    return [line.strip() for line in lines]
-
-
-def test_no_two_entry_scripts_share_six_lines() -> None:
-    seen: dict[tuple[str, ...], Path] = {}
-    for path in filter(is_entry_script, sources()):
-        lines = code_lines(path)
-        for first in range(len(lines) - 5):
-            six = tuple(lines[first : first + 6])
-            assert seen.setdefault(six, path) == path, f"{path} and {seen[six]} share {six}: move them down"

@@ -9,7 +9,6 @@ from torchvision.transforms.v2 import functional as tv
 
 from augmentations import intensity
 from dataset_loader.image_store import open_store
-from utils.hardware import prepare
 
 SIZE = 64
 
@@ -25,10 +24,6 @@ def chests(n: int = 6) -> Tensor:
     exposure = torch.linspace(0.5, 0.7, n)[:, None, None, None]
     texture = 0.05 * torch.rand(n, 1, SIZE, SIZE, generator=generator())
     return exposure - 0.3 * lungs + 0.1 * y + texture
-
-
-def column(*values: float) -> Tensor:
-    return torch.tensor(values)[:, None]
 
 
 def levels_of(images: Tensor) -> Tensor:
@@ -143,16 +138,3 @@ def test_an_image_comes_out_the_same_alone_and_in_a_batch(name):
     assert (whole - alone).abs().max() < 1e-6
     assert not torch.equal(whole, images)
     assert torch.equal(images, chests())  # the operator has not written into its input
-
-
-@pytest.mark.parametrize("wanted", [False, True])
-def test_whole_numbers_are_added_in_any_order_and_all_else_as_before(wanted: bool) -> None:
-    try:
-        prepare("cpu", 0, wanted)
-        with pytest.raises(ZeroDivisionError), intensity.added_in_any_order():
-            assert not torch.are_deterministic_algorithms_enabled()
-            raise ZeroDivisionError
-        assert torch.are_deterministic_algorithms_enabled() is wanted
-        assert torch.is_deterministic_algorithms_warn_only_enabled()
-    finally:
-        prepare("cpu", 0)

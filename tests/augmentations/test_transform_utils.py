@@ -198,13 +198,6 @@ def test_every_recipe_can_be_taken_apart(recipe):
         assert torch.isfinite(view(batch().float() / 255, step_generator("test", 0, 0, 0))).all()
 
 
-def test_bilinear_is_a_recipes_choice(monkeypatch):
-    bicubic = with_recipe(monkeypatch, [("crop", {})], 32)
-    bilinear = with_recipe(monkeypatch, [("resample", {"interpolation": "bilinear"}), ("crop", {})], 32)
-    a, b = (views.single(batch(), step_generator("test", 0, 0, 0)) for views in (bicubic, bilinear))
-    assert 0.01 < (a - b).abs().mean() < 0.5
-
-
 def test_autocast_does_not_touch_the_views():
     outside = Views("imagenet", 32)(batch(), step_generator("test", 0, 0, 0))
     with torch.autocast("cpu", torch.bfloat16):

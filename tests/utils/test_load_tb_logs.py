@@ -53,20 +53,6 @@ def test_configs_are_joined_nested_keys_and_missing_ones_too(tmp_path: Path) -> 
     assert pd.isna(table.loc["c", "config.lr"])
 
 
-def test_points_of_a_resumed_run_replace_those_after_its_checkpoint(tmp_path: Path) -> None:
-    first = Run("a", {}, "pretraining", tmp_path)
-    first.start()
-    for step in range(1, 6):
-        first.log(step, {"x": 10.0 + step})
-    first.save_checkpoint({})
-    again = Run("a", {}, "pretraining", tmp_path)
-    for step in range(4, 8):
-        again.log(step, {"x": 20.0 + step})
-    again.finish({})
-    table, _ = read_scalars(tmp_path)
-    assert table["value"].tolist() == [11, 12, 13, 24, 25, 26, 27]
-
-
 @pytest.mark.parametrize("content", ["cut", "garbage"])
 def test_a_partial_file_is_read_up_to_its_end_and_named(tmp_path: Path, content: str) -> None:
     run, whole = logged(tmp_path, "a"), logged(tmp_path, "b")

@@ -186,22 +186,6 @@ def test_events_after_the_checkpoint_are_struck_out_on_resume(tmp_path: Path) ->
     ]  # fmt: skip
 
 
-def test_what_a_row_says_stays_in_tensorboard_when_the_run_dies_after_it(tmp_path: Path) -> None:
-    first = Run("a", CONFIG, "pretraining", tmp_path)
-    first.start()
-    first.add_row({"epoch": 1, "step": 5})
-    first.save_checkpoint({})
-    first.log(5, {"val/accuracy": 0.5})
-    first.save_checkpoint({})  # and then it is killed
-    second = Run("a", CONFIG, "pretraining", tmp_path)
-    second.checkpoint()
-    second.log(5, {"best/accuracy": 0.5})
-    second.finish({})
-    events = EventAccumulator(str(second.folder)).Reload()
-    assert [event.step for event in events.Scalars("val/accuracy")] == [5]
-    assert [event.step for event in events.Scalars("best/accuracy")] == [5]
-
-
 def test_a_training_is_a_row_of_tensorboards_hparams(tmp_path: Path) -> None:
     run = Run("a", {"lr": 0.1, "dims": [512, 512], "nested": {"steps": 3}}, "pretraining", tmp_path)
     run.start()
@@ -293,17 +277,6 @@ def test_a_run_whose_folder_vanishes_says_so(tmp_path: Path) -> None:
             write()
 
 
-def test_temporary_files_of_killed_writes_are_removed(tmp_path: Path) -> None:
-    run = Run("a", CONFIG, "pretraining", tmp_path)
-    leftovers = [run.folder / ".checkpoint.pt.123.tmp", run.folder / "figures" / ".curves.png.123.tmp"]
-    for path in leftovers:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    (run.folder / "config.json").write_text(json.dumps(CONFIG))
-    run.start()
-    assert not [path for path in leftovers if path.exists()]
-
-
 def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
     first = Run("a", CONFIG, "pretraining", tmp_path)
     first.start()
@@ -318,10 +291,7 @@ def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["dies", "finishes"])
-@pytest.mark.parametrize("alone", [True, False])
-def test_a_run_that_another_process_started_meanwhile_is_not_taken_over(
-    tmp_path: Path, ending: str, alone: bool
-) -> None:
+def test_a_run_that_another_process_started_meanwhile_is_not_taken_over(tmp_path: Path, ending: str) -> None:
     waiting = Run("a", CONFIG, "pretraining", tmp_path)  # the folder does not exist yet
     other = Run("a", {**CONFIG, "lr": 1e-2}, "pretraining", tmp_path)
     other.start()
@@ -330,9 +300,7 @@ def test_a_run_that_another_process_started_meanwhile_is_not_taken_over(
         other.finish({"score": 0.5})
     other.unlock()
     with pytest.raises(UserError, match=r"another config: lr \(0.01 there, 0.001 now\)"):
-        waiting.start(alone)
-    assert json.loads((other.folder / "config.json").read_text())["lr"] == 1e-2
-    waiting.fail("it could not be started")
+        waiting.start()
     assert json.loads((other.folder / "config.json").read_text())["lr"] == 1e-2
 
 

@@ -245,11 +245,13 @@ def test_a_users_mistake_is_one_line_and_a_bug_a_traceback(path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs POSIX signals")
-@pytest.mark.parametrize("name", ["imports", "works"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("name", "signalled", "code"), [("imports", "SIGINT", 130), ("works", "SIGTERM", 143), ("works", "SIGHUP", 129)]
+)
 def test_a_signal_ends_a_script_with_its_code_and_no_traceback(
-    path: Path, name: str, number: signal.Signals, code: int
+    path: Path, name: str, signalled: str, code: int
 ) -> None:
+    number = signal.Signals[signalled]
     signal.signal(number, signal.SIG_DFL)  # a shell that runs the tests in the background ignores SIGINT
     process = started(path, name)
     process.send_signal(number)

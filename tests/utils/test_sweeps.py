@@ -84,44 +84,6 @@ def test_a_failed_trial_is_recorded_and_tried_again_by_the_next_call(tmp_path: P
     assert started(tmp_path) == ["a", "b", "c"]
 
 
-def test_a_failed_trial_is_not_tried_again_by_each_process_that_saw_it_fail(tmp_path: Path) -> None:
-    attempts = []
-
-    def fails(trial: Run) -> None:
-        attempts.append(trial.name)
-        raise UserError("no such thing")
-
-    one = opened(tmp_path, ["a"])[1]["a"]
-    assert sweeps._settle(one, fails, failed_before=None)
-    seen = sweeps.failed_at(one)
-    assert seen is not None
-    assert sweeps._settle(one, fails, failed_before=seen)  # the first process that returns to it
-    assert sweeps._settle(one, fails, failed_before=seen)  # the second
-    assert len(attempts) == 2
-
-
-def test_a_sweep_on_other_images_is_refused(tmp_path: Path) -> None:
-    run = Run("scan", {"seed": 1}, "scan", tmp_path)
-    run.start(alone=False, data={"images": 240})
-    with pytest.raises(UserError, match="was started with other data"):
-        run.start(alone=False, data={"images": 160})
-
-
-@pytest.mark.parametrize(("content", "message"), [("{", "is not JSON"), ("[1]", "is not a JSON object")])
-def test_a_damaged_trial_is_one_sentence(tmp_path: Path, content: str, message: str) -> None:
-    sweep(tmp_path)
-    (tmp_path / "scan" / "b" / "config.json").write_text(content)
-    with pytest.raises(UserError, match=message):
-        sweep(tmp_path, ["a"])
-
-
-def test_a_file_in_a_trials_place_is_one_sentence(tmp_path: Path) -> None:
-    sweep(tmp_path, ["b"])
-    (tmp_path / "scan" / "a").touch()
-    with pytest.raises(UserError, match="is a file, expected a folder"):
-        sweep(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("names", "only", "message"),
     [

@@ -73,38 +73,39 @@ class Task:
         return run
 
 
-def weights(task: Task) -> list[Tensor]:
-    return list(task.module.state_dict().values())
+def assert_same(one: Task, other: Task) -> None:
+    """Their weights and numbers are the same, bit by bit."""
+    for mine, theirs in zip(one.module.state_dict().values(), other.module.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
+    rows, others = (pd.read_csv(task.run.folder / "metrics.csv") for task in (one, other))
+    timeless = [column for column in rows if column != "time/images_per_second"]
+    pd.testing.assert_frame_equal(rows.filter(timeless), others.filter(timeless), check_exact=True)
 
 
 @pytest.mark.parametrize("kill_at", [(0, 1), (0, 5), (1, 0), (1, 3), (2, 6)])
 def test_a_killed_run_resumes_to_the_bit(tmp_path: Path, kill_at: tuple[int, int]) -> None:
-    undisturbed = Task(tmp_path / "a", CONFIG)
-    run = undisturbed.fit()
+    undisturbed, resumed = Task(tmp_path / "a", CONFIG), Task(tmp_path / "b", CONFIG)
+    undisturbed.fit()
     with pytest.raises(Killed):
         Task(tmp_path / "b", CONFIG, kill_at).fit()
-    resumed = Task(tmp_path / "b", CONFIG)
-    again = resumed.fit()
-    for mine, other in zip(weights(undisturbed), weights(resumed), strict=True):
-        assert torch.equal(mine, other)
-    rows, rows_again = (pd.read_csv(r.folder / "metrics.csv") for r in (run, again))
-    timeless = [column for column in rows if column != "time/images_per_second"]
-    pd.testing.assert_frame_equal(rows.filter(timeless), rows_again.filter(timeless), check_exact=True)
+    resumed.fit()
+    assert_same(undisturbed, resumed)
 
 
-@pytest.mark.parametrize(
-    ("stop_at", "resumes_at"), [("step", (1, 3)), ("last step", (0, 7)), ("evaluation", (0, 7)), ("row", (1, 1))]
-)
+@pytest.mark.parametrize(("stop_at", "resumes_at"), [("step", (1, 3)), ("evaluation", (0, 7))])
 def test_a_signal_finishes_the_step_and_writes_a_checkpoint(
     tmp_path: Path, stop_at: str, resumes_at: tuple[int, int], signals_here: None
 ) -> None:
-    undisturbed = Task(tmp_path / "a", CONFIG)
+    undisturbed, stopped, resumed = (
+        Task(tmp_path / "a", CONFIG),
+        Task(tmp_path / "b", CONFIG),
+        Task(tmp_path / "b", CONFIG),
+    )
     undisturbed.fit()
-    stopped = Task(tmp_path / "b", CONFIG)
     step, end_of_epoch = stopped.step, stopped.end_of_epoch
 
     def signalled_step(batch: Tensor, epoch: int, number: int) -> Mapping[str, Tensor]:
-        if (stop_at, epoch, number) in {("step", 1, 2), ("last step", 0, 6)}:
+        if (stop_at, epoch, number) == ("step", 1, 2):
             signal.raise_signal(signal.SIGTERM)
         return step(batch, epoch, number)
 
@@ -114,28 +115,15 @@ def test_a_signal_finishes_the_step_and_writes_a_checkpoint(
         return end_of_epoch(epoch, number, means)
 
     stopped.step, stopped.end_of_epoch = signalled_step, signalled_evaluation  # type: ignore[method-assign]
-    add_row = Run.add_row
-
-    def signalled_row(run: Run, row: Mapping[str, float]) -> None:
-        add_row(run, row)
-        if stop_at == "row" and row["epoch"] == 1:
-            signal.raise_signal(signal.SIGTERM)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped) as caught:
-        patch.setattr(Run, "add_row", signalled_row)
+    with pytest.raises(Stopped) as caught:
         stopped.fit()
     assert caught.value.code == 128 + signal.SIGTERM
     state = Run("run", CONFIG, "pretraining", tmp_path / "b").checkpoint()
     assert state is not None and (state["epoch"], state["step"]) == resumes_at
     signals._signals.number = 0
     stopped.run.unlock()
-    resumed = Task(tmp_path / "b", CONFIG)
     resumed.fit()
-    for mine, other in zip(weights(undisturbed), weights(resumed), strict=True):
-        assert torch.equal(mine, other)
-    rows, again = (pd.read_csv(tmp_path / name / "run" / "metrics.csv") for name in "ab")
-    timeless = [column for column in rows if column != "time/images_per_second"]
-    pd.testing.assert_frame_equal(rows.filter(timeless), again.filter(timeless), check_exact=True)
+    assert_same(undisturbed, resumed)
 
 
 def test_checkpoints_are_written_by_the_clock_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,10 +241,7 @@ def test_what_diverges_is_never_saved_and_its_step_is_written_down(
     ("changes", "message"),
     [
         ({"batch_size": 61}, "batch_size is 61 but there are 60 training images"),
-        ({"optimizer": "adm"}, "did you mean 'adam'"),
         ({"scheduler": "cosin"}, "did you mean 'cosine'"),
-        ({"precision": "float16"}, "float32"),
-        ({"num_epochs": 0}, "num_epochs is 0"),
         ({"warmup_epochs": 3}, "warmup_epochs is 3 of 3"),
     ],
 )

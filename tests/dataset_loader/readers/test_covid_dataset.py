@@ -71,12 +71,6 @@ def test_any_suffix_of_an_image_in_any_case_with_spaces_and_parentheses(tmp_path
     assert columns.masks[0] == "COVID/Masks/a (1).png"
 
 
-def test_a_folder_named_like_an_image_is_none(tmp_path: Path):
-    root = make_tree(tmp_path)
-    (root / "COVID/images/folder.png").mkdir()
-    assert len(read_covid(root)) == 8
-
-
 def test_missing_data_says_where_to_get_it_and_what_runs_without(tmp_path: Path):
     for root in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(UserError) as caught:
