@@ -30,6 +30,7 @@ from torchvision import models
 from dataset_loader.phantoms.dataset import ensure_chexpert_phantoms, ensure_phantoms
 from utils import signals
 from utils.config import REPO_ROOT
+from utils.logging_utils import Run
 
 # The same examples in every call; `-m slow` tries more of them.
 settings.register_profile("suite", max_examples=50, derandomize=True, deadline=None)
@@ -100,14 +101,42 @@ def torchvisions(narrow: None) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def few_resamples() -> Iterator[None]:
+    """Intervals of few resamples, and linear heads of one strength: for tests that do not look at these."""
+    from downstream_task import label_efficiency, probes  # slow, and most tests do without
+    from downstream_task.clinic import tables
+    from interpretability import shortcuts
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes, "STRENGTHS", (probes.DEFAULT_STRENGTH,))
+        for module in (label_efficiency, tables, shortcuts):
+            patch.setattr(module, "REPEATS", 50)
+        yield
+
+
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run saves a figure."""
+    monkeypatch.setattr(Run, "save_figure", lambda *_, **__: None)
+
+
+@pytest.fixture(scope="module")
+def quick() -> Iterator[None]:
     """Probes of pretrainings learn from one draw of labels; all figures but the views are blank."""
     from selfsup_task import monitor  # slow, and most tests do without
 
-    monkeypatch.setattr(monitor, "PROBE_DRAWS", 1)
-    for name in ("recipe_figure", "correlation_figure", "curves_figure"):
-        monkeypatch.setattr(monitor.Monitor, name, lambda *_: Figure(figsize=(1, 1)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(monitor, "PROBE_DRAWS", 1)
+        for name in ("recipe_figure", "correlation_figure", "curves_figure"):
+            patch.setattr(monitor.Monitor, name, lambda *_: Figure(figsize=(1, 1)))
+        yield
+
+
+@pytest.fixture
+def name(tmp_path: Path) -> str:
+    """The name of a run that no other test has."""
+    return f"{tmp_path.parent.name}/{tmp_path.name}"
 
 
 @pytest.fixture(scope="session")

@@ -8,18 +8,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 from test_readme import SCRIPTS
 
 from dataset_loader import xrays
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT, ensure_phantoms
-from downstream_task import probes
 from interpretability import faithfulness
-from selfsup_task import monitor, resources
+from selfsup_task import resources
 from utils.config import RUNS_ROOT
-from utils.logging_utils import Run
 
-pytestmark = pytest.mark.usefixtures("narrow")
+pytestmark = pytest.mark.usefixtures("narrow", "quick", "few_resamples", "no_figures")
 
 COMPARE, RESOURCES = "downstream_task/trained_vs_no_trained_compare.py", "selfsup_task/check_bt_resources.py"
 ONE = "--threads 1 --jobs 1"
@@ -49,6 +46,7 @@ ON_RUNS = {
 }
 
 
+# On findings every script runs; the tests of each script have classes.
 MAIN = {"selfsup_task/train_barlow_twins.py", COMPARE, "downstream_task/confusion_matrix.py"}
 MAIN |= {"downstream_task/predict.py", "interpretability/grad_cam.py"}
 
@@ -102,14 +100,9 @@ def phantom(root: Path, phantoms: Path) -> str:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer phantoms, probes and measured steps; no figures."""
+    """Fewer phantoms, random networks and measured steps."""
     fewer = functools.partial(ensure_phantoms, images=60, unlabelled=8, size=64)
     monkeypatch.setattr(xrays, "ensure_phantoms", lambda folder, planted_marker, **_: fewer(folder))
-    monkeypatch.setattr(Run, "save_figure", lambda *_, **__: None)
-    for name in ("views_figure", "recipe_figure", "correlation_figure", "curves_figure"):
-        monkeypatch.setattr(monitor.Monitor, name, lambda *_: Figure())
-    monkeypatch.setattr(monitor, "PROBE_DRAWS", 1)
-    monkeypatch.setattr(probes, "STRENGTHS", (1.0,))
     monkeypatch.setattr(faithfulness, "RANDOM_NETWORKS", 2)
     monkeypatch.setattr(resources, "measure_apart", resources._costs)
     monkeypatch.setattr(resources, "STEPS", 1)
@@ -126,7 +119,7 @@ def test_the_scripts_run(data: Callable[..., str], tmp_path: Path, phantoms: Pat
         "utils/load_tb_logs.py",
         "selfsup_task/share_weights.py",
     }
-    scripts = {*ON_DATA, *ON_RUNS} if data in (folder_with_findings, phantom) else MAIN
+    scripts = {*ON_DATA, *ON_RUNS} if data is folder_with_findings else MAIN
     root, name = tmp_path / "data", f"every/{data.__name__}"
     flags = data(root, phantoms)
     for path in (path for path in ON_DATA if path in scripts):
@@ -138,3 +131,8 @@ def test_the_scripts_run(data: Callable[..., str], tmp_path: Path, phantoms: Pat
     for path in (path for path in ON_RUNS if path in scripts):
         done = script(path, *ON_RUNS[path].format(**places).split(), "--threads", "1")
         assert done.returncode == 0, f"{path}: {done.stderr[-2000:]}"
+    made = [str(folder) for folder in (RUNS_ROOT / name, *RUNS_ROOT.glob(f"*/{name}")) if folder.is_dir()]
+    done = script("utils/make_report.py", *made, "--output", str(tmp_path / "report"))
+    assert done.returncode == 0 and "Folders skipped: 0." in done.stdout, done.stdout + done.stderr
+    not_run = [line for line in done.stdout.splitlines() if line.startswith("not run yet") and " --" not in line]
+    assert scripts == MAIN or not not_run

@@ -1,5 +1,6 @@
 """Arms of several pretrainings, and encoders that were trained on from other weights."""
 
+import shutil
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from selfsup_task.pretraining import PretrainConfig, build_model, provenance
 from selfsup_task.train_barlow_twins import config as PRETRAINING
 from utils.config import RUNS_ROOT, UserError, make_config
 
-pytestmark = pytest.mark.usefixtures("narrow")
+pytestmark = pytest.mark.usefixtures("narrow", "few_resamples", "no_figures")
 
 
 def save_encoders(folder: Path, seeds: int) -> None:
@@ -57,35 +58,34 @@ def test_the_draws_take_the_pretrainings_of_a_pattern_in_turn(tmp_path: Path) ->
         named_arms(["runs/nothing*/resnet18_final_state_dict.pt"])
 
 
-@pytest.fixture
-def of_folds(phantoms: Path, tmp_path: Path) -> tuple[CompareConfig, Path]:
-    """Five encoders, of which number k has seen all that fold k trains on, and a comparison of them."""
+@pytest.fixture(scope="module")
+def of_folds(
+    narrow: None, few_resamples: None, phantoms: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[CompareConfig, Path]:
+    """Five encoders, of which number k has seen all that fold k trains on, and a comparison of them that has run."""
+    folder = RUNS_ROOT / tmp_path_factory.mktemp("arms").name
     data = {"dataset": "covid", "data_root": str(phantoms / COVID_ROOT), "img_res": 32, "threads": 1, "jobs": 1}
-    own = {"num_labels": [40], "draws": 10, "folds": [0, 1, 2, 3, 4], "ways": ["linear"]}
-    pattern = f"runs/{tmp_path.name}/s*/resnet18_final_state_dict.pt"
-    own |= {"encoders": ["random", pattern], "run_name": f"{tmp_path.name}/compare"}
+    own = {"num_labels": [40], "draws": 5, "folds": [0, 1, 2, 3, 4], "ways": ["linear"]}
+    pattern = f"runs/{folder.name}/s*/resnet18_final_state_dict.pt"
+    own |= {"encoders": ["random", pattern], "run_name": f"{folder.name}/compare"}
     config = make_config(CompareConfig, {**COMPARISON, **data, **own})
-    xrays, folder = open_xrays(config, torch.device("cpu")), RUNS_ROOT / tmp_path.name
+    xrays = open_xrays(config, torch.device("cpu"))
     for k in range(5):
         fold, backbone = xrays.of_fold(k), random_backbone("resnet18", 1, 100 + k)
         (folder / f"s{k}").mkdir(parents=True)
         saw = Provenance(fold.split_hash, fold.image_ids(fold.indices("train")))
         save_backbone(folder / f"s{k}" / "resnet18_final_state_dict.pt", backbone, saw)
+    main(config)
     return config, folder
 
 
 def test_each_fold_gets_the_pretraining_that_has_not_seen_its_test_part(of_folds: tuple[CompareConfig, Path]) -> None:
-    config, folder = of_folds
-    main(config)
-    table = pd.read_csv(folder / "compare" / "summary.csv").query("arm == 'pretrained'")
-    assert [Path(encoder).parent.name for encoder in table["encoder"]] == [f"s{k % 5}" for k in range(10)]
-    assert table["start"].tolist() == table["fold"].tolist() == [k % 5 for k in range(10)]
-    tested = [
-        set(one.query("part == 'test'")["file"])
-        for one in map(
-            read_predictions, (folder / "compare" / trial / "predictions.csv" for trial in table["trial"][:5])
-        )
-    ]
+    compared = of_folds[1] / "compare"
+    table = pd.read_csv(compared / "summary.csv").query("arm == 'pretrained'")
+    assert [Path(encoder).parent.name for encoder in table["encoder"]] == [f"s{k}" for k in range(5)]
+    assert table["start"].tolist() == table["fold"].tolist() == [0, 1, 2, 3, 4]
+    predictions = [read_predictions(compared / trial / "predictions.csv") for trial in table["trial"]]
+    tested = [set(one.query("part == 'test'")["file"]) for one in predictions]
     assert sum(map(len, tested)) == len(set.union(*tested)) == 216, "each image outside validation is tested once"
 
 
@@ -95,8 +95,9 @@ def test_an_arm_of_unknown_origin_leaves_each_fold_its_pretraining(of_folds: tup
     (folder / "unknown").mkdir()
     save_backbone(folder / "unknown" / "resnet18_final_state_dict.pt", random_backbone("resnet18", 1, 9), None)
     unknown = str(folder / "unknown" / "resnet18_final_state_dict.pt")
-    main(replace(config, encoders=[*config.encoders, unknown], allow_seen=True, folds=[3, 0, 1, 2, 4], draws=5))
-    table = pd.read_csv(folder / "compare" / "summary.csv")
+    changes = {"allow_seen": True, "folds": [3, 0, 1, 2, 4], "run_name": f"{folder.name}/with_unknown"}
+    main(replace(config, encoders=[*config.encoders, unknown], **changes))
+    table = pd.read_csv(folder / "with_unknown" / "summary.csv")
     ours = table[table["encoder"].str.contains("/s[0-4]/")]
     assert ours["start"].tolist() == ours["fold"].tolist() == [3, 0, 1, 2, 4]
     assert set(table.loc[table["transductive"], "encoder"]) == {unknown}
@@ -108,8 +109,8 @@ def test_an_arm_without_an_encoder_for_a_fold_is_refused(
     config, folder = of_folds
     one = str(folder / "s2" / "resnet18_final_state_dict.pt")
     with pytest.raises(UserError, match=r"fits fold 0, 1, 3, 4\. .* --folds 2\. Of fold 0: .* on 4\d of the 68"):
-        main(replace(config, encoders=["random", one]))
-    assert not (folder / "compare").exists()
+        main(replace(config, encoders=["random", one], run_name=f"{folder.name}/refused"))
+    assert not (folder / "refused").exists()
     main(replace(config, encoders=["random", one], folds=[2], draws=3, run_name=f"{folder.name}/one"))
     capsys.readouterr()
     main(replace(config, folds=[1, 3], draws=4, run_name=f"{folder.name}/two"))
@@ -120,22 +121,22 @@ def test_tables_from_elsewhere_join_as_arms_and_their_fit_is_checked(
     of_folds: tuple[CompareConfig, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, folder = of_folds
-    short = replace(config, draws=5)
-    main(short)
-    entries = ["random", f"predictions:{folder / 'compare'}"]
-    joined = replace(short, encoders=entries, run_name=f"{folder.name}/joined")
+    shutil.copytree(folder / "compare", tmp_path / "theirs")
+    entries = ["random", f"predictions:{tmp_path / 'theirs'}"]
+    joined = replace(config, encoders=entries, run_name=f"{folder.name}/joined")
     main(joined)
     curves = [pd.read_csv(folder / name / "curves.csv").set_index("arm") for name in ("compare", "joined")]
-    assert set(curves[1].index) == {"random", "compare-random", "pretrained"}
-    for arm, theirs in (("random", "random"), ("compare-random", "random"), ("pretrained", "pretrained")):
+    assert set(curves[1].index) == {"random", "theirs-random", "pretrained"}
+    for arm, theirs in (("random", "random"), ("theirs-random", "random"), ("pretrained", "pretrained")):
         pd.testing.assert_series_equal(curves[1].loc[arm], curves[0].loc[theirs], check_names=False)
     capsys.readouterr()
     main(joined)
-    assert "compare-random" in capsys.readouterr().out
-    main(replace(short, encoders=entries[1:], run_name=f"{folder.name}/alone"))  # tables without a training of its own
-    alone = pd.read_csv(folder / "alone" / "curves.csv").set_index("arm")
-    pd.testing.assert_frame_equal(alone.sort_index(), curves[0].sort_index())
-    file = next((folder / "compare").glob("pretrained*_d3/predictions.csv"))
+    assert "theirs-random" in capsys.readouterr().out
+    alone = replace(config, encoders=entries[1:], run_name=f"{folder.name}/alone")
+    main(alone)  # tables without a training of its own
+    of_tables = pd.read_csv(folder / "alone" / "curves.csv").set_index("arm")
+    pd.testing.assert_frame_equal(of_tables.sort_index(), curves[0].sort_index())
+    file = next((tmp_path / "theirs").glob("pretrained*_d3/predictions.csv"))
     table = read_predictions(file)
     table["p COVID"] *= 0.5
     table.to_csv(file, index=False)
@@ -149,9 +150,8 @@ def test_tables_from_elsewhere_join_as_arms_and_their_fit_is_checked(
 def test_tables_of_one_name_do_not_replace_each_other(of_folds: tuple[CompareConfig, Path], tmp_path: Path) -> None:
     """Of other programs: nobody knows what their networks have seen. They are checked before anything is trained."""
     config, folder = of_folds
-    short = replace(config, draws=5, encoders=["random"])
-    main(short)
-    tables = {path.parent.name: read_predictions(path) for path in (folder / "compare").glob("*/predictions.csv")}
+    own = (folder / "compare").glob("random*/predictions.csv")
+    tables = {path.parent.name: read_predictions(path) for path in own}
     for place, shift in (("a/theirs", 0), ("b/theirs", 1), ("c/theirs", 2)):
         for trial, table in tables.items():
             (tmp_path / place / trial).mkdir(parents=True)
@@ -159,13 +159,13 @@ def test_tables_of_one_name_do_not_replace_each_other(of_folds: tuple[CompareCon
             moved = table.assign(**dict(zip(names, np.roll(table[names], shift, axis=1).T, strict=True)))
             moved.to_csv(tmp_path / place / trial / "predictions.csv", index=False)
     entries = ["random", *(f"predictions:{tmp_path / place}" for place in ("a/theirs", "b/theirs", "c"))]
-    joined = replace(short, encoders=entries, run_name=f"{folder.name}/joined")
+    joined = replace(config, encoders=entries, run_name=f"{folder.name}/of_one_name")
     main(joined)
-    table = pd.read_csv(folder / "joined" / "summary.csv")
+    table = pd.read_csv(folder / "of_one_name" / "summary.csv")
     assert table["trial"].is_unique
     assert list(dict.fromkeys(table["arm"])) == ["random", "theirs-random", "theirs-random-2", "c-random"]
     assert set(table.loc[table["transductive"], "arm"]) == {"theirs-random", "theirs-random-2", "c-random"}
-    curves: Any = pd.read_csv(folder / "joined" / "curves.csv").set_index("arm")["mean"]
+    curves: Any = pd.read_csv(folder / "of_one_name" / "curves.csv").set_index("arm")["mean"]
     assert curves["theirs-random"] == curves["random"] and curves.nunique() == 3
 
     file = next((tmp_path / "a").rglob("*_d3/predictions.csv"))

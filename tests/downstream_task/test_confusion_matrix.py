@@ -22,21 +22,13 @@ from tables_of_predictions import (
     of_findings,
 )
 
-from downstream_task import label_efficiency
-from downstream_task.clinic import tables
 from downstream_task.clinic.tables import choose_threshold
-from downstream_task.confusion_matrix import ScoreConfig, next_command
 from utils.config import REPO_ROOT, RUNS_ROOT
 from utils.files import content_hash, write_table
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 TEST = "downstream_task/confusion_matrix.py"
-
-
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Intervals of few resamples: their widths are not looked at here."""
-    for module in (tables, label_efficiency):
-        monkeypatch.setattr(module, "REPEATS", 50)
 
 
 @pytest.fixture
@@ -254,6 +246,9 @@ class WithoutTorch:
         if name.partition(".")[0] in ("torch", "torchvision", "tensorboard"):
             raise ImportError(name)
 sys.meta_path.insert(0, WithoutTorch())
+from downstream_task import label_efficiency
+from downstream_task.clinic import tables
+label_efficiency.REPEATS = tables.REPEATS = 20
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -264,13 +259,3 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         assert done.returncode == 0, done.stderr
     page = (folder / "report" / "index.html").read_text()
     assert folder.name in page and "pretrained against random: with" in page
-
-
-def test_the_next_command_audits_a_run_that_kept_its_weights(folder: Path) -> None:
-    config = ScoreConfig(runs=["compare"], external=[], device="auto", threads=0)
-    kept, without = folder / "own_zeros_n20_d0", folder / "theirs_zeros_n20_d0"
-    for run in (kept, without):
-        run.mkdir(parents=True)
-    assert next_command([kept, without], config).endswith("utils/make_report.py")
-    (kept / "resnet18_final_state_dict.pt").touch()
-    assert next_command([kept, without], config).endswith("own_zeros_n20_d0")

@@ -17,7 +17,7 @@ from self_sup_classes.provenance import NOTHING_SEEN
 from utils.config import RUNS_ROOT
 from utils.files import write_json
 
-pytestmark = pytest.mark.usefixtures("narrow", "quick")
+pytestmark = pytest.mark.usefixtures("narrow", "quick", "few_resamples", "no_figures")
 
 COMPARE = "downstream_task/trained_vs_no_trained_compare.py"
 PRETRAIN = "selfsup_task/train_barlow_twins.py"
@@ -26,22 +26,8 @@ PREDICT = "downstream_task/predict.py"
 AUDIT = "interpretability/shortcut_audit.py"
 NAME = "asked_again"
 SMALL = ["--img-res", "32", "--backbone", "resnet18", "--threads", "1"]
-ARMS = [
-    "--encoders",
-    "random",
-    "--features-res",
-    "0",
-    "--ways",
-    "linear",
-    "--num-labels",
-    "20",
-    "--draws",
-    "1",
-    "--folds",
-    "0",
-    "--jobs",
-    "1",
-]
+ARMS = ["--encoders", "random", "--features-res", "0", "--ways", "linear", "--num-labels", "20", "--draws", "1"]
+ARMS += ["--folds", "0", "--jobs", "1"]
 TRAINING = ["--start", "random", "--lr", "1e-3", "--num-epochs", "1", "--warmup-epochs", "0", "--batch-size", "8"]
 TRAINING += ["--views", "2", "--projector-dims", "32"]
 TRIAL = f"runs/{NAME}/compare/random_linear_n20_d0"
