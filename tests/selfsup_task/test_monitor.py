@@ -14,11 +14,10 @@ from scipy.ndimage import gaussian_filter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
-from dataset_loader.splits import FOLDS
 from dataset_loader.xrays import XRays, open_xrays
 from downstream_task.probes import forward_all
 from self_sup_classes.initialisation import start_from
-from self_sup_classes.provenance import check_unseen, provenance_of
+from self_sup_classes.provenance import provenance_of
 from self_sup_classes.weights import read_state_dict
 from selfsup_task import monitor, pretraining
 from selfsup_task.pretraining import PretrainConfig, derived_name, open_run
@@ -64,9 +63,8 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def config(phantoms: Path, tmp_path: Path, quick: None) -> dict[str, Any]:
-    """A small config; its run name is this test's alone, since the temporary folder's is."""
-    name = f"{tmp_path.parent.name}/{tmp_path.name}"
+def config(phantoms: Path, name: str, quick: None) -> dict[str, Any]:
+    """A small config, whose run name is this test's alone."""
     return {**SMALL, "data_root": str(phantoms / COVID_ROOT), "run_name": name}
 
 
@@ -101,42 +99,27 @@ def test_the_last_weights_count_and_the_best_epoch_is_named(
 
 
 def test_a_pretraining_sees_the_train_part_of_its_fold_alone(config: dict[str, Any]) -> None:
-    seen = {}
-    for fold in (0, 3):
-        run = pretrain(
-            {**config, "fold": fold, "num_epochs": 1, "warmup_epochs": 0, "run_name": f"{config['run_name']}/{fold}"}
-        )
-        split = pd.read_csv(run.folder / "split.csv")
-        assert (split.loc[split["part"] == "test", "fold"] == fold).all()
-        assert run.summary is not None and run.summary["images"] == (split["part"] == "train").sum()
-        provenance = provenance_of(read_state_dict(run.folder / "resnet18_final_state_dict.pt"))
-        assert provenance is not None and run.summary["list_hash_seen"] == provenance.list_hash
-        seen[fold] = provenance
-    xrays = open_xrays(make_config(PretrainConfig, config), torch.device("cpu"))
-    for fold, provenance in seen.items():
-        for other in range(FOLDS):
-            if other == fold:
-                assert check_unseen(provenance, xrays.of_fold(fold), allow_seen=False, encoder="it") == ""
-            else:
-                with pytest.raises(UserError, match="it was trained on"):
-                    check_unseen(provenance, xrays.of_fold(other), allow_seen=False, encoder="it")
-
-
-@pytest.mark.parametrize(("epoch_steps", "steps"), [(5, 10), (2, 6)])  # a pass over 172 X-rays has 3 steps of 48
-def test_a_length_that_is_not_given_has_steps_enough(
-    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, epoch_steps: int, steps: int
-) -> None:
-    monkeypatch.setattr(pretraining, "EPOCHS", 2)
-    monkeypatch.setattr(pretraining, "EPOCH_STEPS", epoch_steps)
-    config |= {"batch_size": 48}
-    run = pretrain({**config, "num_epochs": 0, "run_name": f"{config['run_name']}/derived"})
+    run = pretrain({**config, "fold": 3, "num_epochs": 1, "warmup_epochs": 0})
+    split = pd.read_csv(run.folder / "split.csv")
+    assert (split.loc[split["part"] == "test", "fold"] == 3).all()
+    xrays = open_xrays(make_config(PretrainConfig, config), torch.device("cpu")).of_fold(3)
+    train = xrays.indices("train")
+    assert split.loc[split["part"] == "train", "file"].tolist() == xrays.columns.paths[train].tolist()
+    provenance = provenance_of(read_state_dict(run.folder / "resnet18_final_state_dict.pt"))
+    assert provenance is not None
+    assert set(map(bytes, provenance.seen)) == set(map(bytes, xrays.image_ids(train)))
     assert run.summary is not None
-    assert (run.summary["epochs"], run.summary["steps"]) == (2, steps)
-    assert metrics(run)["step"].tolist() == [0, steps // 2, steps]
-    if epoch_steps == 2:  # passes have enough
-        given = pretrain({**config, "run_name": f"{config['run_name']}/given"})
-        first, second = weights(run), weights(given)
-        assert all(torch.equal(first[key], second[key]) for key in first)
+    assert (run.summary["images"], run.summary["list_hash_seen"]) == (len(train), provenance.list_hash)
+
+
+def test_a_length_that_is_not_given_has_steps_enough(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass over the 172 X-rays has 3 steps of 48, and an epoch 5."""
+    monkeypatch.setattr(pretraining, "EPOCHS", 2)
+    monkeypatch.setattr(pretraining, "EPOCH_STEPS", 5)
+    run = pretrain({**config, "batch_size": 48, "num_epochs": 0})
+    assert run.summary is not None
+    assert (run.summary["epochs"], run.summary["steps"]) == (2, 10)
+    assert metrics(run)["step"].tolist() == [0, 5, 10]
 
 
 def test_a_resumed_run_keeps_its_events_and_ends_with_a_verdict(
@@ -212,14 +195,11 @@ def test_pretraining_lifts_the_probes_above_random_weights(config: dict[str, Any
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"backbone": "resnet-18"}, "did you mean 'resnet18'"),
         ({"recipe": "xrays"}, "did you mean 'xray'"),
         ({"batch_size": 500}, "batch_size is 500 but there are 17. training images"),
-        ({"batch_size": 1}, "batch_size is 1"),
         ({"store_res": 999}, "999"),
         ({"img_res": 64}, "store_res is 32 and img_res 64"),
         ({"device": "tpu"}, "device is 'tpu'"),
-        ({"probe_every": 0}, "probe_every is 0"),
         ({"run_name": "../outside"}, "outside"),
     ],
 )
@@ -248,15 +228,3 @@ def test_a_run_is_resumed_on_the_same_data_wherever_they_are_and_not_on_others(
         victim.write_bytes(pixels)
     moved = shutil.copytree(config["data_root"], tmp_path / "moved")
     assert pretrain({**config, "data_root": str(moved)}).summary is not None
-
-
-def test_under_a_name_that_is_taken_a_missing_data_folder_is_reported_first(
-    config: dict[str, Any], tmp_path: Path
-) -> None:
-    Run(config["run_name"], {"another": "config"}, "pretraining").start()
-    absent = {**config, "data_root": str(tmp_path / "absent")}
-    with pytest.raises(UserError, match="absent"):
-        pretrain(absent)
-    with pytest.raises(UserError, match="holds a run with another config"):
-        pretrain({**absent, "dataset": "phantom"})
-    assert not (tmp_path / "absent").exists()  # no phantoms are drawn for a refusal

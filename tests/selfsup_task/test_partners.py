@@ -13,7 +13,6 @@ from PIL import Image
 
 from augmentations.transform_utils import plain_view
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
-from dataset_loader.unlabelled import visits_of
 from dataset_loader.xrays import XRays, open_xrays
 from selfsup_task.pretraining import Partners, PretrainConfig, partners_of, twin_step
 from selfsup_task.train_barlow_twins import config as DEFAULTS
@@ -88,17 +87,6 @@ def test_partners_are_found_among_films_without_a_label_but_not_among_other_peop
     assert of[n] == p1 - {n} and all(of[row] == p1 - {row} for row in p1)
     assert (of[n + 1], of[n + 2], of[n + 3]) == ({n + 2}, {n + 1}, {n + 3})
     assert (of[n + 4], of[n + 5], of[n + 6]) == ({n + 5}, {n + 4}, {n + 6})  # the p1 of another folder
-
-
-def test_patients_of_a_public_source_are_the_same_in_every_folder(xrays: XRays, phantoms: Path) -> None:
-    columns = xrays.columns
-    moved = replace(columns, root=columns.root / "elsewhere")
-    assert visits_of("chexpert", columns).tolist() == visits_of("chexpert", moved).tolist()
-    assert not set(visits_of("folder", columns)) & set(visits_of("folder", moved))
-    unknown = replace(moved, groups=columns.paths, details=columns.details.drop(columns="patient"))
-    assert len(
-        {*visits_of("chexpert", unknown), *visits_of("chexpert", replace(unknown, root=columns.root))}
-    ) == 2 * len(columns)
 
 
 def test_another_study_is_another_visit(xrays: XRays) -> None:

@@ -10,16 +10,15 @@ import pytest
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from utils.config import RUNS_ROOT
 
-pytestmark = pytest.mark.usefixtures("narrow")
+pytestmark = pytest.mark.usefixtures("narrow", "quick")
 
 SMALL = ["--start", "random", "--num-epochs", "1", "--views", "2", "--projector-dims", "16", "--warmup-epochs", "0"]
 SMALL += ["--recipe", "short"]
 
 
-def test_probes_are_skipped_and_the_output_says_so(phantoms: Path, tmp_path: Path, script: Any, quick: None) -> None:
+def test_probes_are_skipped_and_the_output_says_so(phantoms: Path, tmp_path: Path, name: str, script: Any) -> None:
     for number, file in enumerate(sorted((phantoms / COVID_ROOT).rglob("images/*.png"))[:12]):
         shutil.copy(file, tmp_path / f"{number}.png")
-    name = f"{tmp_path.parent.name}/{tmp_path.name}"
     flags = ["--dataset", "folder", "--data-root", str(tmp_path), "--img-res", "16", "--store-res", "32"]
     flags += ["--backbone", "resnet18"]
     done = script("selfsup_task/train_barlow_twins.py", *flags, *SMALL, "--batch-size", "6", "--run-name", name)
@@ -36,11 +35,10 @@ def test_probes_are_skipped_and_the_output_says_so(phantoms: Path, tmp_path: Pat
 
 
 def test_without_validation_images_probes_are_skipped_and_a_comparison_is_refused(
-    phantoms: Path, tmp_path: Path, script: Any, quick: None
+    phantoms: Path, name: str, script: Any
 ) -> None:
     flags = ["--dataset", "covid", "--data-root", str(phantoms / COVID_ROOT), "--img-res", "16", "--store-res", "32"]
     flags += ["--val-share", "0", "--batch-size", "64", "--backbone", "resnet18"]
-    name = f"{tmp_path.parent.name}/{tmp_path.name}"
     done = script("selfsup_task/train_barlow_twins.py", *flags, *SMALL, "--run-name", name)
     assert done.returncode == 0, done.stderr
     assert "probes             skipped: the validation part is empty (val_share)" in done.stdout
