@@ -140,11 +140,6 @@ def test_a_large_image_does_not_alias_and_a_small_crop_of_it_keeps_its_detail():
     assert [rows.tolist() for rows in levels] == [[1], [], [2], [0]]
 
 
-def test_a_store_little_larger_than_the_view_is_sampled_directly():
-    levels = g.rows_by_level(g.draw_crop(7, generator()), 256, 224)
-    assert [rows.tolist() for rows in levels] == [list(range(7))]
-
-
 @pytest.mark.parametrize("scale", [(0.2, 1.0), (0.08, 1.0)])
 def test_crops_have_uniform_area_the_claimed_ratio_and_lie_inside(scale):
     n = 20_000

@@ -29,16 +29,11 @@ def luminance(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarra
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
-def test_gray_pixels_arrive_unchanged(tmp_path: Path):
-    square = decode_square(save(tmp_path / "a.png", GRAY), SIZE)
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P"])
+def test_gray_pixels_arrive_unchanged_from_every_mode(tmp_path: Path, mode: str):
+    square = decode_square(save(tmp_path / "a.png", Image.fromarray(GRAY).convert(mode)), SIZE)
     assert square.dtype == np.uint8
     np.testing.assert_array_equal(square, GRAY)
-
-
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P"])
-def test_gray_pixels_arrive_unchanged_from_every_mode(tmp_path: Path, mode: str):
-    picture = Image.fromarray(GRAY).convert(mode)
-    np.testing.assert_array_equal(decode_square(save(tmp_path / "a.png", picture), SIZE), GRAY)
 
 
 def test_tinted_colour_becomes_luminance(tmp_path: Path):
@@ -219,18 +214,6 @@ def test_exif_orientation_is_applied(tmp_path: Path, suffix: str, orientation: i
     assert np.abs(decode_square(path, SIZE).astype(float) - wide[:, 4 : 4 + SIZE]).mean() < 4
 
 
-def test_damaged_exif_does_not_cost_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = save(tmp_path / "a.png", GRAY, exif=exif)
-
-    def refuse(self: Image.Exif, data: bytes) -> None:  # Pillow's versions differ in what they refuse
-        raise SyntaxError("not a TIFF file")
-
-    monkeypatch.setattr(Image.Exif, "load", refuse)
-    np.testing.assert_array_equal(decode_square(path, SIZE), GRAY)
-
-
 @pytest.mark.parametrize(("top", "left"), [(0, 20), (20, 0), (0, 0), (0, 7)])
 def test_the_central_square_is_kept(tmp_path: Path, top: int, left: int):
     framed = np.pad(GRAY, ((top, top), (left, left)))
@@ -293,21 +276,3 @@ def test_a_file_that_is_not_there_or_is_a_folder_says_so(tmp_path: Path):
     for path in (tmp_path / "missing.png", tmp_path):
         with pytest.raises(BrokenImageError, match="cannot be read: "):
             decode_square(path, SIZE)
-
-
-def test_any_damage_to_the_bytes_is_either_an_image_or_a_reason(tmp_path: Path):
-    rng = np.random.default_rng(0)
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    for suffix in (".png", ".jpg", ".webp", ".tif", ".bmp", ".gif"):
-        whole = save(tmp_path / f"a{suffix}", GRAY, exif=exif).read_bytes()
-        for _ in range(60):
-            damaged = np.frombuffer(whole, np.uint8).copy()
-            damaged[rng.integers(0, len(damaged), 4)] = rng.integers(0, 256, 4)
-            (tmp_path / "b").write_bytes(damaged[: rng.integers(1, len(damaged) + 1)].tobytes())
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    assert decode_square(tmp_path / "b", SIZE).shape == (SIZE, SIZE)
-            except BrokenImageError:
-                pass

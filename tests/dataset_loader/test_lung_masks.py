@@ -50,12 +50,6 @@ def test_a_mask_that_cannot_be_right_is_refused(tmp_path: Path, pixels: np.ndarr
         read_mask(save(tmp_path / "mask.png", pixels), (128, 128))
 
 
-def test_a_mask_that_is_no_image_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "mask.png").write_text("no image")
-    with pytest.raises(UserError, match="not an image"):
-        read_mask(tmp_path / "mask.png", (128, 128))
-
-
 def test_masks_of_a_data_set_are_those_of_the_phantoms(phantoms: Path) -> None:
     columns = read_covid(phantoms / COVID_ROOT)
     known, masks = masks_of(columns, np.array([3, 11]), 64)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from data_config import data_config
 from PIL import Image, ImageEnhance
-from test_dicom import write
+from radiographs import write_radiograph
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.readers.folder_dataset import read_folder
@@ -94,7 +94,7 @@ def clinic(own: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
         with Image.open(file) as image:
             gray = np.asarray(image.convert("L"))
         place = (archive if number >= 40 and number % 2 else own) / f"{number:02d}.dcm"
-        write(place, gray, bits=8, PatientID=f"00{number % 40 // 2 + 1}")
+        write_radiograph(place, gray, bits=8, PatientID=f"00{number % 40 // 2 + 1}")
         file.unlink()
     (own / "copy.png").unlink()
     table.loc[:38, "file"] = table["file"].str.replace("png", "dcm")

@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import sys
 import time
-import zlib
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,8 @@ from dataset_loader import decoding, image_store, store_building
 from dataset_loader.decoding import decode_square
 from dataset_loader.image_store import open_store
 from utils.config import UserError
-from utils.files import write_json
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-
-def test_chunks_leave_no_seams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    names = make_images(tmp_path / "in", 50, broken=(6, 7, 49))
-    whole = open_store(tmp_path / "in", names, SIZE, tmp_path / "whole")
-    monkeypatch.setattr(store_building, "_CHUNK_BYTES", 7 * SIZE * SIZE)
-    chunked = open_store(tmp_path / "in", names, SIZE, tmp_path / "chunked")
-    assert contents(chunked.folder) == contents(whole.folder)
 
 
 @pytest.mark.parametrize("count", [15, 60])
@@ -130,15 +120,6 @@ def test_a_disk_that_runs_full_while_decoding_is_one_sentence_and_the_build_resu
     assert contents(resumed.folder) == contents(open_store(tmp_path / "in", names, SIZE, tmp_path / "other").folder)
 
 
-def test_a_store_in_use_is_not_changed_by_another_build(tmp_path: Path):
-    names = make_images(tmp_path / "in", 20)
-    store = open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
-    (store.folder / "kept.npy").unlink()
-    before = store.gather(np.arange(20)).clone()
-    open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
-    assert store.gather(np.arange(20)).equal(before)
-
-
 def build_slowly(root: Path, folder: Path, place: Path, together: int) -> None:
     """Build in chunks of 10, once `together` processes are there; list what is decoded below `place`."""
     names, decoded = sorted(path.name for path in root.iterdir()), place / str(os.getpid())
@@ -184,24 +165,6 @@ def test_a_killed_build_resumes_where_it_stopped(tmp_path: Path, monkeypatch: py
     assert 0 < len(decoded) <= 400 - done
     undisturbed = open_store(tmp_path / "in", names, SIZE, tmp_path / "other")
     assert contents(resumed.folder) == contents(undisturbed.folder)
-
-
-def test_lost_pixels_are_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A file system that lost the end of images.npy, but kept the note that it was written."""
-    names = make_images(tmp_path / "in", 20)
-    folder = open_store(tmp_path / "in", names, SIZE, tmp_path / "cache").folder
-    expected = contents(folder)
-    (folder / "store.json").unlink()
-    (folder / "images.npy").write_bytes(expected["images.npy"][:5000])
-    record = {
-        "done": 10,
-        "rejected": {},
-        "no_xrays": [],
-        "pixels_crc32": zlib.crc32(expected["images.npy"][128 : 128 + 10 * SIZE**2]),
-    }
-    write_json(folder / "progress.json", record)
-    open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
-    assert contents(folder) == expected
 
 
 @needs_fork

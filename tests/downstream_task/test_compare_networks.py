@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,14 @@ from finetuning_config import finetuning_config
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.xrays import XRays, open_xrays
 from downstream_task import compare_networks
-from downstream_task.compare_networks import KINDS, check_subsets, named_arms, usable_arms
+from downstream_task.compare_networks import check_subsets, named_arms
 from downstream_task.finetuning import FinetuneConfig
 from downstream_task.targets import read_targets
-from downstream_task.train_models_with_frozen_parts import FrozenPartsConfig
 from downstream_task.train_models_with_frozen_parts import config as FROZEN_DEFAULTS
-from downstream_task.train_models_with_frozen_parts import main as train_main
 from downstream_task.train_models_with_frozen_parts import real_xrays as FROZEN_REAL
 from downstream_task.trained_vs_no_trained_compare import (
-    HEADLINE,
-    LEARNING_RATES,
-    WAYS,
     CompareConfig,
     compare,
-    headline_of,
     main,
 )
 from downstream_task.trained_vs_no_trained_compare import config as DEFAULTS
@@ -58,15 +51,6 @@ SMALL = {
     "threads": 1,
     "jobs": 1,
 }
-
-
-@pytest.fixture
-def name(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A name under runs/ that no other test has; its folders are deleted afterwards."""
-    name = f"ci/{tmp_path.parent.name}-{tmp_path.name}"
-    for root in (RUNS_ROOT, RUNS_ROOT / "test"):
-        request.addfinalizer(lambda root=root: shutil.rmtree(root / name, ignore_errors=True))
-    return name
 
 
 def small(phantoms: Path, name: str, **changes: Any) -> CompareConfig:
@@ -135,17 +119,21 @@ def test_scripts_from_labels_to_the_test_part(phantoms: Path, script: Any, name:
     assert scores.loc["accuracy", "value"] == pytest.approx(np.mean(of_folds))
 
 
-def test_the_heads_labels_are_nested_and_the_same_for_all_ways(phantoms: Path, name: str) -> None:
-    config = small(phantoms, name, num_labels=[20, 21, 60], keep_weights=True, ways=["linear", "zeros"])
-    run = compared(config)
-    seen = {}
+def test_labels_are_nested_and_the_same_for_all_arms_and_ways(phantoms: Path, name: str, tmp_path: Path) -> None:
+    save_backbone(tmp_path / "encoder.pt", Backbone("resnet18", 1), NOTHING_SEEN)
+    encoders = ["random", str(tmp_path / "encoder.pt")]
+    changes = {"encoders": encoders, "draws": 2, "num_labels": [20, 21, 60], "keep_weights": True}
+    run = compared(small(phantoms, name, **changes))
+    seen: dict[tuple[int, int], list[set[bytes]]] = {}
     for row in pd.read_csv(run.folder / "summary.csv").to_dict("records"):
         provenance = provenance_of(read_state_dict(run.folder / row["trial"] / WEIGHTS))
         assert provenance is not None
-        seen[row["way"], row["labels"]] = set(map(bytes, provenance.seen))
-    assert [len(seen["linear", n]) for n in (20, 21, 60)] == [20, 21, 60]
-    assert seen["linear", 20] < seen["linear", 21] < seen["linear", 60]
-    assert all(seen["linear", n] == seen["zeros", n] for n in (20, 21, 60))
+        seen.setdefault((row["draw"], row["labels"]), []).append(set(map(bytes, provenance.seen)))
+    for draw in (0, 1):
+        nested = [seen[draw, labels][0] for labels in (20, 21, 60)]
+        assert list(map(len, nested)) == [20, 21, 60] and nested[0] < nested[1] < nested[2]
+    assert all(len(ours) == 4 and all(one == ours[0] for one in ours) for ours in seen.values())
+    assert seen[0, 20][0] != seen[1, 20][0]
 
 
 def test_features_of_the_way_linear_keep_their_size_after_another_way(phantoms: Path, name: str) -> None:
@@ -174,14 +162,9 @@ def test_mistakes_are_one_sentence(phantoms: Path, script: Any, name: str) -> No
     assert absent.returncode == 1
     assert absent.stderr.strip().splitlines()[-1].startswith("error: there is no file")
     for flags, words in {
-        "--num-labels 20 20": "give each value once",
         "--num-labels 20 2000": "num_labels holds 2000, which is 2000 labels; expected different numbers from 1 to 172",
         "--num-labels 0.5 86 --folds 0 --draws 3": "num_labels holds 0.5, which is 86 labels",
-        "--num-labels most": "num_labels holds 'most'",
         "--num-labels 2": "2 labels are asked for; there are",
-        "--draws 3": "give draws a multiple of 5",
-        "--folds 0 5": "folds is 5; there are the folds 0 to 4",
-        "--ways zero": "did you mean 'zeros'",
     }.items():
         refused = script(COMPARE, *fresh, "--jobs", "1", *flags.split())
         assert refused.returncode == 1 and words in refused.stderr.strip().splitlines()[-1], refused.stderr
@@ -210,36 +193,13 @@ def test_a_comparison_never_reads_the_test_part(phantoms: Path, name: str, monke
         assert not a.query("part == 'test'").equals(b.query("part == 'test'"))
 
 
-def test_all_arms_get_the_same_labels(phantoms: Path, name: str, tmp_path: Path) -> None:
-    save_backbone(tmp_path / "encoder.pt", Backbone("resnet18", 1), NOTHING_SEEN)
-    encoders = ["random", str(tmp_path / "encoder.pt")]
-    run = compared(small(phantoms, name, encoders=encoders, draws=2, ways=["linear"], keep_weights=True))
-    table = pd.read_csv(run.folder / "summary.csv")
-    seen = {}
-    for row in table.to_dict("records"):
-        provenance = provenance_of(read_state_dict(run.folder / row["trial"] / WEIGHTS))
-        assert provenance is not None
-        seen[row["arm"], row["draw"]] = provenance.seen.tolist()
-    assert seen["random", 0] == seen["pretrained", 0] != seen["random", 1]
-    assert seen["random", 1] == seen["pretrained", 1]
-
-
-@pytest.mark.parametrize("script_main", [main, train_main])
 def test_arms_that_fail_are_named_at_the_end_and_tried_again(
-    phantoms: Path,
-    name: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    script_main: Any,
+    phantoms: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The others are compared; ImageNet's weights cannot be had, and a trial of another encoder stops."""
     save_backbone(tmp_path / "encoder.pt", Backbone("resnet18", 1), NOTHING_SEEN)
     encoders = ["random", "imagenet", str(tmp_path / "encoder.pt")]
     config = small(phantoms, name, encoders=encoders, draws=2, ways=["linear"])
-    if script_main is train_main:
-        shared = {key: value for key, value in vars(config).items() if key in FROZEN_DEFAULTS and key != "lr"}
-        config = make_config(FrozenPartsConfig, {**FROZEN_DEFAULTS, **shared, "parts": ["fc"], "num_labels": 40})
     broken, started, finetune = {"imagenet", encoders[2]}, [], compare_networks.finetune
 
     def start(encoder: str, *rest: Any) -> Any:
@@ -258,7 +218,7 @@ def test_arms_that_fail_are_named_at_the_end_and_tried_again(
     monkeypatch.setattr("downstream_task.finetuning.start_from", start)
     monkeypatch.setattr(compare_networks, "finetune", train)
     with pytest.raises(UserError, match="imagenet, pretrained left out for the reason above"):
-        script_main(config)
+        main(config)
     shown = capsys.readouterr().out.strip().splitlines()
     assert shown[-2] == "left out: imagenet: no network"
     assert re.fullmatch(r"left out: pretrained: pretrained_\S+_d1 \(its outputs are not finite\)", shown[-1])
@@ -269,25 +229,13 @@ def test_arms_that_fail_are_named_at_the_end_and_tried_again(
 
     broken.clear()
     started.clear()
-    script_main(config)
+    main(config)
     assert "left out" not in capsys.readouterr().out
     assert {one.split("/")[-1].partition("_")[0] for one in started} == {"imagenet", "pretrained"}
     assert list(json.loads((folder / "summary.json").read_text())["arms"]) == ["random", "imagenet", "pretrained"]
     started.clear()
-    script_main(config)
+    main(config)
     assert not started
-
-
-def test_without_any_usable_arm_there_is_nothing_to_compare(
-    phantoms: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*arguments: Any) -> None:
-        raise UserError("no network")
-
-    monkeypatch.setattr(compare_networks, "start_from", refuse)
-    config = small(phantoms, name, encoders=["imagenet"])
-    with pytest.raises(UserError, match="nothing that can be run"):
-        usable_arms(config, named_arms(config.encoders), open_xrays(config, torch.device("cpu")), [0])
 
 
 def test_a_fold_without_a_class_to_be_tested_on_is_refused(phantoms: Path, name: str) -> None:
@@ -315,16 +263,6 @@ def test_arms_are_named_after_their_runs_and_never_twice() -> None:
     assert names(*encoders, "a/chexpert/r_best_state_dict.pt") == ["random", "imagenet", "covid", "chexpert"]
     with pytest.raises(UserError, match="both named 'covid'"):
         names("a/covid/r_best_state_dict.pt", "b/covid/r_best_state_dict.pt")
-
-
-def test_the_headline_way_is_fixed_by_labels_for_each_class() -> None:
-    ways = ["linear", "probe", "zeros"]
-    for kind, by_labels in HEADLINE.items():
-        assert kind in KINDS and 0 in by_labels and set(by_labels.values()) <= set(WAYS)
-        for least, way in by_labels.items():
-            assert headline_of(kind, 4 * least, 4, ways) == way
-    assert headline_of("random", 10**6, 4, ["linear"]) == "linear"
-    assert all(set(rates) == set(KINDS) for rates in LEARNING_RATES.values())
 
 
 def test_runs_of_the_old_protocol_still_open_where_their_weights_are_used() -> None:

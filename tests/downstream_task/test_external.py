@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,10 @@ SMALL = {"method": "linear", "way": "linear", "img_res": 32, "threads": 1}
 
 
 @pytest.fixture(scope="module")
-def trained(phantoms: Path) -> Iterator[Path]:
-    """A finished linear probe of four classes under runs/; what this module writes is deleted afterwards."""
+def trained(narrow: None, phantoms: Path) -> Path:
+    """A finished linear probe of four classes under runs/."""
     data = {"num_labels": 90, "run_name": "trained_here", "data_root": str(phantoms / COVID_ROOT)}
-    yield finetune(finetuning_config(**SMALL, **data)).folder
-    for name in ("trained_here", "trained_elsewhere", "test/trained_here", "test/trained_elsewhere", "external"):
-        shutil.rmtree(RUNS_ROOT / name, ignore_errors=True)
+    return finetune(finetuning_config(**SMALL, **data)).folder
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Features of other models as arms: tables of vectors, and our own features written as one."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from finetuning_config import finetuning_config
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.xrays import open_xrays
 from downstream_task import finetuning
-from downstream_task.features import NetworkFeatures, embed, read_features
+from downstream_task.features import embed, read_features
 from downstream_task.finetuning import LastFeatures
 from self_sup_classes.backbones import save_backbone
 from self_sup_classes.initialisation import random_backbone
@@ -86,21 +85,6 @@ def test_tables_that_do_not_fit_are_refused_with_a_reason(phantoms: Path, tmp_pa
         read_features(f"features:{tmp_path / 'absent.csv'}", xrays)
     with pytest.raises(UserError, match="can only be probed"):
         finetuning_config(encoder=write(file=files, a=files))
-
-
-def test_the_heads_of_one_network_share_its_features(phantoms: Path) -> None:
-    config = finetuning_config(data_root=str(phantoms / COVID_ROOT), img_res=32, store_res=32)
-    xrays, features = open_xrays(config, torch.device("cpu")), LastFeatures()
-    first = features(config, xrays)
-    assert features(config, xrays.of_fold(0)) is first
-    before = first.rows(np.arange(5)).copy()
-    assert isinstance(first, NetworkFeatures)
-    network = first.backbone()
-    torch.nn.init.zeros_(next(network.parameters()))
-    np.testing.assert_array_equal(first.rows(np.arange(8))[:5], before)
-    assert features(config, xrays.of_fold(1)) is first
-    other = features(replace(config, random_seed=1), xrays)
-    assert not np.array_equal(other.rows(np.arange(5)), before)
 
 
 def test_features_are_the_same_bits_whatever_was_asked_before(phantoms: Path) -> None:

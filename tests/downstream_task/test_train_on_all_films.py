@@ -14,27 +14,18 @@ from self_sup_classes.provenance import provenance_of
 from self_sup_classes.weights import read_state_dict
 from utils.config import RUNS_ROOT
 
-pytestmark = pytest.mark.usefixtures("narrow")
+pytestmark = pytest.mark.usefixtures("narrow", "few_resamples", "no_figures")
 FINAL = "downstream_task/train_on_all_films.py"
 
 
 def test_all_films_are_trained_on_and_the_scores_are_the_comparisons(
-    phantoms: Path, tmp_path: Path, script: Any
+    phantoms: Path, tmp_path: Path, name: str, script: Any
 ) -> None:
-    root, name = tmp_path / "covid", f"{tmp_path.parent.name}/{tmp_path.name}"
+    root = tmp_path / "covid"
     shutil.copytree(phantoms / COVID_ROOT, root)
-    flags = {
-        "dataset": "covid",
-        "data_root": root,
-        **SMALL,
-        "encoders": ["random"],
-        "draws": 2,
-        "num_labels": ["all"],
-        "folds": [0],
-    }
-    compared = script(
-        COMPARE, *as_flags({**flags, "ways": ["zeros"], "run_name": name, "ids": "hashed", "features_res": 0})
-    )
+    flags = {"dataset": "covid", "data_root": root, **SMALL, "encoders": ["random"], "draws": 2, "folds": [0]}
+    flags |= {"num_labels": ["all"], "ways": ["zeros"], "run_name": name, "ids": "hashed", "features_res": 0}
+    compared = script(COMPARE, *as_flags(flags))
     assert compared.returncode == 0, compared.stderr
     assert script(FINAL, "--comparison", f"runs/{name}").stderr.count("error") == 0  # before the test part is read
     final, summaries = RUNS_ROOT / "final" / name, []

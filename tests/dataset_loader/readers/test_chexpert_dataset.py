@@ -81,16 +81,6 @@ def test_columns_are_found_by_name(tmp_path: Path):
     pd.testing.assert_frame_equal(read_chexpert(indexed).details, read_chexpert(root).details)
 
 
-def test_an_index_that_the_header_does_not_name_does_no_harm(tmp_path: Path):
-    root = make_tree(tmp_path / "x", make_table())
-    header, *rows = (root / "train.csv").read_text().splitlines()
-    (root / "train.csv").write_text("\n".join([header, *(f"{n},{row}" for n, row in enumerate(rows, 7))]))
-    assert read_chexpert(root).details["age"].tolist() == [68, 87, 0]
-    (root / "train.csv").write_text((root / "train.csv").read_text().replace("-1.0", "-2.0"))
-    with pytest.raises(UserError, match="as 'Edema' in line 5"):
-        read_chexpert(root)
-
-
 def test_the_images_of_valid_csv_are_the_test_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = make_tree(tmp_path / "small", make_table())
     checked = make_table().replace("/train/", "/valid/", regex=True)

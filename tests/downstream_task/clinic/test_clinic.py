@@ -22,7 +22,6 @@ from downstream_task.clinic.tables import (
     subgroup_table,
 )
 from downstream_task.predictions import Predicted
-from utils.metrics import one_against_rest
 
 
 def said(labels: np.ndarray, p: np.ndarray, groups: np.ndarray | None = None, **details: Any) -> Predicted:
@@ -75,10 +74,6 @@ def test_operating_points_use_validations_thresholds_on_test_images() -> None:
             assert row["threshold"] == threshold
             spread = 1.96 * np.sqrt(expected * (1 - expected) / row["images"])
             assert row["high"] - row["low"] == pytest.approx(2 * spread, rel=0.4)
-
-
-def test_classes_are_each_against_the_rest() -> None:
-    np.testing.assert_array_equal(one_against_rest(np.array([0, 2]), 3), [[1, 0, 0], [0, 0, 1]])
 
 
 def test_conformal_sets_hold_the_right_class_as_often_as_promised(monkeypatch: pytest.MonkeyPatch) -> None:
