@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from downstream_task import probes
 from downstream_task.finished_runs import OpenedData, find_finished
 from interpretability import shortcut_audit
 from interpretability.alterations import ALTERATIONS, AS_IS, GRID, NO_LUNGS, ONLY_BORDER, ONLY_LUNGS, SHUFFLED
@@ -54,6 +55,7 @@ def test_patches_are_moved_whole_and_by_each_image_s_own_order() -> None:
 
 
 def audit(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr(probes, "STRENGTHS", (probes.DEFAULT_STRENGTH,))
     monkeypatch.setattr("interpretability.shortcuts.MAX_MAPPED", 4)
     monkeypatch.setattr("interpretability.shortcuts.MAX_REFIT", 300)
     monkeypatch.setattr(shortcut_audit, "Run", partial(Run, runs_root=tmp_path))
@@ -103,15 +105,6 @@ def test_without_masks_the_rest_runs_and_says_so(plain: Run, tmp_path: Path, mon
     assert set(pd.read_csv(run.folder / "scores.csv")["images"].tolist()) == {AS_IS, ONLY_BORDER, SHUFFLED}
     assert "too few lung masks" in run.summary["verdict"]
     assert len(pd.read_csv(run.folder / "lung_mass.csv")) == 0
-
-
-def test_sources_that_do_not_fit_are_refused(marked: Run) -> None:
-    xrays = OpenedData(torch.device("cpu")).of(find_finished(str(marked.folder))[0].config)
-    with pytest.raises(UserError, match="column source"):
-        known_sources(xrays, pd.DataFrame({"file": ["a.png"]}))
-    with pytest.raises(UserError, match="none of the X-rays"):
-        known_sources(xrays, pd.DataFrame({"file": ["a.png"], "source": ["x"]}))
-    assert (known_sources(xrays, None) == "").all()
 
 
 def test_sources_are_read_as_other_tables_are(marked: Run, tmp_path: Path) -> None:

@@ -137,22 +137,3 @@ def test_further_training_adds_to_what_was_seen() -> None:
     assert after.seen.tolist() == pictures(1, 2, 3).tolist()
     assert after.split_hash == "def"
     assert after.list_hash == Provenance("", pictures(3, 1, 2)).list_hash != before.list_hash
-
-
-@pytest.mark.parametrize(
-    "facts",
-    [
-        ["x"],
-        "x",
-        {"split_hash": "a", "pictures": "x"},
-        {"split_hash": "a", "pictures": torch.zeros(3, dtype=torch.uint8)},
-        {"split_hash": "a", "pictures": torch.zeros(3, 50, dtype=torch.uint8)},
-        {"split_hash": "a", "pictures": torch.full((3, 49), 0.5)},
-        {"split_hash": 3, "pictures": torch.zeros(3, 49, dtype=torch.uint8)},
-        {"pictures": torch.zeros(3, 49, dtype=torch.uint8)},
-    ],
-)
-def test_odd_provenance_counts_as_unknown(facts: object) -> None:
-    state: OrderedDict[str, torch.Tensor] = OrderedDict()
-    state.provenance = facts  # type: ignore[attr-defined]
-    assert provenance_of(state) is None
