@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from self_sup_classes.backbones import Backbone, set_module
+from self_sup_classes.backbones import Backbone
 from self_sup_classes.weights import choose, load_strictly, read_state_dict
 from utils.config import UserError, one_of
 from utils.distributed import note_once
@@ -34,7 +34,7 @@ class Classifier(nn.Module):
         head = nn.Linear(backbone.num_features, classes)
         nn.init.zeros_(head.weight)  # all classes equal at first, whatever the seed
         nn.init.zeros_(head.bias)
-        set_module(self.net, self.structure.head, head)
+        self.net.set_submodule(self.structure.head, head)
         self.num_frozen, self.batch_norm = FROZEN_STAGES[trainable], batch_norm
         for part in self.frozen_parts():
             part.requires_grad_(False)

@@ -206,6 +206,7 @@ class Predictor:
     """A classifier and how X-rays are shown to it.
 
     sizes   pixels per side: decoded, and seen by the network
+    weights  their file
     origin  facts that identify it: the hash of its weights, and whether it was trained on synthetic X-rays
     learnt_from  the resolved files that it was trained on, as far as they are known
     data_root    the folder of the data that it was trained on, in which the key of ids is
@@ -220,6 +221,7 @@ class Predictor:
     dtype: torch.dtype
     temperature: float
     name: str
+    weights: Path
     origin: dict[str, Any]
     learnt_from: frozenset[str] = frozenset()
     data_root: Path = DATASETS_ROOT
@@ -292,6 +294,7 @@ def predictor_of(finished: Finished, device: torch.device) -> Predictor:
         choose_precision(trained.precision, device),
         finished.temperature(),
         finished.name,
+        finished.weights,
         {"weights": content_hash(finished.weights), "synthetic": summary["synthetic"]},
         finished.train_files(),
         Path(finished.data.get("data_root", "")),
@@ -315,5 +318,6 @@ def _from_elsewhere(path: Path, config: NetworkConfig, device: torch.device) -> 
         torch.float32,
         1.0,
         path.stem,
+        path,
         {"weights": content_hash(path), "synthetic": False},
     )

@@ -12,7 +12,7 @@ from scipy.special import expit, logit, softmax
 
 from utils.config import RUNS_ROOT, UserError, nearest, repo_path
 from utils.files import check_files
-from utils.metrics import balanced_accuracy, classification_scores, finding_scores, one_against_rest
+from utils.metrics import balanced_accuracy, one_against_rest, prediction_scores
 
 FILE, FILE_BEFORE = "predictions.csv", "predictions_val.csv"  # before: of the earlier protocol, validation alone
 CELL = ["fold", "draw", "arm", "way", "labels", "start"]  # columns that are the same in all rows of a table
@@ -65,8 +65,7 @@ class Predicted:
 
     def scores(self, rows: np.ndarray) -> dict[str, float]:
         """Return every score of some of the images: within those of a head, then averaged where it is known."""
-        scores_of = finding_scores if self.multilabel else classification_scores
-        of_heads = [scores_of(self.labels[own], self.probabilities[own]) for own in self.by_head(rows)]
+        of_heads = [prediction_scores(self.labels[own], self.probabilities[own]) for own in self.by_head(rows)]
         return pd.DataFrame(of_heads).mean().to_dict()
 
     def score(self, rows: np.ndarray) -> float:
@@ -83,7 +82,7 @@ def metric_of(labels: np.ndarray) -> str:
 def main_score(values: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the score that metric_of names, of probabilities [n, C] for classes [n] or findings [n, C]."""
     if values.ndim > 1:
-        return finding_scores(values, probabilities)["auroc"]
+        return prediction_scores(values, probabilities)["auroc"]
     return balanced_accuracy(values, probabilities)
 
 

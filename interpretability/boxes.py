@@ -43,10 +43,10 @@ BEYOND = 1.0  # pixels of the published frame that a box may reach beyond its pi
 def find_boxes(name: str, data_root: str, findings: Sequence[str]) -> tuple[Films, Columns]:
     """Return the boxes of a table that can be scored, one row each, and what the data say of their X-rays.
 
-    The data are an NIH layout: the table's folder, or `data_root`. Rows have the patient, the finding as label, and
-    EDGES. Left out, each with a reason: X-rays that are not there, findings that are not among `findings`, boxes
-    beyond their picture or beside the central square, which is all that a network sees.
-    Raises UserError if nothing remains.
+    The data are an NIH layout: the table's folder, or `data_root`. Boxes are measured in the published images, of
+    BOX_FRAME px a side; smaller and larger files show the same square. Rows have the patient, the finding as label, and
+    EDGES. Left out, each with a reason: X-rays that are not there or not square, findings that are not among
+    `findings`, boxes beyond their picture. Raises UserError if nothing remains.
     """
     path = repo_path(name)
     if not path.is_file():
@@ -57,62 +57,36 @@ def find_boxes(name: str, data_root: str, findings: Sequence[str]) -> tuple[Film
     table[PATH] = [str(columns.root / file) for file in table["file"]]
     table = table.assign(**dict.fromkeys(FACTS, "")).rename(columns={"finding": "label"})
     table["patient"] = [patient_of.get(file, "") for file in table["file"]]
-    films = Films(in_central_square(table), pd.DataFrame(columns=["file", PATH, "kind", "reason"], dtype=object))
+    low, sides = (table[[*keys]].to_numpy(float) / BOX_FRAME for keys in ("xy", "wh"))
+    edges = np.concatenate([low, low + sides], axis=1)  # [N, 4]
+    table = table.drop(columns=[*"xywh"]).assign(**dict(zip(EDGES, edges.T, strict=True)))
+    say(f"boxes: in pixels of the published {BOX_FRAME} x {BOX_FRAME} images, whatever the size of the files")
+    films = Films(table, pd.DataFrame(columns=["file", PATH, "kind", "reason"], dtype=object))
     films.leave_out(_unfit(films.table, findings))
     return films, columns
 
 
-def in_central_square(table: pd.DataFrame) -> pd.DataFrame:
-    """Return boxes x, y, w, h with EDGES in place of them, not cut, and how far they reach `beyond` their picture.
-
-    Boxes are measured in the published images, BOX_FRAME px a side; smaller and larger square files show the same
-    square. A file that is not square is not the NIH's: its boxes are in its own pixels. Both are said on stderr. EDGES
-    are NaN where no file can be read; `beyond` is in pixels of the frame.
-    """
+def _unfit(table: pd.DataFrame, findings: Sequence[str]) -> dict[int, tuple[str, str]]:
+    """Return the rows of boxes that cannot be scored, with kinds and reasons."""
     sizes: dict[str, tuple[int, int]] = {}
     for path in table[PATH].unique():
         with contextlib.suppress(BrokenImageError, OSError):
             sizes[path] = upright_size(path)
     height, width = np.array([sizes.get(path, (np.nan, np.nan)) for path in table[PATH]], dtype=float).T
-    square = height == width
-    if scaled := sorted({str(height) for height, width in sizes.values() if height == width != BOX_FRAME}, key=int):
-        say(f"boxes: in pixels of the published {BOX_FRAME} x {BOX_FRAME}; scaled to files of {', '.join(scaled)} px")
-    if own := [Path(path).name for path, (height, width) in sizes.items() if height != width]:
-        say(
-            f"warning: {len(own):,} X-rays with boxes are not square, as the NIH's are ({own[0]}, ...); their boxes "
-            "are read in their own pixels"
-        )
-    frame = np.stack([np.where(square, BOX_FRAME, width), np.where(square, BOX_FRAME, height)], axis=1)  # [N, (x, y)]
-    low = table[["x", "y"]].to_numpy()
-    high = low + table[["w", "h"]].to_numpy()
-    side = frame.min(1, keepdims=True)
-    margin = (frame - side) // 2  # as central_square has it
-    edges = np.concatenate([low - margin, high - margin], axis=1) / side
-    beyond = np.maximum(-low, high - frame).max(1)
-    return table.drop(columns=[*"xywh"]).assign(**dict(zip(EDGES, edges.T, strict=True)), beyond=beyond)
-
-
-def _unfit(table: pd.DataFrame, findings: Sequence[str]) -> dict[int, tuple[str, str]]:
-    """Return the rows of boxes that cannot be scored, with kinds and reasons; how many are cut is said on stderr."""
-    low, high = table[EDGES[:2]].min(axis=1), table[EDGES[2:]].max(axis=1)
-    beside = (table[EDGES[:2]] >= 1).any(axis=1) | (table[EDGES[2:]] <= 0).any(axis=1)
+    edges, beyond = table[EDGES].to_numpy(float), BEYOND / BOX_FRAME
     cases = {  # the last that holds counts
-        ("outside", "the box lies beside the central square, which is all that a network sees"): beside,
-        ("beyond", "the box reaches beyond its picture"): table["beyond"] > BEYOND,
+        ("beyond", "the box reaches beyond its picture"): ((edges < -beyond) | (edges > 1 + beyond)).any(1),
         ("finding", "not every network knows the finding, or `only` leaves it out"): ~table["label"].isin(findings),
-        ("broken", "not a readable image"): table[EDGES[0]].isna(),
+        ("shape", "the X-ray is not square, as the published ones are"): height != width,
+        ("broken", "not a readable image"): np.isnan(height),
         ("missing", "no file is there"): [not Path(path).is_file() for path in table[PATH]],
     }
     labels = table["label"].tolist()
-    why = {
+    return {
         int(row): (kind, f"{labels[row]}: {reason}")
         for (kind, reason), rows in cases.items()
         for row in np.flatnonzero(rows)
     }
-    cut = ((low < 0) | (high > 1)) & ~table.index.isin([*why])
-    if cut.any():
-        say(f"boxes: {cut.sum():,} are cut at the edge of the central square that a network sees")
-    return why
 
 
 def leave_out_seen(films: Films, columns: Columns, files: Iterable[str], seen: np.ndarray) -> None:
@@ -276,8 +250,7 @@ def score_tables(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
             cells: dict[str, dict[str, str]] = {}
             rows: Any = scores[(scores["quantity"] == quantity) & (scores["minus"] == minus)]
             for row in rows.to_dict("records"):
-                form, known = "+.2f" if minus else ".2f", row["low"] == row["low"]
-                text = interval_text(row["value"], row["low"], row["high"], form) if known else f"{row['value']:{form}}"
+                text = interval_text(row["value"], row["low"], row["high"], "+.2f" if minus else ".2f", unknown="")
                 cells.setdefault(row["network"], {})[f"{row['finding']} ({row['boxes']})"] = text
             tables[f"  {quantity} minus {minus}, paired" if minus else f"{title} [95% interval over patients]"] = (
                 pd.DataFrame(cells)

@@ -31,20 +31,6 @@ QUANTITIES = ("lung_mass", "lung_mass_over_area", "peak_in_lungs", "deletion", "
 
 
 @dataclass(frozen=True)
-class Question:
-    """What every network is asked.
-
-    target        class whose evidence is mapped; "" is the predicted one
-    sanity_check  whether to check that the maps depend on the weights
-    """
-
-    pictures: Sequence[Picture]
-    target: str
-    settings: Settings
-    sanity_check: bool
-
-
-@dataclass(frozen=True)
 class Explained:
     """One network's maps of N images.
 
@@ -124,13 +110,18 @@ class Explainer:
         return sanity_check(self.net, lambda network: self.maps(network, SANITY_IMAGES), self.x.shape[-1])
 
 
-def explain(predictor: Predictor, question: Question) -> Explained:
+def explain(
+    predictor: Predictor, pictures: Sequence[Picture], target: str, settings: Settings, check: bool
+) -> Explained:
     """Return one network's maps of every picture, and the numbers about them.
+
+    target  class whose evidence is mapped; "" is the predicted one
+    check   whether to check that the maps depend on the weights
 
     Raises UserError for a layer that does not exist.
     """
-    pictures, names = question.pictures, predictor.classes
-    explainer = Explainer(predictor, pictures, [question.target] * len(pictures), question.settings)
+    names = predictor.classes
+    explainer = Explainer(predictor, pictures, [target] * len(pictures), settings)
     x, classes, maps = explainer.x, explainer.classes, explainer.maps()  # maps [N, h, w]
     large, empty = enlarged(maps, x.shape[-1]), maps.sum((1, 2)) == 0
     areas = deletion_and_insertion(explainer.net, x, classes, large, explainer.to_probabilities)
@@ -149,7 +140,7 @@ def explain(predictor: Predictor, question: Question) -> Explained:
             "insertion": insertion,
         }
     )
-    return Explained(maps.cpu(), table, explainer.sanity_check() if question.sanity_check else None)
+    return Explained(maps.cpu(), table, explainer.sanity_check() if check else None)
 
 
 def differences(tables: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, list[float]]]:

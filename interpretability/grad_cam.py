@@ -66,7 +66,6 @@ if __name__ == "__main__":
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -97,13 +96,13 @@ from interpretability.boxes import (
     score_tables,
     scores_of,
 )
-from interpretability.explanations import QUANTITIES, Explained, Question, differences, explain
+from interpretability.explanations import QUANTITIES, Explained, differences, explain
 from interpretability.overlays import box_figure, overlay, panel
 from interpretability.pictures import Picture, pictures_of_boxes, pictures_of_files, pictures_of_test
 from interpretability.saliency import METHODS, Settings
 from self_sup_classes.provenance import NOTHING_SEEN, provenance_of
 from self_sup_classes.weights import read_state_dict
-from utils.config import Count, Natural, UserError, as_dict, check_choice, one_of, repo_path
+from utils.config import Count, Natural, UserError, as_dict, check_choice, one_of
 from utils.hardware import describe_device, prepare
 from utils.logging_utils import Run, new_run, same_run
 from utils.plots import marked
@@ -154,13 +153,17 @@ def explain_pictures(config: MapsConfig, networks: Mapping[str, Predictor], devi
     data = OpenedData(device, config.data_root)
     films = find_films(config.images, config.laterals) if config.images else None
     name, identity = named(config, networks, films)
-    look = None if films is not None else partial(test_facts, config, data)
+
+    def test_facts() -> dict[str, Any]:  # about the data of the first run, whose test part is shown
+        return {"data": data.facts(data.at(next(iter(open_checkpoints(config.checkpoints).values()))))}
+
+    look = test_facts if films is None else None
     run = same_run(name, identity, "maps", ["saliency.csv", "figures/panel.png"], look=look)
     if run is None:
         pictures, facts = choose_pictures(config, networks, films, data)
-        question = Question(pictures, config.target, settings_of(config), config.sanity_check)
+        asked = pictures, config.target, settings_of(config), config.sanity_check
         explained = {
-            name: explain(network, question) for name, network in tracked(networks.items(), "explaining", "network")
+            name: explain(network, *asked) for name, network in tracked(networks.items(), "explaining", "network")
         }
         run = new_run(name, identity, "maps")  # only now: what fails leaves nothing behind
         read = look() if look else {}
@@ -182,7 +185,7 @@ def score_boxes(config: MapsConfig, networks: Mapping[str, Predictor], device: t
     name, identity = named(config, networks, films)
     run = same_run(name, identity, "boxes", ["box_scores.csv", "boxes.csv", "figures/boxes.png", "figures/panel.png"])
     if run is None:
-        notes, ids = leave_out_unusable(config, networks, films, columns), ids_of(config, networks)
+        notes, ids = leave_out_unusable(networks, films, columns), ids_of(config, networks)
         pictures, settings = pictures_of_boxes(films.table, ids), settings_of(config)
         mapped = {
             short: map_boxes(network, pictures, settings, config.sanity_check)
@@ -212,17 +215,11 @@ def score_boxes(config: MapsConfig, networks: Mapping[str, Predictor], device: t
     return run
 
 
-def leave_out_unusable(
-    config: MapsConfig, networks: Mapping[str, Predictor], films: Films, columns: Columns
-) -> list[str]:
+def leave_out_unusable(networks: Mapping[str, Predictor], films: Films, columns: Columns) -> list[str]:
     """Leave out boxes of patients whom a network has met, and of broken files; return what is not known."""
     notes, seen = [], []
-    elsewhere = [name for name in config.checkpoints if is_elsewhere(name, config)]
-    files = {name: repo_path(name) for name in elsewhere}
-    if runs := [name for name in config.checkpoints if name not in elsewhere]:
-        files |= {short: finished.weights for short, finished in open_checkpoints(runs).items()}
-    for short, path in files.items():
-        if provenance := provenance_of(read_state_dict(path)):
+    for short, network in networks.items():
+        if provenance := provenance_of(read_state_dict(network.weights)):
             seen.append(provenance.seen)
         else:
             notes.append(f"{short} does not say which X-rays it was trained on; it may have met these patients")
@@ -230,11 +227,6 @@ def leave_out_unusable(
     leave_out_seen(films, columns, learnt_from, np.concatenate([NOTHING_SEEN.seen, *seen]))
     read_all(films, networks)
     return notes
-
-
-def test_facts(config: MapsConfig, data: OpenedData) -> dict[str, Any]:
-    """Return facts about the data of the first run, whose test part is shown."""
-    return {"data": data.facts(data.at(next(iter(open_checkpoints(config.checkpoints).values()))))}
 
 
 def named(config: MapsConfig, networks: Mapping[str, Predictor], films: Films | None) -> tuple[str, dict[str, Any]]:

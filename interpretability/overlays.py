@@ -18,7 +18,7 @@ from scipy.ndimage import binary_erosion
 from dataset_loader.decoding import central_square
 from interpretability.boxes import CHANCE, MEAN_BOX, POINTING, RATIO
 from interpretability.faithfulness import enlarged
-from utils.plots import BLACK, BLUE, ORANGE, pictures_beside, styled
+from utils.plots import BLACK, BLUE, ORANGE, beside_pictures, styled
 from utils.wording import metric_name
 
 COLOURS = "inferno"
@@ -84,14 +84,8 @@ def audit_figure(
     scores    columns images, head (one of two), score, value, low, high
     pictures  by `images`: [k, H, W] in 0..1
     """
-    n, k = len(pictures), len(next(iter(pictures.values())))
-    figure = Figure(figsize=(6.2 + 1.0 * k, 1.0 * n + 1.6))
-    figure.suptitle(title, fontsize=11)
-    grid = figure.add_gridspec(
-        n, k + 1, width_ratios=[4] + [1] * k, wspace=0.08, hspace=0.06,
-        left=0.2, right=0.99, bottom=1.0 / (n + 1.6), top=1 - 0.5 / (n + 1.6),
-    )  # fmt: skip
-    ax = figure.add_subplot(grid[:, 0])
+    n = len(pictures)
+    figure, ax = beside_pictures([*pictures.values()], title)
     for shift, head, colour, marker in zip((-0.1, 0.1), scores["head"].unique(), (BLUE, ORANGE), "os", strict=True):
         rows = scores[(scores["score"] == metric) & (scores["head"] == head)].set_index("images").loc[list(pictures)]
         reach = np.nan_to_num([rows["value"] - rows["low"], rows["high"] - rows["value"]])
@@ -105,7 +99,6 @@ def audit_figure(
     ax.set_xlabel(f"{metric_name(metric)} and 95% interval", fontsize=9)
     ax.grid(alpha=0.3)
     figure.legend(fontsize=8, loc="lower center", ncols=3)
-    pictures_beside(figure, grid, pictures.values())
     return figure
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from augmentations.transform_utils import plain_view
-from dataset_loader.decoding import central_square, decode_square, decode_upright, upright_size
+from dataset_loader.decoding import decode_square, decode_upright, upright_size
 from dataset_loader.ids import PLAIN, Ids
 from dataset_loader.image_files import IMAGE_SUFFIXES, BrokenImageError
 from dataset_loader.lung_masks import read_mask, seen_part
@@ -22,7 +22,7 @@ from downstream_task.targets import Targets
 from utils.config import UserError
 from utils.seeds import fixed_order
 
-EDGES = ["left", "top", "right", "bottom"]  # of a box, in shares of the central square's side
+EDGES = ["left", "top", "right", "bottom"]  # of a box, in shares of the side of its square X-ray
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,7 @@ class Picture:
         """Return its lungs or boxes, bool [H, W], in a picture of that shape; UserError for an unusable mask."""
         if self.boxes is None:
             return None if self.mask is None else read_mask(self.mask, shape)
-        whole, (top, left, side) = np.zeros(shape, dtype=bool), central_square(*shape)
-        whole[top : top + side, left : left + side] = coverage(self.boxes, side) > 0.5
-        return whole
+        return coverage(self.boxes, shape[0]) > 0.5  # such X-rays are square
 
     def seen_region(self, size: int) -> np.ndarray | None:
         """Return the share of each pixel, [size, size], that lungs or boxes cover at the `size` that a network sees."""

@@ -50,9 +50,19 @@ import torch
 
 from dataset_loader.xrays import root_of
 from downstream_task.finished_runs import Finished, OpenedData, open_checkpoints
-from interpretability.alterations import AS_IS, BORDER, NO_LUNGS, ONLY_BORDER
 from interpretability.overlays import audit_figure
-from interpretability.shortcuts import REFITTED, TRAINED, Audited, Scores, known_sources, read_sources
+from interpretability.shortcuts import (
+    AS_IS,
+    BORDER,
+    NO_LUNGS,
+    ONLY_BORDER,
+    REFITTED,
+    TRAINED,
+    Audited,
+    Scores,
+    known_sources,
+    read_sources,
+)
 from utils.config import RUNS_ROOT
 from utils.files import check_files, content_hash, read_json
 from utils.hardware import MachineConfig, describe_device, prepare

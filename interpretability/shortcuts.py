@@ -1,6 +1,6 @@
 """Measure what a classifier needs: scores on X-rays with a part removed, lung mass by class, a probe of the source."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,12 @@ from downstream_task.finished_runs import Finished
 from downstream_task.predictions import main_score
 from downstream_task.probes import fit_linear_head, linear_probe, probed_classes
 from downstream_task.targets import Targets, check_learnable
-from interpretability.alterations import ALTERATIONS, AS_IS, NEEDS_MASKS
 from interpretability.faithfulness import area_share, enlarged, mass_inside
 from interpretability.saliency import Settings, saliency_maps
 from utils.config import UserError, repo_path
 from utils.intervals import bootstrap_intervals, fewest_groups, grouped_mean_interval
 from utils.metrics import CLASS_SCORES, balanced_accuracy, per_class_scores
-from utils.seeds import fixed_order
+from utils.seeds import fixed_order, mixed_seed
 
 MIN_MASKED = 20  # test X-rays with a lung mask; with fewer, intervals of what needs masks say nothing
 MAX_REFIT = 2000  # X-rays that a new head, or the probe of the source, learns from
@@ -33,10 +32,46 @@ MAX_MAPPED = 8  # X-rays of a class that are mapped: occlusion takes hundreds of
 REPEATS = 300  # resamples behind an interval
 AT_ONCE = 128
 PARTS = ("train", "val", "test")
+BORDER = 0.1  # of the image's side
+GRID = 8  # patches per side of a shuffled image
+AS_IS, NO_LUNGS, ONLY_LUNGS = "as is", "lungs blacked out", "only the lungs"
+ONLY_BORDER, SHUFFLED = "only the border", "patches shuffled"
 TRAINED, REFITTED = "as trained", "refitted"  # the heads
 
 Interval = tuple[float, float, float]  # value, low, high
 Scores = dict[tuple[str, str, str], Interval]  # by (images, head, score): an alteration, a head, the name of a score
+
+
+def only_border(images: Tensor, masks: Tensor, indices: np.ndarray) -> Tensor:
+    """Black out all but a border of BORDER of the side."""
+    kept, size = images.clone(), images.shape[-1]
+    width = max(1, round(BORDER * size))
+    kept[..., width : size - width, width : size - width] = 0
+    return kept
+
+
+def shuffled(images: Tensor, masks: Tensor, indices: np.ndarray) -> Tensor:
+    """Shuffle GRID x GRID patches, each image in its own order; a remainder at the right and bottom stays."""
+    n, patch = len(images), images.shape[-1] // GRID
+    side = patch * GRID
+    patches = images[..., :side, :side].reshape(n, GRID, patch, GRID, patch).transpose(2, 3).flatten(1, 2)
+    for row, index in enumerate(indices):
+        order = np.random.default_rng(mixed_seed("shuffled patches", int(index))).permutation(GRID * GRID)
+        patches[row] = patches[row, torch.from_numpy(order).to(images.device)]
+    whole = images.clone()
+    whole[..., :side, :side] = patches.view(n, 1, GRID, GRID, patch, patch).transpose(3, 4).reshape(n, 1, side, side)
+    return whole
+
+
+# Of images uint8 [B, 1, S, S], their lungs bool [B, S, S] and their numbers in the data set [B].
+ALTERATIONS: dict[str, Callable[[Tensor, Tensor, np.ndarray], Tensor]] = {
+    AS_IS: lambda images, masks, indices: images,
+    NO_LUNGS: lambda images, masks, indices: images.masked_fill(masks[:, None], 0),
+    ONLY_LUNGS: lambda images, masks, indices: images.masked_fill(~masks[:, None], 0),
+    ONLY_BORDER: only_border,
+    SHUFFLED: shuffled,
+}
+NEEDS_MASKS = (NO_LUNGS, ONLY_LUNGS)
 
 
 class Audited:
@@ -199,7 +234,7 @@ class Audited:
 def read_sources(name: str, root: Path) -> pd.DataFrame | None:
     """Return the table of that name, or sources.csv in the data's folder if there is one.
 
-    Raises UserError if the name leads nowhere or the file is not a CSV.
+    Raises UserError if there is no file of that name or it is not a CSV.
     """
     path = repo_path(name) if name else root / SOURCES
     if not path.exists():

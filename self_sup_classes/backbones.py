@@ -1,13 +1,11 @@
 """torchvision's and timm's backbones for X-rays of one or three channels, and their files."""
 
-import copy
-import copyreg
 import difflib
 import functools
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +37,7 @@ class Backbone(nn.Module):
         assert isinstance(head, nn.Linear)
         self.num_features = head.in_features
         self.untrained_head = {f"{self.structure.head}.{key}": value.shape for key, value in head.state_dict().items()}
-        set_module(self.net, self.structure.head, nn.Identity())
+        self.net.set_submodule(self.structure.head, nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features [N, F] after global average pooling."""
@@ -60,17 +58,6 @@ class Float32Where(nn.Conv2d):
             return super().forward(input)
         with torch.autocast("cpu", enabled=False):
             return super().forward(input.to(self.weight.dtype))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Float32Where":
-        """Return a copy of the same kind, which pickle's way of copying would lose."""
-        other = type(self).__new__(type(self))
-        memo[id(self)] = other
-        other.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return other
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Return what pickle needs for the library's own kind of convolution, which others can load."""
-        return copyreg._reconstructor, (type(self).__mro__[2], object, None), self.__dict__  # type: ignore[attr-defined]
 
 
 @functools.cache
@@ -116,7 +103,7 @@ def library_network(name: str, in_channels: int) -> nn.Module:
     net = models.get_model(name, weights=None)
     if in_channels == 1:
         conv_name, conv = next((name, part) for name, part in net.named_modules() if isinstance(part, nn.Conv2d))
-        set_module(net, conv_name, _with_one_channel(conv))
+        net.set_submodule(conv_name, _with_one_channel(conv))
     return net
 
 
@@ -155,9 +142,3 @@ def _with_one_channel(conv: nn.Conv2d) -> nn.Conv2d:
     )
     nn.init.kaiming_normal_(one.weight, mode="fan_out", nonlinearity="relu")
     return one
-
-
-def set_module(net: nn.Module, name: str, module: nn.Module) -> None:
-    """Replace the submodule of that dotted name."""
-    parent, _, child = name.rpartition(".")
-    setattr(net.get_submodule(parent), child, module)

@@ -7,7 +7,6 @@ import itertools
 import pickle
 import re
 import warnings
-import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,13 +37,6 @@ _OTHERS = {
 # Marks the moving average of a network that lies beside it, as in MoCo, BYOL and DINO.
 _AVERAGE = re.compile(r"(^|[._])(k|key|momentum|target|teacher|ema)([._]|$)")
 _OF_A_MODULE = ("_modules", "_parameters", "_buffers")  # where a pickled nn.Module keeps its parts
-
-# timm's names for the parts of an EfficientNet's block: without and with expansion.
-_TIMM_FIRST = {"0.0": "conv_dw", "0.1": "bn1", "1.fc1": "se.conv_reduce", "1.fc2": "se.conv_expand"}
-_TIMM_FIRST |= {"2.0": "conv_pw", "2.1": "bn2"}
-_TIMM_OTHERS = {"0.0": "conv_pw", "0.1": "bn1", "1.0": "conv_dw", "1.1": "bn2"}
-_TIMM_OTHERS |= {"2.fc1": "se.conv_reduce", "2.fc2": "se.conv_expand", "3.0": "conv_pwl", "3.1": "bn3"}
-_TIMM_ENDS = {"features.0.0": "conv_stem", "features.0.1": "bn1", "features.8.0": "conv_head", "features.8.1": "bn2"}
 
 
 # --- reading ---
@@ -89,10 +81,6 @@ def _read(path: Path, start: bytes) -> Any:
         if seen is not None:
             seen.attach(state)
         return state
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise ValueError("TorchScript: save the state_dict() of the network")
     try:
         return read_tensors(path)
     except pickle.UnpicklingError:
@@ -212,14 +200,14 @@ def choose(net: nn.Module, found: Mapping[str, Tensor], head: str, has_head: boo
 
     Names may begin with anything, such as "model." or "module.encoder_q."; the beginning is taken under which most
     names and shapes are those of `net`, and of equals a network rather than its moving average, then the first. Names
-    may also be the places of the network's modules in a row ("0.weight", as lightly keeps them), or other names that
-    torchvision's networks have. If no name is known, but the shapes agree in their order, the tensors are taken in
-    that order.
+    may also be the places of the network's modules in a row ("0.weight", as lightly keeps them), or those of
+    torchvision's DenseNet files. If no name is known, but the shapes agree in their order, the tensors are taken in
+    that order, as timm's are for torchvision's EfficientNets.
     head      name of the last layer. The network has it (`has_head`), and then a file may say the name's first part
               only, or a place in it; or it does without, as an encoder, and then that of the file is left out
     """
     expected = net.state_dict()
-    every = {name: name for name in expected}, _in_a_row(net, expected), _timms(expected), _old_densenet(expected)
+    every = {name: name for name in expected}, _in_a_row(net, expected), _old_densenet(expected)
     namings = [naming for naming in every if naming]
     fits: Counter[tuple[int, str]] = Counter()
     for name, value in found.items():
@@ -277,21 +265,6 @@ def _in_a_row(net: nn.Module, expected: Mapping[str, Tensor]) -> dict[str, str]:
     """Return {name in nn.Sequential(*net.children()): name in net}."""
     places = {name: str(place) for place, (name, _) in enumerate(net.named_children())}
     return {f"{places[top]}.{rest}": name for name in expected for top, _, rest in [name.partition(".")]}
-
-
-def _timms(expected: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return {timm's name: torchvision's} of an EfficientNet, {} of others; a ResNet's names are the same."""
-    names = {}
-    for name in expected:
-        module, _, leaf = name.rpartition(".")
-        if block := re.fullmatch(r"features\.(\d)\.(\d+)\.block\.(.+)", module):
-            parts = _TIMM_FIRST if block[1] == "1" else _TIMM_OTHERS
-            if block[3] not in parts:
-                return {}
-            names[f"blocks.{int(block[1]) - 1}.{block[2]}.{parts[block[3]]}.{leaf}"] = name
-        elif module in _TIMM_ENDS:
-            names[f"{_TIMM_ENDS[module]}.{leaf}"] = name
-    return names
 
 
 def _old_densenet(expected: Mapping[str, Tensor]) -> dict[str, str]:

@@ -152,13 +152,9 @@ class Scan:
         }
         run_trials(self.run, early, self._begin)
         scores = {trial: one.summary["linear"] for trial, one in early.items() if one.summary is not None}
-        of_setting = {
-            name: float(
-                np.mean([scores.get(trial, np.nan) for trial, (own, _) in self.of_trial.items() if own == name])
-            )
-            for name in self.settings
-        }
-        order = sorted(of_setting, key=lambda name: -np.nan_to_num(of_setting[name], nan=-np.inf))
+        of_trials = pd.Series(scores, dtype=float).reindex([*self.trials])  # NaN for those that failed
+        of_settings = of_trials.groupby(lambda trial: self.of_trial[trial][0], sort=False)
+        order = of_settings.agg(lambda own: own.mean(skipna=False)).sort_values(ascending=False, kind="stable").index
         worse = order[-(-len(order) // 2) :]
         return {trial: scores[trial] for trial, (name, _) in self.of_trial.items() if name in worse and trial in scores}
 

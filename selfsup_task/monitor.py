@@ -1,7 +1,7 @@
 """What is measured on fixed images while Barlow Twins trains: health, probes and pictures."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,21 +9,23 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from augmentations.transform_utils import RecipeName, Views, denormalise, operator_views, step_generator
 from dataset_loader.splits import label_subset, strata_of
 from dataset_loader.xrays import FoldConfig, XRays
 from downstream_task.predictions import metric_of
-from downstream_task.probes import forward_all, probed_classes
+from downstream_task.probes import MIN_IMAGES, MIN_TESTED, forward_all, linear_probe, probed_classes
+from downstream_task.targets import apply_policy
 from self_sup_classes.backbones import Channels
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss, cross_correlation, random_embedding_parts
 from self_sup_classes.health import Health, measure_health
-from selfsup_task.probes import probe, probe_labels
 from utils import plots
 from utils.config import Count, between
 from utils.hardware import choose_precision
 from utils.logging_utils import Run
+from utils.metrics import auroc, balanced_accuracy
 from utils.optimisation import FitConfig
 from utils.seeds import fixed_order
 from utils.wording import metric_name
@@ -202,3 +204,66 @@ def _label_draws(xrays: XRays, seed: int) -> list[np.ndarray]:
 def _sample(purpose: str, indices: np.ndarray, most: int) -> np.ndarray:
     """At most `most` of the indices, always the same ones, in ascending order."""
     return np.sort(fixed_order(purpose, indices)[:most])
+
+
+# --- how well few labels are learnt from features ---
+
+
+def probe(train: Tensor, train_labels: np.ndarray, test: Tensor, test_labels: np.ndarray) -> dict[str, float]:
+    """Return the scores of a linear and a kNN probe on frozen features [N, F], [M, F]; {} if nothing can be probed.
+
+    Class labels [N] give balanced accuracy over `probed_classes`; chance is 1 / their number. Findings [N, C], NaN
+    where unknown, give the mean AUROC over those with enough images with and without them; chance is 0.5.
+    """
+    if train_labels.ndim == 1:
+        classes = probed_classes(train_labels, test_labels)
+        if len(classes) < 2:
+            return {}
+        known, test_known = np.isin(train_labels, classes), np.isin(test_labels, classes)
+        y, test_y = (np.searchsorted(classes, a) for a in (train_labels[known], test_labels[test_known]))
+        return _probe_one(_rows(train, known), y, _rows(test, test_known), test_y, balanced_accuracy)
+    scores = []
+    for c in range(train_labels.shape[1]):
+        known, test_known = np.isfinite(train_labels[:, c]), np.isfinite(test_labels[:, c])
+        y, test_y = train_labels[known, c].astype(int), test_labels[test_known, c].astype(int)
+        if min(y.sum(), (1 - y).sum()) >= MIN_IMAGES and min(test_y.sum(), (1 - test_y).sum()) >= MIN_TESTED:
+            scores.append(_probe_one(_rows(train, known), y, _rows(test, test_known), test_y, auroc))
+    return {name: float(np.mean([score[name] for score in scores])) for name in (scores[0] if scores else {})}
+
+
+def probe_labels(labels: np.ndarray) -> np.ndarray:
+    """Return labels for probes: classes unchanged; findings 0, 1 or NaN where the label is uncertain."""
+    if labels.ndim == 1:
+        return labels
+    return apply_policy(labels, uncertain="ignore", blank="zero")
+
+
+def _rows(features: Tensor, chosen: np.ndarray) -> Tensor:
+    return features[torch.from_numpy(chosen)]
+
+
+def _probe_one(
+    train: Tensor,
+    labels: np.ndarray,
+    test: Tensor,
+    test_labels: np.ndarray,
+    score: Callable[[np.ndarray, np.ndarray], float],
+) -> dict[str, float]:
+    votes = F.one_hot(torch.from_numpy(labels)).float()  # [N, C]
+    votes /= votes.sum(0)  # each class has one vote, shared by its images
+    return {
+        "probe/linear": score(test_labels, linear_probe(train.numpy(), labels, test.numpy())),
+        "probe/knn": score(test_labels, knn_scores(train, votes, test).numpy()),
+    }
+
+
+def knn_scores(train: Tensor, train_targets: Tensor, test: Tensor, k: int = 20) -> Tensor:
+    """Return soft targets [M, C] of test features [M, F] from the k nearest train features [N, F] by cosine.
+
+    Each neighbour votes with weight exp(cosine / 0.07) (Wu et al. 2018, arXiv 1805.01978, section 3.4);
+    train_targets [N, C] are one-hot classes or findings in 0..1.
+    """
+    train, test = F.normalize(train.float()), F.normalize(test.float())
+    similarity, neighbours = (test @ train.T).topk(min(k, len(train)))  # [M, k]
+    weights = torch.softmax(similarity / 0.07, dim=1)
+    return (weights[..., None] * train_targets.float()[neighbours]).sum(1)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from augmentations.transform_utils import Views, step_generator
-from dataset_loader.xrays import PHANTOMS, XRays, listed_facts, read_columns
-from self_sup_classes.backbones import TIMM, BackboneName, save_backbone, weights_file
+from dataset_loader.xrays import XRays, listed_facts
+from self_sup_classes.backbones import BackboneName, save_backbone, weights_file
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
 from self_sup_classes.cuda_graphs import replayed
 from self_sup_classes.initialisation import seen_by, start_from, weights_hashes
@@ -69,12 +69,7 @@ class PretrainConfig(MonitorConfig, MachineConfig):
 
 def open_run(config: PretrainConfig) -> Run:
     """Return the run that `config` names; UserError if its folder holds another one, or has lost its weights."""
-    try:
-        run = Run(config.run_name or derived_name(config), config, "pretraining", look=lambda: facts_of(config))
-    except UserError:
-        if config.dataset not in PHANTOMS:  # reading phantoms would draw them
-            read_columns(config)  # of two mistakes, report the data folder that is missing
-        raise
+    run = Run(config.run_name, config, "pretraining", look=lambda: facts_of(config))
     if run.summary is not None:
         check_files(run.folder, weights_file(config.backbone), "metrics.csv")
     return run
@@ -83,17 +78,6 @@ def open_run(config: PretrainConfig) -> Run:
 def facts_of(config: PretrainConfig) -> dict[str, Any]:
     """Return what a finished pretraining compares with its records: data, and the weights that it started from."""
     return {"data": listed_facts(config, config.also), "weights": weights_hashes([config.start])}
-
-
-def derived_name(config: PretrainConfig) -> str:
-    """Return a name for a run that has none: the settings that usually vary, never the time."""
-    projector = "-".join(map(str, config.projector_dims))
-    views = "" if config.views == 2 else f"_v{config.views}"
-    return (
-        f"pretrain/{config.dataset}_{config.backbone.removeprefix(TIMM)}_{config.img_res}px_{config.recipe}{views}"
-        f"_b{config.batch_size}_lr{config.lr:g}_lambda{config.barlow_lambda:g}_p{projector}"
-        f"_e{config.num_epochs}_s{config.random_seed}"
-    )
 
 
 def build_model(config: PretrainConfig) -> BarlowTwins:

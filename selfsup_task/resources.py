@@ -5,7 +5,7 @@ import multiprocessing
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,6 @@ from dataset_loader.columns import UNLABELLED, Columns
 from dataset_loader.image_store import open_store
 from dataset_loader.splits import FOLDS
 from dataset_loader.xrays import read_columns, size_of_store
-from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
 from selfsup_task.monitor import FINDING_LABELS, HEALTH_IMAGES, PROBE_DRAWS, PROBE_LABELS, PROBE_TESTS
 from selfsup_task.pretraining import PretrainConfig, build_model, passes_of, twin_step
 from utils.config import UserError
@@ -31,10 +30,6 @@ STEP_SECONDS = 8.0  # and for at least so long: the speed of a shared machine va
 SIGKILL = 9  # Windows has none
 SAMPLE = 256  # files that are decoded to time the store, at least a batch of them
 FORWARD = 1 / 3  # of a view's share of a step that one image's forward pass costs: backward is twice forward
-
-
-class OutOfMemory(Exception):
-    """The cell needs more memory than there is."""
 
 
 class Costs(NamedTuple):
@@ -51,12 +46,14 @@ class Costs(NamedTuple):
 def measure(config: PretrainConfig, columns: Columns, forecast_epochs: int) -> dict[str, Any]:
     """Return seconds of a batch and its parts, images/s, peak memory, the bottleneck, and hours for forecast_epochs.
 
-    Returns {"out_of_memory": True, "reason": ...} if memory ran out; any other failure is raised with its text.
+    Returns {"out_of_memory": True, "reason": ...} if memory ran out; any other failure is raised.
     """
     try:
         costs = measure_apart(config)
-    except OutOfMemory as error:
-        return {"out_of_memory": True, "reason": str(error)}
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return {"out_of_memory": True, "reason": f"{type(error).__name__}: {error}".partition("\n")[0]}
     shares = {"reading": costs.reading, "views": costs.views, "network": costs.step - costs.views - costs.reading}
     bottleneck = max(shares, key=shares.__getitem__)
     return {
@@ -100,36 +97,33 @@ def _images_of(part: str, config: PretrainConfig, official: np.ndarray) -> int:
 def measure_apart(config: PretrainConfig) -> Costs:
     """Return what a step costs, measured in a process of its own, which the system may kill for its memory.
 
-    Raises OutOfMemory, UserError, or RuntimeError with the text of any other failure.
+    Raises what was raised there, MemoryError if it was killed, RuntimeError if it has ended otherwise.
     """
     ours, theirs = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("spawn").Process(target=_answer, args=(config, theirs), daemon=True)
     process.start()
     theirs.close()
     try:
-        kind, value = ours.recv()
-    except EOFError:  # it ended without an answer
+        answer = ours.recv()
+    except EOFError:  # it ended without one
         process.join()
         if process.exitcode == -SIGKILL:
-            raise OutOfMemory("the system killed the process, as it does when memory is out") from None
+            raise MemoryError("the system killed the process, as it does when memory is out") from None
         raise RuntimeError(f"the measuring process ended with exit code {process.exitcode}") from None
     process.join()
-    if kind == "costs":
-        return Costs(*value)
-    raise {"memory": OutOfMemory, "user": UserError, "error": RuntimeError}[kind](value)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _answer(config: PretrainConfig, pipe: Connection) -> None:
-    """In the child: send ("costs", numbers) or ("memory" | "user" | "error", text)."""
+    """In the child: send the costs, or why there are none."""
     try:
-        pipe.send(("costs", tuple(_costs(config))))
-    except UserError as error:
-        pipe.send(("user", str(error)))
+        pipe.send(_costs(config))
     except Exception as error:
-        kind = "memory" if is_out_of_memory(error) else "error"
-        if kind == "error":
+        if not (isinstance(error, UserError) or is_out_of_memory(error)):
             traceback.print_exc()
-        pipe.send((kind, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"))
+        pipe.send(error)
 
 
 def _costs(config: PretrainConfig) -> Costs:
@@ -148,46 +142,25 @@ def _costs(config: PretrainConfig) -> Costs:
 
 
 def time_steps(config: PretrainConfig, images_of: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
-    """Return median seconds of "reading", "views" and the whole "step"; config and images_of as in `to_measure`."""
-    take = to_measure(config, images_of, device).take
-    views = Views(config.recipe, config.img_res, config.views)
-    batch = torch.arange(config.batch_size)
-    pixels = images_of(batch)
-    return {
-        "reading": median_seconds(lambda: images_of(batch), STEPS, device),
-        "views": median_seconds(
-            lambda: views(pixels, step_generator("timed views", config.random_seed, 0, 0)), STEPS, device
-        ),
-        "step": median_seconds(lambda: take(0), STEPS, device, STEP_SECONDS),
-    }
+    """Return median seconds of "reading", "views" and the whole "step" of a pretraining at its start.
 
-
-class Measured(NamedTuple):
-    """A pretraining that is measured and discarded.
-
-    passes(*views) is the loss of views; take(n) draws the views of step n and takes one optimiser step.
-    """
-
-    model: BarlowTwins
-    optimizer: torch.optim.Optimizer
-    passes: Callable[..., BarlowTwinsLoss]
-    take: Callable[[int], Mapping[str, Tensor]]
-
-
-def to_measure(
-    config: PretrainConfig, images_of: Callable[[Tensor], Tensor], device: torch.device, graphs: bool = True
-) -> Measured:
-    """Return a pretraining at its start; `images_of` gives the pixels uint8 [B, 1, S, S] of indices 0 to B - 1.
-
-    Without `graphs` a GPU's kernels are started one by one.
+    `images_of` gives the pixels uint8 [B, 1, S, S] of indices 0 to B - 1.
     """
     model = placed(build_model(config), device).train()
     optimizer, dtype = build_optimizer(model, config), choose_precision(config.precision, device)
-    passes, batch = passes_of(model, config) if graphs else model, torch.arange(config.batch_size)
-    step = twin_step(passes, images_of, config)
+    step = twin_step(passes_of(model, config), images_of, config)
+    views, batch = Views(config.recipe, config.img_res, config.views), torch.arange(config.batch_size)
+    pixels = images_of(batch)
 
-    def take(number: int) -> Mapping[str, Tensor]:
-        forward = functools.partial(step, batch, 0, number)
+    def draw() -> object:
+        return views(pixels, step_generator("timed views", config.random_seed, 0, 0))
+
+    def take() -> object:
+        forward = functools.partial(step, batch, 0, 0)
         return gradient_step(model, optimizer, forward, config.lr, config.gradient_clip, dtype)
 
-    return Measured(model, optimizer, passes, take)
+    return {
+        "reading": median_seconds(lambda: images_of(batch), STEPS, device),
+        "views": median_seconds(draw, STEPS, device),
+        "step": median_seconds(take, STEPS, device, STEP_SECONDS),
+    }

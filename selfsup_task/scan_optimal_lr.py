@@ -33,12 +33,17 @@ if __name__ == "__main__":
         config, __doc__, __file__, *FILES, real_xrays=REAL_XRAYS, best="pretraining"
     )  # before the slow imports
 
+import copy
+import functools
 import gc
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import nn
 
 from dataset_loader.xrays import XRays
 from downstream_task.classifier import Classifier
@@ -47,15 +52,21 @@ from downstream_task.targets import loss_function, read_targets
 from self_sup_classes.initialisation import start_from
 from selfsup_task import scan_plots
 from selfsup_task.hyper_utils import Scan, ScanConfig, finetuning
-from selfsup_task.lr_range import lr_range_test, suggest
 from selfsup_task.pretraining import build_model, partners_of, passes_of, twin_step
 from utils import plots
 from utils.config import RUNS_ROOT, UserError, as_dict, between, one_of
 from utils.distributed import exclusive_lock
-from utils.hardware import placed
+from utils.hardware import choose_precision, placed
 from utils.jobs import with_jobs
 from utils.logging_utils import Run
-from utils.optimisation import SCHEDULERS
+from utils.optimisation import SCHEDULERS, FitConfig, build_optimizer, gradient_step
+from utils.scripts import progress_bar
+from utils.seeds import endless_order, mixed_seed
+from utils.training_utils import StepFunction
+
+SMOOTHING = 0.8  # of the exponential mean over steps
+DIVERGED = 3.0  # times its lowest, the smoothed loss ends the test
+SETTLING = 0.1  # of the steps, in which too few losses have been seen for that
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +128,7 @@ def range_run(task: str, config: RatesConfig, xrays: XRays) -> Run:
             lrs = np.geomspace(config.lr_from, config.lr_to, config.range_steps)
             table = (range_of_pretraining if task == "pretraining" else range_of_finetuning)(config, xrays, lrs)
             gc.collect()  # on a GPU the graphs of a pretraining refer to themselves, and hold memory
-            found = suggest(table)._asdict()
+            found = suggest(table)
             title = plots.marked(f"Learning-rate range test, {task}", xrays.synthetic)
             run.save_table("lr_range", table)
             run.save_figure("lr_range", scan_plots.lr_range(table, found, title))
@@ -142,6 +153,71 @@ def range_of_finetuning(config: RatesConfig, xrays: XRays, lrs: np.ndarray) -> p
     classifier = placed(Classifier(backbone, len(targets.names), "all"), xrays.store.device)
     step = classify_step(classifier, xrays, loss_function(targets, train, part.class_weights), part)
     return lr_range_test(classifier, step, train, engine_config(part, len(train)), lrs, lr_factors(classifier, part))
+
+
+def lr_range_test(
+    module: nn.Module,
+    step: StepFunction,
+    indices: np.ndarray,
+    config: FitConfig,
+    lrs: np.ndarray,
+    lr_factors: Mapping[str, float] | None = None,
+) -> pd.DataFrame:
+    """Take a step at each of the growing learning rates `lrs` (Smith 2017, arXiv 1506.01186, section 3.3).
+
+    Returns one row per step with lr, loss and smoothed, up to where the smoothed loss is DIVERGED times its lowest or
+    the loss is not finite. Afterwards the module is as it was, without gradients, however the test ends.
+    Raises UserError if the first loss is not finite.
+    """
+    before, was_training = copy.deepcopy(module.state_dict()), module.training
+    optimizer = build_optimizer(module, config, lr_factors)
+    num_steps = len(lrs)
+    dtype = choose_precision(config.precision, next(module.parameters()).device)
+    order = torch.from_numpy(endless_order(indices, config.random_seed, 0, num_steps * config.batch_size))
+    rows: list[dict[str, float]] = []
+    try:
+        module.train()
+        with progress_bar(num_steps, "learning rates", unit="step") as bar:
+            for n, (lr, batch) in enumerate(zip(lrs, order.chunk(num_steps), strict=True)):
+                torch.manual_seed(mixed_seed("dropout of a range test", config.random_seed, n))
+                forward = functools.partial(step, batch, 0, n)
+                metrics = gradient_step(module, optimizer, forward, float(lr), config.gradient_clip, dtype)
+                loss = metrics["loss"].item()
+                rows.append({"lr": float(lr), "loss": loss, "smoothed": _smoothed([*(r["loss"] for r in rows), loss])})
+                bar.update()
+                too_large = rows[-1]["smoothed"] > DIVERGED * min(row["smoothed"] for row in rows)
+                if not math.isfinite(loss) or (too_large and n >= SETTLING * num_steps):
+                    break
+    finally:
+        module.load_state_dict(before)
+        module.train(was_training)
+        module.zero_grad(set_to_none=True)
+    if not math.isfinite(rows[0]["loss"]):
+        raise UserError(f"the loss is not finite at the first learning rate, {lrs[0]:.2g}; lower lr_from.")
+    return pd.DataFrame(rows)
+
+
+def suggest(table: pd.DataFrame) -> dict[str, float | None]:
+    """Return the learning rates that a range test's table suggests: steepest, lowest and diverged, or None for that.
+
+    The steepest fall is that of the smoothed loss over log(lr).
+    """
+    lrs, smoothed = table[["lr", "smoothed"]].to_numpy().T
+    lrs, smoothed = lrs[np.isfinite(smoothed)], smoothed[np.isfinite(smoothed)]
+    bottom = int(smoothed.argmin())
+    window = max(2, len(table) // 15)  # steps each side: the slope between neighbours is noise
+    middles = np.arange(window, max(window + 1, bottom - window + 1)).clip(max=len(smoothed) - 1)
+    ahead, behind = (middles + window).clip(max=len(smoothed) - 1), (middles - window).clip(min=0)
+    steepest = middles[(smoothed[ahead] - smoothed[behind]).argmin()]
+    ended = smoothed[-1] > DIVERGED * smoothed.min() or len(smoothed) < len(table)
+    diverged = float(table["lr"].iloc[-1]) if ended else None
+    return {"steepest": float(lrs[steepest]), "lowest": float(lrs[bottom]), "diverged": diverged}
+
+
+def _smoothed(losses: list[float]) -> float:
+    """The exponential mean over the losses, without the bias of its start."""
+    weights = SMOOTHING ** np.arange(len(losses))[::-1]
+    return float((weights * losses).sum() / weights.sum())
 
 
 def report(found: Mapping[str, float | None]) -> str:

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.plots import BLACK, BLUE, GREEN, ORANGE, pictures_beside, plain_log_labels, styled
+from utils.plots import BLACK, BLUE, GREEN, ORANGE, beside_pictures, plain_log_labels, styled
 from utils.wording import metric_name
 
 # columns of a scan's table
@@ -120,14 +120,6 @@ def scores_beside_pictures(
 
     start  the linear probe's scores of the weights that the trials start from, a line
     """
-    n, k = len(ranking), len(next(iter(pictures.values())))
-    height = 0.95 * n + 1.65
-    figure = Figure(figsize=(6.5 + 0.95 * k, height))
-    figure.suptitle(title, fontsize=11, y=1 - 0.1 / height, va="top")
-    grid = figure.add_gridspec(
-        n, k + 1, width_ratios=[3.4] + [0.95] * k, wspace=0.06, hspace=0.08,
-        left=0.28, right=0.99, bottom=0.9 / height, top=1 - 0.7 / height,
-    )  # fmt: skip
-    _scores(figure.add_subplot(grid[:, 0]), ranking, start)
-    pictures_beside(figure, grid, [pictures[name] for name in ranking["setting"]])
+    figure, ax = beside_pictures([pictures[name] for name in ranking["setting"]], title)
+    _scores(ax, ranking, start)
     return figure

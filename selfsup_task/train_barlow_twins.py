@@ -41,12 +41,12 @@ config: dict[str, Any] = {
     "also": [],  # more X-rays without labels: FOLDER, or with its layout: covid: chexpert: nih: folder:
     "exclude": [],  # collections, as in `also`, of which no copy and no patient is learnt from: to be tested on
     # run
-    "run_name": "pretrain/{dataset}",  # runs/<run_name>/; "" derives one from the other keys
+    "run_name": "pretrain/{dataset}",  # runs/<run_name>/; {dataset} is the name of the data set
     "random_seed": 0,  # of weights, views and the order of images
     # network
     "backbone": "resnet18",  # torchvision's name, such as densenet121, or timm/NAME
     "in_channels": 1,  # 1 (gray) | 3
-    "start": "random",  # "random" | "imagenet" | "imagenet:FILE" | "shared" | a file of weights, to train on
+    "start": "random",  # "random" | "imagenet" | "imagenet:FILE" | "shared" | a file of weights, to continue from it
     "projector_dims": [512],  # widths of the projector's layers; one width is one linear layer
     "barlow_lambda": 5e-3,  # weight of the off-diagonal (redundancy) term
     # views
@@ -72,7 +72,7 @@ config: dict[str, Any] = {
     "probe_every": 2,  # epochs between linear and kNN probes on validation
     "checkpoint_minutes": 5.0,  # between checkpoints; a signal to stop writes one too
 }
-# What changes when `dataset` is not a phantom: ImageNet's weights, trained on for a few epochs. Linear heads on
+# What changes when `dataset` is not a phantom: ImageNet's weights, trained further for a few epochs. Linear heads on
 # features at 224 px by 20, 93, 187 labels, COVID layout, five folds, reach 59.3, 70.8, 75.2 (ImageNet's weights alone
 # 53.1, 67.3, 71.6; docs/RESULTS.md). The values were chosen by a prototype, one run and seed each, on other images: it
 # reached 64.2, 70.5, 74.2, with which the numbers below compare. From random weights: resnet18 at 64 px, 4 views of
@@ -100,7 +100,6 @@ from dataset_loader.xrays import open_xrays
 from self_sup_classes.backbones import weights_file
 from selfsup_task.pretraining import PretrainConfig, build_model, open_run, partners_of, passes_of, train, twin_step
 from utils import distributed
-from utils.config import UserError
 from utils.hardware import placed, prepare
 from utils.training_utils import check_batch_size
 from utils.wording import metric_name
@@ -126,12 +125,7 @@ def main(config: PretrainConfig) -> None:
             step = twin_step(passes_of(model, config), xrays.batch, config, partners)  # images -> views -> loss
             train(model, step, xrays, config, run)  # backward and optimiser: utils/training_utils.py; then probes
     if run.is_writer and run.summary is not None:
-        try:
-            print(report(run.summary, config))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{run}/summary.json is damaged ({error!r}); restore it, or delete it to train again."
-            ) from error
+        print(report(run.summary, config))
         print(f"weights            {run}/{weights_file(config.backbone)}")
         print(f"figures            {run}/figures/   (curves: tensorboard --logdir runs)")
         if config.val_share == 0 and "metric" not in run.summary:

@@ -17,10 +17,7 @@ REPO_ROOT = Path(__file__).resolve().parent.parent
 
 def _root(variable: str, default: str) -> Path:
     """Return the folder that an environment variable names, or that of the repo; `~` is the home folder."""
-    path = os.path.expanduser(os.environ.get(variable) or REPO_ROOT / default)
-    if path.startswith("~"):
-        raise SystemExit(f"error: {variable} is {path!r}, the home of a user whom nobody knows; give a folder.")
-    return Path(path).resolve()
+    return Path(os.environ.get(variable) or REPO_ROOT / default).expanduser().resolve()
 
 
 # The environment variables put results and data elsewhere: on a larger disk, or, in tests, into a temporary folder.
@@ -239,7 +236,7 @@ def repo_path(path: str | Path) -> Path:
             return roots[path.parts[0]].joinpath(*path.parts[1:]).resolve()
         return (REPO_ROOT / path).resolve()
     except RuntimeError as error:  # a user whom nobody knows, or links in a circle
-        raise UserError(f"the path {path} leads nowhere ({error}); give another.") from error
+        raise UserError(f"the path {path} cannot be resolved ({error}); give another.") from error
 
 
 def key_comments(source: str) -> dict[str, str]:

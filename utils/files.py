@@ -23,7 +23,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
     Raises UserError if the system refuses: a full disk, no permission or, on Windows, a program that shows the file.
     """
-    temporary = _beside(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with plain_refusals(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,10 +71,6 @@ def remove_leftovers(folder: Path) -> None:
     """Delete temporary files that killed processes left in a run or store, whose lock the caller holds."""
     for path in [*folder.glob(".*.tmp"), *folder.glob("figures/.*.tmp")]:
         path.unlink(missing_ok=True)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def content_hash(path: Path) -> str:

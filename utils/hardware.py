@@ -4,7 +4,6 @@ import ctypes
 import functools
 import os
 import platform
-import re
 import shutil
 import statistics
 import sys
@@ -42,10 +41,10 @@ def prepare(device: str, threads: int, deterministic: bool = True) -> torch.devi
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of that name; "auto" is a CUDA GPU that torch has code for, else an Apple GPU, else the CPU.
+    """Return the device of that name; "auto" is a CUDA GPU that torch can use, else an Apple GPU, else the CPU.
 
     Under torchrun each process takes the GPU of its local rank. Raises UserError if the device is not available, if
-    torch has no code for it, or if there are more processes than GPUs.
+    torch cannot compute on it, or if there are more processes than GPUs.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     chosen = next(device for device, available in there.items() if available) if name == "auto" else name
@@ -62,44 +61,22 @@ def choose_device(name: str) -> torch.device:
             f"--nproc-per-node {gpus}, or --device cpu."
         )
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    if lacking := _lacking_code(device):
+    try:
+        torch.zeros(1, device=device).cpu()
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        lacking = f"torch {torch.__version__} cannot use the GPU ({reason}); install a torch for it (pytorch.org)"
         if name == "cuda":
-            raise UserError(f"device is 'cuda', but {lacking}, or give --device cpu.")
+            raise UserError(f"device is 'cuda', but {lacking}, or give --device cpu.") from error
         say(f"warning: the CPU is used, since {lacking}")
         return torch.device("cpu")
     torch.cuda.set_device(device)
     return device
 
 
-def _lacking_code(device: torch.device) -> str:
-    """Return that this torch has no code for a CUDA GPU, and what to install, or "" if it has.
-
-    What it was built for are names such as sm_86, code for cards of that compute capability, 8.6, and of later ones
-    of that major version, and compute_86, which the driver translates for all later ones; with an "a" behind it, for
-    that one alone. Names of other kinds, such as AMD's, say nothing here.
-    """
-    built_for, here = torch.cuda.get_arch_list(), torch.cuda.get_device_capability(device)
-    found = [match for one in built_for if (match := re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", one))]
-    known = {
-        (kind, (int(major), int(minor)), exact == "a") for kind, major, minor, exact in (m.groups() for m in found)
-    }
-    runs = (
-        here == built if exact else here >= built and (kind == "compute" or here[0] == built[0])
-        for kind, built, exact in known
-    )
-    if not known or any(runs):
-        return ""
-    older = here < min(built for _, built, _ in known)
-    wanted = "an older CUDA, such as 12.6" if older else "a newer CUDA"
-    return (
-        f"torch {torch.__version__} has no code for {torch.cuda.get_device_name(device)}, of compute capability "
-        f"{here[0]}.{here[1]} (it has {', '.join(built_for)}); install a torch for {wanted} (pytorch.org)"
-    )
-
-
 @functools.cache
 def _warn_of_unused_gpu() -> None:
-    """Say once that there is an NVIDIA GPU, hidden by nobody, that torch does not find."""
+    """Say once that there is an NVIDIA GPU, not hidden by CUDA_VISIBLE_DEVICES, that torch does not find."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
     if hidden or not (shutil.which("nvidia-smi") or NVIDIA_DRIVER.exists()):
         return

@@ -1,6 +1,5 @@
 """Run: the only code that writes under runs/."""
 
-import gc
 import io
 import itertools
 import json
@@ -44,10 +43,12 @@ from utils.files import (
     remove_leftovers,
     write_atomically,
     write_json,
+    write_table,
     write_text,
 )
 from utils.hardware import changes, environment
 from utils.messages import say
+from utils.plots import write_figure
 from utils.tensor_files import read_checkpoint, write_tensors
 
 Look = Callable[[], Mapping[str, Any]]  # see Run
@@ -222,7 +223,7 @@ class Run:
     def save_table(self, name: str, table: pd.DataFrame) -> None:
         """Write <name>.csv."""
         if self.is_writer:
-            write_text(self.folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
+            write_table(self.folder / f"{name}.csv", table)
 
     def save_json(self, name: str, value: Any) -> None:
         """Write <name>.json."""
@@ -232,13 +233,10 @@ class Run:
     def save_figure(self, name: str, figure: Figure, step: int | None = None) -> None:
         """Write figures/<name>.png and, if a step is given, the same picture to TensorBoard."""
         if self.is_writer:
-            picture = io.BytesIO()
-            figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
-            write_atomically(self.folder / "figures" / f"{name}.png", lambda file: file.write(picture.getvalue()))
+            png = write_figure(self.folder / "figures" / f"{name}.png", figure)
             if step is not None:
-                pixels = np.asarray(Image.open(picture).convert("RGB"))
+                pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
                 self._tensorboard(step).add_image(name, pixels, step, dataformats="HWC")
-            gc.collect()  # figures before this one: circles of references, of which Python lets dozens pile up
 
     def save_picture(self, name: str, pixels: np.ndarray) -> None:
         """Write <name>.png from pixels uint8 [H, W, 3]."""

@@ -65,28 +65,25 @@ def _pairs_won(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> t
     return (up * below).sum(1), up.sum(1) * down.sum(1)
 
 
-def classification_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Return scores in 0..1 of probabilities [M, C] for labels [M] in 0..C-1; all but ece are better the larger.
+def prediction_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Return scores in 0..1 of probabilities [M, C] for classes [M], or for findings [M, C] (1, 0, NaN where unknown).
 
-    auroc and auprc (average precision) are each class's against the rest; they, balanced_accuracy (mean recall) and
-    macro_f1 average over the classes that occur in `labels`. A score is NaN if no
-    class allows it. ece is of the likeliest class. Raises ValueError if the two do not fit together or a probability
-    is outside 0..1.
+    accuracy, balanced_accuracy (mean recall) and macro_f1 are of the likeliest class, and not of findings. auroc and
+    auprc (average precision) are of each class against the rest, or of each finding. All but accuracy average over the
+    classes that occur, or the findings with known images of both kinds; NaN without any. ece is `calibration_error`;
+    the others are better the larger.
     """
-    _check(labels, probabilities, np.arange(probabilities.shape[1]))
-    if len(labels) == 0:
-        return dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "auroc", "auprc", "ece"), float("nan"))
+    auroc, auprc = map(_mean, per_class_scores(labels, probabilities)[:, 2:].T)
+    scores = {"auroc": auroc, "auprc": auprc, "ece": calibration_error(labels, probabilities)}
+    if labels.ndim > 1:
+        return scores
     counts = confusion_counts(labels, probabilities)
-    occurring = np.flatnonzero(counts.sum(1))
-    right, labelled, called = (a[occurring] for a in (counts.diagonal(), counts.sum(1), counts.sum(0)))
-    ranking = [_ranking_scores(labels == c, probabilities[:, c]) for c in occurring]
+    right, labelled, called = (a[counts.sum(1) > 0] for a in (counts.diagonal(), counts.sum(1), counts.sum(0)))
     return {
         "accuracy": float(counts.trace() / len(labels)),
-        "balanced_accuracy": balanced_accuracy(labels, probabilities),
+        "balanced_accuracy": float((right / labelled).mean()),
         "macro_f1": float((2 * right / (labelled + called)).mean()),
-        "auroc": _mean(area for area, _ in ranking),
-        "auprc": _mean(precision for _, precision in ranking),
-        "ece": calibration_error(labels, probabilities),
+        **scores,
     }
 
 
@@ -106,11 +103,10 @@ def per_class_scores(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarra
 
     Sensitivity and specificity are of the likeliest class; of a finding, at a probability of .5.
     """
-    findings, num_classes = labels.ndim > 1, probabilities.shape[1]
-    _check(np.nan_to_num(labels) if findings else labels, probabilities, np.arange(2 if findings else num_classes))
+    num_classes = probabilities.shape[1]
     truth = one_against_rest(labels, num_classes)  # [M, C]
-    known = ~np.isnan(truth)
-    all_called = probabilities >= 0.5 if findings else probabilities.argmax(1)[:, None] == np.arange(num_classes)
+    known, likeliest = ~np.isnan(truth), probabilities.argmax(1)[:, None] == np.arange(num_classes)
+    all_called = probabilities >= 0.5 if labels.ndim > 1 else likeliest
     rows = []
     for c in range(num_classes):
         positive, called = truth[known[:, c], c] == 1, all_called[known[:, c], c]
@@ -119,26 +115,12 @@ def per_class_scores(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarra
     return np.array(rows)
 
 
-def finding_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Return scores of probabilities [M, C] for findings labels [M, C], 1, 0 or NaN where unknown.
-
-    auroc and auprc are means over the findings with known images of both kinds, NaN without such findings. ece is
-    over all known cells, of the probability that the finding is present (for the likelier answer, a finding predicted
-    too often and one predicted too rarely would cancel). Raises ValueError as classification_scores does.
-    """
-    known = ~np.isnan(labels)
-    _check(np.where(known, labels, 0), probabilities, np.arange(2))
-    columns = [(labels[rows, c] == 1, probabilities[rows, c]) for c, rows in enumerate(known.T)]
-    ranking = [_ranking_scores(positive, probability) for positive, probability in columns]
-    return {
-        "auroc": _mean(area for area, _ in ranking),
-        "auprc": _mean(precision for _, precision in ranking),
-        "ece": calibration_error(labels, probabilities),
-    }
-
-
 def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the ECE of the likeliest class for class labels [M], of all known cells for findings [M, C]."""
+    """Return the ECE of the likeliest class for class labels [M], of all known cells for findings [M, C].
+
+    Of findings it is that of the probability of their presence: for the likelier answer, a finding predicted too often
+    and one predicted too rarely would cancel.
+    """
     if labels.ndim == 1:
         return expected_calibration_error(probabilities.max(1), probabilities.argmax(1) == labels)
     known = ~np.isnan(labels)
@@ -212,15 +194,6 @@ def _mean(values: Iterable[float]) -> float:
     """Return the mean of the values that are not NaN; NaN without any."""
     numbers = [value for value in values if not np.isnan(value)]
     return float(np.mean(numbers)) if numbers else float("nan")
-
-
-def _check(labels: np.ndarray, probabilities: np.ndarray, allowed: np.ndarray) -> None:
-    if labels.shape != probabilities.shape[: labels.ndim]:
-        raise ValueError(f"labels {labels.shape} do not fit probabilities {probabilities.shape}")
-    if not np.isin(labels, allowed).all():
-        raise ValueError(f"labels must be among {allowed}, not {np.setdiff1d(labels, allowed)[:5]}")
-    if not ((probabilities >= 0) & (probabilities <= 1 + 1e-4)).all():  # also refuses NaN; softmax may round up
-        raise ValueError("probabilities must lie in 0..1")
 
 
 def fit_plateau(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.gridspec import GridSpec
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import auc, roc_curve
 
@@ -30,12 +29,13 @@ def marked(title: str, synthetic: bool, transductive: bool = False) -> str:
     return f"{title} ({', '.join(marks)})" if marks else title
 
 
-def write_figure(path: Path, figure: Figure) -> None:
-    """Write a PNG atomically."""
+def write_figure(path: Path, figure: Figure) -> bytes:
+    """Write a PNG atomically; return its content."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
     write_bytes(path, picture.getvalue())
     gc.collect()  # figures before this one: circles of references, of which Python lets dozens pile up
+    return picture.getvalue()
 
 
 def styled(names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
@@ -247,13 +247,21 @@ def reliability(labels: np.ndarray, probabilities: Mapping[str, np.ndarray], tit
     return figure
 
 
-def pictures_beside(figure: Figure, grid: GridSpec, rows: Iterable[np.ndarray]) -> None:
-    """Pictures [k, H, W] in 0..1 of each row, from the grid's second column on."""
-    for row, pictures in enumerate(rows):
-        for column, picture in enumerate(pictures):
-            ax = figure.add_subplot(grid[row, column + 1])
-            ax.imshow(picture, cmap="gray", vmin=0, vmax=1)
-            ax.set_axis_off()
+def beside_pictures(rows: Sequence[np.ndarray], title: str) -> tuple[Figure, Axes]:
+    """An empty plot, and beside it a line of pictures [k, H, W] in 0..1 for each of `rows`."""
+    n, k = len(rows), len(rows[0])
+    height = n + 1.7
+    figure = Figure(figsize=(6.4 + k, height))
+    figure.suptitle(title, fontsize=11, y=1 - 0.1 / height, va="top")
+    grid = figure.add_gridspec(
+        n, k + 1, width_ratios=[3.6] + [1] * k, wspace=0.07, hspace=0.07,
+        left=0.26, right=0.99, bottom=1 / height, top=1 - 0.7 / height,
+    )  # fmt: skip
+    for row, column in np.ndindex(n, k):
+        ax = figure.add_subplot(grid[row, column + 1])
+        ax.imshow(rows[row][column], cmap="gray", vmin=0, vmax=1)
+        ax.set_axis_off()
+    return figure, figure.add_subplot(grid[:, 0])
 
 
 def _lines(

@@ -21,17 +21,6 @@ from utils.signals import Stopped, stop_on_signals
 SECONDS_BETWEEN_LINES = 30  # of progress, where output is a file
 NO_TORCHRUN = "this script does not run under torchrun; start it with python, once for each GPU: they share its trials."
 ANYWHERE: dict[str, Any] = {"device": "auto", "threads": 0, "data_root": ""}  # defaults that all scripts have
-FORMER = {  # flags of earlier versions, and those that took their place
-    "fractions": ("num_labels",),
-    "label_fraction": ("num_labels",),
-    "patience": ("epochs", "min_steps"),
-    "passes": ("epochs", "min_steps"),
-    "evaluate_every": ("epochs", "min_steps"),
-    "menu": ("ways",),
-    "menu_draws": ("ways", "draws"),
-    "choose_by": (),
-    "test_share": ("fold", "folds"),
-}
 CURSOR_UP = "\x1b[A"  # how tqdm returns from a nested bar
 
 Item = TypeVar("Item")
@@ -163,13 +152,8 @@ def _best_values(files: Sequence[str], best: str, known: Collection[str]) -> dic
 
 
 def _unknown(word: str, flags: list[str]) -> str:
-    prefix, dot, key = word.removeprefix("--").rpartition(".")
-    former = key.replace("-", "_")
-    now = [flag for name in FORMER.get(former, ()) if (flag := _flag(f"{prefix}{dot}{name}")) in flags]
     close = difflib.get_close_matches(word, flags, n=1) if word.startswith("--") else []
     hint = f"did you mean {close[0]}? " if close else ""
-    if former in FORMER:
-        hint = f"an earlier version had it; now see {' and '.join(now)}. " if now else "an earlier version had it; "
     return f"{word!r} is not a flag or a value of one; {hint}--help lists them all."
 
 

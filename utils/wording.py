@@ -34,10 +34,12 @@ def metric_name(metric: str) -> str:
     return " ".join(ABBREVIATIONS.get(word, word) for word in re.split("[_ ]", metric))
 
 
-def interval_text(value: float, low: float | None, high: float | None, form: str = ".3f") -> str:
-    """Return `0.712 [0.680, 0.744]`, or a note in place of the brackets if the interval is not known."""
+def interval_text(
+    value: float, low: float | None, high: float | None, form: str = ".3f", unknown: str = " (too few for an interval)"
+) -> str:
+    """Return `0.712 [0.680, 0.744]`, or `unknown` in place of the brackets if the interval is not known."""
     if low is None or high is None or np.isnan(low) or np.isnan(high):
-        return f"{value:{form}} (too few for an interval)"
+        return f"{value:{form}}{unknown}"
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 

@@ -38,13 +38,12 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
-from measuring import Table, seconds_of, spread
+from measuring import Table, seconds_of, spread, to_measure
 from torch import Tensor, nn
 
 from augmentations.transform_utils import Views, step_generator
 from self_sup_classes.barlow import BarlowTwins
 from selfsup_task.pretraining import PretrainConfig
-from selfsup_task.resources import to_measure
 from selfsup_task.scan_base import PRETRAINING, without
 from utils.config import make_config
 from utils.hardware import choose_precision, describe_device, prepare

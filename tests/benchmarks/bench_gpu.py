@@ -50,7 +50,7 @@ from types import SimpleNamespace
 import measuring
 import numpy as np
 import torch
-from measuring import Table, seconds_of, spread
+from measuring import Table, seconds_of, spread, to_measure
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -59,7 +59,6 @@ from augmentations.transform_utils import Views, step_generator
 from dataset_loader.image_store import ImageStore
 from self_sup_classes.barlow import BarlowTwinsLoss
 from selfsup_task.pretraining import PretrainConfig
-from selfsup_task.resources import to_measure
 from selfsup_task.scan_base import PRETRAINING, without
 from utils.config import make_config
 from utils.hardware import choose_device, choose_precision, describe_device, peak_memory, prepare

@@ -1,15 +1,20 @@
 """What benchmarks share: processes of their own, rounds of timings, tables that are printed row by row."""
 
+import functools
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
-from utils.hardware import synchronise
+from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
+from selfsup_task.pretraining import PretrainConfig, build_model, passes_of, twin_step
+from utils.hardware import choose_precision, placed, synchronise
+from utils.optimisation import build_optimizer, gradient_step
 
 Result = TypeVar("Result")
 
@@ -51,3 +56,34 @@ class Table:
             print("".join(name.rjust(width) for name, width in zip(row, self.widths, strict=True)))
         cells = zip(row.values(), self.widths, strict=True)
         print("".join(f" {cell}".rjust(width) for cell, width in cells), flush=True)
+
+
+class Measured(NamedTuple):
+    """A pretraining that is measured and discarded.
+
+    passes(*views) is the loss of views; take(n) draws the views of step n and takes one optimiser step.
+    """
+
+    model: BarlowTwins
+    optimizer: torch.optim.Optimizer
+    passes: Callable[..., BarlowTwinsLoss]
+    take: Callable[[int], Mapping[str, Tensor]]
+
+
+def to_measure(
+    config: PretrainConfig, images_of: Callable[[Tensor], Tensor], device: torch.device, graphs: bool = True
+) -> Measured:
+    """Return a pretraining at its start; `images_of` gives the pixels uint8 [B, 1, S, S] of indices 0 to B - 1.
+
+    Without `graphs` a GPU's kernels are started one by one.
+    """
+    model = placed(build_model(config), device).train()
+    optimizer, dtype = build_optimizer(model, config), choose_precision(config.precision, device)
+    passes, batch = passes_of(model, config) if graphs else model, torch.arange(config.batch_size)
+    step = twin_step(passes, images_of, config)
+
+    def take(number: int) -> Mapping[str, Tensor]:
+        forward = functools.partial(step, batch, 0, number)
+        return gradient_step(model, optimizer, forward, config.lr, config.gradient_clip, dtype)
+
+    return Measured(model, optimizer, passes, take)

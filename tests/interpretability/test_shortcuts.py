@@ -11,9 +11,21 @@ import torch
 from downstream_task import probes
 from downstream_task.finished_runs import OpenedData, find_finished
 from interpretability import shortcut_audit
-from interpretability.alterations import ALTERATIONS, AS_IS, GRID, NO_LUNGS, ONLY_BORDER, ONLY_LUNGS, SHUFFLED
 from interpretability.shortcut_audit import verdict
-from interpretability.shortcuts import REFITTED, TRAINED, Scores, known_sources, read_sources
+from interpretability.shortcuts import (
+    ALTERATIONS,
+    AS_IS,
+    GRID,
+    NO_LUNGS,
+    ONLY_BORDER,
+    ONLY_LUNGS,
+    REFITTED,
+    SHUFFLED,
+    TRAINED,
+    Scores,
+    known_sources,
+    read_sources,
+)
 from utils.config import UserError, make_config
 from utils.logging_utils import Run
 

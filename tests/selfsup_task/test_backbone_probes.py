@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from clusters import clusters
 
-from selfsup_task.probes import probe, probe_labels
+from selfsup_task.monitor import probe, probe_labels
 
 
 def test_classes_are_scored_by_balanced_accuracy_and_a_guess_by_chance() -> None:

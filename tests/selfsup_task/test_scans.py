@@ -282,7 +282,7 @@ def test_a_cell_without_memory_does_not_end_the_scan(
 ) -> None:
     def measured(config: PretrainConfig) -> Costs:
         if config.img_res == 32:
-            raise resources.OutOfMemory("not enough memory")
+            raise MemoryError("not enough memory")
         return COSTS
 
     monkeypatch.setattr(resources, "measure_apart", measured)

@@ -157,9 +157,6 @@ def test_roots_may_start_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     for value, root in {"~/x": tmp_path / "x", "~": tmp_path, "/y": Path("/y"), "": REPO_ROOT / "runs"}.items():
         monkeypatch.setenv("CXR_RUNS", value)
         assert root_of_variable("CXR_RUNS", "runs") == root
-    monkeypatch.setenv("CXR_RUNS", "~nobody-here/x")
-    with pytest.raises(SystemExit, match="error: CXR_RUNS is '~nobody-here/x'"):
-        root_of_variable("CXR_RUNS", "runs")
 
 
 def test_paths_start_at_the_repo_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

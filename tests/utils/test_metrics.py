@@ -18,16 +18,15 @@ from sklearn.metrics import (
 from sklearn.neighbors import KNeighborsClassifier
 
 from self_sup_classes.health import dead_dimensions, effective_rank
-from selfsup_task.probes import knn_scores
+from selfsup_task.monitor import knn_scores
 from utils.metrics import (
     TEMPERATURES,
     auroc,
     balanced_accuracy,
-    classification_scores,
     expected_calibration_error,
-    finding_scores,
     fit_temperature,
     per_class_scores,
+    prediction_scores,
     weighted_scores,
 )
 
@@ -89,7 +88,7 @@ def test_scores_of_a_guess_are_chance() -> None:
 def test_classification_scores_agree_with_scikit_learn() -> None:
     labels, probabilities = guesses(500, 4)
     predicted = probabilities.argmax(1)
-    scores = classification_scores(labels, probabilities.astype(np.float32))
+    scores = prediction_scores(labels, probabilities.astype(np.float32))
     one_hot = np.eye(4)[labels]
     assert scores.pop("ece") == pytest.approx(expected_calibration_error(probabilities.max(1), predicted == labels))
     assert scores == pytest.approx(
@@ -133,7 +132,7 @@ def test_absent_classes_are_left_out_of_the_averages() -> None:
     labels, probabilities = labels[kept], probabilities[kept]
     predicted = probabilities.argmax(1)
     assert (predicted == 2).any()
-    scores = classification_scores(labels, probabilities)
+    scores = prediction_scores(labels, probabilities)
     counts = confusion_matrix(labels, predicted)
     right, called, images = counts.diagonal(), counts.sum(0), counts.sum(1)
     present = images > 0
@@ -141,11 +140,10 @@ def test_absent_classes_are_left_out_of_the_averages() -> None:
     assert scores["macro_f1"] == pytest.approx((2 * right / (called + images))[present].mean())
     areas = [roc_auc_score(labels == c, probabilities[:, c]) for c in (0, 1, 3)]
     assert scores["auroc"] == pytest.approx(np.mean(areas))
-    only = classification_scores(np.zeros(3, int), np.tile([0.6, 0.4], (3, 1)))
+    only = prediction_scores(np.zeros(3, int), np.tile([0.6, 0.4], (3, 1)))
     assert (only["accuracy"], only["balanced_accuracy"], only["macro_f1"]) == (1, 1, 1)
     assert only["ece"] == pytest.approx(0.4)
     assert np.isnan([only["auroc"], only["auprc"]]).all()
-    assert np.isnan(list(classification_scores(np.zeros(0, int), np.zeros((0, 4))).values())).all()
 
 
 @no_warnings
@@ -172,11 +170,11 @@ def test_finding_scores_leave_out_the_unknown_and_the_one_sided() -> None:
     labels[:, 3] = np.nan
     known = np.isfinite(labels)
     both = [(labels[known[:, c], c], probabilities[known[:, c], c]) for c in (0, 1)]
-    scores = finding_scores(labels, probabilities)
+    scores = prediction_scores(labels, probabilities)
     assert scores["auroc"] == pytest.approx(np.mean([roc_auc_score(y, p) for y, p in both]))
     assert scores["auprc"] == pytest.approx(np.mean([average_precision_score(y, p) for y, p in both]))
     assert scores["ece"] == pytest.approx(expected_calibration_error(probabilities[known], labels[known]))
-    assert np.isnan(list(finding_scores(np.full((5, 3), np.nan), np.full((5, 3), 0.5)).values())).all()
+    assert np.isnan(list(prediction_scores(np.full((5, 3), np.nan), np.full((5, 3), 0.5)).values())).all()
 
 
 @no_warnings
@@ -231,18 +229,3 @@ def test_temperature_at_its_ends() -> None:
     assert fit_temperature(np.full((5, 3), 0.3), np.array([0, 1, 2, 0, 0])) == 1
     assert fit_temperature(np.zeros((0, 3)), np.zeros(0, int)) == 1
     assert fit_temperature(np.ones((2, 2)), np.full((2, 2), np.nan)) == 1
-
-
-def test_what_is_no_label_or_no_probability_is_refused() -> None:
-    labels, probabilities = guesses(20, 3)
-    for wrong in (probabilities * 3, probabilities - 0.5, np.full((20, 3), np.nan)):
-        with pytest.raises(ValueError, match=r"0\.\.1"):
-            classification_scores(labels, wrong)
-    with pytest.raises(ValueError, match="among"):
-        classification_scores(labels + 1, probabilities)
-    with pytest.raises(ValueError, match="among"):
-        finding_scores(np.full((20, 3), -1.0), probabilities)
-    with pytest.raises(ValueError, match="fit"):
-        classification_scores(labels[1:], probabilities)
-    with pytest.raises(ValueError, match="fit"):
-        finding_scores(np.zeros((20, 2)), probabilities)

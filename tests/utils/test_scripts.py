@@ -132,7 +132,6 @@ def test_each_key_is_a_typed_flag(arguments: list[str], changes: dict[str, Any])
         ),
         (["--no-flagg"], "'--no-flagg' is not a flag or a value of one; did you mean --no-flag?"),
         (["3"], "'3' is not a flag or a value of one; --help lists them all."),
-        (["--passes", "3"], "'--passes' is not a flag or a value of one; an earlier version had it; --help"),
         (["--num-epochs", "three"], "--num-epochs: 'three' is not a whole number; --help lists the flags."),
         (["--num-epochs", "3.0"], "--num-epochs: '3.0' is not a whole number"),
         (["--lr", "fast"], "--lr: 'fast' is not a number"),

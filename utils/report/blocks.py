@@ -97,5 +97,4 @@ def _fact(summary: Mapping[str, Any], key: str | tuple[str, str]) -> Any:
 def _estimate(value: Any, low: Any, high: Any, form: str = ".3f") -> str:
     if value is None or np.isnan(value):
         return ""
-    known = low is not None and high is not None and np.isfinite([low, high]).all()
-    return interval_text(value, low, high, form) if known else f"{value:{form}}"
+    return interval_text(value, low, high, form, unknown="")

@@ -30,7 +30,7 @@ def predictor_of(channels: int, multilabel: bool) -> Predictor:
     network = Classifier(Backbone("resnet18", channels), 3).eval()
     torch.nn.init.normal_(network.head.weight, std=0.3)
     origin = {"weights": "0123", "synthetic": True}
-    return Predictor(network, list("abc"), multilabel, (36, 32), channels, torch.float32, 1.7, "x", origin)
+    return Predictor(network, list("abc"), multilabel, (36, 32), channels, torch.float32, 1.7, "x", Path("x"), origin)
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
