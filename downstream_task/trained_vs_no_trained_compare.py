@@ -93,10 +93,8 @@ real_xrays: dict[str, Any] = {
     "features_res": 224,  # of 128 px files too: NIH, ImageNet, 300 labels, validation, AUROC 59.2; at 128 px 57.2
 }
 
-if __name__ == "__main__":
-    config = flags(
-        config, __doc__, __file__, *FILES, real_xrays=real_xrays, best="finetuning"
-    )  # before the slow imports
+if __name__ == "__main__":  # before the slow imports
+    config = flags(config, __doc__, __file__, *FILES, real_xrays=real_xrays, best="finetuning")
 
 import itertools
 from collections.abc import Sequence

@@ -112,8 +112,6 @@ from utils.wording import SALIENCY_NAMES, interval_text
 
 @dataclass(frozen=True, kw_only=True)
 class MapsConfig(NetworkConfig):
-    """Every key of interpretability/grad_cam.py."""
-
     checkpoints: list[str]
     images: list[str]
     boxes: str

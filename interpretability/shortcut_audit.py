@@ -78,8 +78,6 @@ EXAMPLES = 3  # X-rays on the figure
 
 @dataclass(frozen=True, kw_only=True)
 class AuditConfig(MachineConfig):
-    """Every key of interpretability/shortcut_audit.py."""
-
     checkpoints: list[str]
     data_root: str
     source_table: str

@@ -68,7 +68,9 @@ def in_float32_where_better(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
 
 def check_backbone(key: str, name: str) -> None:
     """Raise UserError for a name that neither library knows."""
-    library, known = ("timm", _timms_names()) if name.startswith(TIMM) else ("torchvision", _torchvisions_names())
+    library, known = (
+        ("timm", _timms_names()) if name.startswith(TIMM) else ("torchvision", models.list_models(module=models))
+    )
     if name.removeprefix(TIMM) not in known:
         near = difflib.get_close_matches(name.removeprefix(TIMM), known, cutoff=0)
         raise UserError(
@@ -80,10 +82,6 @@ def check_backbone(key: str, name: str) -> None:
 check_channels = bound((1, 3).__contains__, "an X-ray has 1, a network for colour images 3")
 BackboneName = Annotated[str, check_backbone]
 Channels = Annotated[int, check_channels]
-
-
-def _torchvisions_names() -> list[str]:
-    return models.list_models(module=models)  # those that classify
 
 
 @functools.cache

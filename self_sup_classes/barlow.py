@@ -52,7 +52,8 @@ def barlow_twins_loss(z1: Tensor, z2: Tensor, lambd: float) -> BarlowTwinsLoss:
         precision = torch.promote_types(z1.dtype, torch.float32)
         z1, z2 = standardise(z1.to(precision)), standardise(z2.to(precision))
         diagonal = (z1 * z2).mean(0)  # [D]
-        squared_norm = _gram_norm(z1, z2) if d >= 2 * n else (z1.T @ z2 / n).square().sum()
+        by_gram = d >= 2 * n
+        squared_norm = ((z1 @ z1.T) * (z2 @ z2.T)).sum() / n**2 if by_gram else (z1.T @ z2 / n).square().sum()
         on_diagonal = (1 - diagonal).square().sum()
         off_diagonal = squared_norm - diagonal.square().sum()
         return BarlowTwinsLoss(on_diagonal + lambd * off_diagonal, on_diagonal, off_diagonal)
@@ -76,10 +77,6 @@ def mean_view_loss(z: Tensor, lambd: float) -> BarlowTwinsLoss:
         products = z_mean @ z_mean.T if d > n else z_mean.T @ z_mean  # [N, N] or [D, D]
         off_diagonal = (products / n).square().sum() - z_mean.square().mean(0).square().sum()
         return BarlowTwinsLoss(on_diagonal + lambd * off_diagonal, on_diagonal, off_diagonal)
-
-
-def _gram_norm(z1: Tensor, z2: Tensor) -> Tensor:
-    return ((z1 @ z1.T) * (z2 @ z2.T)).sum() / len(z1) ** 2
 
 
 def random_embedding_parts(n: int, d: int, views: int) -> tuple[float, float]:

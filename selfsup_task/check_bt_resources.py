@@ -69,8 +69,6 @@ SETTINGS = ["backbone", "in_channels", "img_res", "batch_size"]  # of a cell
 
 @dataclass(frozen=True, kw_only=True)
 class ResourcesConfig(PretrainConfig):
-    """The keys of this script."""
-
     backbones: list[BackboneName]
     channels: list[Channels]
     resolutions: list[Size]

@@ -177,7 +177,8 @@ class Scan:
         """
         trial, (name, seed) = self.trials[one.folder.name], self.of_trial[one.folder.name]
         one.start()
-        facts = {"setting": name, **{key: _cell(value) for key, value in self.settings[name].items()}, "seed": seed}
+        cells = {k: "-".join(map(str, v)) if isinstance(v, list) else v for k, v in self.settings[name].items()}
+        facts = {"setting": name, **cells, "seed": seed}  # widths [512, 1024] as 512-1024
         if one.folder.name in self.dropped:
             Run(f"{trial.run_name}/pretrain", trial.pretraining(), "pretraining").drop_weights()
             score = {"early": self.dropped[one.folder.name], "dropped_after": trial.first_epochs}
@@ -271,8 +272,3 @@ def finetuning(trial: ScanConfig, method: str, encoder: str) -> FinetuneConfig:
     fixed |= {"arm": "trial", "way": method, "start": 0}
     named = {"run_name": f"{trial.run_name}/{method}", "encoder": encoder, "method": method}
     return FinetuneConfig(**{**part_of(trial, FinetuneConfig), **as_dict(trial.finetune), **fixed, **named})
-
-
-def _cell(value: Any) -> Any:
-    """A parameter as a cell of summary.csv: widths [512, 1024] as 512-1024."""
-    return "-".join(map(str, value)) if isinstance(value, list) else value

@@ -28,10 +28,8 @@ config: dict[str, Any] = {
 }
 real_xrays = {**without(REAL_XRAYS, "projector_dims"), "projectors": ["512", "512-512", "1024-1024", "2048-2048"]}
 
-if __name__ == "__main__":
-    config = flags(
-        config, __doc__, __file__, *FILES, real_xrays=real_xrays, best="pretraining"
-    )  # before the slow imports
+if __name__ == "__main__":  # before the slow imports
+    config = flags(config, __doc__, __file__, *FILES, real_xrays=real_xrays, best="pretraining")
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,8 +48,6 @@ from utils.wording import metric_name
 
 @dataclass(frozen=True, kw_only=True)
 class GridConfig(ScanConfig):
-    """The keys of this script."""
-
     lambdas: list[float]
     projectors: list[str]
 

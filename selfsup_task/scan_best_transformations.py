@@ -41,10 +41,8 @@ real_xrays = {
     "recipes": [REAL_XRAYS["recipe"], "original", "exposure", *config["recipes"][1:]],  # the first is the default
 }
 
-if __name__ == "__main__":
-    config = flags(
-        config, __doc__, __file__, *FILES, real_xrays=real_xrays, best="pretraining"
-    )  # before the slow imports
+if __name__ == "__main__":  # before the slow imports
+    config = flags(config, __doc__, __file__, *FILES, real_xrays=real_xrays, best="pretraining")
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,8 +62,6 @@ VIEWS_SHOWN = 4  # of each recipe
 
 @dataclass(frozen=True, kw_only=True)
 class RecipesConfig(ScanConfig):
-    """The keys of this script."""
-
     recipes: list[RecipeName]
 
 

@@ -28,10 +28,8 @@ config: dict[str, Any] = {
     "schedulers": ["constant", "multiplicative", "cosine", "warmup+cosine"],  # compared on equal budgets
 }
 
-if __name__ == "__main__":
-    config = flags(
-        config, __doc__, __file__, *FILES, real_xrays=REAL_XRAYS, best="pretraining"
-    )  # before the slow imports
+if __name__ == "__main__":  # before the slow imports
+    config = flags(config, __doc__, __file__, *FILES, real_xrays=REAL_XRAYS, best="pretraining")
 
 import copy
 import functools
@@ -71,8 +69,6 @@ SETTLING = 0.1  # of the steps, in which too few losses have been seen for that
 
 @dataclass(frozen=True, kw_only=True)
 class RatesConfig(ScanConfig):
-    """The keys of this script."""
-
     tasks: list[Annotated[str, one_of(["pretraining", "finetuning"])]]
     schedulers: list[Annotated[str, one_of([*SCHEDULERS, *(f"warmup+{name}" for name in SCHEDULERS)])]]
     lr_from: Annotated[float, between(1e-12, 1e3)]
@@ -183,7 +179,9 @@ def lr_range_test(
                 forward = functools.partial(step, batch, 0, n)
                 metrics = gradient_step(module, optimizer, forward, float(lr), config.gradient_clip, dtype)
                 loss = metrics["loss"].item()
-                rows.append({"lr": float(lr), "loss": loss, "smoothed": _smoothed([*(r["loss"] for r in rows), loss])})
+                weights = SMOOTHING ** np.arange(n + 1)[::-1]  # of an exponential mean without the bias of its start
+                smoothed = (weights * [*(row["loss"] for row in rows), loss]).sum() / weights.sum()
+                rows.append({"lr": float(lr), "loss": loss, "smoothed": float(smoothed)})
                 bar.update()
                 too_large = rows[-1]["smoothed"] > DIVERGED * min(row["smoothed"] for row in rows)
                 if not math.isfinite(loss) or (too_large and n >= SETTLING * num_steps):
@@ -212,12 +210,6 @@ def suggest(table: pd.DataFrame) -> dict[str, float | None]:
     ended = smoothed[-1] > DIVERGED * smoothed.min() or len(smoothed) < len(table)
     diverged = float(table["lr"].iloc[-1]) if ended else None
     return {"steepest": float(lrs[steepest]), "lowest": float(lrs[bottom]), "diverged": diverged}
-
-
-def _smoothed(losses: list[float]) -> float:
-    """The exponential mean over the losses, without the bias of its start."""
-    weights = SMOOTHING ** np.arange(len(losses))[::-1]
-    return float((weights * losses).sum() / weights.sum())
 
 
 def report(found: Mapping[str, float | None]) -> str:

@@ -112,8 +112,6 @@ EXACT = 0.02  # of the largest feature: half precision and another processor dif
 
 @dataclass(frozen=True, kw_only=True)
 class ShareConfig(Config):
-    """The config above."""
-
     run: str
     scores: list[str]
     terms: list[str]

@@ -88,10 +88,10 @@ real_xrays: dict[str, Any] = {
 }
 defaults = config
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # before the slow imports
     config = flags(
         config, __doc__, __file__, data_keys.__file__, real_xrays=real_xrays, torchrun=True, best="pretraining"
-    )  # before the slow imports
+    )
 
 from collections.abc import Mapping
 from math import inf

@@ -41,8 +41,6 @@ FRAME = 12, 4  # bytes before and after the data of a record, the length among t
 
 @dataclass(frozen=True, kw_only=True)
 class LogsConfig(Config):
-    """What is read and where the table is written; the dict at the top says what each key means."""
-
     runs: str
     csv: str
     tags: list[str]

@@ -38,8 +38,6 @@ PAGES = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, lo
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(Config):
-    """The config above."""
-
     runs: list[str]
     exclude: list[str]
     output: str

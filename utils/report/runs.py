@@ -88,10 +88,12 @@ def find_runs(roots: Sequence[Path], exclude: Sequence[str], leave_out: Path) ->
     found: list[FoundRun] = []
     skipped: list[Skipped] = []
     seen = {leave_out.resolve()}
+
+    def unreadable(error: OSError) -> None:
+        skipped.append(Skipped(str(error.filename), f"it cannot be opened: {error.strerror}"))
+
     for root in roots:
-        for folder, folders, files in os.walk(
-            root, followlinks=True, onerror=lambda error: _unreadable(error, skipped)
-        ):
+        for folder, folders, files in os.walk(root, followlinks=True, onerror=unreadable):
             path, name = Path(folder), _name(Path(folder), root)
             excluded = any(fnmatch.fnmatch(name, pattern) for pattern in exclude)
             if excluded or path.resolve() in seen:
@@ -107,10 +109,6 @@ def find_runs(roots: Sequence[Path], exclude: Sequence[str], leave_out: Path) ->
 def one_line(error: BaseException) -> str:
     """Return an error's type and first line."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def _unreadable(error: OSError, skipped: list[Skipped]) -> None:
-    skipped.append(Skipped(str(error.filename), f"it cannot be opened: {error.strerror}"))
 
 
 def _name(path: Path, root: Path) -> str:
