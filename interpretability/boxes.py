@@ -82,11 +82,12 @@ def _unfit(table: pd.DataFrame, findings: Sequence[str]) -> dict[int, tuple[str,
         ("missing", "no file is there"): [not Path(path).is_file() for path in table[PATH]],
     }
     labels = table["label"].tolist()
-    return {
+    why = {
         int(row): (kind, f"{labels[row]}: {reason}")
         for (kind, reason), rows in cases.items()
         for row in np.flatnonzero(rows)
     }
+    return dict(sorted(why.items()))
 
 
 def leave_out_seen(films: Films, columns: Columns, files: Iterable[str], seen: np.ndarray) -> None:
