@@ -83,19 +83,7 @@ from downstream_task.finished_runs import (
     open_checkpoints,
     open_predictors,
 )
-from interpretability.boxes import (
-    CHANCE,
-    MEAN_BOX,
-    POINTING,
-    RATIO,
-    BoxMaps,
-    by_finding,
-    find_boxes,
-    leave_out_seen,
-    map_boxes,
-    score_tables,
-    scores_of,
-)
+from interpretability import boxes
 from interpretability.explanations import QUANTITIES, Explained, differences, explain
 from interpretability.overlays import box_figure, overlay, panel
 from interpretability.pictures import Picture, pictures_of_boxes, pictures_of_files, pictures_of_test
@@ -179,18 +167,18 @@ def explain_pictures(config: MapsConfig, networks: Mapping[str, Predictor], devi
 def score_boxes(config: MapsConfig, networks: Mapping[str, Predictor], device: torch.device) -> Run:
     """Map the finding of each box with every network; write how these maps score, and two that look at no X-ray."""
     known = [name for name in FINDINGS if all(name in network.classes for network in networks.values())]
-    films, columns = find_boxes(config.boxes, config.data_root, config.only or known)
+    films, columns = boxes.find_boxes(config.boxes, config.data_root, config.only or known)
     name, identity = named(config, networks, films)
     run = same_run(name, identity, "boxes", ["box_scores.csv", "boxes.csv", "figures/boxes.png", "figures/panel.png"])
     if run is None:
         notes, ids = leave_out_unusable(networks, films, columns), ids_of(config, networks)
         pictures, settings = pictures_of_boxes(films.table, ids), settings_of(config)
         mapped = {
-            short: map_boxes(network, pictures, settings, config.sanity_check)
+            short: boxes.map_boxes(network, pictures, settings, config.sanity_check)
             for short, network in tracked(networks.items(), "mapping", "network")
         }
-        tables = scores_of(mapped, networks, pictures)
-        means = by_finding(tables, [next(iter(networks)), MEAN_BOX, CHANCE])
+        tables = boxes.scores_of(mapped, networks, pictures)
+        means = boxes.by_finding(tables, [next(iter(networks)), boxes.MEAN_BOX, boxes.CHANCE])
         run = new_run(name, identity, "boxes")
         run.start(device=describe_device(device), images=[picture.name for picture in pictures])
         run.save_table("rejected", replace(films, table=films.table[["file", PATH, *FACTS]]).written(ids)[1])
@@ -222,7 +210,7 @@ def leave_out_unusable(networks: Mapping[str, Predictor], films: Films, columns:
         else:
             notes.append(f"{short} does not say which X-rays it was trained on; it may have met these patients")
     learnt_from = set().union(*(network.learnt_from for network in networks.values()))
-    leave_out_seen(films, columns, learnt_from, np.concatenate([NOTHING_SEEN.seen, *seen]))
+    boxes.leave_out_seen(films, columns, learnt_from, np.concatenate([NOTHING_SEEN.seen, *seen]))
     read_all(films, networks)
     return notes
 
@@ -330,12 +318,12 @@ def save_box_figures(
     run: Run,
     config: MapsConfig,
     pictures: Sequence[Picture],
-    mapped: Mapping[str, BoxMaps],
+    mapped: Mapping[str, boxes.BoxMaps],
     scores: tuple[Mapping[str, pd.DataFrame], pd.DataFrame],
 ) -> None:
     """Write the dot plot, and the panel and overlays of one X-ray for each finding, the largest boxes first.
 
-    scores  what scores_of and by_finding return
+    scores  what boxes.scores_of and boxes.by_finding return
     """
     (tables, means), method = scores, SALIENCY_NAMES[config.method]
     synthetic = any(picture.synthetic for picture in pictures)
@@ -348,7 +336,7 @@ def save_box_figures(
         rows = tables[name].iloc[chosen]
         captions = [
             "no evidence found" if empty else f"maximum {'inside' if hit > 0.5 else 'outside'}, {ratio:.1f} x"
-            for hit, ratio, empty in zip(rows[POINTING], rows[RATIO], rows["empty"], strict=True)
+            for hit, ratio, empty in zip(rows[boxes.POINTING], rows[boxes.RATIO], rows["empty"], strict=True)
         ]
         networks[name] = found.layer, found.maps[chosen].numpy(), captions
     title = f"{method} of the finding, and the box that radiologists drew (n x: evidence inside over area)"
@@ -363,7 +351,7 @@ def print_boxes(run: Run) -> None:
     print(
         f"\n{summary['boxes']:,} boxes on {summary['images']:,} X-rays of {summary['patients']:,} patients; {left_out}"
     )
-    for title, table in score_tables(scores.fillna({"minus": ""})).items():
+    for title, table in boxes.score_tables(scores.fillna({"minus": ""})).items():
         print(f"\n{title}\n{table.to_string()}")
     print()
     for name, count in summary["empty"].items():
