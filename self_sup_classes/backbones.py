@@ -68,9 +68,8 @@ def in_float32_where_better(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
 
 def check_backbone(key: str, name: str) -> None:
     """Raise UserError for a name that neither library knows."""
-    library, known = (
-        ("timm", _timms_names()) if name.startswith(TIMM) else ("torchvision", models.list_models(module=models))
-    )
+    library = "timm" if name.startswith(TIMM) else "torchvision"
+    known = _timms_names() if library == "timm" else models.list_models(module=models)  # those that classify
     if name.removeprefix(TIMM) not in known:
         near = difflib.get_close_matches(name.removeprefix(TIMM), known, cutoff=0)
         raise UserError(
