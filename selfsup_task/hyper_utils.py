@@ -154,8 +154,8 @@ class Scan:
         scores = {trial: one.summary["linear"] for trial, one in early.items() if one.summary is not None}
         of_trials = pd.Series(scores, dtype=float).reindex([*self.trials])  # NaN for those that failed
         of_settings = of_trials.groupby(lambda trial: self.of_trial[trial][0], sort=False)
-        order = of_settings.agg(lambda own: own.mean(skipna=False)).sort_values(ascending=False, kind="stable").index
-        worse = order[-(-len(order) // 2) :]
+        means: Any = of_settings.agg(lambda own: own.mean(skipna=False))
+        worse = means.sort_values(ascending=False, kind="stable").index[-(-len(means) // 2) :]
         return {trial: scores[trial] for trial, (name, _) in self.of_trial.items() if name in worse and trial in scores}
 
     def _begin(self, one: Run) -> None:
