@@ -162,6 +162,11 @@ class XRays:
         return len(self.columns)
 
     @property
+    def with_also(self) -> int:
+        """The number of X-rays with those of the collections beside it."""
+        return len(self) + sum(map(len, self.also))
+
+    @property
     def synthetic(self) -> bool:
         """Whether these are phantoms."""
         return self.source == "phantom"
@@ -191,7 +196,7 @@ class XRays:
 
     def pretraining_indices(self, part: str) -> np.ndarray:
         """Return positions [n] of the X-rays of a part, and of the collections beside it, but for those excluded."""
-        wanted = np.concatenate([self.indices(part), len(self) + np.arange(sum(map(len, self.also)))])
+        wanted = np.concatenate([self.indices(part), np.arange(len(self), self.with_also)])
         return wanted[~np.isin(wanted, self.excluded)]
 
     def batch(self, indices: Tensor) -> Tensor:
@@ -230,7 +235,7 @@ class XRays:
         """Return the same X-rays, whose pretraining leaves out copies and patients of other collections."""
         if not entries:  # the names of all visits take a while
             return self
-        everything = np.arange(len(self) + sum(map(len, self.also)))
+        everything = np.arange(self.with_also)
         found = found_among(entries, self.image_ids(everything), self._visit_names())
         return replace(self, excluded=everything[found])
 
@@ -279,15 +284,16 @@ class XRays:
 
 
 def open_xrays(
-    config: DataConfig, device: torch.device, also: Sequence[str] | None = None, fold: int | None = None
+    config: DataConfig, device: torch.device, also: Sequence[str] | None = None, folds: Sequence[int] = ()
 ) -> XRays:
     """Read the tables, decode what was not decoded before, split by group; pixels move to a GPU if they fit.
 
     A group is a patient, or an image where no patient is known; groups with near-duplicate images are joined. An
     official split is kept. Images of fewer than THUMBNAIL px cannot be compared, and are left out.
-    Without `also`, these are the labelled images. A pretraining gives a list, which may be empty: it takes the data
-    set's images without a label too, and the collections that the list names (open_collection says how), but no
-    near-duplicates of validation and test images. Views larger than the files are enlarged, and it is said.
+    Without `also`, these are the labelled images. With a list, which may be empty, the data set's images without a
+    label come too, and the collections that the list names (open_collection says how), but no near-duplicates of
+    validation and test images. `folds` are those of a comparison, each the test part in turn; the first is so now, or
+    the config's where there is none. Views larger than the files are enlarged, and it is said.
     Raises UserError if the data are missing or unusable, saying where to get them and how to place them.
     """
     everything = read_columns(config)
@@ -318,7 +324,7 @@ def open_xrays(
         unlabelled=everything.labelled(False),
         ids=PLAIN if source == "phantom" and config.ids == "plain" else open_ids(config.ids, columns.root),
         kept=kept,
-        fold=fold if fold is not None else config.fold if isinstance(config, FoldConfig) else 0,
+        fold=folds[0] if folds else config.fold if isinstance(config, FoldConfig) else 0,
         listed=listed,
     )
     parts = xrays.parts
@@ -333,7 +339,7 @@ def open_xrays(
     warn_of_copies(columns, parts, duplicates)
     if also is None:
         return xrays
-    collections = _collections(xrays, everything, size, device, also)
+    collections = _collections(xrays, folds or [xrays.fold], everything, size, device, also)
     others = collections[len(collections) - len(also) :]
     named = {f"also {number}": collection.listed for number, collection in enumerate(others, 1)}
     return replace(xrays, also=collections, listed={**listed, **named})
@@ -355,13 +361,13 @@ def size_of_store(config: DataConfig, columns: Columns) -> int:
 
 
 def _collections(
-    xrays: XRays, everything: Columns, size: int, device: torch.device, entries: Sequence[str]
+    xrays: XRays, folds: Sequence[int], everything: Columns, size: int, device: torch.device, entries: Sequence[str]
 ) -> tuple[Collection, ...]:
     """Open the data set's images without labels, and the entries of `also`, without copies of held-out images."""
     unlabelled = everything.labelled(False)
     if not entries and not len(unlabelled):
         return ()
-    held_out = xrays.parts != "train"
+    held_out = np.any([xrays.of_fold(fold).parts != "train" for fold in folds], axis=0)
     files = xrays.columns.paths[held_out].tolist()
     thumbnails = open_store(xrays.columns.root, files, THUMBNAIL, DATASETS_ROOT / ".cache") if files else None
     theirs = np.isin(everything.groups, everything.groups[np.isin(everything.paths, files)])

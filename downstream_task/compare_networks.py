@@ -29,6 +29,7 @@ from utils.sweeps import check_all_finished, errors_of, run_trials, with_reasons
 PREDICTIONS = "predictions:"  # before a folder of tables in a config
 ROUNDING = 1e-4  # of probabilities, by which softmax may exceed 1
 RANDOM, IMAGENET, PRETRAINED = KINDS = ["random", "imagenet", "pretrained"]  # of starts
+NAMED = RANDOM, IMAGENET, SHARED  # starts that are no file of a run
 Draws = Annotated[int, between(1, 1000)]  # of label subsets
 
 
@@ -128,10 +129,9 @@ def named_arms(encoders: Iterable[str]) -> list[Arm]:
     encoders = list(encoders)
     kinds = {encoder: encoder.partition(":")[0] for encoder in encoders}
     tables = [encoder for encoder in encoders if encoder.startswith(FEATURES)]
-    named = RANDOM, IMAGENET, SHARED
-    files = [encoder for encoder in encoders if kinds[encoder] not in named and encoder not in tables]
+    files = [encoder for encoder in encoders if kinds[encoder] not in NAMED and encoder not in tables]
     for encoder in encoders:
-        path = Path(encoder)
+        path = Path(encoder.removeprefix(FEATURES))
         in_a_run = path.name.endswith(("_state_dict.pt", SHARED_WEIGHTS)) and path.parent.name
         stem = path.parent.name if in_a_run else path.stem
         if glob.has_magic(encoder):
@@ -233,7 +233,12 @@ def run_comparison(
     A finished one compares its data and arms with its records, without a look at a pixel; tables are those that it
     must still have. Raises UserError with the arms that had to be left out, and the reasons, if there are any.
     """
-    run = Run(config.run_name, config, kind, look=lambda: {"data": listed_facts(config), **facts_of(config.encoders)})
+    run = Run(
+        config.run_name,
+        config,
+        kind,
+        look=lambda: {"data": listed_facts(config, config.also), **facts_of(config.encoders)},
+    )
     if run.summary is None or run.summary.get("left_out"):
         compare(config, run)
     check_files(run.folder, "summary.csv", *tables)
@@ -321,7 +326,7 @@ def open_comparison(
     run: Run,
 ) -> Comparison:
     """Open the data, check the arms, tables and label subsets of a comparison, and start its run."""
-    xrays = open_xrays(config, prepare(config.device, config.threads), fold=folds[0])
+    xrays = open_xrays(config, prepare(config.device, config.threads), config.also, folds)
     targets = read_targets(xrays, config)
     arms, left_out = usable_arms(config, named_arms(trained(encoders)), xrays, folds)
     counts = numbers_of_labels(labels, xrays, folds)

@@ -18,15 +18,15 @@ FILE = "features:"  # before the name of a table in a config
 
 
 class NetworkFeatures:
-    """Features [N, F] float32 of a backbone, each computed the first time that it is asked for."""
+    """Features [N, F] float32 of a backbone, each computed when it is first asked for; N counts XRays.also."""
 
     def __init__(self, start: Start, xrays: XRays, size: int, in_channels: int, precision: str):
         self.xrays, self.size, self.in_channels = xrays, size, in_channels
         self.provenance, self.note = start.provenance, start.note
         self.dtype = choose_precision(precision, xrays.store.device)
         self.net = placed(start.backbone, xrays.store.device)
-        self.values = np.empty((len(xrays), start.backbone.num_features), dtype=np.float32)
-        self.known = np.zeros(len(xrays), dtype=bool)
+        self.values = np.empty((xrays.with_also, start.backbone.num_features), dtype=np.float32)
+        self.known = np.zeros(xrays.with_also, dtype=bool)
 
     def rows(self, indices: np.ndarray) -> np.ndarray:
         """Return the features [n, F] of the X-rays at `indices` [n]."""

@@ -15,9 +15,10 @@ from dataset_loader.splits import label_subset
 from dataset_loader.xrays import DataConfig, FoldConfig, XRays, open_xrays
 from downstream_task.classifier import Classifier, Trainable, load_classifier, restate_batch_norm
 from downstream_task.features import FILE as FEATURES
-from downstream_task.features import Features, NetworkFeatures, read_features
+from downstream_task.features import Features, NetworkFeatures, TableFeatures, read_features
 from downstream_task.predictions import CELL, main_score
 from downstream_task.probes import LinearHead, fit_linear_head, forward_all
+from downstream_task.spreading import MAX_IMAGES, fit_spread_head
 from downstream_task.targets import LossFunction, TargetConfig, Targets, loss_function, predictions_table, read_targets
 from self_sup_classes.backbones import BackboneName, Channels, save_state_dict, weights_file
 from self_sup_classes.initialisation import start_from, weights_hashes
@@ -30,6 +31,7 @@ from utils.seeds import fixed_order
 from utils.training_utils import StepFunction, fit
 
 Head = Annotated[str, one_of(["probe", "zeros"])]
+ON_FEATURES = ["linear", "spread"]  # methods that take an encoder's features as they are
 EVALUATIONS = 10  # of a training, at most, on validation, which nothing of it depends on
 WARMUP = 1  # of these tenths: the learning rate rises in the first
 MAX_ACTIVATIONS = 2**30  # bytes of frozen stages' outputs that are kept instead of computed in each step
@@ -81,6 +83,11 @@ class TrainingConfig(DataConfig, BudgetConfig, MachineConfig):
 
     later: ClassVar = {"keep_weights": True}
 
+    @property
+    def also(self) -> list[str] | None:
+        """What open_xrays takes beside the labelled images."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainingConfig, StartConfig, FoldConfig):
@@ -94,7 +101,7 @@ class FinetuneConfig(TrainingConfig, StartConfig, FoldConfig):
     arm: str
     way: str
     start: int
-    method: Annotated[str, one_of(["finetune", "linear", "as_is"])]
+    method: Annotated[str, one_of(["finetune", *ON_FEATURES, "as_is"])]
     trainable: Trainable
     num_labels: Natural
     label_draw: Natural
@@ -105,8 +112,13 @@ class FinetuneConfig(TrainingConfig, StartConfig, FoldConfig):
         super().__post_init__()
         if self.method == "finetune":  # the others have no learning rate
             above_zero("lr", self.lr)
-        if self.method != "linear" and self.encoder.startswith(FEATURES):
+        if self.method not in ON_FEATURES and self.encoder.startswith(FEATURES):
             raise UserError(f"{self.encoder} is a table of features, which can only be probed; use the way linear.")
+
+    @property
+    def also(self) -> list[str] | None:
+        """What open_xrays takes beside the labelled images: the data set's others, where labels spread to them."""
+        return [] if self.method == "spread" else None
 
 
 def engine_config(config: FinetuneConfig, labels: int) -> FitConfig:
@@ -149,8 +161,9 @@ def finetune(
 ) -> Run:
     """Train a classifier as `config` says; return the finished run, or the stored one if it was finished before.
 
-    Method "linear" is a logistic regression on features that are computed once. "as_is" trains nothing: it takes a
-    file's own classes, which must be those of the data in their order. "finetune" starts from that regression
+    Method "linear" is a logistic regression on features that are computed once; "spread" adds what its labels say of
+    unlabelled train images (spreading.py). "as_is" trains nothing: it takes a file's own classes, which must be those
+    of the data in their order. "finetune" starts from that regression
     (head "probe", Kumar et al. 2022, arXiv 2202.10054) or from zeros, and trains the layers `trainable` for the steps
     that BudgetConfig.steps gives, whatever validation says; the last weights count. predictions.csv has what the
     classifier says of the validation and test images; nothing is chosen by either, and nothing is scored on test.
@@ -165,7 +178,7 @@ def finetune(
     """
     run = run or Run(config.run_name, config, "fine-tuning")
     if run.summary is None:
-        xrays = (xrays or open_xrays(config, prepare(config.device, config.threads))).of_fold(config.fold)
+        xrays = (xrays or open_xrays(config, prepare(config.device, config.threads), config.also)).of_fold(config.fold)
         job = _Finetuning(config, run, xrays, features_of(config, xrays))
         run.start(
             device=describe_device(xrays.store.device),
@@ -176,7 +189,7 @@ def finetune(
             note_on_weights=job.features.note,
         )
         found = {}
-        if config.method == "linear":
+        if config.method in ON_FEATURES:
             found = job.probe()
         elif config.method == "finetune":
             found = job.train(show_progress, after_evaluation)
@@ -195,8 +208,15 @@ class _Finetuning:
         self.targets = read_targets(xrays, config)
         train = labelled_subset(xrays, self.targets, config.num_labels, config.label_draw, config.split_seed)
         self.train_indices, self.labels = train, 0 if config.method == "as_is" else len(train)
+        self.unlabelled = np.empty(0, dtype=np.int64)
+        if config.method == "spread":
+            beside = np.setdiff1d(xrays.pretraining_indices("train"), train)
+            if isinstance(features, TableFeatures):  # which has no other images
+                beside = beside[beside < len(xrays)]
+            self.unlabelled = fixed_order("images that labels spread to", beside)[:MAX_IMAGES]
         # an encoder of unknown origin stays one after further training
-        seen, before = xrays.image_ids(train[: self.labels]), features.provenance
+        seen = xrays.image_ids(np.concatenate([train[: self.labels], self.unlabelled]))
+        before = features.provenance
         self.provenance = before and before.joined(xrays.split_hash, seen)
         self.head: LinearHead | None = None
         self.classifier: Classifier | None = None
@@ -211,8 +231,12 @@ class _Finetuning:
         return fit_linear_head(features, self.targets.values[rows], groups[rows], self.config.class_weights)
 
     def probe(self) -> dict[str, Any]:
-        """Take the logistic regression on the encoder's features as the head; return its strength."""
+        """Take the logistic regression on the encoder's features as the head, spread or not; return its strength."""
         self.head = self.fit_head(self.features.rows(self.train_indices))
+        if self.config.method == "spread":
+            features = self.features.rows(np.concatenate([self.train_indices, self.unlabelled]))
+            labels = self.targets.values[self.train_indices]
+            self.head = fit_spread_head(self.head, features, np.arange(self.labels), labels)
         return {"regularisation": self.head.regularisation}
 
     def build_classifier(self) -> Classifier:

@@ -98,10 +98,16 @@ def likeliest_strength(
     return STRENGTHS[int(np.argmin(losses))]
 
 
-def logistic_regression(c: float, x: np.ndarray, y: np.ndarray, class_weights: bool = True) -> LogisticRegression:
-    """Fit features x [N, F] to classes y [N] at inverse L2 strength c; by one thread, in half the time."""
+def logistic_regression(
+    c: float, x: np.ndarray, y: np.ndarray, class_weights: bool = True, weights: np.ndarray | None = None
+) -> LogisticRegression:
+    """Fit features x [N, F] to classes y [N] at inverse L2 strength c, images by `weights` [N] or all alike.
+
+    It takes one thread, and half the time of several.
+    """
     with threadpool_limits(1):  # products are small here: threads spend their time waiting for each other
-        return LogisticRegression(C=c, max_iter=2000, class_weight="balanced" if class_weights else None).fit(x, y)
+        model = LogisticRegression(C=c, max_iter=2000, class_weight="balanced" if class_weights else None)
+        return model.fit(x, y, sample_weight=weights)
 
 
 def probed_classes(train_labels: np.ndarray, test_labels: np.ndarray) -> np.ndarray:
@@ -138,25 +144,25 @@ def fit_linear_head(
     x = np.asarray(scaler.transform(train))
     if targets.ndim == 1:
         strengths = [likeliest_strength(x, targets, groups, class_weights, folds=5)]
-        weight, bias = _fitted(strengths[0], x, targets, class_weights)
+        models = [logistic_regression(strengths[0], x, targets, class_weights)]
     else:
-        strengths, fits = [], []
+        strengths, models = [], []
         for column in targets.T:
             known = np.isfinite(column)
             y = column[known].astype(int)
             strengths.append(likeliest_strength(x[known], y, groups[known], class_weights, folds=5))
-            fits.append(_fitted(strengths[-1], x[known], y, class_weights))
-        # a sigmoid's logit is the difference of the two classes' logits
-        weight, bias = np.stack([w[1] - w[0] for w, _ in fits]), np.array([b[1] - b[0] for _, b in fits])
+            models.append(logistic_regression(strengths[-1], x[known], y, class_weights))
+    return head_of(models, scaler, targets.ndim > 1, strengths)
+
+
+def head_of(
+    models: list[LogisticRegression], scaler: StandardScaler, multilabel: bool, strengths: list[float]
+) -> LinearHead:
+    """Return as one head on raw features the regression of classes, or those of each finding, on standardised ones."""
+    weight = np.concatenate([model.coef_ for model in models])
+    bias = np.concatenate([model.intercept_ for model in models])
+    if not multilabel and len(bias) == 1:  # scikit-learn gives one row for two classes
+        weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     weight = weight / np.asarray(scaler.scale_)
     bias = bias - weight @ np.asarray(scaler.mean_)
     return LinearHead(weight.astype(np.float32), bias.astype(np.float32), strengths)
-
-
-def _fitted(c: float, x: np.ndarray, y: np.ndarray, class_weights: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return weight and bias with one row per class; scikit-learn gives a single one for two classes."""
-    model = logistic_regression(c, x, y, class_weights)
-    weight, bias = model.coef_, np.asarray(model.intercept_)
-    if len(model.classes_) == 2:
-        return np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    return weight, bias

@@ -42,7 +42,7 @@ from self_sup_classes.initialisation import weights_hashes
 from utils.config import RUNS_ROOT, UserError, check_choice, part_of, repo_path
 from utils.hardware import MachineConfig, prepare
 from utils.logging_utils import Run
-from utils.wording import interval_text, metric_name
+from utils.wording import interval_text, metric_name, way_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +83,11 @@ def main(config: FinalConfig) -> None:
         trained.run_name,
         trained,
         "classifier of all films",
-        look=lambda: {"data": listed_facts(trained), "weights": weights_hashes([trained.encoder])},
+        look=lambda: {"data": listed_facts(trained, trained.also), "weights": weights_hashes([trained.encoder])},
     )
     if "comparison" not in (run.summary or {}):
         device = prepare(config.device, config.threads)
-        xrays = open_xrays(trained, device)
+        xrays = open_xrays(trained, device, trained.also)
         if list(read_targets(xrays, trained).names) != (names := first.summary["classes"]):
             raise UserError(
                 f"{xrays.columns.root} has other classes or findings now than {', '.join(names)}; compare again."
@@ -131,7 +131,7 @@ def finish(run: Run, first: Finished, folder: Path, rows: pd.DataFrame) -> None:
         f"{score} is that of {row['arm']} in the comparison {name}, whose classifiers learnt from {row['labels']:,} "
         "labels and saw no film that they were scored on. This one has seen all films, so nothing here can score it"
     )
-    way = row["method"] if row["method"] == "linear" else f"fine-tuned for {found['steps']:,} steps"
+    way = f"fine-tuned for {found['steps']:,} steps" if "steps" in found else way_name(row["way"])
     run.finish(
         {
             **found,

@@ -42,9 +42,9 @@ config: dict[str, Any] = {
     "draws": 3,  # of the labels, for each number; a multiple of the folds
     "target_score": 0.8,  # "how many labels for this score?", from curves of 4 numbers or more
     # training
-    "ways": ["linear", "zeros"],  # names in WAYS, each a curve
+    "ways": ["linear", "spread", "zeros"],  # names in WAYS, each a curve
     "img_res": 32,  # pixels per side of what the network sees
-    "features_res": 0,  # the same of the way "linear", whose features are computed once; 0 is img_res
+    "features_res": 0,  # the same of "linear" and "spread", whose features are computed once; 0 is img_res
     "recipe": "supervised",  # a name in augmentations/recipes.py
     # The same budget for every arm. What twice as long changes: docs/RESULTS.md, "The budget of a fine-tuning".
     "epochs": 40,  # passes over the labels ...
@@ -57,11 +57,13 @@ config: dict[str, Any] = {
     **MACHINE,  # downstream_task/shared_keys.py: precision, device, threads, jobs
 }
 
-# Ways of training. "linear" is a logistic regression on fixed features, "as_is" a file's own head. The others train all
-# layers: `head` starts from that regression ("probe", LP-FT) or from zeros; the backbone learns at the share
-# `backbone_lr_factor` of the head's rate; BatchNorm normalises by the batch ("train") or the running values ("eval").
+# Ways of training. "linear" is a logistic regression on fixed features; "spread" is one that learns from the train
+# images without a label too (spreading.py); "as_is" is a file's own head. The others train all layers: `head` starts
+# from that regression ("probe", LP-FT) or from zeros; the backbone learns at the share `backbone_lr_factor` of the
+# head's rate; BatchNorm normalises by the batch ("train") or the running values ("eval").
 WAYS: dict[str, dict[str, Any]] = {
     "linear": {"method": "linear"},
+    "spread": {"method": "spread"},
     "probe": {"head": "probe", "backbone_lr_factor": 0.3, "batch_norm": "train"},
     "zeros": {"head": "zeros", "backbone_lr_factor": 1.0, "batch_norm": "train"},
     "as_is": {"method": "as_is"},
@@ -74,12 +76,12 @@ LEARNING_RATES: dict[str, dict[str, float]] = {
     "zeros": {"random": 3e-3, "imagenet": 3e-4, "pretrained": 3e-4},
 }
 
-# Which way headlines from so many labels for each class or finding on, fixed on synthetic X-rays (docs/RESULTS.md,
-# "Which way headlines").
+# Which way headlines from so many labels for each class or finding on, fixed on synthetic X-rays and NIH
+# (docs/RESULTS.md, "Which way headlines").
 HEADLINE: dict[str, dict[int, str]] = {
-    "random": {0: "linear", 25: "zeros"},
-    "imagenet": {0: "linear", 25: "zeros"},
-    "pretrained": {0: "linear", 25: "zeros"},
+    "random": {0: "spread", 25: "zeros"},
+    "imagenet": {0: "spread", 25: "zeros"},
+    "pretrained": {0: "spread", 25: "zeros"},
 }
 
 # What changes when `dataset` is not a phantom; flags win over both.
@@ -105,8 +107,8 @@ import pandas as pd
 
 from dataset_loader.xrays import Fold, SizeOrZero, with_room
 from downstream_task import label_efficiency
-from downstream_task.compare_networks import PRETRAINED, Arm, Draws, Trial, open_comparison, run_comparison
-from downstream_task.finetuning import TrainingConfig
+from downstream_task.compare_networks import NAMED, PRETRAINED, Arm, Draws, Trial, open_comparison, run_comparison
+from downstream_task.finetuning import ON_FEATURES, TrainingConfig
 from downstream_task.predictions import reader
 from utils import plots
 from utils.config import Distinct, NotNegative, UserError, between, one_of, part_of
@@ -148,6 +150,11 @@ class CompareConfig(TrainingConfig, JobsConfig):
                 f"store_res is {self.store_res} and features_res {self.features_res}: the images would be enlarged;"
                 " set store_res to 0, or features_res to 0, which is img_res."
             )
+
+    @property
+    def also(self) -> list[str] | None:
+        """What open_xrays takes beside the labelled images: the data set's others, where labels spread to them."""
+        return [] if "spread" in self.ways else None
 
     @property
     def trials(self) -> int:
@@ -217,20 +224,30 @@ def keys_of(arm: Arm, way: str, lr: float) -> dict[str, Any]:
 
 
 def sizes_of(way: str, config: CompareConfig, stored: int) -> dict[str, int]:
-    """Return the sizes of a way of training, where `features_res` gives the way linear its own, or files are small.
+    """Return the sizes of a way of training, where `features_res` gives ON_FEATURES their own, or files are small.
 
     stored  side of the images in the store that all ways share, which a run that is opened alone needs to know
     """
-    seen = (config.features_res if way == "linear" else 0) or config.img_res
+    seen = (config.features_res if way in ON_FEATURES else 0) or config.img_res
     known = config.store_res or (stored if seen <= stored != with_room(seen) else 0)
     return {"img_res": seen, "store_res": known}
 
 
 def ways_of(arm: Arm, ways: Sequence[str]) -> list[str]:
-    """Return the ways in which an arm can be trained; UserError for a table of features without the way linear."""
-    possible = [way for way in ways if arm.has_network or way == "linear"]
+    """Return the ways in which an arm can be trained; UserError if there is none.
+
+    A table of features can only be probed, and random or ImageNet's weights have no head for these classes.
+    """
+    possible, reason = list(ways), ""
+    if not arm.has_network:
+        possible, reason = (
+            [way for way in ways if way in ON_FEATURES],
+            "is a table of features, which can only be probed",
+        )
+    elif arm.encoders[0].partition(":")[0] in NAMED:
+        possible, reason = [way for way in ways if way != "as_is"], "has no head for these classes"
     if not possible:
-        raise UserError(f"{arm.name} is a table of features, which can only be probed; put linear into ways.")
+        raise UserError(f"{arm.name} {reason}; put linear into ways, or leave {arm.name} out of encoders.")
     return possible
 
 

@@ -12,6 +12,7 @@ HEADLINE = "headline"  # in place of a way of training: of each arm the way that
 WAY_NAMES = {
     HEADLINE: "headline way",
     "linear": "linear probe",
+    "spread": "linear probe and label spreading",
     "probe": "fine-tuning from the probe",
     "zeros": "fine-tuning from zeros",
     "as_is": "as it is",

@@ -1,6 +1,7 @@
 """A person's own folder through the one door to data: what is labelled, what only pretraining takes."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,9 +20,9 @@ from downstream_task.targets import read_targets
 from utils.config import REPO_ROOT, UserError
 
 
-def opened(root: Path, also: list[str] | None = None) -> XRays:
+def opened(root: Path, also: list[str] | None = None, folds: Sequence[int] = ()) -> XRays:
     config = data_config(dataset="folder", data_root=str(root))
-    return open_xrays(config, torch.device("cpu"), also)
+    return open_xrays(config, torch.device("cpu"), also, folds)
 
 
 @pytest.fixture
@@ -54,6 +55,16 @@ def test_labelled_images_alone_or_with_the_others(own: Path, capsys: pytest.Capt
     with Image.open(own / "59.png") as image:
         wanted = np.asarray(image.convert("L"), dtype=float).mean()
     assert pretrained.batch(torch.from_numpy(rows[-1:])).float().mean().item() == pytest.approx(wanted, abs=2)
+
+
+def test_what_any_fold_of_a_comparison_holds_out_has_no_copy_among_the_others(own: Path) -> None:
+    table = pd.read_csv(own / "labels.csv")
+    table.drop(columns="part").to_csv(own / "labels.csv", index=False)
+    alone = opened(own)
+    place = alone.places[alone.columns.paths == "00.png"][0]  # copy.png shows it, brighter
+    other, its = (0, [1, 2]) if place == "val" else ((int(place) + 1) % 5, [(int(place) + 1) % 5, int(place)])
+    assert len(opened(own, [], its).also[0]) == 20
+    assert len(opened(own, [], [other]).also[0]) == (20 if place == "val" else 21)
 
 
 def test_a_run_lists_what_the_reader_left_out(own: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -21,9 +21,12 @@ from downstream_task.targets import read_targets
 from downstream_task.train_models_with_frozen_parts import config as FROZEN_DEFAULTS
 from downstream_task.train_models_with_frozen_parts import real_xrays as FROZEN_REAL
 from downstream_task.trained_vs_no_trained_compare import (
+    HEADLINE,
     CompareConfig,
     compare,
+    headline_of,
     main,
+    ways_of,
 )
 from downstream_task.trained_vs_no_trained_compare import config as DEFAULTS
 from downstream_task.trained_vs_no_trained_compare import real_xrays as REAL
@@ -165,6 +168,7 @@ def test_mistakes_are_one_sentence(phantoms: Path, script: Any, name: str) -> No
         "--num-labels 20 2000": "num_labels holds 2000, which is 2000 labels; expected different numbers from 1 to 172",
         "--num-labels 0.5 86 --folds 0 --draws 3": "num_labels holds 0.5, which is 86 labels",
         "--num-labels 2": "2 labels are asked for; there are",
+        "--ways as_is --num-labels all": "random has no head for these classes; put linear into ways",
     }.items():
         refused = script(COMPARE, *fresh, "--jobs", "1", *flags.split())
         assert refused.returncode == 1 and words in refused.stderr.strip().splitlines()[-1], refused.stderr
@@ -183,9 +187,10 @@ def garbled(xrays: XRays) -> XRays:
 
 
 def test_a_comparison_never_reads_the_test_part(phantoms: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    left = compared(small(phantoms, f"{name}/left"))
+    ways = ["linear", "spread", "zeros"]
+    left = compared(small(phantoms, f"{name}/left", ways=ways))
     monkeypatch.setattr(compare_networks, "open_xrays", lambda *args, **named: garbled(open_xrays(*args, **named)))
-    right = compared(small(phantoms, f"{name}/right"))
+    right = compared(small(phantoms, f"{name}/right", ways=ways))
     assert (left.folder / "curves.csv").read_bytes() == (right.folder / "curves.csv").read_bytes()
     for trial in pd.read_csv(left.folder / "summary.csv")["trial"]:
         a, b = (pd.read_csv(run.folder / trial / "predictions.csv") for run in (left, right))
@@ -260,9 +265,27 @@ def test_arms_are_named_after_their_runs_and_never_twice() -> None:
     assert names(*encoders, "shared") == ["random", "imagenet", "pretrained", "shared"]
     assert [arm.kind for arm in named_arms([*encoders, "shared"])] == ["random", "imagenet", "pretrained", "pretrained"]
     assert names("a/films/model.safetensors", "b/nih/model.safetensors") == ["films", "nih"]
+    assert names("features:dino.csv", "features:tables/rad.npz") == ["dino", "rad"]
     assert names(*encoders, "a/chexpert/r_best_state_dict.pt") == ["random", "imagenet", "covid", "chexpert"]
     with pytest.raises(UserError, match="both named 'covid'"):
         names("a/covid/r_best_state_dict.pt", "b/covid/r_best_state_dict.pt")
+
+
+def test_the_headline_way_is_fixed_by_labels_for_each_class() -> None:
+    ways = ["linear", "spread", "probe", "zeros"]
+    for kind, by_labels in HEADLINE.items():
+        for least, way in by_labels.items():
+            assert headline_of(kind, 4 * least, 4, ways) == way
+    assert headline_of("random", 20, 4, ["linear", "zeros"]) == "linear"  # the first, where that way is not asked for
+
+
+def test_each_arm_is_trained_in_the_ways_that_it_has_a_head_or_a_network_for() -> None:
+    arms = named_arms(["random", "features:dino.csv", "a/films/r_final_state_dict.pt"])
+    assert [ways_of(arm, ["as_is", "linear", "zeros"]) for arm in arms] == [
+        ["linear", "zeros"],
+        ["linear"],
+        ["as_is", "linear", "zeros"],
+    ]
 
 
 def test_runs_of_the_old_protocol_still_open_where_their_weights_are_used() -> None:

@@ -125,6 +125,13 @@ def test_the_budget_is_passes_over_the_labels_or_more(labels: int, steps: int) -
     assert engine.num_epochs <= 10 and engine.scheduler == "cosine"
 
 
+def test_more_training_is_not_stopped_early_and_random_weights_converge(finetune: Finetune) -> None:
+    """A constant rate and a patience left random weights at chance, where their baseline was weak."""
+    run = finetune(min_steps=200, lr=1e-2, head="zeros", num_labels=0, recipe="none")
+    losses = [row["train/loss"] for row in run.rows[1:]]
+    assert losses[-1] < losses[0] / 4
+
+
 def test_the_head_from_the_probe_is_fitted_to_what_training_shows(finetune: Finetune) -> None:
     """On the initial statistics of random weights the loss in train mode was 118 to 19,619 instead of about ln 4."""
     run = finetune(min_steps=1, head="probe", lr=1e-9, num_labels=0, batch_size=128)
@@ -134,7 +141,7 @@ def test_the_head_from_the_probe_is_fitted_to_what_training_shows(finetune: Fine
 def test_labels_outside_the_subset_change_no_prediction(
     phantoms: Path, tmp_path: Path, finetune: Finetune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After split and subsets are drawn, all other labels are garbled: the same bits, from both kinds of way."""
+    """After split and subsets are drawn, all other labels are garbled: the same bits, from each kind of way."""
     read, subset_of = finetuning.read_targets, finetuning.labelled_subset
     config = finetuning_config(**{**SMALL, "data_root": str(phantoms / COVID_ROOT)})
     xrays = open_xrays(config, torch.device("cpu"))
@@ -142,7 +149,7 @@ def test_labels_outside_the_subset_change_no_prediction(
     subset = subset_of(xrays, targets, 40, 0, 0)
     values = (targets.values + 1) % 4
     values[subset] = targets.values[subset]
-    for method in ("linear", "finetune"):
+    for method in ("linear", "spread", "finetune"):
         left = finetune(run_name=f"{method}-left", method=method)
         with monkeypatch.context() as patched:
             patched.setattr(finetuning, "labelled_subset", lambda *_: subset)
@@ -151,6 +158,35 @@ def test_labels_outside_the_subset_change_no_prediction(
         a, b = (pd.read_csv(run.folder / "predictions.csv") for run in (left, right))
         assert not np.any(a["label"].to_numpy() == b["label"].to_numpy())
         pd.testing.assert_frame_equal(a.drop(columns="label"), b.drop(columns="label"), check_exact=True)
+
+
+def test_labels_spread_to_train_images_and_to_those_without_a_label(
+    phantoms: Path, tmp_path: Path, finetune: Finetune
+) -> None:
+    files = sorted((phantoms / COVID_ROOT).rglob("images/*.png"))
+    for number, file in enumerate(files):
+        (tmp_path / f"{number:03d}.png").symlink_to(file)
+    table = pd.DataFrame({"file": [f"{number:03d}.png" for number in range(0, len(files), 2)]})
+    table.assign(label=[file.parts[-3] for file in files[::2]]).to_csv(tmp_path / "labels.csv", index=False)
+    own = {"dataset": "folder", "data_root": str(tmp_path), "num_labels": 20}
+    run = finetune(**own, method="spread")
+    xrays = open_xrays(finetuning_config(**SMALL | own), torch.device("cpu"), [])
+    learned, provenance = xrays.image_ids(xrays.pretraining_indices("train")), provenance_of(weights(run))
+    assert len(learned) > 120 and provenance is not None
+    assert set(map(bytes, provenance.seen)) == set(map(bytes, learned))
+    assert len(part(run, "test")) == len(xrays.indices("test"))
+    alone = finetune(**own, method="linear", run_name="linear")
+    assert not part(run, "test")["p COVID"].equals(part(alone, "test")["p COVID"])
+
+
+def test_few_evaluations_on_few_images(finetune: Finetune, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training of 30 steps looks at validation 11 times, at most at MAX_EVALUATED images, and at the end at all."""
+    seen: list[int] = []
+    look = finetuning.forward_all
+    monkeypatch.setattr(finetuning, "MAX_EVALUATED", 7)
+    monkeypatch.setattr(finetuning, "forward_all", lambda *args: (seen.append(len(args[2])), look(*args))[1])
+    run = finetune(min_steps=30, head="zeros")
+    assert seen == [7] * 11 + [len(pd.read_csv(run.folder / "predictions.csv"))]
 
 
 def test_fixed_norms_keep_their_statistics_and_train_the_rest(finetune: Finetune, networks: list[Classifier]) -> None:

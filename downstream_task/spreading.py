@@ -1,0 +1,70 @@
+"""Label spreading: a linear head that also learns from the pictures of train images whose labels it does not see."""
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import kneighbors_graph
+from sklearn.preprocessing import StandardScaler, normalize
+from sklearn.semi_supervised import LabelSpreading
+
+from downstream_task.probes import DEFAULT_STRENGTH, LinearHead, head_of, logistic_regression
+
+# Fixed on synthetic X-rays (docs/RESULTS.md, "Label spreading").
+NEIGHBOURS = 50  # of each image in the graph
+ALPHA = 0.9  # what an image takes from its neighbours in a step of spreading; the rest is its own label
+WEIGHT = 4  # all images together, as a multiple of the labelled ones
+MAX_IMAGES = 10_000  # in the graph, besides the labelled ones: its time grows with their square
+
+
+def fit_spread_head(head: LinearHead, features: np.ndarray, labelled: np.ndarray, targets: np.ndarray) -> LinearHead:
+    """Return the mean of `head` and of a regression on what its labels say of all images.
+
+    head      fitted to the labelled images alone
+    features  [N, F] of train images
+    labelled  [n] the rows of those with a label; targets are their classes [n], or findings [n, C] of 1, 0 and NaN
+    """
+    scaler = StandardScaler().fit(features)
+    x = np.asarray(scaler.transform(features))
+    graph, multilabel = neighbours(x), targets.ndim > 1
+    models = []
+    for column in targets.T if multilabel else [targets]:
+        known = np.isfinite(column)
+        models.append(_fit(x, graph, labelled[known], column[known].astype(int)))
+    other = head_of(models, scaler, multilabel, [])
+    return LinearHead((head.weight + other.weight) / 2, (head.bias + other.bias) / 2, head.regularisation)
+
+
+def neighbours(x: np.ndarray) -> csr_matrix:
+    """Return the graph [N, N] of features [N, F]: 1 for the nearest NEIGHBOURS by cosine, itself among them."""
+    return kneighbors_graph(normalize(x), min(NEIGHBOURS, len(x)), include_self=True)
+
+
+def _fit(x: np.ndarray, graph: csr_matrix, labelled: np.ndarray, y: np.ndarray) -> LogisticRegression:
+    """Fit standardised features [N, F] to the classes that `y` [n] of the rows `labelled` [n] spreads to.
+
+    As in Iscen et al. 2019 (arXiv 1904.04717, section 3.2), an image weighs as much as its class is certain, 1 less the
+    entropy, and classes weigh the same.
+    """
+    shares = spread(graph, labelled, y)
+    classes = shares.argmax(1)
+    entropy = -(shares * np.log(shares.clip(1e-12))).sum(1) / np.log(shares.shape[1])
+    weights = (1 - entropy).clip(0)  # [N]
+    weights /= np.bincount(classes, weights)[classes].clip(1e-12)
+    weights *= WEIGHT * len(y) / weights.sum()
+    return logistic_regression(DEFAULT_STRENGTH, x, classes, class_weights=False, weights=weights)
+
+
+def spread(graph: csr_matrix, labelled: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return for N images the share of each class [N, C] that spreads to them from labels y [n] of `labelled` [n].
+
+    Labels spread along the graph [N, N] (Zhou et al. 2004, Learning with Local and Global Consistency). Classes get
+    equal masses; a labelled image keeps its class.
+    """
+    given = np.full((graph.shape[0], 1), -1)
+    given[labelled, 0] = y
+    model = LabelSpreading(kernel=lambda a, b: graph, alpha=ALPHA, max_iter=200)
+    shares = model.fit(np.zeros_like(given, dtype=float), given.ravel()).label_distributions_
+    shares = shares / shares.sum(0)
+    shares /= shares.sum(1, keepdims=True).clip(1e-12)
+    shares[labelled] = np.eye(shares.shape[1])[y]
+    return shares
