@@ -1,7 +1,8 @@
 """Label spreading: a linear head that also learns from the pictures of train images whose labels it does not see."""
 
+from typing import Any
+
 import numpy as np
-from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import kneighbors_graph
 from sklearn.preprocessing import StandardScaler, normalize
@@ -34,12 +35,12 @@ def fit_spread_head(head: LinearHead, features: np.ndarray, labelled: np.ndarray
     return LinearHead((head.weight + other.weight) / 2, (head.bias + other.bias) / 2, head.regularisation)
 
 
-def neighbours(x: np.ndarray) -> csr_matrix:
-    """Return the graph [N, N] of features [N, F]: 1 for the nearest NEIGHBOURS by cosine, itself among them."""
+def neighbours(x: np.ndarray) -> Any:
+    """Return the sparse graph [N, N] of features [N, F]: 1 for the nearest NEIGHBOURS by cosine, itself among them."""
     return kneighbors_graph(normalize(x), min(NEIGHBOURS, len(x)), include_self=True)
 
 
-def _fit(x: np.ndarray, graph: csr_matrix, labelled: np.ndarray, y: np.ndarray) -> LogisticRegression:
+def _fit(x: np.ndarray, graph: Any, labelled: np.ndarray, y: np.ndarray) -> LogisticRegression:
     """Fit standardised features [N, F] to the classes that `y` [n] of the rows `labelled` [n] spreads to.
 
     As in Iscen et al. 2019 (arXiv 1904.04717, section 3.2), an image weighs as much as its class is certain, 1 less the
@@ -54,7 +55,7 @@ def _fit(x: np.ndarray, graph: csr_matrix, labelled: np.ndarray, y: np.ndarray) 
     return logistic_regression(DEFAULT_STRENGTH, x, classes, class_weights=False, weights=weights)
 
 
-def spread(graph: csr_matrix, labelled: np.ndarray, y: np.ndarray) -> np.ndarray:
+def spread(graph: Any, labelled: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return for N images the share of each class [N, C] that spreads to them from labels y [n] of `labelled` [n].
 
     Labels spread along the graph [N, N] (Zhou et al. 2004, Learning with Local and Global Consistency). Classes get
@@ -62,7 +63,8 @@ def spread(graph: csr_matrix, labelled: np.ndarray, y: np.ndarray) -> np.ndarray
     """
     given = np.full((graph.shape[0], 1), -1)
     given[labelled, 0] = y
-    model = LabelSpreading(kernel=lambda a, b: graph, alpha=ALPHA, max_iter=200)
+    known: Any = {"kernel": lambda a, b: graph}
+    model: Any = LabelSpreading(**known, alpha=ALPHA, max_iter=200)
     shares = model.fit(np.zeros_like(given, dtype=float), given.ravel()).label_distributions_
     shares = shares / shares.sum(0)
     shares /= shares.sum(1, keepdims=True).clip(1e-12)
