@@ -103,7 +103,7 @@ def torchvisions(narrow: None) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def few_resamples() -> Iterator[None]:
-    """Intervals of few resamples, and linear heads of one strength: for tests that do not look at these."""
+    """For tests that do not look at these: few resamples for an interval, one strength for linear heads, few maps."""
     from downstream_task import label_efficiency, probes  # slow, and most tests do without
     from downstream_task.clinic import tables
     from interpretability import shortcuts
@@ -112,6 +112,7 @@ def few_resamples() -> Iterator[None]:
         patch.setattr(probes, "STRENGTHS", (probes.DEFAULT_STRENGTH,))
         for module in (label_efficiency, tables, shortcuts):
             patch.setattr(module, "REPEATS", 50)
+        patch.setattr(shortcuts, "MAX_MAPPED", 2)
         yield
 
 

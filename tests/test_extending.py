@@ -51,18 +51,15 @@ def padchest(folder: Path) -> Path:
 
 
 def test_a_pretraining_with_every_change_of_the_page(extended: Path, tmp_path: Path) -> None:
-    script = ["selfsup_task/train_barlow_twins.py", *FLAGS.split(), "--data-root", str(padchest(tmp_path / "films"))]
+    """The pretraining and then the report, in one process."""
+    words = [*FLAGS.split(), "--data-root", str(padchest(tmp_path / "films"))]
     own = {"CXR_RUNS": str(tmp_path / "runs"), "CXR_DATASETS": str(tmp_path / "data"), "PYTHONPATH": str(extended)}
-
-    def done_by(*words: str) -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, **own}
-        done = subprocess.run(
-            [sys.executable, *words], cwd=extended, env=env, text=True, capture_output=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done
-
-    done = done_by(*script)
+    both = "import runpy, sys; runpy.run_path('selfsup_task/train_barlow_twins.py', run_name='__main__')\n"
+    both += f"sys.argv[1:] = ['--output', {str(tmp_path / 'report')!r}]\n"
+    both += "runpy.run_path('utils/make_report.py', run_name='__main__')"
+    command, env = [sys.executable, "-c", both, *words], {**os.environ, **own}
+    done = subprocess.run(command, cwd=extended, env=env, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "x"
     losses = {"train/loss", "train/invariance", "train/variance", "train/covariance"}
     logged = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -72,5 +69,4 @@ def test_a_pretraining_with_every_change_of_the_page(extended: Path, tmp_path: P
     assert len(pd.read_csv(run / "split.csv")) == 42
     last = {key.removeprefix("train/"): value for key, value in logged[-2].items()}
     assert last["loss"] == pytest.approx(25 * last["invariance"] + 25 * last["variance"] + last["covariance"], rel=1e-4)
-    done_by("utils/make_report.py", "--output", str(tmp_path / "report"))
     assert "filters of the first layer" in (tmp_path / "report" / "index.html").read_text()

@@ -328,13 +328,6 @@ def test_what_headers_of_real_devices_say_about_age_and_view(
     assert read_folder(tmp_path, laterals=True).details["age"].fillna(0).tolist() == [51, 0, 1.083, 62]
 
 
-def test_one_patient_for_all_is_none(tmp_path: Path) -> None:
-    for name in ("a.dcm", "b.dcm"):
-        write(tmp_path / name, PatientID="4711")
-    assert read_folder(tmp_path).groups.tolist() == ["a.dcm", "b.dcm"]
-    assert image_files(tmp_path).tolist() == ["a.dcm", "b.dcm"]
-
-
 def padded(value: int, source: np.ndarray = RAMP) -> tuple[np.ndarray, np.ndarray]:
     """The ramp whose left third is padding, and what is shown of it: there, the lowest value of the rest."""
     stored = source.copy()

@@ -129,6 +129,7 @@ def test_groups_join_through_chains_and_keep_their_other_members() -> None:
     assert joined_groups(files, groups, NO_DUPLICATES).tolist() == groups.tolist()
 
 
+@pytest.mark.slow
 def test_real_near_duplicates_are_found_and_hardly_anything_else(real_xrays: Path) -> None:
     xrays = opened(real_xrays / "COVID-19_Radiography_Dataset", store_res=64)
     assert len(xrays) == 2336 and not xrays.synthetic

@@ -38,7 +38,7 @@ from selfsup_task.train_barlow_twins import real_xrays as PRETRAINING_REAL
 from utils.config import RUNS_ROOT, UserError, as_dict, make_config, open_config
 from utils.logging_utils import Run
 
-pytestmark = pytest.mark.usefixtures("narrow")
+pytestmark = pytest.mark.usefixtures("narrow", "few_resamples")
 
 COMPARE = "downstream_task/trained_vs_no_trained_compare.py"
 TEST = "downstream_task/confusion_matrix.py"

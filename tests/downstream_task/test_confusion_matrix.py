@@ -249,13 +249,14 @@ sys.meta_path.insert(0, WithoutTorch())
 from downstream_task import label_efficiency
 from downstream_task.clinic import tables
 label_efficiency.REPEATS = tables.REPEATS = 20
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+for command in sys.argv[1:]:
+    sys.argv = command.split("|")
+    runpy.run_path(sys.argv[0], run_name="__main__")
 """
+    commands = [f"{TEST}|--runs|{folder}", f"utils/make_report.py|--output|{folder / 'report'}"]
     environment = {**os.environ, "PYTHONPATH": str(REPO_ROOT)}
-    for words in ([TEST, "--runs", str(folder)], ["utils/make_report.py", "--output", str(folder / "report")]):
-        command = [sys.executable, "-c", block, *words]
-        done = subprocess.run(command, cwd=REPO_ROOT, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+    words = [sys.executable, "-c", block, *commands]
+    done = subprocess.run(words, cwd=REPO_ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
     page = (folder / "report" / "index.html").read_text()
     assert folder.name in page and "pretrained against random: with" in page

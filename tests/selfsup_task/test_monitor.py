@@ -11,7 +11,6 @@ import torch
 from narrow_networks import narrow_networks
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.xrays import XRays, open_xrays
@@ -120,20 +119,6 @@ def test_a_length_that_is_not_given_has_steps_enough(config: dict[str, Any], mon
     assert run.summary is not None
     assert (run.summary["epochs"], run.summary["steps"]) == (2, 10)
     assert metrics(run)["step"].tolist() == [0, 5, 10]
-
-
-def test_a_resumed_run_keeps_its_events_and_ends_with_a_verdict(
-    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(monitor.Monitor, "curves_figure", killed)  # between the last epoch and the last files
-        pretrain(config)
-    run = pretrain(config)
-    assert run.summary is not None
-    assert run.summary["verdict"]
-    events = EventAccumulator(str(run.folder)).Reload()
-    assert [event.step for event in events.Images("views")] == [0]
-    assert [event.step for event in events.Scalars("health/rank")] == metrics(run)["step"].tolist()
 
 
 @pytest.mark.usefixtures("torchvisions")

@@ -27,7 +27,7 @@ from test_house import is_entry_script, sources
 from utils.config import REPO_ROOT
 from utils.logging_utils import Run
 from utils.report.answer import verdict
-from utils.report.sections import MAX_SHOWN, SECTIONS
+from utils.report.sections import SECTIONS
 
 HOSTILE = """<img src=x onerror=alert(1)> "q" & 'r' $x$ {y}"""
 NO_RUNS = {  # a folder's only file, its bytes, and a word of the reason why it is not shown
@@ -209,17 +209,6 @@ def test_findings_are_counted_one_by_one(tmp_path: Path, script: Any) -> None:
     run.save_table("split", pd.DataFrame({"file": ["a", "b", "c"], "label": labels, "part": ["train", "val", "train"]}))
     page, _ = report(script, tmp_path)
     assert page.table("labels of split") == [["Edema", "1", "1"], ["Fracture", "0", "1"]]
-
-
-def test_of_many_pretrainings_all_are_listed_and_the_first_drawn(tmp_path: Path, script: Any) -> None:
-    first = pretraining(tmp_path, "pretrain/00").folder
-    for number in range(1, MAX_SHOWN + 2):
-        shutil.copytree(first, first.parent / f"{number:02}")
-    page, _ = report(script, tmp_path)
-    assert len(page.table("Pretrainings")) == MAX_SHOWN + 2
-    alts = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
-    assert len([alt for alt in alts if "rank and probes" in alt]) == MAX_SHOWN
-    assert "2 more runs" in page.text
 
 
 def test_hostile_names_and_those_that_look_like_numbers_stay_text(tmp_path: Path, script: Any) -> None:
