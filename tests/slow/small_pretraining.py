@@ -22,7 +22,7 @@ class Answer(NamedTuple):
     output: str
 
 
-Start = Callable[..., Answer]  # start(script, *flags, die_at=0, memory=0)
+Start = Callable[..., Answer]  # start(script, *flags, die_at=0)
 
 
 def training(name: str, images: Path) -> list[str]:
