@@ -118,8 +118,9 @@ def few_resamples() -> Iterator[None]:
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No run saves a figure."""
+    """No figure is written."""
     monkeypatch.setattr(Run, "save_figure", lambda *_, **__: None)
+    monkeypatch.setattr("utils.plots.write_figure", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

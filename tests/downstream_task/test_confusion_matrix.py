@@ -26,7 +26,7 @@ from downstream_task.clinic.tables import choose_threshold
 from utils.config import REPO_ROOT, RUNS_ROOT
 from utils.files import content_hash, write_table
 
-pytestmark = pytest.mark.usefixtures("few_resamples")
+pytestmark = pytest.mark.usefixtures("few_resamples", "no_figures")
 
 TEST = "downstream_task/confusion_matrix.py"
 
@@ -139,7 +139,7 @@ def test_a_finished_page_is_printed_again_and_never_overwritten(folder: Path, sc
     table = of_classes(0, 1.0)
     first = score(script, finished_run(folder, table))
     stamps = {path: path.stat().st_mtime_ns for path in scored(folder).rglob("*.*")}
-    assert len(stamps) >= 10
+    assert len(stamps) >= 7
     assert score(script, folder).stdout == first.stdout
     assert json.loads((scored(folder) / "summary.json").read_text())["predictions"] == content_hash(
         folder / "predictions.csv"
@@ -179,7 +179,6 @@ def test_of_a_comparison_all_runs_are_compared_and_headlines_of_the_first_draw_g
     for way, labels, own in (("linear", 20, "linear"), ("headline", 20, "linear"), ("headline", 90, "probe")):
         ours, theirs = (np.mean(recalls[arm, own, labels]) for arm in ("pretrained", "random"))
         assert gaps.loc[(way, labels), "difference"] == pytest.approx(ours - theirs)
-    assert (scored(folder / "all") / "figures" / "label_efficiency.png").exists()
     assert "a note" in done.stdout and "the test part (synthetic)" in done.stdout
     assert score(script, folder).stdout == done.stdout
     one = folder / "pretrained_probe_n20_d1"
