@@ -125,11 +125,8 @@ class Monitor:
     @property
     def skipped(self) -> str:
         """Why there are no probes, if there are none."""
-        return (
-            "the validation part is empty (val_share)"
-            if self.xrays.columns.label_names
-            else "the X-rays have no labels"
-        )
+        labelled = bool(self.xrays.columns.label_names)
+        return "the validation part is empty (val_share)" if labelled else "the X-rays have no labels"
 
     @property
     def _chance(self) -> float:

@@ -152,10 +152,8 @@ def twin_step(
     views = Views(config.recipe, config.img_res, config.views)
 
     def step(batch: Tensor, epoch: int, step_in_epoch: int) -> Mapping[str, Tensor]:
-        generator, shard = (
-            step_generator("twin views", config.random_seed, epoch, step_in_epoch),
-            distributed.own_shard(len(batch)),
-        )
+        generator = step_generator("twin views", config.random_seed, epoch, step_in_epoch)
+        shard = distributed.own_shard(len(batch))
         if partners is None:
             drawn = views(images_of(batch), generator, shard)  # float32 [B, 1, R, R] each
         else:

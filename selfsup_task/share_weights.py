@@ -29,7 +29,6 @@ config: dict[str, Any] = {
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__)  # before the slow imports
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,9 +133,7 @@ def main(config: ShareConfig) -> None:
     write_json(target / "config.json", {**described(stored, start), "terms": terms})
     size = stored["img_res"]  # so that nobody's way to resize counts
     pixels = draw(plan_classes(4, 0, 0, False)[:1], (size, size))[0][0]  # uint8 [R, R]
-    png = io.BytesIO()
-    Image.fromarray(pixels).save(png, "PNG")
-    write_atomically(target / "reference.png", lambda file: file.write(png.getvalue()))
+    write_atomically(target / "reference.png", lambda file: Image.fromarray(pixels).save(file, "PNG"))
     write_json(target / "reference.json", {"features": [float(f"{x:.4g}") for x in features_of(start, pixels)]})
     known = {"config": stored, "summary": summary, "environment": facts}
     write_text(target / "README.md", card(known, terms, scores))

@@ -36,11 +36,8 @@ def table(caption: str, frame: pd.DataFrame, headings: Mapping[str, str] | None 
     An estimate stands with its interval, if low and high are known. Raises KeyError for a column that is not there.
     """
     shown: Any = frame.assign(**{name: intervals(frame, name) for name in ESTIMATES if name in frame})
-    shown = (
-        (shown if headings is None else shown[[*headings]].rename(columns=dict(headings)))
-        .map(cell)
-        .rename_axis(columns=None)
-    )
+    shown = shown if headings is None else shown[[*headings]].rename(columns=dict(headings))
+    shown = shown.map(cell).rename_axis(columns=None)
     with pd.option_context("display.max_colwidth", None):
         return Block(caption, table=shown.to_html(index=False, border=0), folded=folded)
 

@@ -197,11 +197,8 @@ def data_sets(runs: Sequence[FoundRun]) -> list[Block]:
         for run in splits.values()
     ]
     columns = {"split_hash": "split", "layout": "layout", "origin": "X-rays are", "images": "X-rays"}
-    columns |= {
-        "groups": "groups",
-        "duplicate_pairs": "near-duplicate pairs",
-        **{part: part for part in ("train", "val", "test")},
-    }
+    columns |= {"groups": "groups", "duplicate_pairs": "near-duplicate pairs"}
+    columns |= {part: part for part in ("train", "val", "test")}
     caption = (
         "Splits. No group (a patient, or a set of near-duplicates) is in two parts, unless the source's split has it so"
     )
