@@ -25,6 +25,7 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 
 from utils import plots
@@ -51,7 +52,7 @@ ARMS = {  # of these tables
     "bt-imagenet": "Barlow Twins from ImageNet",
     "shared": "shared: the same, of NIH's X-rays",
 }
-STYLES = {"linear": ("-", "linear head"), "zeros": ("--", "fine-tuned")}
+MARKERS = {"spread": ("o", "label spreading"), "zeros": ("s", "fine-tuned"), "linear": ("^", "linear head")}  # ways
 WIDTHS = (1200, 1000, 800, 600)  # pixels; the widest that gives a small enough file is taken
 MAX_BYTES = 200_000
 COLOURS = 128
@@ -78,30 +79,28 @@ def main(config: PicturesConfig) -> None:
 
 
 def real_label_efficiency() -> io.BytesIO:
-    """Return the README's figure of real X-rays: a panel for each table of scores, a line for each arm and way."""
+    """Return the README's figure of real X-rays: a panel for each table, a line for each arm's headline ways."""
     figure = Figure(figsize=(11, 4.8), layout="constrained")
-    colours = {arm: (colour, marker) for arm, colour, marker in plots.styled(ARMS)}
+    colours = {arm: colour for arm, colour, _ in plots.styled(ARMS)}
+    lines: dict[str, Any] = {}
     for ax, (name, (title, metric, chance)) in zip(figure.subplots(1, len(REAL)), REAL.items(), strict=True):
-        curves: Any = pd.read_csv(RESULTS / name)
-        curves = curves[curves["way"].isin(STYLES)].sort_values("labels")
-        for number, ((arm, way), rows) in enumerate(curves.groupby(["arm", "way"])):
-            colour, marker = colours[arm]
-            style, words = STYLES[way]
-            x, reach = rows["labels"] * 1.025 ** (number - 4), [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
-            label = f"{ARMS[arm]}, {words}"
-            ax.errorbar(x, rows["mean"], reach, color=colour, marker=marker, linestyle=style, capsize=2, label=label)
+        curves: Any = pd.read_csv(RESULTS / name).query("headline").sort_values("labels")
+        for number, arm in enumerate(arm for arm in ARMS if arm in set(curves["arm"])):
+            rows = curves[curves["arm"] == arm]
+            x, reach = rows["labels"] * 1.025 ** (number - 2), [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
+            lines[ARMS[arm]] = ax.errorbar(x, rows["mean"], reach, color=colours[arm], capsize=2)
+            for way, (marker, _) in MARKERS.items():
+                own = rows["way"] == way
+                ax.plot(x[own], rows["mean"][own], marker, color=colours[arm])
         ticks = sorted(set(curves["labels"]))
         ax.set_xscale("log")
         ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
         ax.minorticks_off()
-        ax.axhline(chance, color=plots.BLACK, linestyle=":", linewidth=1, label="chance")
+        lines["chance"] = ax.axhline(chance, color=plots.BLACK, linestyle=":", linewidth=1)
         ax.set(xlabel="labelled training images (log scale)", ylabel=f"{metric_name(metric)}, mean and 95% interval")
         ax.set_title(title, fontsize=10)
         ax.grid(alpha=0.3)
-    lines: dict[str, Any] = {}
-    for ax in figure.axes:
-        handles, labels = ax.get_legend_handles_labels()
-        lines |= dict(zip(labels, handles, strict=True))
+    lines |= {words: Line2D([], [], color="gray", marker=marker, linestyle="") for marker, words in MARKERS.values()}
     figure.legend(list(lines.values()), list(lines), fontsize=8, loc="outside lower center", ncols=3)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)

@@ -79,7 +79,7 @@ LEARNING_RATES: dict[str, dict[str, float]] = {
 # Which way headlines from so many labels for each class or finding on, fixed on synthetic X-rays and NIH
 # (docs/RESULTS.md, "Which way headlines").
 HEADLINE: dict[str, dict[int, str]] = {
-    "random": {0: "spread", 25: "zeros"},
+    "random": {0: "linear", 25: "zeros"},
     "imagenet": {0: "spread", 25: "zeros"},
     "pretrained": {0: "spread", 25: "zeros"},
 }
@@ -107,7 +107,16 @@ import pandas as pd
 
 from dataset_loader.xrays import Fold, SizeOrZero, with_room
 from downstream_task import label_efficiency
-from downstream_task.compare_networks import NAMED, PRETRAINED, Arm, Draws, Trial, open_comparison, run_comparison
+from downstream_task.compare_networks import (
+    KINDS,
+    NAMED,
+    PRETRAINED,
+    Arm,
+    Draws,
+    Trial,
+    open_comparison,
+    run_comparison,
+)
 from downstream_task.finetuning import ON_FEATURES, TrainingConfig
 from downstream_task.predictions import reader
 from utils import plots
@@ -200,7 +209,8 @@ def compare(config: CompareConfig, run: Run) -> None:
         theirs.setdefault((row["arm"], row["labels"]), []).append(row["way"])
     joined = []
     for row in opened.joined:
-        headline = headline_of(PRETRAINED, row["labels"], classes, theirs[row["arm"], row["labels"]])
+        kind = row["arm"] if row["arm"] in KINDS else PRETRAINED  # as comparisons name arms
+        headline = headline_of(kind, row["labels"], classes, theirs[row["arm"], row["labels"]])
         joined.append({**row, "headline": row["way"] == headline})
     rows = [some for some in (opened.train(trials), pd.DataFrame(joined)) if len(some)]
     table = pd.concat(rows, ignore_index=True)
