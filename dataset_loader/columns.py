@@ -41,6 +41,13 @@ class Columns:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def studies(self) -> list[str]:
+        """The study of each X-ray, "" where it is not known."""
+        if "study" not in self.details:
+            return [""] * len(self)
+        return self.details["study"].astype("string").fillna("").tolist()
+
     def labelled(self, wanted: bool = True) -> "Columns":
         """Return the columns of the labelled images, or of the others; without any label, all count as labelled."""
         has_label = (self.official != UNLABELLED) | (not self.label_names)

@@ -142,8 +142,7 @@ def visits_of(source: str, columns: Columns) -> np.ndarray:
     known = patients != columns.paths
     origins = np.where(known & (source in PUBLIC), source, str(columns.root.resolve()))
     names = np.where(known, id_keys(patients), columns.paths)
-    studies = columns.details["study"].astype(str) if "study" in columns.details else [""] * len(columns)
-    return np.array(list(map("\n".join, zip(origins, names, studies, strict=True))), dtype=object)
+    return np.array(list(map("\n".join, zip(origins, names, columns.studies, strict=True))), dtype=object)
 
 
 def found_among(entries: Sequence[str], pictures: np.ndarray, visits: np.ndarray) -> np.ndarray:

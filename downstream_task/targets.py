@@ -195,8 +195,10 @@ def predictions_table(
     table["group"] = written["group"].to_numpy()
     for name in DETAILS:
         if name in details and details[name].notna().any():
-            values = details[name].to_numpy()
-            table[name] = xrays.ids.names(values) if name == "study" else values
+            table[name] = details[name].to_numpy()
+    if "study" in table:
+        studies = np.array(xrays.columns.studies, dtype=object)[indices]
+        table["study"] = np.where(studies == "", "", xrays.ids.names(studies))
     values = targets.values[indices]
     if not targets.multilabel:
         table["label"] = [targets.names[value] for value in values]

@@ -16,8 +16,9 @@ from radiographs import write_radiograph
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.readers.folder_dataset import read_folder
 from dataset_loader.xrays import XRays, open_xrays
-from downstream_task.targets import read_targets
-from utils.config import REPO_ROOT, UserError
+from downstream_task.shared_keys import TARGETS
+from downstream_task.targets import TargetConfig, predictions_table, read_targets
+from utils.config import REPO_ROOT, UserError, make_config
 
 
 def opened(root: Path, also: list[str] | None = None, folds: Sequence[int] = ()) -> XRays:
@@ -65,6 +66,18 @@ def test_what_any_fold_of_a_comparison_holds_out_has_no_copy_among_the_others(ow
     other, its = (0, [1, 2]) if place == "val" else ((int(place) + 1) % 5, [(int(place) + 1) % 5, int(place)])
     assert len(opened(own, [], its).also[0]) == 20
     assert len(opened(own, [], [other]).also[0]) == (20 if place == "val" else 21)
+
+
+def test_films_without_a_row_or_a_study_have_a_blank_one(own: Path) -> None:
+    table = pd.read_csv(own / "labels.csv").assign(patient=[f"p{number // 2}" for number in range(40)], study="s1")
+    table.loc[3, "study"] = ""
+    table.to_csv(own / "labels.csv", index=False)
+    xrays = opened(own, [])
+    visits = xrays.visits()
+    assert len(visits) == 60 and visits[0] == visits[1] and visits[2] != visits[3]
+    targets = read_targets(xrays, make_config(TargetConfig, {**TARGETS, "findings": []}))
+    written = predictions_table(xrays, targets, np.arange(4), np.ones((4, 2)), {})
+    assert written["study"].tolist() == ["s1", "s1", "s1", ""]
 
 
 def test_a_run_lists_what_the_reader_left_out(own: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
