@@ -89,6 +89,8 @@ class DataConfig(Config):
             raise UserError("dataset is 'folder', but data_root is empty; name the folder of images, --data-root DIR.")
         if self.labels == "folders" and self.dataset != "folder":
             raise UserError(f"labels is 'folders', which goes with --dataset folder, not {self.dataset!r}.")
+        if self.laterals and self.dataset != "folder":
+            raise UserError(f"laterals goes with --dataset folder; of {self.dataset}, frontal X-rays alone are read.")
         if self.store_res != 0 and self.store_res < self.img_res:
             raise UserError(
                 f"store_res is {self.store_res} and img_res {self.img_res}: the images would be enlarged; "

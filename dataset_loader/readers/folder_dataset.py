@@ -68,7 +68,7 @@ def read_folder(root: Path, labels: str = "table", laterals: bool = False) -> Co
                 say(f"note: {root} has no {TABLE}. In {place}, {offer_of_folders(counts)}")
                 break
         columns = read_films(root, files)
-    return columns if laterals else without_laterals(columns)
+    return columns if laterals else without_laterals(columns, "; --laterals takes them all the same")
 
 
 def _read_table(root: Path, files: np.ndarray, path: Path) -> Columns:
@@ -327,10 +327,10 @@ def _details(known: pd.DataFrame, foreign: np.ndarray, where: str) -> pd.DataFra
     return details.replace("", np.nan)
 
 
-def without_laterals(columns: Columns) -> Columns:
-    """Return the columns without those whose view is lateral, which are counted on stderr."""
+def without_laterals(columns: Columns, remedy: str = "") -> Columns:
+    """Return the columns without those whose view is lateral, which are counted on stderr, with a remedy."""
     lateral = np.array([projection(view) == "lateral" for view in column_of(columns.details, "view").fillna("")], bool)
     if lateral.any():
         lost = shown(columns.paths[lateral].tolist())
-        say(f"note: left out lateral films: {lost}; --laterals takes them all the same")
+        say(f"note: left out lateral films: {lost}{remedy}")
     return columns.take(np.flatnonzero(~lateral)).with_left_out(columns.paths[lateral], "lateral view")
