@@ -30,6 +30,7 @@ PREDICTIONS = "predictions:"  # before a folder of tables in a config
 ROUNDING = 1e-4  # of probabilities, by which softmax may exceed 1
 RANDOM, IMAGENET, PRETRAINED = KINDS = ["random", "imagenet", "pretrained"]  # of starts
 NAMED = RANDOM, IMAGENET, SHARED  # starts that are no file of a run
+FEW_IMAGES = 50  # of the validation part, whose scores then have intervals of 25 points and more
 Draws = Annotated[int, between(1, 1000)]  # of label subsets
 
 
@@ -331,6 +332,8 @@ def open_comparison(
     arms, left_out = usable_arms(config, named_arms(trained(encoders)), xrays, folds)
     counts = numbers_of_labels(labels, xrays, folds)
     check_subsets(counts, draws, folds, targets, xrays, config.split_seed)
+    if (few := len(xrays.indices("val"))) < FEW_IMAGES:
+        say(f"warning: validation has {few} images, so its scores say little; confusion_matrix.py scores the test images")
     joined, copies = joined_tables(encoders, run, xrays, targets)
     run.start(alone=False, data=xrays.facts(), **facts_of(encoders))
     xrays.write_split(run.folder)

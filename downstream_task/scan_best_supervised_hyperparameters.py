@@ -49,7 +49,7 @@ config: dict[str, Any] = {
 
 # What changes when `dataset` is not a phantom; flags win over both.
 real_xrays: dict[str, Any] = {
-    "encoder": "imagenet",  # downloads 19 MB once; without a network imagenet:FILE, or random
+    "encoder": "imagenet",  # downloaded once, 19 MB; without a network imagenet:FILE, or random
     "backbone": "timm/tf_efficientnet_lite0",
     "img_res": 128,
     "epochs_range": [5, 30],

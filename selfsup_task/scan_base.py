@@ -76,7 +76,7 @@ SCAN_BASE: dict[str, Any] = {
 # What changes when `dataset` is not a phantom: train_barlow_twins.py's defaults, and its evidence.
 REAL_XRAYS: dict[str, Any] = {
     "backbone": "timm/tf_efficientnet_lite0",
-    "start": "imagenet",  # downloads 19 MB once; without a network imagenet:FILE, or random
+    "start": "imagenet",  # downloaded once, 19 MB; without a network imagenet:FILE, or random
     "img_res": 128,
     "recipe": "solarize",
     "num_epochs": 3,

@@ -79,7 +79,7 @@ config: dict[str, Any] = {
 # 128 X-rays, num_epochs 0, lr 1e-3, warmup_epochs 1 (docs/RESULTS.md).
 real_xrays: dict[str, Any] = {
     "backbone": "timm/tf_efficientnet_lite0",
-    "start": "imagenet",  # downloads 19 MB once; without a network imagenet:FILE, or random
+    "start": "imagenet",  # downloaded once, 19 MB; without a network imagenet:FILE, or random
     "img_res": 128,  # 224 px, three times as long: 62.5, 70.9, 74.0
     "recipe": "solarize",
     "num_epochs": 3,  # 1: 60.0, 69.2, 74.2; 8: 62.3, 68.9, 72.4
@@ -123,7 +123,7 @@ def main(config: PretrainConfig) -> None:
             partners = partners_of(xrays, config)
             model = placed(build_model(config), device)  # backbone, projector, loss
             step = twin_step(passes_of(model, config), xrays.batch, config, partners)  # images -> views -> loss
-            train(model, step, xrays, config, run)  # backward and optimiser: utils/training_utils.py; then probes
+            train(model, step, xrays, config, run)  # utils/training_utils.py; the update: utils/optimisation.py
     if run.is_writer and run.summary is not None:
         print(report(run.summary, config))
         print(f"weights            {run}/{weights_file(config.backbone)}")
