@@ -333,7 +333,7 @@ def open_comparison(
     counts = numbers_of_labels(labels, xrays, folds)
     check_subsets(counts, draws, folds, targets, xrays, config.split_seed)
     if (few := len(xrays.indices("val"))) < FEW_IMAGES:
-        say(f"warning: validation has {few} images, so its scores say little; confusion_matrix.py scores the test images")
+        say(f"warning: validation has {few} images and says little; confusion_matrix.py scores the test images")
     joined, copies = joined_tables(encoders, run, xrays, targets)
     run.start(alone=False, data=xrays.facts(), **facts_of(encoders))
     xrays.write_split(run.folder)
