@@ -43,11 +43,11 @@ def saliency_maps(network: nn.Module, images: Tensor, classes: Tensor, settings:
     Raises UserError for a layer that does not exist.
     """
     net = plain_copy(network)
-    maps = [
-        METHODS[settings.method](net, x.detach().float().requires_grad_(), c, settings)
+    maps = [  # each detached from what it was computed with, which would stay in memory for all images
+        METHODS[settings.method](net, x.detach().float().requires_grad_(), c, settings).detach()
         for x, c in zip(images.split(IMAGES_AT_ONCE), classes.split(IMAGES_AT_ONCE), strict=True)
     ]
-    return torch.cat(maps).detach()
+    return torch.cat(maps)
 
 
 def plain_copy(network: nn.Module) -> nn.Module:

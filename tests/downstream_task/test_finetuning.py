@@ -125,6 +125,13 @@ def test_the_budget_is_passes_over_the_labels_or_more(labels: int, steps: int) -
     assert engine.num_epochs <= 10 and engine.scheduler == "cosine"
 
 
+def test_more_training_is_not_stopped_early_and_random_weights_converge(finetune: Finetune) -> None:
+    """A constant rate and a patience left random weights at chance, where their baseline was weak."""
+    run = finetune(min_steps=200, lr=1e-2, head="zeros", num_labels=0, recipe="none")
+    losses = [row["train/loss"] for row in run.rows[1:]]
+    assert losses[-1] < losses[0] / 4
+
+
 def test_the_head_from_the_probe_is_fitted_to_what_training_shows(finetune: Finetune) -> None:
     """On the initial statistics of random weights the loss in train mode was 118 to 19,619 instead of about ln 4."""
     run = finetune(min_steps=1, head="probe", lr=1e-9, num_labels=0, batch_size=128)
@@ -170,6 +177,16 @@ def test_labels_spread_to_train_images_and_to_those_without_a_label(
     assert len(part(run, "test")) == len(xrays.indices("test"))
     alone = finetune(**own, method="linear", run_name="linear")
     assert not part(run, "test")["p COVID"].equals(part(alone, "test")["p COVID"])
+
+
+def test_few_evaluations_on_few_images(finetune: Finetune, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training of 30 steps looks at validation 11 times, at most at MAX_EVALUATED images, and at the end at all."""
+    seen: list[int] = []
+    look = finetuning.forward_all
+    monkeypatch.setattr(finetuning, "MAX_EVALUATED", 7)
+    monkeypatch.setattr(finetuning, "forward_all", lambda *args: (seen.append(len(args[2])), look(*args))[1])
+    run = finetune(min_steps=30, head="zeros")
+    assert seen == [7] * 11 + [len(pd.read_csv(run.folder / "predictions.csv"))]
 
 
 def test_fixed_norms_keep_their_statistics_and_train_the_rest(finetune: Finetune, networks: list[Classifier]) -> None:

@@ -1,6 +1,8 @@
 """Maps against captum, the formula, and a network that is known to look at one region alone."""
 
 import copy
+import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from downstream_task.classifier import Classifier
+from interpretability import saliency
 from interpretability.faithfulness import mass_inside
-from interpretability.saliency import METHODS, PATH_STEPS, Settings, default_layer, saliency_maps
+from interpretability.saliency import METHODS, PATH_STEPS, Settings, default_layer, grad_cam, saliency_maps
 from self_sup_classes.backbones import Backbone
 from utils.config import UserError
 
@@ -52,6 +55,22 @@ def classifier(trainable: str = "all", name: str = "resnet18") -> Classifier:
 
 def settings_of(method: str) -> Settings:
     return Settings(method, layer="layer3")
+
+
+def test_maps_of_one_batch_do_not_keep_its_activations_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """630 X-rays of 128 px took 17 GB."""
+    held: list[weakref.ref[Tensor]] = []
+
+    def watched(*args: Any) -> Tensor:
+        assert not any(one() is not None for one in held)
+        maps = grad_cam(*args)
+        assert maps.grad_fn is not None  # and behind it all activations
+        held.append(weakref.ref(maps))
+        return maps
+
+    monkeypatch.setattr(saliency, "IMAGES_AT_ONCE", 1)
+    monkeypatch.setitem(METHODS, "grad_cam", watched)
+    assert len(saliency_maps(classifier().net, IMAGES, CLASSES, settings_of("grad_cam"))) == len(held) == 3
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -29,12 +29,17 @@ from utils.config import UserError
 NETWORKS = {
     "resnet18": ("fc", "layer4"),
     "densenet121": ("classifier", "features.norm5"),
+    "convnext_tiny": ("classifier", "features.7"),
     "mobilenet_v3_small": ("classifier", "features.12"),
+    "regnet_y_400mf": ("fc", "trunk_output.block4"),
     "efficientnet_b0": ("classifier", "features.8"),
     "shufflenet_v2_x0_5": ("fc", "conv5"),
+    "mnasnet0_5": ("classifier", "layers.16"),
     "timm/tf_efficientnet_lite0": ("classifier", "bn2"),
     "timm/convnext_atto": ("head", "norm_pre"),
     "timm/mobilenetv3_small_050": ("conv_head classifier", "blocks.5"),
+    "timm/resnet10t": ("fc", "layer4"),
+    "timm/regnety_002": ("head", "final_conv"),
     "timm/repvgg_a0": ("head", "final_conv"),
 }
 
