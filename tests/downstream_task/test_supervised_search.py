@@ -3,7 +3,6 @@
 import json
 import math
 import multiprocessing
-import os
 import sqlite3
 import time
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from downstream_task import scan_best_supervised_hyperparameters as scan
@@ -87,9 +85,8 @@ def test_processes_that_start_at_once_draw_other_values(
     assert len(set(drawn)) == 4
 
 
-@pytest.mark.skipif(not hasattr(os, "fork") or torch.cuda.is_available(), reason="forks, which CUDA does not allow")
 def test_a_killed_search_continues_with_the_trials_that_are_left(name: str, phantoms: Path) -> None:
-    killed = multiprocessing.get_context("fork").Process(target=search, args=(name, phantoms))
+    killed = multiprocessing.get_context("spawn").Process(target=search, args=(name, phantoms))
     killed.start()
     second = RUNS_ROOT / name / "trial_001" / "config.json"
     while not second.exists() and killed.is_alive():
