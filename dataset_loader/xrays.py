@@ -52,6 +52,7 @@ Size = Annotated[int, between(MIN_RES, MAX_RES)]
 SizeOrZero = Annotated[
     int, bound(lambda size: size == 0 or MIN_RES <= size <= MAX_RES, f"it must be 0, or from {MIN_RES} to {MAX_RES}")
 ]
+WITHOUT_LABEL = "files without a label"  # the fact about those of a comparison whose labels spread to them
 DEFAULT_ROOTS = {
     "phantom_folds": DATASETS_ROOT / "phantom",
     "covid": DATASETS_ROOT / "COVID-19_Radiography_Dataset",
@@ -89,8 +90,6 @@ class DataConfig(Config):
             raise UserError("dataset is 'folder', but data_root is empty; name the folder of images, --data-root DIR.")
         if self.labels == "folders" and self.dataset != "folder":
             raise UserError(f"labels is 'folders', which goes with --dataset folder, not {self.dataset!r}.")
-        if self.laterals and self.dataset != "folder":
-            raise UserError(f"laterals goes with --dataset folder; of {self.dataset}, frontal X-rays alone are read.")
         if self.store_res != 0 and self.store_res < self.img_res:
             raise UserError(
                 f"store_res is {self.store_res} and img_res {self.img_res}: the images would be enlarged; "
@@ -315,7 +314,7 @@ def open_xrays(
     kept = read_kept_split(config.keep_split, columns) if config.keep_split else None
     places = places_of(columns, config.split_seed, config.val_share, kept and kept.places)
     source = "phantom" if is_synthetic(columns.root / columns.paths[0]) else config.dataset
-    listed = _listed(config, everything if also is not None else everything.labelled())
+    listed = _listed(config, everything, also, apart=bool(folds))
     xrays = XRays(
         columns,
         store.to(device),
@@ -412,6 +411,8 @@ def read_present(config: DataConfig) -> Columns:
 
 
 def _read(config: DataConfig) -> Columns:
+    if config.laterals and config.dataset != "folder":
+        say(f"note: --laterals goes with --dataset folder; of {config.dataset}, frontal X-rays alone are read")
     if config.dataset == "folder":
         return read_folder(root_of(config), config.labels, config.laterals)
     if config.dataset == "phantom_folds":
@@ -428,20 +429,25 @@ def check_there(config: DataConfig, drawn: bool = False) -> None:
         raise Gone(f"found no folder {root_of(config)}; if it was moved, --data-root says where it is.")
 
 
-def listed_facts(config: DataConfig, also: Sequence[str] | None = None) -> dict[str, Any]:
+def listed_facts(config: DataConfig, also: Sequence[str] | None = None, apart: bool = False) -> dict[str, Any]:
     """Return those of XRays.facts() that tables and names give, without a look at a pixel: files, labels, patients, ...
 
-    Of the labelled images; with `also`, as open_xrays takes it, of all that a pretraining finds. Nothing is drawn.
-    Raises Gone if a folder is not there.
+    Of the labelled images; with `also`, as open_xrays takes it, of all that it finds, for a comparison the images that
+    have no label `apart`. Nothing is drawn. Raises Gone if a folder is not there.
     """
     columns = read_present(config)
     named = {f"also {number}": listed_files(columns_of(entry).paths) for number, entry in enumerate(also or [], 1)}
-    return {LISTED: {**_listed(config, columns if also is not None else columns.labelled()), **named}}
+    return {LISTED: {**_listed(config, columns, also, apart), **named}}
 
 
-def _listed(config: DataConfig, columns: Columns) -> dict[str, Any]:
-    """Return facts about the columns, and the split whose parts are kept."""
+def _listed(config: DataConfig, everything: Columns, also: Sequence[str] | None, apart: bool) -> dict[str, Any]:
+    """Return facts about the columns that open_xrays takes, and the split whose parts are kept.
+
+    apart  for a comparison, whose heads are opened again with the labelled images alone
+    """
+    columns = everything.labelled() if also is None or apart else everything
     split = repo_path(config.keep_split) if config.keep_split else None
     if split and not split.is_file():
         raise Gone(f"keep_split names {config.keep_split}, but there is no such file.")
-    return {**listing(columns), **({"kept parts": listed_lines(split)} if split else {})}
+    apart = {WITHOUT_LABEL: listed_files(everything.labelled(False).paths)} if also is not None and apart else {}
+    return {**listing(columns), **apart, **({"kept parts": listed_lines(split)} if split else {})}

@@ -238,7 +238,7 @@ def run_comparison(
         config.run_name,
         config,
         kind,
-        look=lambda: {"data": listed_facts(config, config.also), **facts_of(config.encoders)},
+        look=lambda: {"data": listed_facts(config, config.also, apart=True), **facts_of(config.encoders)},
     )
     if run.summary is None or run.summary.get("left_out"):
         compare(config, run)

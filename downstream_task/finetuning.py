@@ -233,10 +233,10 @@ class _Finetuning:
     def probe(self) -> dict[str, Any]:
         """Take the logistic regression on the encoder's features as the head, spread or not; return its strength."""
         self.head = self.fit_head(self.features.rows(self.train_indices))
-        if self.config.method == "spread":
+        if len(self.unlabelled):
             features = self.features.rows(np.concatenate([self.train_indices, self.unlabelled]))
             labels = self.targets.values[self.train_indices]
-            self.head = fit_spread_head(self.head, features, np.arange(self.labels), labels)
+            self.head = fit_spread_head(self.head, features, np.arange(self.labels), labels, self.config.class_weights)
         return {"regularisation": self.head.regularisation}
 
     def build_classifier(self) -> Classifier:

@@ -13,7 +13,16 @@ import torch
 from dataset_loader.ids import open_ids
 from dataset_loader.image_files import image_files
 from dataset_loader.listing import details, listing
-from dataset_loader.xrays import DataConfig, SizeOrZero, XRays, check_there, open_xrays, read_present, with_room
+from dataset_loader.xrays import (
+    WITHOUT_LABEL,
+    DataConfig,
+    SizeOrZero,
+    XRays,
+    check_there,
+    open_xrays,
+    read_present,
+    with_room,
+)
 from downstream_task.classifier import Classifier, load_classifier
 from downstream_task.finetuning import FinetuneConfig
 from downstream_task.predictions import (
@@ -113,7 +122,10 @@ class Finished:
                 f"{self.folder} was trained on all labelled films, so that none is left to test it on; its scores are "
                 f"those of {self.summary['comparison']}. It serves predict.py, and grad_cam.py with --images."
             )
-        recorded, now, root = self.data, xrays.facts(), xrays.columns.root
+        now, root = xrays.facts(), xrays.columns.root
+        recorded = {key: value for key, value in self.data.items() if key != "also"}  # of which no image is tested
+        if LISTED in recorded:
+            recorded[LISTED] = {name: one for name, one in recorded[LISTED].items() if name != WITHOUT_LABEL}
         changes = ", ".join(changes_since({"data": recorded}, {"data": now}))
         if self.summary["split_hash"] != xrays.split_hash:
             raise UserError(

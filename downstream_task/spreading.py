@@ -10,19 +10,22 @@ from sklearn.semi_supervised import LabelSpreading
 
 from downstream_task.probes import DEFAULT_STRENGTH, LinearHead, head_of, logistic_regression
 
-# Fixed on synthetic X-rays (docs/RESULTS.md, "Label spreading").
+# Fixed on validation images of synthetic X-rays, near the values of Iscen et al. 2019.
 NEIGHBOURS = 50  # of each image in the graph
 ALPHA = 0.9  # what an image takes from its neighbours in a step of spreading; the rest is its own label
 WEIGHT = 4  # all images together, as a multiple of the labelled ones
 MAX_IMAGES = 10_000  # in the graph, besides the labelled ones: its time grows with their square
 
 
-def fit_spread_head(head: LinearHead, features: np.ndarray, labelled: np.ndarray, targets: np.ndarray) -> LinearHead:
+def fit_spread_head(
+    head: LinearHead, features: np.ndarray, labelled: np.ndarray, targets: np.ndarray, class_weights: bool = True
+) -> LinearHead:
     """Return the mean of `head` and of a regression on what its labels say of all images.
 
     head      fitted to the labelled images alone
     features  [N, F] of train images
     labelled  [n] the rows of those with a label; targets are their classes [n], or findings [n, C] of 1, 0 and NaN
+    class_weights  whether classes weigh the same in the regression, as they do in the graph
     """
     scaler = StandardScaler().fit(features)
     x = np.asarray(scaler.transform(features))
@@ -30,7 +33,7 @@ def fit_spread_head(head: LinearHead, features: np.ndarray, labelled: np.ndarray
     models = []
     for column in targets.T if multilabel else [targets]:
         known = np.isfinite(column)
-        models.append(_fit(x, graph, labelled[known], column[known].astype(int)))
+        models.append(_fit(x, graph, labelled[known], column[known].astype(int), class_weights))
     other = head_of(models, scaler, multilabel, [])
     return LinearHead((head.weight + other.weight) / 2, (head.bias + other.bias) / 2, head.regularisation)
 
@@ -40,17 +43,18 @@ def neighbours(x: np.ndarray) -> Any:
     return kneighbors_graph(normalize(x), min(NEIGHBOURS, len(x)), include_self=True)
 
 
-def _fit(x: np.ndarray, graph: Any, labelled: np.ndarray, y: np.ndarray) -> LogisticRegression:
+def _fit(x: np.ndarray, graph: Any, labelled: np.ndarray, y: np.ndarray, class_weights: bool) -> LogisticRegression:
     """Fit standardised features [N, F] to the classes that `y` [n] of the rows `labelled` [n] spreads to.
 
     As in Iscen et al. 2019 (arXiv 1904.04717, section 3.2), an image weighs as much as its class is certain, 1 less the
-    entropy, and classes weigh the same.
+    entropy, or nothing where no label reaches it.
     """
     shares = spread(graph, labelled, y)
     classes = shares.argmax(1)
     entropy = -(shares * np.log(shares.clip(1e-12))).sum(1) / np.log(shares.shape[1])
-    weights = (1 - entropy).clip(0)  # [N]
-    weights /= np.bincount(classes, weights)[classes].clip(1e-12)
+    weights = (1 - entropy).clip(0) * (shares.sum(1) > 0)  # [N]
+    if class_weights:
+        weights /= np.bincount(classes, weights)[classes].clip(1e-12)
     weights *= WEIGHT * len(y) / weights.sum()
     return logistic_regression(DEFAULT_STRENGTH, x, classes, class_weights=False, weights=weights)
 
@@ -59,7 +63,7 @@ def spread(graph: Any, labelled: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return for N images the share of each class [N, C] that spreads to them from labels y [n] of `labelled` [n].
 
     Labels spread along the graph [N, N] (Zhou et al. 2004, Learning with Local and Global Consistency). Classes get
-    equal masses; a labelled image keeps its class.
+    equal masses; a labelled image keeps its class. Images that no label reaches have no shares, [0, ..., 0].
     """
     given = np.full((graph.shape[0], 1), -1)
     given[labelled, 0] = y

@@ -262,10 +262,10 @@ def ways_of(arm: Arm, ways: Sequence[str]) -> list[str]:
 
 
 def headline_of(kind: str, labels: int, classes: int, ways: Sequence[str]) -> str:
-    """Return the way that headlines for a kind of start and number of labels: HEADLINE's, or the first of `ways`."""
+    """Return which of `ways` headlines for a kind of start and number of labels: HEADLINE's, linear, or the first."""
     by_labels = HEADLINE[kind]
     wanted = by_labels[max(least for least in by_labels if least <= labels / classes)]
-    return wanted if wanted in ways else ways[0]
+    return next(way for way in (wanted, "linear", *ways) if way in ways)
 
 
 def save_convergence(run: Run, table: pd.DataFrame, summary: dict[str, Any]) -> None:

@@ -64,6 +64,8 @@ def choose_device(name: str) -> torch.device:
     try:
         torch.zeros(1, device=device).cpu()
     except RuntimeError as error:
+        if is_out_of_memory(error):  # another process has it, and may end
+            raise
         reason = str(error).partition("\n")[0]
         lacking = f"torch {torch.__version__} cannot use the GPU ({reason}); install a torch for it (pytorch.org)"
         if name == "cuda":

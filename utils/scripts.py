@@ -152,7 +152,7 @@ def _best_values(files: Sequence[str], best: str, known: Collection[str]) -> dic
 
 
 def _unknown(word: str, flags: list[str]) -> str:
-    close = difflib.get_close_matches(word, flags, n=1) if word.startswith("--") else []
+    close = difflib.get_close_matches(word, flags, n=1, cutoff=0.8) if word.startswith("--") else []
     hint = f"did you mean {close[0]}? " if close else ""
     return f"{word!r} is not a flag or a value of one; {hint}--help lists them all."
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 from clusters import clusters
+from sklearn.preprocessing import StandardScaler
 
 from downstream_task.probes import fit_linear_head
 from downstream_task.spreading import ALPHA, NEIGHBOURS, fit_spread_head, neighbours, spread
@@ -25,6 +26,21 @@ def test_labels_spread_as_in_the_paper() -> None:
     expected /= expected.sum(1, keepdims=True)
     expected[labelled] = np.eye(2)[y]
     np.testing.assert_allclose(spread(neighbours(x), labelled, y), expected, atol=2e-3)
+
+
+def test_films_that_no_label_reaches_count_for_no_class() -> None:
+    (x, classes), noise = clusters(300), np.random.default_rng(1).normal(size=(100, 10))
+    foreign = (np.array([9, -9] * 5) + noise) * np.linspace(0.1, 30, 10)  # of another device, say, in the same scale
+    films = np.concatenate([x.numpy(), foreign])
+    labelled = np.concatenate([np.flatnonzero(classes == c)[:2] for c in range(3)])
+    reached = spread(neighbours(StandardScaler().fit_transform(films)), labelled, classes[labelled]).sum(1) > 0
+    assert reached[:300].all() and not reached[300:].any()
+    logits = []
+    for names in (np.array([0, 1, 2]), np.array([1, 2, 0])):  # of the classes: their order decides nothing
+        y = names[classes[labelled]]
+        head = fit_spread_head(fit_linear_head(films[labelled], y, labelled), films, labelled, y)
+        logits.append(head.logits(films)[:, names])
+    np.testing.assert_allclose(logits[0], logits[1], atol=0.02)
 
 
 def test_images_without_a_label_move_the_head_to_where_they_are() -> None:
