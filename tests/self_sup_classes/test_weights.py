@@ -191,7 +191,7 @@ def test_counters_may_be_absent_as_torch_allows(tmp_path: Path) -> None:
 def test_timms_efficientnets_have_torchvisions_weights_by_other_names(tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = timm.create_model("efficientnet_b0", in_chans=1, num_classes=len(CLASSES)).eval()
-    for name, value in theirs.state_dict().items():
+    for value in theirs.state_dict().values():
         if value.is_floating_point():
             value.add_(0.1 * torch.rand_like(value))  # each BatchNorm its own, so that no two can be confused
     torch.save(theirs.state_dict(), tmp_path / "timm.pt")
