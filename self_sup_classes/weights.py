@@ -238,8 +238,9 @@ def load_strictly(net: nn.Module, state: Mapping[str, Tensor], source: str, desc
     """
     expected = net.state_dict()
     if not expected.keys() & state.keys():
+        hint = " timm's names need --backbone timm/NAME." if any("conv_stem." in key for key in state) else ""
         raise UserError(
-            f"{source} does not fit a {description}: found {_listed([*state])}, expected {_listed([*expected])}."
+            f"{source} does not fit a {description}: found {_listed([*state])}, expected {_listed([*expected])}.{hint}"
         )
     wrong = [
         f"{key}: found {_shape(state, key)}, expected {_shape(expected, key)}"

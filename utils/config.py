@@ -17,7 +17,10 @@ REPO_ROOT = Path(__file__).resolve().parent.parent
 
 def _root(variable: str, default: str) -> Path:
     """Return the folder that an environment variable names, or that of the repo; `~` is the home folder."""
-    return Path(os.environ.get(variable) or REPO_ROOT / default).expanduser().resolve()
+    path = os.path.expanduser(os.environ.get(variable) or REPO_ROOT / default)
+    if path.startswith("~"):
+        raise SystemExit(f"error: {variable} is {path!r}, the home of a user whom nobody knows; give a folder.")
+    return Path(path).resolve()
 
 
 # The environment variables put results and data elsewhere: on a larger disk, or, in tests, into a temporary folder.
