@@ -449,5 +449,5 @@ def _listed(config: DataConfig, everything: Columns, also: Sequence[str] | None,
     split = repo_path(config.keep_split) if config.keep_split else None
     if split and not split.is_file():
         raise Gone(f"keep_split names {config.keep_split}, but there is no such file.")
-    apart = {WITHOUT_LABEL: listed_files(everything.labelled(False).paths)} if also is not None and apart else {}
-    return {**listing(columns), **apart, **({"kept parts": listed_lines(split)} if split else {})}
+    others = {WITHOUT_LABEL: listed_files(everything.labelled(False).paths)} if also is not None and apart else {}
+    return {**listing(columns), **others, **({"kept parts": listed_lines(split)} if split else {})}
