@@ -123,7 +123,8 @@ class Finished:
                 f"those of {self.summary['comparison']}. It serves predict.py, and grad_cam.py with --images."
             )
         now, root = xrays.facts(), xrays.columns.root
-        recorded = {key: value for key, value in self.data.items() if key != "also"}  # of which no image is tested
+        recorded = dict(self.data)  # and of it, not what belongs to images without a label, which are not opened here
+        recorded |= {"also": [], "pixels": recorded.get("pixels", [])[:1]} if recorded.get("also") else {}
         if LISTED in recorded:
             recorded[LISTED] = {name: one for name, one in recorded[LISTED].items() if name != WITHOUT_LABEL}
         changes = ", ".join(changes_since({"data": recorded}, {"data": now}))

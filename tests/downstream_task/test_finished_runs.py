@@ -109,6 +109,17 @@ def test_what_changed_is_one_sentence_wherever_a_result_depends_on_it(clinic: Pa
     assert "also 1 (10 then, 9 now)" in again("pretrain")["pretrain"]
 
 
+def test_labels_that_spread_to_films_without_one_depend_on_these(clinic: Path, script: Any) -> None:
+    done = compare(script, clinic, "--ways", "spread")
+    assert done.returncode == 0, done.stderr
+    trial = TRIAL.replace("linear", "spread")
+    audit = script(AUDIT, "--checkpoints", trial, "--run-name", f"audit/{NAME}", "--threads", "1")
+    assert audit.returncode == 0 and "have changed" not in audit.stderr, audit.stderr
+    shutil.copy(clinic / "59.png", clinic / "60.png")
+    again = compare(script, clinic, "--ways", "spread")
+    assert again.returncode == 1 and "files without a label (12 then, 13 now)" in again.stderr
+
+
 def test_a_retrained_encoder_and_another_file_of_a_pattern_are_other_arms(clinic: Path, script: Any) -> None:
     encoder, name = (
         RUNS_ROOT / NAME / "a" / "resnet18_final_state_dict.pt",
