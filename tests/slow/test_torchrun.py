@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes
 def launched(name: str, images: Path, *flags: str, **variables: str) -> subprocess.Popen[str]:
     """Start torchrun with these flags on the small pretraining."""
     script = [str(REPO_ROOT / TRAIN), *training(name, images), "--device", "cpu"]
-    command = [sys.executable, "-m", "torch.distributed.run", *flags, *script]
+    command = [sys.executable, "-m", "torch.distributed.run", *flags, "--", *script]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
