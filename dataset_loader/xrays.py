@@ -37,6 +37,7 @@ from dataset_loader.unlabelled import (
     visits_of,
 )
 from utils.config import DATASETS_ROOT, Config, Gone, Natural, UserError, between, bound, one_of, repo_path
+from utils.distributed import note_once
 from utils.facts import LISTED
 from utils.files import write_table
 from utils.messages import say
@@ -412,7 +413,7 @@ def read_present(config: DataConfig) -> Columns:
 
 def _read(config: DataConfig) -> Columns:
     if config.laterals and config.dataset != "folder":
-        say(f"note: --laterals goes with --dataset folder; of {config.dataset}, frontal X-rays alone are read")
+        note_once(f"--laterals goes with --dataset folder; of {config.dataset}, frontal X-rays alone are read")
     if config.dataset == "folder":
         return read_folder(root_of(config), config.labels, config.laterals)
     if config.dataset == "phantom_folds":

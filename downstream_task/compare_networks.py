@@ -57,6 +57,11 @@ class Arm:
         """Return whether it can be trained, and not only probed."""
         return not self.encoders[0].startswith(FEATURES)
 
+    @property
+    def has_head(self) -> bool:
+        """Return whether it may have a head for the data's classes: a file of weights, whatever it holds."""
+        return self.has_network and self.encoders[0].partition(":")[0] not in NAMED
+
     def start(self, draw: int) -> int:
         """Return the number of its start for a draw; random weights are drawn.
 

@@ -163,10 +163,10 @@ def finetune(
 
     Method "linear" is a logistic regression on features that are computed once; "spread" adds what its labels say of
     unlabelled train images (spreading.py). "as_is" trains nothing: it takes a file's own classes, which must be those
-    of the data in their order. "finetune" starts from that regression
-    (head "probe", Kumar et al. 2022, arXiv 2202.10054) or from zeros, and trains the layers `trainable` for the steps
-    that BudgetConfig.steps gives, whatever validation says; the last weights count. predictions.csv has what the
-    classifier says of the validation and test images; nothing is chosen by either, and nothing is scored on test.
+    of the data in their order. "finetune" starts from that regression (head "probe", Kumar et al. 2022, arXiv
+    2202.10054) or from zeros, and trains the layers `trainable` for the steps that BudgetConfig.steps gives, whatever
+    validation says; the last weights count. predictions.csv has what the classifier says of the validation and test
+    images; nothing is chosen by either, and nothing is scored on test.
 
     xrays             the data that the config names, if they are open already, of whatever fold
     run               the config's run, if it is open already

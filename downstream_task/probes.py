@@ -1,7 +1,7 @@
 """Logistic regression on features that are computed once: as a probe, and as the last layer of a classifier."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,17 +142,18 @@ def fit_linear_head(
     """
     scaler = StandardScaler().fit(train)
     x = np.asarray(scaler.transform(train))
-    if targets.ndim == 1:
-        strengths = [likeliest_strength(x, targets, groups, class_weights, folds=5)]
-        models = [logistic_regression(strengths[0], x, targets, class_weights)]
-    else:
-        strengths, models = [], []
-        for column in targets.T:
-            known = np.isfinite(column)
-            y = column[known].astype(int)
-            strengths.append(likeliest_strength(x[known], y, groups[known], class_weights, folds=5))
-            models.append(logistic_regression(strengths[-1], x[known], y, class_weights))
+    strengths, models = [], []
+    for known, y in regressions(targets):
+        strengths.append(likeliest_strength(x[known], y, groups[known], class_weights, folds=5))
+        models.append(logistic_regression(strengths[-1], x[known], y, class_weights))
     return head_of(models, scaler, targets.ndim > 1, strengths)
+
+
+def regressions(targets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield which images [N] are known, and their classes [n]: once for classes [N], or of each of findings [N, C]."""
+    for column in targets.T if targets.ndim > 1 else [targets]:
+        known = np.isfinite(column)
+        yield known, column[known].astype(int)
 
 
 def head_of(

@@ -8,7 +8,7 @@ from sklearn.neighbors import kneighbors_graph
 from sklearn.preprocessing import StandardScaler, normalize
 from sklearn.semi_supervised import LabelSpreading
 
-from downstream_task.probes import DEFAULT_STRENGTH, LinearHead, head_of, logistic_regression
+from downstream_task.probes import DEFAULT_STRENGTH, LinearHead, head_of, logistic_regression, regressions
 
 # Fixed on validation images of synthetic X-rays, near the values of Iscen et al. 2019.
 NEIGHBOURS = 50  # of each image in the graph
@@ -29,12 +29,9 @@ def fit_spread_head(
     """
     scaler = StandardScaler().fit(features)
     x = np.asarray(scaler.transform(features))
-    graph, multilabel = neighbours(x), targets.ndim > 1
-    models = []
-    for column in targets.T if multilabel else [targets]:
-        known = np.isfinite(column)
-        models.append(_fit(x, graph, labelled[known], column[known].astype(int), class_weights))
-    other = head_of(models, scaler, multilabel, [])
+    graph = neighbours(x)
+    models = [_fit(x, graph, labelled[known], y, class_weights) for known, y in regressions(targets)]
+    other = head_of(models, scaler, targets.ndim > 1, [])
     return LinearHead((head.weight + other.weight) / 2, (head.bias + other.bias) / 2, head.regularisation)
 
 
@@ -65,11 +62,11 @@ def spread(graph: Any, labelled: np.ndarray, y: np.ndarray) -> np.ndarray:
     Labels spread along the graph [N, N] (Zhou et al. 2004, Learning with Local and Global Consistency). Classes get
     equal masses; a labelled image keeps its class. Images that no label reaches have no shares, [0, ..., 0].
     """
-    given = np.full((graph.shape[0], 1), -1)
-    given[labelled, 0] = y
-    known: Any = {"kernel": lambda a, b: graph}
-    model: Any = LabelSpreading(**known, alpha=ALPHA, max_iter=200)
-    shares = model.fit(np.zeros_like(given, dtype=float), given.ravel()).label_distributions_
+    given = np.full(graph.shape[0], -1)
+    given[labelled] = y
+    spreading: Any = LabelSpreading  # whose kernel may be a function: of images that the graph stands for
+    model = spreading(kernel=lambda a, b: graph, alpha=ALPHA, max_iter=200)
+    shares = model.fit(np.zeros((len(given), 1)), given).label_distributions_
     shares = shares / shares.sum(0)
     shares /= shares.sum(1, keepdims=True).clip(1e-12)
     shares[labelled] = np.eye(shares.shape[1])[y]

@@ -197,7 +197,7 @@ def predictions_table(
         if name in details and details[name].notna().any():
             table[name] = details[name].to_numpy()
     if "study" in table:
-        studies = np.array(xrays.columns.studies, dtype=object)[indices]
+        studies = np.array(xrays.columns.take(indices).studies, dtype=object)
         table["study"] = np.where(studies == "", "", xrays.ids.names(studies))
     values = targets.values[indices]
     if not targets.multilabel:

@@ -109,7 +109,6 @@ from dataset_loader.xrays import Fold, SizeOrZero, with_room
 from downstream_task import label_efficiency
 from downstream_task.compare_networks import (
     KINDS,
-    NAMED,
     PRETRAINED,
     Arm,
     Draws,
@@ -248,14 +247,12 @@ def ways_of(arm: Arm, ways: Sequence[str]) -> list[str]:
 
     A table of features can only be probed, and random or ImageNet's weights have no head for these classes.
     """
-    possible, reason = list(ways), ""
+    barred, reason = set[str](), ""
     if not arm.has_network:
-        possible, reason = (
-            [way for way in ways if way in ON_FEATURES],
-            "is a table of features, which can only be probed",
-        )
-    elif arm.encoders[0].partition(":")[0] in NAMED:
-        possible, reason = [way for way in ways if way != "as_is"], "has no head for these classes"
+        barred, reason = {*WAYS} - {*ON_FEATURES}, "is a table of features, which can only be probed"
+    elif not arm.has_head:
+        barred, reason = {"as_is"}, "has no head for these classes"
+    possible = [way for way in ways if way not in barred]
     if not possible:
         raise UserError(f"{arm.name} {reason}; put linear into ways, or leave {arm.name} out of encoders.")
     return possible
