@@ -213,7 +213,7 @@ class _Finetuning:
             beside = np.setdiff1d(xrays.pretraining_indices("train"), train)
             if isinstance(features, TableFeatures):  # which has no other images
                 beside = beside[beside < len(xrays)]
-            self.unlabelled = fixed_order("images that labels spread to", beside)[:MAX_IMAGES]
+            self.unlabelled = fixed_order("images that labels spread to", beside)[: max(0, MAX_IMAGES - len(train))]
         # an encoder of unknown origin stays one after further training
         seen = xrays.image_ids(np.concatenate([train[: self.labels], self.unlabelled]))
         before = features.provenance

@@ -14,7 +14,7 @@ from downstream_task.probes import DEFAULT_STRENGTH, LinearHead, head_of, logist
 NEIGHBOURS = 50  # of each image in the graph
 ALPHA = 0.9  # what an image takes from its neighbours in a step of spreading; the rest is its own label
 WEIGHT = 4  # all images together, as a multiple of the labelled ones
-MAX_IMAGES = 10_000  # in the graph, besides the labelled ones: its time grows with their square
+MAX_IMAGES = 10_000  # in the graph, whose time grows with their square; so many labels do not spread
 
 
 def fit_spread_head(

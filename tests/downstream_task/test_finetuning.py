@@ -161,7 +161,7 @@ def test_labels_outside_the_subset_change_no_prediction(
 
 
 def test_labels_spread_to_train_images_and_to_those_without_a_label(
-    phantoms: Path, tmp_path: Path, finetune: Finetune
+    phantoms: Path, tmp_path: Path, finetune: Finetune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = sorted((phantoms / COVID_ROOT).rglob("images/*.png"))
     for number, file in enumerate(files):
@@ -177,6 +177,9 @@ def test_labels_spread_to_train_images_and_to_those_without_a_label(
     assert len(part(run, "test")) == len(xrays.indices("test"))
     alone = finetune(**own, method="linear", run_name="linear")
     assert not part(run, "test")["p COVID"].equals(part(alone, "test")["p COVID"])
+    monkeypatch.setattr(finetuning, "MAX_IMAGES", 20)  # as many as have labels: the graph would grow beyond it
+    full = finetune(**own, method="spread", run_name="full")
+    assert part(full, "test")["p COVID"].equals(part(alone, "test")["p COVID"])
 
 
 def test_few_evaluations_on_few_images(finetune: Finetune, monkeypatch: pytest.MonkeyPatch) -> None:
