@@ -245,11 +245,11 @@ class Views:
     ) -> list[Tensor]:
         """The images through each of `views`, in float32 whatever autocast says around it."""
         first, total = (shard.rows.start or 0, shard.total) if shard else (0, len(images))
-        before, parts = generator.get_state(), []
+        before, chunks = generator.get_state(), []
         with torch.autocast(images.device.type, enabled=False):
-            for part in images.split(IMAGES_AT_ONCE):
-                generator.set_state(before)  # each part has its own rows of the same draws
-                source, rows = part.float().div_(255), slice(first, first + len(part))
-                parts.append([view(source, generator, Shard(rows, total)) for view in views])
-                first += len(part)
-        return parts[0] if len(parts) == 1 else [torch.cat(of_view) for of_view in zip(*parts, strict=True)]
+            for chunk in images.split(IMAGES_AT_ONCE):
+                generator.set_state(before)  # each chunk has its own rows of the same draws
+                source, rows = chunk.float().div_(255), slice(first, first + len(chunk))
+                chunks.append([view(source, generator, Shard(rows, total)) for view in views])
+                first += len(chunk)
+        return chunks[0] if len(chunks) == 1 else [torch.cat(of_view) for of_view in zip(*chunks, strict=True)]

@@ -20,7 +20,7 @@ class Columns:
     label_names  the C classes or findings
     groups       [N] str; images of one group (a patient) are always in the same part of a split
     masks        [N] lung masks, relative POSIX paths, or None
-    official     [N] the part that the source itself gives: "train", "val", "test", UNLABELLED, or "" for none
+    named_parts  [N] the part that the data set or its table names: "train", "val", "test", UNLABELLED, or "" for none
     details      N rows of whatever else the source knows (sex, age, view, ...); of opened data also patient, the group
                  before near-duplicates were joined
     left_out     file and reason of further X-rays, which are not taken
@@ -33,7 +33,7 @@ class Columns:
     label_names: tuple[str, ...]
     groups: np.ndarray
     masks: np.ndarray
-    official: np.ndarray
+    named_parts: np.ndarray
     details: pd.DataFrame
     left_out: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"file": [], "reason": []}, dtype=object))
     default_findings: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class Columns:
 
     def labelled(self, wanted: bool = True) -> "Columns":
         """Return the columns of the labelled images, or of the others; without any label, all count as labelled."""
-        has_label = (self.official != UNLABELLED) | (not self.label_names)
+        has_label = (self.named_parts != UNLABELLED) | (not self.label_names)
         return self.take(np.flatnonzero(has_label == wanted))
 
     def with_left_out(self, files: np.ndarray | list[str], reason: str) -> "Columns":
@@ -66,6 +66,6 @@ class Columns:
             labels=self.labels[indices],
             groups=self.groups[indices],
             masks=self.masks[indices],
-            official=self.official[indices],
+            named_parts=self.named_parts[indices],
             details=self.details.iloc[indices].reset_index(drop=True),
         )

@@ -55,23 +55,23 @@ def look_alikes(names: Sequence[str]) -> list[list[str]]:
     return [same for same in alike.values() if len(same) > 1]
 
 
-def warn_of_official_parts(columns: Columns, parts: np.ndarray, val_share: float) -> None:
-    """Say what an official split does not keep apart, and what joins its parts; a drawn one keeps groups whole."""
-    named = set(columns.official) & {"val", "test"}
+def warn_of_named_parts(columns: Columns, parts: np.ndarray, val_share: float) -> None:
+    """Say what joins the parts that the source names, and which groups they divide; a drawn split divides none."""
+    named = set(columns.named_parts) & {"val", "test"}
     if "val" in named and val_share != VAL_SHARE:
         say("warning: val_share without effect: the source names a validation part")
-    joined = (columns.official == "") & np.isin(parts, list(named))
+    joined = (columns.named_parts == "") & np.isin(parts, list(named))
     if joined.any():
         say(
-            f"warning: {joined.sum():,} more images are in the official {' and '.join(sorted(named))} part: they have "
-            "the patient or the film of an image there"
+            f"warning: {joined.sum():,} more images join the {' and '.join(sorted(named))} images that the source "
+            "names: they share a patient or a film with one of these"
         )
     groups = columns.groups
     shared = (parts == "train") & np.isin(groups, groups[parts != "train"])
     if shared.any():
         say(
-            f"warning: {shared.sum():,} images of the official train part have the patient or the film of a validation "
-            "or test image, so scores may be too good"
+            f"warning: {shared.sum():,} images of the named train part share a patient or a film with a validation or "
+            "test image, so scores may be too good"
         )
 
 

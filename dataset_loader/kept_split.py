@@ -51,7 +51,7 @@ class KeptSplit:
                 "unless a held-out film has their patient"
             )
         moved = np.isin(self.before, _RANKS[:_NO_LABEL]) & (self.before != places)
-        by_source = moved & np.isin(columns.groups, columns.groups[columns.official == places])
+        by_source = moved & np.isin(columns.groups, columns.groups[columns.named_parts == places])
         for which, why in (
             (moved & ~by_source, "they share a patient or a picture with a film of that part"),
             (by_source, "the source names it, and keep_split does not change that"),

@@ -13,17 +13,17 @@ DETAILS = ("sex", "age", "view", "source", "study")  # that scores are split by
 
 
 def listing(columns: Columns) -> dict[str, Any]:
-    """Return facts about the files, labels, official parts and patients, by name."""
+    """Return facts about the files, labels, named parts and patients, by name."""
     labelled = columns.labelled() if columns.label_names else columns.take(np.arange(0))
-    official = columns.take(np.flatnonzero(columns.official != ""))
+    named = columns.take(np.flatnonzero(columns.named_parts != ""))
     has_patient = columns.groups.astype(str) != columns.paths.astype(str)  # without one, an image is its own group
     known = columns.take(np.flatnonzero(has_patient))
-    parts = {part: int((official.official == part).sum()) for part in sorted(set(official.official))}
+    parts = {part: int((named.named_parts == part).sum()) for part in sorted(set(named.named_parts))}
     study: Iterable[Any] = known.details["study"].astype(str) if "study" in known.details else [""] * len(known)
     return {
         "files": listed_files(columns.paths),
         "labels": _labels(labelled),
-        "official parts": fact(len(official), _lines(official.paths, official.official), parts),
+        "official parts": fact(len(named), _lines(named.paths, named.named_parts), parts),
         "patients": fact(len(np.unique(known.groups)), _lines(known.paths, known.groups, study)),
     }
 

@@ -48,19 +48,19 @@ def split_by_group(
 def places_of(columns: Columns, seed: int, val_share: float = VAL_SHARE, kept: np.ndarray | None = None) -> np.ndarray:
     """Return the place of each of N images, [N] str: a part of PARTS, whatever the fold, or one of FOLD_NAMES.
 
-    The part is the official one where the source gives it. Images without one are drawn by group, as split_by_group
-    does: `val_share` of them are validation, unless the source names that part, and the others are folds of equal
-    size, or train where the source names a test part. Images of an official group go to its part. Where the source
-    names no validation or test part, images of its train part are drawn for it. Places `kept` [N] of an earlier split
-    ("" where there is none) come before drawing, and after the source's: its folds stay beside a test part that the
-    source names now. Without any label, all are train.
+    A part that the source names stays; images whose group it puts into validation or test go there. The others are
+    drawn by group, as split_by_group does: `val_share` of them are validation, unless the source names that part, and
+    the rest are folds of equal size, or train where the source names a test part. Where the source names no validation
+    or test part, images of its train part are drawn for it. Places `kept` [N] of an earlier split ("" where there is
+    none) come before drawing, and after the source's: its folds stay beside a test part that the source names now.
+    Without any label, all are train.
     """
     if not columns.label_names:
         return np.full(len(columns), "train")
-    places = columns.official.astype("<U5")
+    places = columns.named_parts.astype("<U5")
     absent = [part for part in PARTS[1:] if part not in places]
     for part in PARTS[1:]:
-        places[(places == "") & np.isin(columns.groups, columns.groups[columns.official == part])] = part
+        places[(places == "") & np.isin(columns.groups, columns.groups[columns.named_parts == part])] = part
     to_draw = (places == "") | ((places == "train") & bool(absent))
     if kept is not None:
         places = np.where(to_draw, kept, places)

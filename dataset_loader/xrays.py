@@ -15,7 +15,7 @@ from torch import Tensor
 from dataset_loader.columns import UNLABELLED, Columns
 from dataset_loader.decoding import upright_size
 from dataset_loader.duplicates import NO_DUPLICATES, find_duplicates, joined_groups
-from dataset_loader.first_look import say_labels, warn_of_copies, warn_of_official_parts
+from dataset_loader.first_look import say_labels, warn_of_copies, warn_of_named_parts
 from dataset_loader.ids import PLAIN, Ids, IdsMode, open_ids
 from dataset_loader.image_files import BrokenImageError
 from dataset_loader.image_store import ImageStore, open_store
@@ -290,8 +290,8 @@ def open_xrays(
 ) -> XRays:
     """Read the tables, decode what was not decoded before, split by group; pixels move to a GPU if they fit.
 
-    A group is a patient, or an image where no patient is known; groups with near-duplicate images are joined. An
-    official split is kept. Images of fewer than THUMBNAIL px cannot be compared, and are left out.
+    A group is a patient, or an image where no patient is known; groups with near-duplicate images are joined. A
+    split that the data set names is kept. Images of fewer than THUMBNAIL px cannot be compared, and are left out.
     Without `also`, these are the labelled images. With a list, which may be empty, the data set's images without a
     label come too, and the collections that the list names (open_collection says how), but no near-duplicates of
     validation and test images. `folds` are those of a comparison, each the test part in turn; the first is so now, or
@@ -337,7 +337,7 @@ def open_xrays(
     say_labels(columns, parts)
     if kept:
         kept.say(columns, parts, places)
-    warn_of_official_parts(columns, parts, config.val_share)
+    warn_of_named_parts(columns, parts, config.val_share)
     warn_of_copies(columns, parts, duplicates)
     if also is None:
         return xrays
@@ -418,8 +418,8 @@ def _read(config: DataConfig) -> Columns:
         return read_folder(root_of(config), config.labels, config.laterals)
     if config.dataset == "phantom_folds":
         columns = READERS["folder"](root_of(config))
-        named = columns.official != UNLABELLED
-        return replace(columns, official=np.where(named, "", columns.official))
+        named = columns.named_parts != UNLABELLED
+        return replace(columns, named_parts=np.where(named, "", columns.named_parts))
     layout = {"phantom": "folder", "phantom_marker": "folder", "phantom_chexpert": "chexpert"}
     return READERS[layout.get(config.dataset, config.dataset)](root_of(config))
 

@@ -79,7 +79,7 @@ def mean_view_loss(z: Tensor, lambd: float) -> BarlowTwinsLoss:
         return BarlowTwinsLoss(on_diagonal + lambd * off_diagonal, on_diagonal, off_diagonal)
 
 
-def random_embedding_parts(n: int, d: int, views: int) -> tuple[float, float]:
+def random_embedding_terms(n: int, d: int, views: int) -> tuple[float, float]:
     """Expected (on_diagonal, off_diagonal) of independent Gaussian embeddings [n, d] of each view.
 
     The scale to read a loss against. Of two views: a correlation of two independent standardised samples has mean 0
@@ -150,24 +150,24 @@ class BarlowTwins(nn.Module):
         h = self.backbone(y)
         return h, self.projector(h)
 
-    def forward(self, *views: Tensor) -> BarlowTwinsLoss:
-        """The loss of two or more views [N, C, R, R] of the same images."""
+    def forward(self, *views: Tensor) -> dict[str, Tensor]:
+        """The loss and its terms, by name, of two or more views [N, C, R, R] of the same images."""
         gathered = [gather_with_gradient(self._embeddings(y)) for y in views]
         if len(gathered) == 2:
-            return barlow_twins_loss(gathered[0], gathered[1], self.lambd)
-        return mean_view_loss(torch.stack(gathered), self.lambd)
+            return barlow_twins_loss(gathered[0], gathered[1], self.lambd)._asdict()
+        return mean_view_loss(torch.stack(gathered), self.lambd)._asdict()
 
     def _embeddings(self, y: Tensor) -> Tensor:
         """Embeddings [N, D] of a view, for the loss."""
         if not self.micro_batch_size:
             return self.embed(y)[1]
-        passes = [
+        embedded = [
             checkpoint(
-                self.embed, part, use_reentrant=False, context_fn=lambda: (nullcontext(), running_statistics_kept(self))
+                self.embed, x, use_reentrant=False, context_fn=lambda: (nullcontext(), running_statistics_kept(self))
             )
-            for part in y.split(self.micro_batch_size)
+            for x in y.split(self.micro_batch_size)
         ]
-        return torch.cat([z for _, z in passes])
+        return torch.cat([z for _, z in embedded])
 
 
 @contextmanager

@@ -2,17 +2,16 @@
 
 import gc
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-def replayed(module: nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype) -> Callable[..., Any]:
+def replayed(module: nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype) -> Callable[..., dict[str, Tensor]]:
     """Return a function that acts as `module`, in training mode on a CUDA GPU, and replays its passes as CUDA graphs.
 
     Forward and backward pass are captured once, for inputs as large as `inputs`, and started as a whole from then on;
-    calls must be of that size. The module returns a named tuple of tensors, may draw random numbers from torch's
+    calls must be of that size. The module returns a dict of tensors, may draw random numbers from torch's
     generator alone, and must keep its parameters and buffers where they are; their values may change. In eval mode it
     computes as ever, and it is left as it was. Gradients may lie where the next backward pass writes its own: set
     them to None before it, and do not add up those of several passes. Values are those of the module under autocast to
@@ -29,9 +28,8 @@ def replayed(module: nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype) ->
     for buffer, value in zip(module.buffers(), before, strict=True):  # capturing has moved running statistics
         buffer.copy_(value)
 
-    def call(*given: Tensor) -> Any:
+    def call(*given: Tensor) -> dict[str, Tensor]:
         assert [y.shape for y in given] == [y.shape for y in inputs], "the graphs are of another size"
-        result = replay(*given)
-        return type(result)(*(value.clone() for value in result))  # the next call overwrites them
+        return {name: value.clone() for name, value in replay(*given).items()}  # the next call overwrites them
 
     return call

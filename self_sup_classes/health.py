@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from self_sup_classes.barlow import chance_off_diagonal, random_embedding_parts
+from self_sup_classes.barlow import chance_off_diagonal, random_embedding_terms
 
 # Bounds of the verdict; tests check them on induced failures and a healthy run.
 COLLAPSED_RANK = 3.0
@@ -70,16 +70,16 @@ class Health:
         return f"healthy: rank {self.rank:.0f} of {self.max_rank}{aligned}"
 
 
-def measure_health(features: Tensor, embeddings: Tensor, parts: Sequence[float], batch_size: int, views: int) -> Health:
+def measure_health(features: Tensor, embeddings: Tensor, terms: Sequence[float], batch_size: int, views: int) -> Health:
     """The health panel from features [n, F] and embeddings [n, D] of a fixed sample, and the training loss.
 
-    parts              an epoch's mean loss, on_diagonal and off_diagonal; NaN for a loss without diagonals
+    terms              an epoch's mean loss, on_diagonal and off_diagonal; NaN for a loss without diagonals
     batch_size, views  those of training, over which the loss correlates
     """
     n, d = embeddings.shape
-    loss, on_diagonal, off_diagonal = parts
+    loss, on_diagonal, off_diagonal = terms
     return Health(
-        on_ratio=on_diagonal / random_embedding_parts(batch_size, d, views)[0],
+        on_ratio=on_diagonal / random_embedding_terms(batch_size, d, views)[0],
         off_ratio=off_diagonal / chance_off_diagonal(batch_size, d, views, on_diagonal),
         off_share=1 - on_diagonal / loss,
         rank=effective_rank(embeddings),

@@ -91,7 +91,7 @@ def main(config: ResourcesConfig) -> None:
     run = Run(config.run_name, {"varied": [*LISTS], **shared}, "resources", keys_of=ResourcesConfig)
     trials = {name: Run(cells[name].run_name, cells[name], "trial") for name in config.only or cells}
     columns = read_columns(config)
-    data, train = {"images": len(columns), LISTED: listing(columns)}, train_images(config, columns.official)
+    data, train = {"images": len(columns), LISTED: listing(columns)}, train_images(config, columns.named_parts)
     for name in trials:
         check_batch_size(cells[name].batch_size, train)
     run.start(alone=False, data=data, device=describe_device(device))

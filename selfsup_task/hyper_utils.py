@@ -20,7 +20,7 @@ from downstream_task.targets import check_learnable, read_targets
 from self_sup_classes.backbones import weights_file
 from self_sup_classes.initialisation import start_from
 from self_sup_classes.provenance import check_unseen
-from selfsup_task.pretraining import PretrainConfig, build_model, partners_of, passes_of, train, twin_step
+from selfsup_task.pretraining import PretrainConfig, build_model, loss_of_views, partners_of, pretraining_step, train
 from utils.config import Count, Distinct, Natural, Positive, UserError, as_dict, part_of
 from utils.distributed import exclusive_lock
 from utils.hardware import placed, prepare
@@ -96,9 +96,9 @@ class Scan:
         self.xrays = self.xrays.without(config.exclude)
         start = start_from(config.start, config.backbone, config.in_channels, config.random_seed)
         check_unseen(start.provenance, self.xrays, allow_seen=False, encoder=config.start)  # trials are fine-tuned
-        part = finetuning(config, "finetune", "random")
-        targets = read_targets(self.xrays, part)
-        labelled = labelled_subset(self.xrays, targets, part.num_labels, part.label_draw, config.split_seed)
+        tuning = finetuning(config, "finetune", "random")
+        targets = read_targets(self.xrays, tuning)
+        labelled = labelled_subset(self.xrays, targets, tuning.num_labels, tuning.label_draw, config.split_seed)
         check_learnable(targets, {"the labelled subset": labelled, "the validation part": self.xrays.indices("val")})
         self.num_labels = len(labelled)
         for trial in self.trials.values():
@@ -202,7 +202,7 @@ class Scan:
             return run, {}
         partners = partners_of(self.xrays, config)
         model = placed(build_model(config), self.xrays.store.device)
-        step = twin_step(passes_of(model, config), self.xrays.batch, config, partners)
+        step = pretraining_step(loss_of_views(model, config), self.xrays.batch, config, partners)
         return run, train(model, step, self.xrays, config, run, until)
 
     def _start_scores(self) -> list[float]:

@@ -19,7 +19,7 @@ from downstream_task.predictions import metric_of
 from downstream_task.probes import MIN_IMAGES, MIN_TESTED, forward_all, linear_probe, probed_classes
 from downstream_task.targets import apply_policy
 from self_sup_classes.backbones import Channels
-from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss, cross_correlation, random_embedding_parts
+from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss, cross_correlation, random_embedding_terms
 from self_sup_classes.health import Health, measure_health
 from utils import plots
 from utils.config import Count, between
@@ -31,7 +31,7 @@ from utils.seeds import fixed_order
 from utils.wording import metric_name
 
 PROBES = ("probe/linear", "probe/knn")
-LOSS_PARTS = [f"train/{part}" for part in BarlowTwinsLoss._fields]
+LOSS_TERMS = [f"train/{term}" for term in BarlowTwinsLoss._fields]
 PROBE_LABELS = 100  # labelled training images that a probe learns from: few, since that is what pretraining is for
 FINDING_LABELS = 500  # the same for findings, most of which are rare
 PROBE_DRAWS = 5  # draws of them, stratified, over which a probe's score is averaged
@@ -84,7 +84,7 @@ class Monitor:
             numbers |= self.probe()
         return numbers
 
-    def look_at_random_network(self) -> None:
+    def record_start(self) -> None:
         """Draw views and recipe, and record ranks and probes of the network before its first step, as epoch 0."""
         self.run.save_figure("views", self.views_figure(), step=0)
         self.run.save_figure("recipe", self.recipe_figure(), step=0)
@@ -93,12 +93,12 @@ class Monitor:
         self.run.add_row({"epoch": 0, "step": 0, **numbers})
 
     def health(self, means: Mapping[str, float]) -> Health:
-        """Return the health of the network now, given an epoch's mean loss and its parts."""
+        """Return the health of the network now, given an epoch's mean loss and its terms."""
         features = self._features(self.sample)
         with torch.no_grad():
             embeddings = self.model.projector(features.to(self.device)).cpu()
-        parts = [means.get(part, np.nan) for part in LOSS_PARTS]
-        return measure_health(features, embeddings, parts, self.config.batch_size, self.config.views)
+        terms = [means.get(tag, np.nan) for tag in LOSS_TERMS]
+        return measure_health(features, embeddings, terms, self.config.batch_size, self.config.views)
 
     def probe(self) -> dict[str, float]:
         """Return the linear and kNN probe's score on validation, the mean over the draws; {} without labels there."""
@@ -177,7 +177,7 @@ class Monitor:
     def curves_figure(self) -> Figure:
         """Return the run's curves, beside the loss of random embeddings and the probes' chance."""
         width = len([*self.model.projector.parameters()][-1])  # rows of the last weights
-        on_diagonal, off_diagonal = random_embedding_parts(self.config.batch_size, width, self.config.views)
+        on_diagonal, off_diagonal = random_embedding_terms(self.config.batch_size, width, self.config.views)
         levels = {"train/loss": on_diagonal + self.model.lambd * off_diagonal, "train/on_diagonal": on_diagonal}
         if "train/on_diagonal" not in self.run.rows[-1]:  # another loss
             levels = {}

@@ -11,7 +11,7 @@ from torch import Tensor
 from augmentations.transform_utils import Views, step_generator
 from dataset_loader.xrays import XRays, listed_facts
 from self_sup_classes.backbones import BackboneName, save_backbone, weights_file
-from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
+from self_sup_classes.barlow import BarlowTwins
 from self_sup_classes.cuda_graphs import replayed
 from self_sup_classes.initialisation import seen_by, start_from, weights_hashes
 from self_sup_classes.provenance import Provenance, check_unseen
@@ -120,12 +120,12 @@ class Partners:
 
 
 def partners_of(xrays: XRays, config: PretrainConfig) -> Partners | None:
-    """Return what twin_step draws positives from: None for two views of one image."""
+    """Return what pretraining_step draws positives from: None for two views of one image."""
     return Partners(xrays, xrays.pretraining_indices(config.pretrain_on)) if config.positives == "patient" else None
 
 
-def passes_of(model: BarlowTwins, config: PretrainConfig) -> Callable[..., BarlowTwinsLoss]:
-    """Return the loss of views as `twin_step` calls it, for `model` on its device.
+def loss_of_views(model: BarlowTwins, config: PretrainConfig) -> Callable[..., Mapping[str, Tensor]]:
+    """Return the function from views to loss and terms that `pretraining_step` calls, for `model` on its device.
 
     Several processes share a batch; one with a CUDA GPU replays graphs, unless there are micro-batches. Raises
     UserError if the GPU's memory does not hold a step.
@@ -139,8 +139,8 @@ def passes_of(model: BarlowTwins, config: PretrainConfig) -> Callable[..., Barlo
         return replayed(model.train(), views, choose_precision(config.precision, device))
 
 
-def twin_step(
-    twins: Callable[..., BarlowTwinsLoss],
+def pretraining_step(
+    loss_of: Callable[..., Mapping[str, Tensor]],
     images_of: Callable[[Tensor], Tensor],
     config: PretrainConfig,
     partners: Partners | None = None,
@@ -159,7 +159,7 @@ def twin_step(
         else:
             others = images_of(partners.draw(batch, generator, shard))
             drawn = views.of_pairs(images_of(batch), others, generator, shard)
-        return twins(*(y.expand(-1, config.in_channels, -1, -1) for y in drawn))._asdict()
+        return loss_of(*(y.expand(-1, config.in_channels, -1, -1) for y in drawn))
 
     return step
 
@@ -193,7 +193,7 @@ def train(
     monitor = Monitor(model, xrays, indices, config, run)
     if run.is_writer and run.checkpoint() is None:
         with memory_for(config.batch_size):
-            monitor.look_at_random_network()
+            monitor.record_start()
     last = until or config.num_epochs
     fit(model, step, monitor, indices, config, run, steps_per_epoch=steps_per_epoch, until=last)
     if last < config.num_epochs:
@@ -231,9 +231,9 @@ def _progress(rows: list[dict[str, float]]) -> dict[str, float | None]:
     return {
         "loss_first_epoch": first["train/loss"],
         "loss_last_epoch": last["train/loss"],
-        "rank_random_network": before["health/rank"],
+        "rank_at_start": before["health/rank"],
         "rank": last["health/rank"],
-        **{f"{tag}_random_network": before[tag] for tag in PROBES if tag in before},
+        **{f"{tag}_at_start": before[tag] for tag in PROBES if tag in before},
         **{tag: last[tag] for tag in PROBES if tag in last},
         "probe/linear_best": best.get("probe/linear"),
         "epoch_best": best.get("epoch"),

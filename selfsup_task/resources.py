@@ -20,7 +20,7 @@ from dataset_loader.image_store import open_store
 from dataset_loader.splits import FOLDS
 from dataset_loader.xrays import read_columns, size_of_store
 from selfsup_task.monitor import FINDING_LABELS, HEALTH_IMAGES, PROBE_DRAWS, PROBE_LABELS, PROBE_TESTS
-from selfsup_task.pretraining import PretrainConfig, build_model, passes_of, twin_step
+from selfsup_task.pretraining import PretrainConfig, build_model, loss_of_views, pretraining_step
 from utils.config import UserError
 from utils.hardware import choose_precision, is_out_of_memory, median_seconds, peak_memory, placed, prepare
 from utils.optimisation import build_optimizer, gradient_step
@@ -71,27 +71,27 @@ def measure(config: PretrainConfig, columns: Columns, forecast_epochs: int) -> d
 
 def forecast(costs: Costs, config: PretrainConfig, columns: Columns, epochs: int) -> float:
     """Return the seconds of a run on N images: the store once, then epochs of steps, health and probes."""
-    official = columns.official
-    train = train_images(config, official)
+    named = columns.named_parts
+    train = train_images(config, named)
     labels = FINDING_LABELS if columns.labels.ndim > 1 else PROBE_LABELS
-    probed = min(train, labels * PROBE_DRAWS) + min(_images_of("val", config, official), PROBE_TESTS)
+    probed = min(train, labels * PROBE_DRAWS) + min(_images_of("val", config, named), PROBE_TESTS)
     probes = 1 + epochs // config.probe_every
     forwards = (epochs + 1) * min(train, HEALTH_IMAGES) + probes * probed
     steps = epochs * (train // config.batch_size) + FORWARD * forwards / (config.views * config.batch_size)
-    return costs.decoding * len(official) + steps * costs.step
+    return costs.decoding * len(named) + steps * costs.step
 
 
-def train_images(config: PretrainConfig, official: np.ndarray) -> int:
+def train_images(config: PretrainConfig, named: np.ndarray) -> int:
     """Return about how many images a pretraining takes, by the part [N] that the source gives each (Columns)."""
     if config.pretrain_on == "all":
-        return len(official)
-    return _images_of("train", config, official) + int((official == UNLABELLED).sum())
+        return len(named)
+    return _images_of("train", config, named) + int((named == UNLABELLED).sum())
 
 
-def _images_of(part: str, config: PretrainConfig, official: np.ndarray) -> int:
+def _images_of(part: str, config: PretrainConfig, named: np.ndarray) -> int:
     """Return about how many images a part has: those that the source names, and its share of those that it does not."""
     share = config.val_share if part == "val" else (1 - config.val_share) * (1 - 1 / FOLDS)  # of train
-    return int((official == part).sum() + share * (official == "").sum())
+    return int((named == part).sum() + share * (named == "").sum())
 
 
 def measure_apart(config: PretrainConfig) -> Costs:
@@ -148,7 +148,7 @@ def time_steps(config: PretrainConfig, images_of: Callable[[Tensor], Tensor], de
     """
     model = placed(build_model(config), device).train()
     optimizer, dtype = build_optimizer(model, config), choose_precision(config.precision, device)
-    step = twin_step(passes_of(model, config), images_of, config)
+    step = pretraining_step(loss_of_views(model, config), images_of, config)
     views, batch = Views(config.recipe, config.img_res, config.views), torch.arange(config.batch_size)
     pixels = images_of(batch)
 

@@ -50,7 +50,7 @@ from downstream_task.targets import loss_function, read_targets
 from self_sup_classes.initialisation import start_from
 from selfsup_task import scan_plots
 from selfsup_task.hyper_utils import Scan, ScanConfig, finetuning
-from selfsup_task.pretraining import build_model, partners_of, passes_of, twin_step
+from selfsup_task.pretraining import build_model, loss_of_views, partners_of, pretraining_step
 from utils import plots
 from utils.config import RUNS_ROOT, UserError, as_dict, between, one_of
 from utils.distributed import exclusive_lock
@@ -136,19 +136,21 @@ def range_of_pretraining(config: RatesConfig, xrays: XRays, lrs: np.ndarray) -> 
     """Test the rates on Barlow Twins, from the weights that trials start from."""
     partners = partners_of(xrays, config)
     model = placed(build_model(config), xrays.store.device)
-    step = twin_step(passes_of(model, config), xrays.batch, config, partners)
+    step = pretraining_step(loss_of_views(model, config), xrays.batch, config, partners)
     return lr_range_test(model, step, xrays.pretraining_indices("train"), config, lrs)
 
 
 def range_of_finetuning(config: RatesConfig, xrays: XRays, lrs: np.ndarray) -> pd.DataFrame:
     """Test the rates on a classifier, all layers, from the weights that trials start from, trained as trials are."""
-    part = finetuning(config, "finetune", "random")
-    targets = read_targets(xrays, part)
-    train = labelled_subset(xrays, targets, part.num_labels, part.label_draw, config.split_seed)
+    tuning = finetuning(config, "finetune", "random")
+    targets = read_targets(xrays, tuning)
+    train = labelled_subset(xrays, targets, tuning.num_labels, tuning.label_draw, config.split_seed)
     backbone = start_from(config.start, config.backbone, config.in_channels, config.random_seed).backbone
     classifier = placed(Classifier(backbone, len(targets.names), "all"), xrays.store.device)
-    step = classify_step(classifier, xrays, loss_function(targets, train, part.class_weights), part)
-    return lr_range_test(classifier, step, train, engine_config(part, len(train)), lrs, lr_factors(classifier, part))
+    step = classify_step(classifier, xrays, loss_function(targets, train, tuning.class_weights), tuning)
+    return lr_range_test(
+        classifier, step, train, engine_config(tuning, len(train)), lrs, lr_factors(classifier, tuning)
+    )
 
 
 def lr_range_test(

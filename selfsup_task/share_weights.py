@@ -78,7 +78,7 @@ An encoder for research: not a medical device, and no evidence for using one. Ba
   have seen, and comparisons of this software do not test on them.
 {% if "probe/linear" in summary %}
 - Linear probe on validation: {{ metric_name(summary.metric) }} {{ "%.3f" | format(summary["probe/linear"]) }}, before
-  the training {{ "%.3f" | format(summary["probe/linear_random_network"]) }}.
+  the training {{ "%.3f" | format(summary["probe/linear_at_start"]) }}.
 {% endif %}
 {% for name, metric, curves in scores %}
 

@@ -98,7 +98,15 @@ from math import inf
 
 from dataset_loader.xrays import open_xrays
 from self_sup_classes.backbones import weights_file
-from selfsup_task.pretraining import PretrainConfig, build_model, open_run, partners_of, passes_of, train, twin_step
+from selfsup_task.pretraining import (
+    PretrainConfig,
+    build_model,
+    loss_of_views,
+    open_run,
+    partners_of,
+    pretraining_step,
+    train,
+)
 from utils import distributed
 from utils.hardware import placed, prepare
 from utils.training_utils import check_batch_size
@@ -122,7 +130,9 @@ def main(config: PretrainConfig) -> None:
             check_batch_size(config.batch_size, len(xrays.pretraining_indices(config.pretrain_on)))
             partners = partners_of(xrays, config)
             model = placed(build_model(config), device)  # backbone, projector, loss
-            step = twin_step(passes_of(model, config), xrays.batch, config, partners)  # images -> views -> loss
+            step = pretraining_step(
+                loss_of_views(model, config), xrays.batch, config, partners
+            )  # images -> views -> loss
             train(model, step, xrays, config, run)  # utils/training_utils.py; the update: utils/optimisation.py
     if run.is_writer and run.summary is not None:
         print(report(run.summary, config))
@@ -146,17 +156,17 @@ def report(summary: dict[str, Any], config: PretrainConfig) -> str:
         f"\n{epochs}, {summary['steps']:,} steps, on {summary['images']:,} {kind}, "
         f"{summary['images_per_second']:.0f} images/s: {summary['verdict']}",
         f"loss               {summary['loss_first_epoch']:.4g} -> {summary['loss_last_epoch']:.4g} (first, last epoch)",
-        f"effective rank     {summary['rank_random_network']:.1f} -> {summary['rank']:.1f} ({before}, now)",
+        f"effective rank     {summary['rank_at_start']:.1f} -> {summary['rank']:.1f} ({before}, now)",
     ]
     for tag, name in {"probe/linear": "linear probe", "probe/knn": "kNN probe   "}.items():
         if tag in summary:
             lines.append(
-                f"{name}       {summary[f'{tag}_random_network']:.3f} -> {summary[tag]:.3f} "
+                f"{name}       {summary[f'{tag}_at_start']:.3f} -> {summary[tag]:.3f} "
                 f"{metric_name(summary['metric'])} on validation (chance {summary['chance']:.2f})"
             )
     if "metric" not in summary:
         lines.append(f"probes             skipped: {summary.get('probes_skipped', 'the X-rays have no labels')}")
-    if summary.get("probe/linear", 1) < summary.get("probe/linear_random_network", 0) - WORSE:
+    if summary.get("probe/linear", 1) < summary.get("probe/linear_at_start", 0) - WORSE:
         lines.append(f"The probe is below that of the start ({before}): train longer, or change lr or recipe.")
     return "\n".join(lines)
 

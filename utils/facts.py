@@ -57,5 +57,5 @@ def _changes_listed(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
         same = before["count"] == here["count"]
         total = f"{before['count']:,} then and now, but not the same ones"
         total = total if same else f"{before['count']:,} then, {here['count']:,} now"
-        texts.append(f"{name} ({'; '.join([total, *shown])})")
+        texts.append(f"{name.removeprefix('official ')} ({'; '.join([total, *shown])})")
     return texts

@@ -123,8 +123,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is not JSON ({error}); repair it or delete its folder.") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object; repair it or delete its folder.")
-    value.pop("crc32", None)  # of earlier versions
-    return value
+    value.pop("crc32", None)  # of earlier versions, as are names in _random_network
+    return {key.replace("_random_network", "_at_start"): item for key, item in value.items()}
 
 
 def check_files(folder: Path, *names: str) -> None:

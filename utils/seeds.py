@@ -27,7 +27,7 @@ def epoch_order(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 
 def endless_order(indices: np.ndarray, seed: int, first: int, count: int) -> np.ndarray:
     """Return positions `first` to `first + count` of the orders of epochs 0, 1, 2, ... one after the other."""
-    passes = range(first // len(indices), -(-(first + count) // len(indices)))
-    row = np.concatenate([epoch_order(indices, seed, number) for number in passes])
-    start = first - passes.start * len(indices)
+    epochs = range(first // len(indices), -(-(first + count) // len(indices)))
+    row = np.concatenate([epoch_order(indices, seed, number) for number in epochs])
+    start = first - epochs.start * len(indices)
     return row[start : start + count]

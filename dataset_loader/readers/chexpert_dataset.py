@@ -74,10 +74,10 @@ def read_chexpert(root: Path) -> Columns:
     checked = [part for part in ("test", "valid") if part in rows and any(rows[part]["exists"])]
     for part in rows.keys() - {"train", *checked}:
         say(f"note: {tables[part]} is not used: there is none of its images")
-    official = {"train": "", **dict(zip(checked, ("test", "val"), strict=False))}
-    used = [_existing(rows[part], tables[part]).assign(official=name) for part, name in official.items()]
+    named = {"train": "", **dict(zip(checked, ("test", "val"), strict=False))}
+    used = [_existing(rows[part], tables[part]).assign(named=name) for part, name in named.items()]
     for part, found in zip(checked, used[1:], strict=True):
-        say(f"the {len(found):,} images of {tables[part]} are the {official[part]} part")
+        say(f"the {len(found):,} images of {tables[part]} are the {named[part]} part")
     table = pd.concat(used).sort_values("path", ignore_index=True)
     return Columns(
         root=root,
@@ -86,7 +86,7 @@ def read_chexpert(root: Path) -> Columns:
         label_names=FINDINGS,
         groups=table["patient"].to_numpy(dtype=str),
         masks=np.full(len(table), None, dtype=object),
-        official=table["official"].to_numpy(dtype="<U10"),
+        named_parts=table["named"].to_numpy(dtype="<U10"),
         details=table.filter(("study", "sex", "age", "view")),
         default_findings=COMPETITION,
     )

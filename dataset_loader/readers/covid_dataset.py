@@ -20,8 +20,8 @@ def read_covid(root: Path) -> Columns:
     """Read `<Class>/images/*` with optional `<Class>/masks/*`, or the older `<Class>/*`; no pixel is opened.
 
     Classes are the folders that hold images, in alphabetical order. Each image is a group of its own, unless it is a
-    DICOM file that names its patient. Folders of train, val and test images above or below the classes are the official
-    parts. Images elsewhere are counted on stderr and left out.
+    DICOM file that names its patient. Folders of train, val and test images above or below the classes are the
+    named parts. Images elsewhere are counted on stderr and left out.
 
     Raises UserError if there is no such folder, fewer than two classes or a class without images.
     """

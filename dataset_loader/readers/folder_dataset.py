@@ -169,7 +169,7 @@ def described(
     labels  [M] class indices, -1 where blank, or findings [M, C]
     names   the classes or findings
 
-    Images without a label of an official validation or test part are left out, which is said on stderr.
+    Images without a label that the table puts into validation or test are left out, which is said on stderr.
     Raises UserError if no row has a file, or a part is unknown.
     """
     masks = set(column_of(rows, "mask"))
@@ -180,12 +180,12 @@ def described(
     blank = np.full((1, *labels.shape[1:]), -1 if labels.ndim == 1 else np.nan, dtype=labels.dtype)
     labels = np.concatenate([labels, blank])[place]
     unlabelled = (place < 0) | (labels == -1 if labels.ndim == 1 else False)
-    official = _official(column_of(known, "part"), table)
-    kept = np.flatnonzero(~unlabelled | ~np.isin(official, ("val", "test")))
+    named = _named_parts(column_of(known, "part"), table)
+    kept = np.flatnonzero(~unlabelled | ~np.isin(named, ("val", "test")))
     if len(kept) < len(files):
         lost = len(files) - len(kept)
-        say(f"warning: {lost:,} images of the official validation or test part left out: no label")
-    official[unlabelled] = UNLABELLED
+        say(f"warning: {lost:,} images of the named validation or test part left out: no label")
+    named[unlabelled] = UNLABELLED
     patients, foreign = joined_patients(column_of(known, "patient").to_numpy(), header_ids, files, table)
     columns = Columns(
         root=root,
@@ -194,13 +194,13 @@ def described(
         label_names=names,
         groups=np.where(patients == "", files, patients).astype(str),
         masks=_existing_masks(root, column_of(known, "mask"), table),
-        official=official,
+        named_parts=named,
         details=_details(known, foreign, str(table)),
     )
     return columns.take(kept).with_left_out(np.delete(files, kept), "validation or test image without a label")
 
 
-def _official(parts: pd.Series, table: Path) -> np.ndarray:
+def _named_parts(parts: pd.Series, table: Path) -> np.ndarray:
     """Return [N] the parts that a table names: "train", "val", "test" or ""."""
     part = {word: part_of(word) for word in parts.unique()}
     if wrong := [word for word in part if part[word] is None]:

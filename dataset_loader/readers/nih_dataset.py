@@ -167,7 +167,7 @@ def _test_names(path: Path, names: list[str], table: Path) -> list[str]:
 
 def _patients(columns: Columns) -> np.ndarray:
     """Return the groups [N]; images without a row have the patient that their name tells."""
-    groups, extra = columns.groups.astype(object), columns.official == UNLABELLED
+    groups, extra = columns.groups.astype(object), columns.named_parts == UNLABELLED
     written = dict(zip(id_keys(groups[~extra]), groups[~extra], strict=True))
     for row in np.flatnonzero(extra):
         if found := _PATIENT.fullmatch(_name(columns.paths[row])):

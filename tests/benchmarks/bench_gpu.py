@@ -42,7 +42,7 @@ if __name__ == "__main__":
 
 import itertools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,7 +57,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from augmentations.transform_utils import Views, step_generator
 from dataset_loader.image_store import ImageStore
-from self_sup_classes.barlow import BarlowTwinsLoss
 from selfsup_task.pretraining import PretrainConfig
 from selfsup_task.scan_base import PRETRAINING, without
 from utils.config import make_config
@@ -120,11 +119,11 @@ def steps_of(
     def draw(number: int) -> list[Tensor]:
         return views(pixels, step_generator("benchmark", config.random_seed, 0, number))
 
-    def train_on_drawn(passes: Callable[..., BarlowTwinsLoss]) -> None:
-        gradient_step(model, optimizer, lambda: passes(*drawn)._asdict(), config.lr, config.gradient_clip, dtype)
+    def train_on_drawn(loss_of: Callable[..., Mapping[str, Tensor]]) -> None:
+        gradient_step(model, optimizer, lambda: loss_of(*drawn), config.lr, config.gradient_clip, dtype)
 
     graphs = variant not in ("no graphs", "compiled")
-    model, optimizer, passes, take = to_measure(config, read, device, graphs)
+    model, optimizer, loss_of, take = to_measure(config, read, device, graphs)
     pixels = read()
     drawn = draw(0)
     with FlopCounterMode(display=False) as counter:
@@ -134,7 +133,7 @@ def steps_of(
         torch.cuda.reset_peak_memory_stats(device)
     if variant == "compiled":
         model.backbone = torch.compile(model.backbone)  # type: ignore[assignment]  # it acts as the module
-    parts: dict[str, Step] = {"reading": read, "views": draw, "network": lambda _: train_on_drawn(passes)}
+    parts: dict[str, Step] = {"reading": read, "views": draw, "network": lambda _: train_on_drawn(loss_of)}
     return take, parts, counter.get_total_flops()
 
 

@@ -27,7 +27,7 @@ from torchvision.transforms.functional import normalize
 from augmentations.transform_utils import denormalise
 from dataset_loader.image_store import open_store
 from dataset_loader.xrays import XRays
-from selfsup_task.pretraining import EPOCHS, PretrainConfig, build_model, passes_of, twin_step
+from selfsup_task.pretraining import EPOCHS, PretrainConfig, build_model, loss_of_views, pretraining_step
 from utils.hardware import choose_device, choose_precision, placed, prepare
 from utils.optimisation import build_optimizer, gradient_step, lr_multiplier
 from utils.seeds import epoch_order
@@ -59,7 +59,7 @@ def ours(config: PretrainConfig, xrays: XRays) -> Pretraining:
     device = prepare(config.device, config.threads)
     config = replace(config, num_epochs=config.num_epochs or EPOCHS)  # that of the schedule
     model = placed(build_model(config), device)
-    step = twin_step(passes_of(model, config), xrays.batch, config)
+    step = pretraining_step(loss_of_views(model, config), xrays.batch, config)
     optimizer, dtype = build_optimizer(model, config), choose_precision(config.precision, device)
     batches = _batches(xrays.indices("train"), config)
 

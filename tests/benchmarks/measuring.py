@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
-from selfsup_task.pretraining import PretrainConfig, build_model, passes_of, twin_step
+from self_sup_classes.barlow import BarlowTwins
+from selfsup_task.pretraining import PretrainConfig, build_model, loss_of_views, pretraining_step
 from utils.hardware import choose_precision, placed, synchronise
 from utils.optimisation import build_optimizer, gradient_step
 
@@ -61,12 +61,12 @@ class Table:
 class Measured(NamedTuple):
     """A pretraining that is measured and discarded.
 
-    passes(*views) is the loss of views; take(n) draws the views of step n and takes one optimiser step.
+    loss_of(*views) is the loss of views and its terms; take(n) draws the views of step n and takes one optimiser step.
     """
 
     model: BarlowTwins
     optimizer: torch.optim.Optimizer
-    passes: Callable[..., BarlowTwinsLoss]
+    loss_of: Callable[..., Mapping[str, Tensor]]
     take: Callable[[int], Mapping[str, Tensor]]
 
 
@@ -79,11 +79,11 @@ def to_measure(
     """
     model = placed(build_model(config), device).train()
     optimizer, dtype = build_optimizer(model, config), choose_precision(config.precision, device)
-    passes, batch = passes_of(model, config) if graphs else model, torch.arange(config.batch_size)
-    step = twin_step(passes, images_of, config)
+    loss_of, batch = loss_of_views(model, config) if graphs else model, torch.arange(config.batch_size)
+    step = pretraining_step(loss_of, images_of, config)
 
     def take(number: int) -> Mapping[str, Tensor]:
         forward = functools.partial(step, batch, 0, number)
         return gradient_step(model, optimizer, forward, config.lr, config.gradient_clip, dtype)
 
-    return Measured(model, optimizer, passes, take)
+    return Measured(model, optimizer, loss_of, take)

@@ -140,18 +140,18 @@ def test_more_films_of_held_out_patients_are_not_pretrained_on_whatever_became_o
     assert taken == list(range(50, 60))
 
 
-def test_near_duplicates_across_an_official_split_are_said(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_near_duplicates_across_a_named_split_are_said(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (own / "labels.csv").open("a") as file:
         file.write("copy.png,a,train\n")
     assert len(opened(own)) == 41
-    assert "1 images of the official train part have the patient or the film" in capsys.readouterr().err
+    assert "1 images of the named train part share a patient or a film" in capsys.readouterr().err
 
 
-def test_what_joins_an_official_part_is_said(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_joins_a_named_part_is_said(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (own / "labels.csv").open("a") as file:
         file.write("copy.png,a,\n")  # of an image of the test part
     assert opened(own).parts.tolist().count("test") == 6
-    assert "1 more images are in the official test and val part" in capsys.readouterr().err
+    assert "1 more images join the test and val images that the source names" in capsys.readouterr().err
 
 
 def test_without_labels_everything_is_trained_on_and_nothing_is_learned_from_labels(own: Path) -> None:

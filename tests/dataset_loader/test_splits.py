@@ -40,8 +40,8 @@ def make_images(sizes: list[int], strata_count: int = 3) -> tuple[np.ndarray, np
 def make_columns(labels: np.ndarray, names: tuple[str, ...], sizes: list[int] | None = None) -> Columns:
     paths, groups, _ = make_images(sizes or [1] * len(labels))
     masks = np.full(len(labels), None, dtype=object)
-    official, details = np.full(len(labels), ""), pd.DataFrame(index=range(len(labels)))
-    return Columns(Path("x"), paths, labels, names, groups, masks, official, details)
+    named, details = np.full(len(labels), ""), pd.DataFrame(index=range(len(labels)))
+    return Columns(Path("x"), paths, labels, names, groups, masks, named, details)
 
 
 def drawn_columns(sizes: list[int], strata_count: int = 3) -> Columns:
@@ -198,13 +198,13 @@ def test_draws_and_seeds_differ_and_impossible_numbers_are_refused() -> None:
             label_subset(paths, strata, count, 0, 0)
 
 
-def official_columns(official: list[str], groups: list[str] | None = None) -> Columns:
-    columns = make_columns(np.array([0, 1] * (len(official) // 2)), ("a", "b"))
-    return replace(columns, official=np.array(official), groups=np.array(groups) if groups else columns.groups)
+def named_columns(named: list[str], groups: list[str] | None = None) -> Columns:
+    columns = make_columns(np.array([0, 1] * (len(named) // 2)), ("a", "b"))
+    return replace(columns, named_parts=np.array(named), groups=np.array(groups) if groups else columns.groups)
 
 
 @pytest.mark.parametrize(
-    ("official", "counts"),
+    ("named", "counts"),
     [
         (["train"] * 60 + ["val"] * 20 + ["test"] * 20, {"train": 60, "val": 20, "test": 20}),
         (["test"] * 10 + [""] * 90, {"train": 81, "val": 9, "test": 10}),  # as the NIH's list
@@ -212,25 +212,26 @@ def official_columns(official: list[str], groups: list[str] | None = None) -> Co
         (["train"] * 50 + ["val"] * 20 + ["test"] * 20 + [""] * 10, {"train": 60, "val": 20, "test": 20}),
     ],
 )
-def test_an_official_test_part_stays_and_folds_change_nothing(official: list[str], counts: dict[str, int]) -> None:
-    places, named = places_of(official_columns(official), seed=0), np.array(official)
+def test_a_named_test_part_stays_and_folds_change_nothing(named: list[str], counts: dict[str, int]) -> None:
+    columns = named_columns(named)
+    places = places_of(columns, seed=0)
     for fold in range(FOLDS):
         assert (parts_of(places, fold) == places).all()
     for part in ("val", "test"):
-        assert (places[named == part] == part).all()
+        assert (places[columns.named_parts == part] == part).all()
     assert {part: int((places == part).sum()) for part in counts} == counts
 
 
-@pytest.mark.parametrize("official", [["val"] * 10 + [""] * 90, ["val"] * 10 + ["train"] * 90])
-def test_an_official_validation_part_stays_and_the_others_are_folds(official: list[str]) -> None:
-    places = places_of(official_columns(official), seed=0)
+@pytest.mark.parametrize("named", [["val"] * 10 + [""] * 90, ["val"] * 10 + ["train"] * 90])
+def test_a_named_validation_part_stays_and_the_others_are_folds(named: list[str]) -> None:
+    places = places_of(named_columns(named), seed=0)
     assert (places[:10] == "val").all()
     assert sorted((places == fold).sum() for fold in FOLD_NAMES) == [18] * FOLDS
 
 
-def test_images_of_an_official_group_go_to_its_part() -> None:
+def test_images_of_a_named_group_go_to_its_part() -> None:
     groups = ["p", "p", "q", "r"] + list("abcdefghi") * 4
-    places = places_of(official_columns(["test", "", "", ""] * 10, groups), 0)
+    places = places_of(named_columns(["test", "", "", ""] * 10, groups), 0)
     assert places[:2].tolist() == ["test", "test"]
     assert all(len(set(places[np.array(groups) == group])) == 1 for group in groups)
 

@@ -74,7 +74,7 @@ def test_built_in_xrays_without_labels_are_for_pretraining_alone(
     assert (xrays.source, len(xrays)) == ("phantom", 80)
     assert list(xrays.pretraining_indices("train")) == [*xrays.indices("train"), *range(80, 104)]
     for fold in range(FOLDS):
-        assert np.array_equal(xrays.of_fold(fold).parts, xrays.columns.official)
+        assert np.array_equal(xrays.of_fold(fold).parts, xrays.columns.named_parts)
     assert all((xrays.columns.root / mask).is_file() for mask in xrays.columns.masks)
     assert opened("phantom", tmp_path).also == ()
     with_folds = open_xrays(data("phantom_folds", tmp_path), torch.device("cpu"), [])  # the same without these parts

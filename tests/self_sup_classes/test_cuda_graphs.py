@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss
+from self_sup_classes.barlow import BarlowTwins
 from self_sup_classes.cuda_graphs import replayed
 from self_sup_classes.initialisation import random_backbone
 from utils.hardware import choose_algorithms, placed
@@ -37,15 +37,17 @@ def network(backbone: str) -> BarlowTwins:
 
 
 def one_step(
-    twins: BarlowTwins, passes: Callable[..., BarlowTwinsLoss], number: int, count: int, dtype: torch.dtype
-) -> tuple[BarlowTwinsLoss, Tensor]:
-    """The loss of a step, and its gradient as one vector."""
+    twins: BarlowTwins, loss_of: Callable[..., dict[str, Tensor]], number: int, count: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The loss of a step with its terms, and its gradient as one vector."""
     torch.manual_seed(number)  # dropout, stochastic depth
     with torch.autocast("cuda", dtype, enabled=dtype != torch.float32, cache_enabled=False):
-        loss = passes(*views(number, count))
+        terms = loss_of(*views(number, count))
     twins.zero_grad()
-    loss.loss.backward()
-    return loss, torch.cat([p.grad.flatten() for p in twins.parameters() if p.grad is not None])
+    terms["loss"].backward()
+    return torch.stack([*terms.values()]), torch.cat(
+        [p.grad.flatten() for p in twins.parameters() if p.grad is not None]
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,16 +62,16 @@ def one_step(
 def test_steps_are_those_of_the_network(backbone: str, count: int, dtype: torch.dtype, tolerance: float) -> None:
     one = network(backbone)
     other, before = copy.deepcopy(one), copy.deepcopy(one.state_dict())
-    passes = replayed(other, views(0, count), dtype)
+    loss_of = replayed(other, views(0, count), dtype)
     for name, value in other.state_dict().items():
         assert torch.equal(value, before[name]), f"capturing has changed {name}"
     optimizer, expected, found = torch.optim.SGD(one.parameters(), lr=1e-3), [], []
     for number in range(STEPS):
         other.load_state_dict(one.state_dict())  # into the same memory: rounding does not add up
         loss, gradient = one_step(one, one, number, count, dtype)
-        expected.append(torch.stack(loss))
-        loss, by_graphs = one_step(other, passes, number, count, dtype)
-        found.append(torch.stack(loss))
+        expected.append(loss)
+        loss, by_graphs = one_step(other, loss_of, number, count, dtype)
+        found.append(loss)
         assert (gradient - by_graphs).norm() <= (0 if dtype == torch.float32 else 0.03) * gradient.norm()
         for (name, x), y in zip(one.named_buffers(), other.buffers(), strict=True):
             assert torch.allclose(x.float(), y.float(), rtol=10 * tolerance, atol=tolerance), name
@@ -80,10 +82,10 @@ def test_steps_are_those_of_the_network(backbone: str, count: int, dtype: torch.
 
 def test_the_network_itself_is_left_as_it_was() -> None:
     twins = network("resnet18")
-    passes = replayed(twins, views(0, 2), torch.float32)
+    loss_of = replayed(twins, views(0, 2), torch.float32)
     assert "forward" not in vars(twins)
     assert all(p.grad is None for p in twins.parameters())
     twins.eval()
     y = views(1, 2)
-    assert passes(*y).loss == twins(*y).loss  # with the running statistics
-    assert isinstance(passes(*y), BarlowTwinsLoss)
+    assert loss_of(*y)["loss"] == twins(*y)["loss"]  # with the running statistics
+    assert [*loss_of(*y)] == ["loss", "on_diagonal", "off_diagonal"]

@@ -14,7 +14,7 @@ from PIL import Image
 from augmentations.transform_utils import plain_view
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
 from dataset_loader.xrays import XRays, open_xrays
-from selfsup_task.pretraining import Partners, PretrainConfig, partners_of, twin_step
+from selfsup_task.pretraining import Partners, PretrainConfig, partners_of, pretraining_step
 from selfsup_task.train_barlow_twins import config as DEFAULTS
 from utils import distributed
 from utils.config import UserError, make_config
@@ -104,11 +104,8 @@ class Twins:
     def __init__(self) -> None:
         self.seen: list[torch.Tensor] = []
 
-    def __call__(self, *views: torch.Tensor) -> Any:
+    def __call__(self, *views: torch.Tensor) -> dict[str, torch.Tensor]:
         self.seen.extend(views)
-        return self
-
-    def _asdict(self) -> dict[str, torch.Tensor]:
         return {}
 
 
@@ -122,7 +119,7 @@ def test_two_processes_draw_the_views_of_one(xrays: XRays, monkeypatch: pytest.M
         for rank, rows in enumerate(batch.split(16 // processes)):
             monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
             twins = Twins()
-            twin_step(twins, xrays.batch, config, partners_of(xrays, config))(rows, 1, 2)
+            pretraining_step(twins, xrays.batch, config, partners_of(xrays, config))(rows, 1, 2)
             views.append(torch.stack(twins.seen))  # [V, B, 1, R, R]
     torch.testing.assert_close(torch.cat(views[1:], 1), views[0])
 
@@ -135,7 +132,7 @@ def test_every_second_view_is_of_the_partner(xrays: XRays, monkeypatch: pytest.M
     other = torch.from_numpy(xrays.indices("train")[8:16])
     monkeypatch.setattr(partners, "draw", lambda asked, *_: other if asked is batch else None)
     twins = Twins()
-    twin_step(twins, xrays.batch, config, partners)(batch, 0, 0)
+    pretraining_step(twins, xrays.batch, config, partners)(batch, 0, 0)
     own, others = (plain_view(xrays.batch(rows), 32, 1) for rows in (batch, other))
     assert len(twins.seen) == 4
     for view, expected in zip(twins.seen, (own, own, others, others), strict=True):

@@ -227,11 +227,11 @@ def cell(**changes: Any) -> PretrainConfig:
     return make_config(PretrainConfig, {**PRETRAINING, **changes})
 
 
-def columns_of(official: list[str]) -> Columns:
+def columns_of(named: list[str]) -> Columns:
     """The columns of as many images of two classes, with the parts that the source gives."""
-    paths, count = np.arange(len(official)).astype(str), len(official)
+    paths, count = np.arange(len(named)).astype(str), len(named)
     labels, none = np.arange(count) % 2, np.full(count, None)
-    return Columns(Path(), paths, labels, ("a", "b"), paths, none, np.array(official), pd.DataFrame(index=range(count)))
+    return Columns(Path(), paths, labels, ("a", "b"), paths, none, np.array(named), pd.DataFrame(index=range(count)))
 
 
 def test_a_row_of_known_costs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,7 +139,7 @@ def test_a_run_does_not_resume_on_other_pixels(
     data, folder = tmp_path / COVID_ROOT, RUNS_ROOT / name
     shutil.copytree(phantoms / COVID_ROOT, data)
     with monkeypatch.context() as patch:
-        patch.setattr("selfsup_task.monitor.Monitor.look_at_random_network", lambda _: sys.exit("stopped"))
+        patch.setattr("selfsup_task.monitor.Monitor.record_start", lambda _: sys.exit("stopped"))
         assert script(TRAIN, *typed(name, data)).returncode == 1
     assert (folder / "environment.json").exists() and not (folder / "metrics.csv").exists()
     changed = sorted(data.rglob("images/*.png"))[:30]

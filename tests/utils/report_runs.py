@@ -109,8 +109,8 @@ def comparison(root: Path, name: str, seed: int = 0) -> Run:
 
 
 def pretraining(root: Path, name: str) -> Run:
-    numbers = {"loss_first_epoch": 90.0, "loss_last_epoch": 12.0, "rank_random_network": 188.0, "rank": 252.0}
-    probes = {"linear_random_network": 0.56, "linear": 0.6, "knn_random_network": 0.5, "knn": 0.62}
+    numbers = {"loss_first_epoch": 90.0, "loss_last_epoch": 12.0, "rank_at_start": 188.0, "rank": 252.0}
+    probes = {"linear_at_start": 0.56, "linear": 0.6, "knn_at_start": 0.5, "knn": 0.62}
     summary = {
         **numbers,
         **{f"probe/{name}": score for name, score in probes.items()},

@@ -32,7 +32,7 @@ def save_loss_and_gradients(folder: Path, case: str) -> None:
     images = torch.randn(views, 8, 1, 32, 32)
     n, rank = distributed.local_batch_size(8), distributed.rank()
     twins = distributed.data_parallel(model)
-    loss = twins(*images[:, n * rank : n * (rank + 1)]).loss
+    loss = twins(*images[:, n * rank : n * (rank + 1)])["loss"]
     loss.backward()
     if rank == distributed.world_size() - 1:
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -151,8 +151,8 @@ def own(runs: Sequence[FoundRun]) -> list[FoundRun]:
 def pretrainings(runs: Sequence[FoundRun]) -> list[Block]:
     """Show one row per pretraining."""
     columns: dict[str, Any] = {"X-rays": "images", "epochs": "epochs", "loss": ("loss_first_epoch", "loss_last_epoch")}
-    columns |= {"rank": ("rank_random_network", "rank"), "images/s": "images_per_second", "health": "verdict"}
-    columns |= {f"{name} probe": (f"probe/{key}_random_network", f"probe/{key}") for name, key in PROBES.items()}
+    columns |= {"rank": ("rank_at_start", "rank"), "images/s": "images_per_second", "health": "verdict"}
+    columns |= {f"{name} probe": (f"probe/{key}_at_start", f"probe/{key}") for name, key in PROBES.items()}
     caption = "Pretrainings (one run each): loss of the first → last epoch; rank and probes at the start → now"
     chosen = own(runs)
     return [rows_of(caption, chosen, {**columns, "probes' score": "metric", "chance": "chance"})] if chosen else []

@@ -85,11 +85,11 @@ def test_the_images_of_valid_csv_are_the_test_part(tmp_path: Path, capsys: pytes
     root = make_tree(tmp_path / "small", make_table())
     checked = make_table().replace("/train/", "/valid/", regex=True)
     checked.to_csv(root / "valid.csv", index=False)
-    assert set(read_chexpert(root).official) == {""}, "a table without its images"
+    assert set(read_chexpert(root).named_parts) == {""}, "a table without its images"
     shutil.copytree(root / "train", root / "valid")
     columns = read_chexpert(root)
     assert columns.paths.tolist() == [P1, P2, P2_AGAIN, *(p.replace("train", "valid") for p in (P1, P2, P2_AGAIN))]
-    assert columns.official.tolist() == ["", "", "", "test", "test", "test"]
+    assert columns.named_parts.tolist() == ["", "", "", "test", "test", "test"]
     assert "the 3 images of" in capsys.readouterr().err
 
 
@@ -147,7 +147,7 @@ def test_the_batches_that_aimi_hands_out(tmp_path: Path, capsys: pytest.CaptureF
     inside = [path.removeprefix("train/") for path in (P1, P2, P2_AGAIN)]
     batches = [f"{SECOND}/{inside[0]}", f"{THIRD}/{inside[1]}", f"{THIRD}/{inside[2]}"]
     assert columns.paths.tolist() == [f"{FIRST}/valid/{inside[0]}", *batches]
-    assert columns.official.tolist() == ["test", "", "", ""]
+    assert columns.named_parts.tolist() == ["test", "", "", ""]
     assert columns.groups.tolist() == ["patient00001", "patient00001", "patient00002", "patient00002"]
     assert columns.labels[1, 0] == 1 and columns.labels[2, 5] == -1
     assert all((columns.root / path).is_file() for path in columns.paths)
@@ -170,7 +170,7 @@ def test_the_test_set_is_the_test_part_and_valid_the_validation_part(tmp_path: P
         place.parent.mkdir(parents=True, exist_ok=True)
         place.touch()
     columns = read_chexpert(root)
-    assert columns.official.tolist() == ["val", "", "", "", "test", "test", "test"]
+    assert columns.named_parts.tolist() == ["val", "", "", "", "test", "test", "test"]
     assert columns.paths[-1] == f"CheXpert/{P2_AGAIN.replace('train', 'test')}"
 
 

@@ -42,18 +42,20 @@ PARTED = [
 ]
 
 
-def test_folders_give_labels_and_official_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_give_labels_and_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = touch(tmp_path, *PARTED, "loose.png", "train/SICK/masks/1.png", "__MACOSX/train/SICK/1.png")
     columns = read_folder(root, "folders")
     assert columns.label_names == ("NORMAL", "SICK")
     assert "1 (loose.png) in no class folder, so without a label" in capsys.readouterr().err
-    assert columns.paths[columns.official == UNLABELLED].tolist() == ["loose.png"]
+    assert columns.paths[columns.named_parts == UNLABELLED].tolist() == ["loose.png"]
     assert columns.masks[columns.paths == "train/SICK/1.png"].tolist() == ["train/SICK/masks/1.png"]
     labelled = columns.labelled()
-    assert labelled.official.tolist() == [path.split("/")[0] for path in labelled.paths]
+    assert labelled.named_parts.tolist() == [path.split("/")[0] for path in labelled.paths]
     assert [columns.label_names[k] for k in labelled.labels] == [path.split("/")[1] for path in labelled.paths]
     covid = read_covid(root)
-    assert covid.paths.tolist() == labelled.paths.tolist() and covid.official.tolist() == labelled.official.tolist()
+    assert (
+        covid.paths.tolist() == labelled.paths.tolist() and covid.named_parts.tolist() == labelled.named_parts.tolist()
+    )
     assert covid.groups.tolist() == covid.paths.tolist()
     assert "1 (loose.png) in no class folder, left out" in capsys.readouterr().err
 

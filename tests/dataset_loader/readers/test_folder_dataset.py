@@ -33,7 +33,7 @@ def test_without_a_table_everything_is_unlabelled(root: Path) -> None:
     columns = read_folder(root)
     assert columns.paths.tolist() == sorted([*FILES, "lungs/a.png"])
     assert columns.labels.shape == (6, 0) and columns.label_names == ()
-    assert set(columns.official) == {UNLABELLED}
+    assert set(columns.named_parts) == {UNLABELLED}
     assert columns.groups.tolist() == columns.paths.tolist()
     assert len(columns.labelled()) == 6 and len(columns.labelled(False)) == 0
 
@@ -75,7 +75,7 @@ def test_classes_and_what_is_known_beside_them(root: Path, capsys: pytest.Captur
     assert dict(zip(columns.paths, columns.labels, strict=True)) == {
         "a.png": 0, "deep/b.JPG": 1, "deep/er/c (1).tif": 1, "d.gif": -1, "e.png": -1,
     }  # fmt: skip
-    assert dict(zip(columns.paths, columns.official, strict=True)) == {
+    assert dict(zip(columns.paths, columns.named_parts, strict=True)) == {
         "a.png": "test", "deep/b.JPG": "val", "deep/er/c (1).tif": "train", "d.gif": UNLABELLED, "e.png": UNLABELLED,
     }  # fmt: skip
     assert columns.groups.tolist() == ["p1", "p1", "p2", "deep/er/c (1).tif", "e.png"]
@@ -123,7 +123,7 @@ def test_columns_as_other_people_call_them(root: Path, capsys: pytest.CaptureFix
     labelled = columns.labelled()
     assert labelled.paths.tolist() == ["a.png", "d.gif", "deep/b.JPG", "e.png"]
     assert labelled.groups.tolist() == ["p1", "d.gif", "p1", "p2"]
-    assert labelled.official.tolist() == ["train", "test", "test", "val"]
+    assert labelled.named_parts.tolist() == ["train", "test", "test", "val"]
     details = labelled.details.astype(object).fillna("")
     assert details["sex"].tolist() == ["Female", "", "Male", "Female"]
     assert details["age"].tolist() == [62, "", 1.083, 51.5]
@@ -156,7 +156,7 @@ def test_what_does_not_fit_or_looks_mistyped_is_a_warning(root: Path, capsys: py
     assert columns.label_names == ("Edema", "TB")
     labelled = columns.labelled()
     np.testing.assert_array_equal(labelled.labels, np.array([[1, 1], [0, 0], [1, -1]], dtype=np.float32))
-    assert labelled.groups.tolist() == ["p8", "p9", "p8"] and set(labelled.official) == {""}
+    assert labelled.groups.tolist() == ["p8", "p9", "p8"] and set(labelled.named_parts) == {""}
     assert labelled.details["source"].tolist() == ["Mitte", "Mitte", "Nord"]
     said = capsys.readouterr().err
     assert "column 'fold' is not read as 'part': it holds '0', '1', '2'" in said
@@ -240,7 +240,7 @@ def test_lateral_films_are_left_out_and_listed(root: Path, capsys: pytest.Captur
 def test_held_out_images_without_a_label_are_not_pretrained_on(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     columns = read(root, "file,label,part", "a.png,x,", "e.png,y,", "d.gif,,test", "deep/b.JPG,x,", "lungs/a.png,y,")
     assert "d.gif" not in columns.paths
-    assert "1 images of the official validation or test part left out" in capsys.readouterr().err
+    assert "1 images of the named validation or test part left out" in capsys.readouterr().err
 
 
 def test_unread_kinds_of_images_are_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,7 +60,7 @@ def test_ages_in_months_and_days_and_a_test_list_from_another_editor(tmp_path: P
     columns = read_nih(root)
     assert columns.details["age"].round(2).tolist()[:7] == [58, 58, 1.08, 1.08, 0.03, 0.03, 44]
     tested.write_text("\n".join(f"images/{name[:-4]}" for name in tested.read_text(encoding="utf-16").split()))
-    assert (columns.official == "test").sum() == (read_nih(root).official == "test").sum() == 10
+    assert (columns.named_parts == "test").sum() == (read_nih(root).named_parts == "test").sum() == 10
 
 
 def test_a_partial_download_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +73,7 @@ def test_a_partial_download_in_one_folder(tmp_path: Path, capsys: pytest.Capture
         (root / name).touch()
     (root / "test_list.txt").unlink()
     columns = read_nih(root)
-    assert len(columns.labelled()) == 20 and set(columns.labelled().official) == {""}
+    assert len(columns.labelled()) == 20 and set(columns.labelled().named_parts) == {""}
     extra = columns.labelled(False)
     assert extra.paths.tolist() == ["images/00000003_007.png", "images/other.png"]
     assert extra.groups.tolist() == ["3", "images/other.png"] and (columns.labelled().groups == "3").sum() == 2
