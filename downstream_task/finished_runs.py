@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from dataset_loader.columns import UNLABELLED
 from dataset_loader.ids import open_ids
 from dataset_loader.image_files import image_files
 from dataset_loader.listing import details, listing
@@ -87,9 +88,13 @@ class Finished:
         return (read_json(self.folder / "environment.json") or {}).get("data", {})
 
     def train_files(self) -> frozenset[str]:
-        """Return the files of its data's train part, with links resolved; none if the run holds no names (ids none)."""
+        """Return the files that it could learn from, with links resolved; none if the run holds no names (ids none).
+
+        These are its data's train part and, where labels spread, the images without a label.
+        """
         split, root = pd.read_csv(self.folder / "split.csv", dtype=str), Path(self.data.get("data_root", ""))
-        files = split.loc[split["part"] == "train", "file"].tolist()
+        parts = ["train", *([UNLABELLED] if self.config.method == "spread" else [])]
+        files = split.loc[split["part"].isin(parts), "file"].tolist()
         if self.config.ids == "hashed":
             here = image_files(root)
             files = here[np.isin(open_ids("hashed", root).files(here), files)]
@@ -221,7 +226,7 @@ class Predictor:
     sizes   pixels per side: decoded, and seen by the network
     weights  their file
     origin  facts that identify it: the hash of its weights, and whether it was trained on synthetic X-rays
-    learnt_from  the resolved files that it was trained on, as far as they are known
+    learnt_from  the resolved files that it could learn from, as far as they are known
     data_root    the folder of the data that it was trained on, in which the key of ids is
     note         whose scores belong to it, where they are not its own
     """

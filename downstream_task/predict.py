@@ -170,9 +170,11 @@ def report(
     if close := sum(map(bool, answers["close call"])):
         lines.append(f"{close:,} of them are close calls: two answers within {CLOSE}")
     if num_seen:
-        lines.append(f"{num_seen:,} of them are labelled images of its train part, which says nothing about new X-rays")
+        lines.append(f"{num_seen:,} of them are X-rays that it could learn from, so they say nothing about new ones")
     if predictor.learnt_from and not predictor.data_root.is_dir():
-        lines.append(f"{predictor.data_root} is not there any more, so none is recognised as one of its train part")
+        lines.append(
+            f"{predictor.data_root} is not there any more, so none is recognised as one that it could learn from"
+        )
     if left_out := len(films.left_out):
         lines.append(f"{left_out:,} files are left out ({films.counts()}): see {run}/rejected.csv")
     return [*lines, "Research code: nothing here is a medical finding.", f"\ntables  {run}/"]

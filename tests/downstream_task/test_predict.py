@@ -80,10 +80,10 @@ def test_a_table_gets_probabilities_at_the_temperature_of_validation(
     assert found[PATH].tolist() == files
     assert rejected.to_numpy().tolist() == [["broken.png", str(tmp_path / "broken.png"), "broken", "not an image"]]
     assert "1 files are left out (1 broken)" in printed
-    assert "train part" not in printed
+    assert "it could learn from" not in printed
     train = pd.read_csv(trained / "split.csv").query("part == 'train'")["file"]
     own = predicted("own", *flags[:2], "--images", str(phantoms / COVID_ROOT / train.iloc[0]))
-    assert "1 of them are labelled images of its train part" in own[2]
+    assert "1 of them are X-rays that it could learn from" in own[2]
     again = predicted("table", *flags)[2]
     assert again == f"nothing is new since {RUNS_ROOT / 'predict' / 'table'} was written:\n{printed}"
     table.assign(patient="p9").to_csv(tmp_path / "films.csv", index=False)
@@ -96,7 +96,7 @@ def test_a_folder_by_a_state_dict_from_elsewhere(trained: Path, phantoms: Path, 
     shutil.copy(trained / "resnet18_final_state_dict.pt", tmp_path / "weights.ckpt")
     flags = ("--classifier", str(tmp_path / "weights.ckpt"), "--img-res", "32", "--classes", *classes)
     found, _, printed = predicted("elsewhere", *flags, "--images", str(phantoms / COVID_ROOT))
-    assert "of its train part" not in printed, "nobody knows"
+    assert "it could learn from" not in printed, "nobody knows"
     assert not found["file"].str.contains("masks").any()
     both = val.merge(found, on="file", suffixes=("", " there"))
     assert len(both) == len(val)
@@ -140,6 +140,27 @@ def test_a_folder_of_a_clinic_day_by_day(trained: Path, phantoms: Path, predicte
     assert hidden["file"].tolist() == ["file-1", "file-2", "file-3"] and PATH not in hidden
     assert (hidden[["patient", "accession"]] == "").all(axis=None)
     assert not rejected["file"].isin(kinds).any() and PATH not in rejected
+
+
+@pytest.mark.parametrize(("method", "known"), [("linear", 0), ("spread", 3)])
+def test_films_without_a_label_are_known_where_labels_spread_to_them(
+    method: str, known: int, phantoms: Path, predicted: Any, tmp_path: Path
+) -> None:
+    root, ways = tmp_path / "films", {"method": method, "img_res": 32, "num_labels": 20, "threads": 1}
+    files = sorted((phantoms / COVID_ROOT).glob("*/images/*.png"))
+    for number, file in enumerate(files):
+        folder = root / ("later" if number % 80 == 0 else file.parts[-3])
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder / f"{number}.png")
+    rows = [(file.relative_to(root), file.parent.name) for file in root.glob("*/*.png") if file.parent.name != "later"]
+    pd.DataFrame(rows, columns=["file", "label"]).to_csv(root / "labels.csv", index=False)
+    name = f"predict/{method}"
+    run = finetune(finetuning_config(**ways, dataset="folder", data_root=str(root), run_name=name, ids="hashed"))
+    flags = ("--classifier", f"runs/{name}", "--images", str(root / "later"))
+    found, _, printed = predicted(f"of-{method}", *flags)
+    assert run.summary is not None and len(found) == 3
+    assert (f"{known} of them are X-rays that it could learn from" in printed) == (known > 0)
+    assert ("it could learn from" in printed) == (known > 0)
 
 
 def test_answers_that_hardly_differ_are_marked() -> None:

@@ -51,9 +51,7 @@ def test_all_films_are_trained_on_and_the_scores_are_the_comparisons(
     films = ["--images", str(root / "Normal"), "--run-name", f"{name}/predicted", "--threads", "1"]
     predicted = script("downstream_task/predict.py", "--classifier", str(final), *films)
     assert predicted.returncode == 0, predicted.stderr
-    assert (
-        summaries[1]["note"] in predicted.stdout and "96 of them are labelled images of its train" in predicted.stdout
-    )
+    assert summaries[1]["note"] in predicted.stdout and "96 of them are X-rays that it could learn" in predicted.stdout
     readers = {
         (TEST, "--runs"): "has no test rows, as where all films were trained on",
         ("interpretability/shortcut_audit.py", "--checkpoints"): "was trained on all labelled films",
