@@ -171,12 +171,12 @@ def test_a_comparison_whose_test_rows_are_not_scored_says_what_scores_them(tmp_p
 def test_a_single_draw_and_a_network_that_saw_too_much_say_so(tmp_path: Path, script: Any) -> None:
     run = comparison(tmp_path, "compare/a")
     for name in ("curves", "differences"):
-        run.save_table(name, pd.read_csv(run.folder / f"{name}.csv").assign(low=np.nan, high=np.nan))
+        table = pd.read_csv(run.folder / f"{name}.csv").assign(low=np.nan, high=np.nan)
+        run.save_table(name, table.assign(transductive=table["arm"] == "pretrained"))
     run.save_json("summary", {**run.summary, "transductive": True, "notes": ["it has seen 3 images"]})  # type: ignore[dict-item]
     page, _ = report(script, tmp_path)
-    assert (
-        "compare/a (transductive), validation: pretrained against random: with 20 or more labels there are" in page.text
-    )
+    said = "pretrained against random: with 20 or more labels there are"
+    assert f"compare/a (transductive: pretrained), validation: {said}" in page.text
     assert "it has seen 3 images" in page.text and "nan" not in page.text
 
 

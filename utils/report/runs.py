@@ -61,9 +61,12 @@ class FoundRun:
 
     @property
     def label(self) -> str:
-        """Its name with what a reader must know of its numbers: `runs/a (synthetic, transductive)`."""
-        transductive = {**self.data, **self.summary}.get("transductive")  # a network has seen held-out images
-        marks = [self.origin] * (self.origin != "real") + ["transductive"] * bool(transductive)
+        """Its name with what a reader must know of its numbers: `runs/a (synthetic, transductive: ours)`."""
+        transductive = bool({**self.data, **self.summary}.get("transductive"))  # a network has seen held-out images
+        curves = self.csv("curves") if transductive and (self.folder / "curves.csv").exists() else pd.DataFrame()
+        arms = curves.loc[curves["transductive"], "arm"].unique() if "transductive" in curves else []
+        which = f": {', '.join(arms)}" if len(arms) else ""
+        marks = [self.origin] * (self.origin != "real") + [f"transductive{which}"] * transductive
         return f"{self.name} ({', '.join(marks)})" if marks else self.name
 
     def csv(self, name: str) -> Any:
