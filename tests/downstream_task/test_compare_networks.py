@@ -105,6 +105,7 @@ def test_scripts_from_labels_to_the_test_part(phantoms: Path, script: Any, name:
     assert [headline[row.labels] == row.way for row in summary.itertuples()] == summary["headline"].tolist()
     kept = {path.parent.name for path in folder.glob("*/*.pt")}
     assert kept == {"random_linear_n20_d0", f"random_zeros_n{most}_d0"}
+    assert {path.parent.name for path in folder.glob("*/split.csv")} == kept, "beside that of the comparison"
     for figure in ("label_efficiency", "convergence"):
         assert (folder / "figures" / f"{figure}.png").exists()
     curves: Any = pd.read_csv(folder / "curves.csv")

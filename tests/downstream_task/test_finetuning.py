@@ -1,5 +1,7 @@
 """finetune(config): frozen parts, refused configs, files on disk, learning rates, resuming."""
 
+import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
 from dataset_loader.xrays import open_xrays
 from downstream_task import finetuning
 from downstream_task.classifier import Classifier
-from downstream_task.finetuning import engine_config
-from downstream_task.targets import Targets
+from downstream_task.finetuning import engine_config, labelled_subset
+from downstream_task.targets import read_targets
+from downstream_task.train_on_all_films import AllFilms
 from self_sup_classes.backbones import Backbone, save_backbone
 from self_sup_classes.initialisation import random_backbone
 from self_sup_classes.provenance import Provenance, provenance_of
@@ -139,21 +142,20 @@ def test_the_head_from_the_probe_is_fitted_to_what_training_shows(finetune: Fine
 
 
 def test_labels_outside_the_subset_change_no_prediction(
-    phantoms: Path, tmp_path: Path, finetune: Finetune, monkeypatch: pytest.MonkeyPatch
+    phantoms: Path, finetune: Finetune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After split and subsets are drawn, all other labels are garbled: the same bits, from each kind of way."""
-    read, subset_of = finetuning.read_targets, finetuning.labelled_subset
     config = finetuning_config(**{**SMALL, "data_root": str(phantoms / COVID_ROOT)})
-    xrays = open_xrays(config, torch.device("cpu"))
-    targets = read(xrays, config)
-    subset = subset_of(xrays, targets, 40, 0, 0)
-    values = (targets.values + 1) % 4
-    values[subset] = targets.values[subset]
+    xrays = open_xrays(config, torch.device("cpu"), [])
+    subset = labelled_subset(xrays, read_targets(xrays, config), 40, 0, 0)
+    labels = (xrays.columns.labels + 1) % 4
+    labels[subset] = xrays.columns.labels[subset]
+    garbled = dataclasses.replace(xrays, columns=dataclasses.replace(xrays.columns, labels=labels))
     for method in ("linear", "spread", "finetune"):
         left = finetune(run_name=f"{method}-left", method=method)
         with monkeypatch.context() as patched:
             patched.setattr(finetuning, "labelled_subset", lambda *_: subset)
-            patched.setattr(finetuning, "read_targets", lambda *_: Targets(values, targets.names))
+            patched.setattr(finetuning, "open_xrays", lambda *_: garbled)
             right = finetune(run_name=f"{method}-right", method=method)
         a, b = (pd.read_csv(run.folder / "predictions.csv") for run in (left, right))
         assert not np.any(a["label"].to_numpy() == b["label"].to_numpy())
@@ -182,14 +184,26 @@ def test_labels_spread_to_train_images_and_to_those_without_a_label(
     assert part(full, "test")["p COVID"].equals(part(alone, "test")["p COVID"])
 
 
-def test_few_evaluations_on_few_images(finetune: Finetune, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training of 30 steps looks at validation 11 times, at most at MAX_EVALUATED images, and at the end at all."""
-    seen: list[int] = []
+def test_few_evaluations_few_files_and_no_checkpoint(finetune: Finetune, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 720 validation images a training looks at 500, before it and ten times, and at all of them at its end."""
+    looked_at: list[int] = []
+    saved: list[object] = []
     look = finetuning.forward_all
-    monkeypatch.setattr(finetuning, "MAX_EVALUATED", 7)
-    monkeypatch.setattr(finetuning, "forward_all", lambda *args: (seen.append(len(args[2])), look(*args))[1])
-    run = finetune(min_steps=30, head="zeros")
-    assert seen == [7] * 11 + [len(pd.read_csv(run.folder / "predictions.csv"))]
+
+    def with_more_to_watch(*arguments: Any) -> AllFilms:
+        xrays = open_xrays(*arguments)
+        own = {one.name: getattr(xrays, one.name) for one in dataclasses.fields(xrays)}
+        return AllFilms(**own, watched=np.tile(xrays.indices("val"), 30))
+
+    monkeypatch.setattr(finetuning, "open_xrays", with_more_to_watch)
+    monkeypatch.setattr(finetuning, "forward_all", lambda *args: (looked_at.append(len(args[2])), look(*args))[1])
+    monkeypatch.setattr(logging_utils.Run, "save_checkpoint", lambda _, state: saved.append(state))
+    run = finetune(min_steps=30, head="zeros", keep_weights=False)
+    assert looked_at == [500] * 11 + [720 + len(part(run, "test"))] and len(part(run, "val")) == 720
+    assert not saved, "they are written every five minutes and when a signal comes"
+    written = {re.sub("tfevents.*", "tfevents", path.name) for path in run.folder.glob("[!.]*")}
+    tables = {"config.json", "environment.json", "metrics.csv", "predictions.csv", "summary.json"}
+    assert written == {*tables, "events.out.tfevents"}, "split.csv is the comparison's"
 
 
 def test_fixed_norms_keep_their_statistics_and_train_the_rest(finetune: Finetune, networks: list[Classifier]) -> None:
