@@ -3,25 +3,23 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from data_config import data_config
+from data_config import opened
 from PIL import Image, ImageChops, ImageEnhance, ImageOps
 
 from dataset_loader.duplicates import find_copies, find_duplicates, joined_groups
 from dataset_loader.image_store import open_store
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
 from dataset_loader.signatures import copies_among, places_beyond, signs
-from dataset_loader.xrays import NO_DUPLICATES, XRays, open_xrays
+from dataset_loader.xrays import NO_DUPLICATES
 
 
-def opened(root: Path, **changes: Any) -> XRays:
-    config = data_config(dataset="covid", data_root=str(root), **changes)
-    return open_xrays(config, torch.device("cpu"))
+def pairs_of(table: pd.DataFrame) -> set[tuple[str, str]]:
+    return set(zip(table["file"], table["other"], strict=True))
 
 
 def planted(phantoms: Path, root: Path) -> dict[str, str]:
@@ -45,15 +43,15 @@ def planted(phantoms: Path, root: Path) -> dict[str, str]:
 
 def test_planted_copies_are_found_and_share_a_fold(phantoms: Path, tmp_path: Path) -> None:
     copies = planted(phantoms, tmp_path / "covid")
-    xrays = opened(tmp_path / "covid")
-    found = {frozenset(pair) for pair in zip(xrays.duplicates["file"], xrays.duplicates["other"], strict=True)}
+    xrays = opened("covid", tmp_path / "covid")
+    found = set(map(frozenset, pairs_of(xrays.duplicates)))
     planted_pairs = {frozenset(pair) for pair in copies.items()}
     assert planted_pairs <= found
     assert len(found - planted_pairs) <= 10  # of 31,000 pairs of phantoms, whose anatomies are similar
     assert xrays.duplicates["distance"].between(0, 0.4).all()
     place = dict(zip(xrays.columns.paths, xrays.places, strict=True))
     assert all(place[copy] == place[original] for copy, original in copies.items())
-    again = opened(tmp_path / "covid")
+    again = opened("covid", tmp_path / "covid")
     pd.testing.assert_frame_equal(again.duplicates, xrays.duplicates)
     xrays.write_split(tmp_path)
     assert len(pd.read_csv(tmp_path / "duplicates.csv")) == len(found)
@@ -79,44 +77,31 @@ def altered_copies(files: list[Path], folder: Path, alter: Callable[[Image.Image
     folder.mkdir()
     for number, file in enumerate(files):
         with Image.open(file) as image:
-            gray = image.convert("L")
-        gray = gray.resize((256, 256), Image.Resampling.BICUBIC)
+            gray = image.convert("L").resize((256, 256), Image.Resampling.BICUBIC)
         changed = alter(gray)
         changed.save(folder / f"{number}.jpg", quality=10 if changed is gray else 95)
     return [f"{number}.jpg" for number in range(len(files))]
 
 
-def found_copies(root: Path, files: list[str], others: list[str], folder: Path) -> dict[str, set[tuple[str, str]]]:
-    """For each alteration the pairs that are found of altered copies of some files with these and others."""
-    store, found = open_store(root, files + others, 64, folder, show_progress=False), {}
-    for kind, alter in ALTERATIONS.items():
-        copies = altered_copies([root / file for file in files], folder / kind, alter)
-        altered = open_store(folder / kind, copies, 64, folder, show_progress=False)
-        pairs = find_copies(altered, copies, store, files + others)
-        found[kind] = set(zip(pairs["file"], pairs["other"], strict=True))
-    return found
-
-
 @pytest.mark.parametrize(("data", "every"), [("phantoms", 20), ("real_xrays", 39)])
 def test_altered_copies_are_found(request: pytest.FixtureRequest, tmp_path: Path, data: str, every: int) -> None:
-    root = request.getfixturevalue(data) / "COVID-19_Radiography_Dataset"
+    root = request.getfixturevalue(data) / COVID_ROOT
     files = sorted(path.relative_to(root).as_posix() for path in root.glob("*/images/*.png"))[::every]
-    copied = files[::4]
-    found = found_copies(root, copied, [file for file in files if file not in copied], tmp_path)
-    wanted = {(f"{number}.jpg", file) for number, file in enumerate(copied)}
-    assert {kind: pairs for kind, pairs in found.items() if pairs != wanted} == {}
+    store = open_store(root, files, 64, tmp_path, show_progress=False)
+    wanted = {(f"{number}.jpg", file) for number, file in enumerate(files[::4])}
+    for kind, alter in ALTERATIONS.items():
+        copies = altered_copies([root / file for file in files[::4]], tmp_path / kind, alter)
+        altered = open_store(tmp_path / kind, copies, 64, tmp_path, show_progress=False)
+        assert pairs_of(find_copies(altered, copies, store, files)) == wanted, kind
 
 
 def test_a_film_of_two_patients_joins_them(phantoms: Path, tmp_path: Path) -> None:
     shutil.copytree(phantoms / CHEXPERT_ROOT, tmp_path / CHEXPERT_ROOT)
-    config = data_config(dataset="chexpert", data_root=str(tmp_path / CHEXPERT_ROOT), store_res=32, img_res=32)
-    before = open_xrays(config, torch.device("cpu"))
+    before = opened("chexpert", tmp_path / CHEXPERT_ROOT)
     first, other = (str(before.columns.paths[before.indices(part)[0]]) for part in ("train", "test"))
     shutil.copy(tmp_path / CHEXPERT_ROOT / first, tmp_path / CHEXPERT_ROOT / other)
-    after = open_xrays(config, torch.device("cpu"))
-    assert {first, other} in [
-        set(pair) for pair in zip(after.duplicates["file"], after.duplicates["other"], strict=True)
-    ]
+    after = opened("chexpert", tmp_path / CHEXPERT_ROOT)
+    assert {first, other} in map(set, pairs_of(after.duplicates))
     part = dict(zip(after.columns.paths, after.parts, strict=True))
     assert part[first] == part[other]
     assert len(np.unique(after.columns.groups)) == len(np.unique(before.columns.groups)) - 1
@@ -131,10 +116,9 @@ def test_groups_join_through_chains_and_keep_their_other_members() -> None:
 
 @pytest.mark.slow
 def test_real_near_duplicates_are_found_and_hardly_anything_else(real_xrays: Path) -> None:
-    xrays = opened(real_xrays / "COVID-19_Radiography_Dataset", store_res=64)
+    xrays = opened("covid", real_xrays / "COVID-19_Radiography_Dataset", store_res=64)
     assert len(xrays) == 2336 and not xrays.synthetic
-    pairs = zip(xrays.duplicates["file"], xrays.duplicates["other"], strict=True)
-    found = {(Path(a).stem, Path(b).stem) for a, b in pairs}
+    found = {(Path(a).stem, Path(b).stem) for a, b in pairs_of(xrays.duplicates)}
     known = {("COVID-1002", "COVID-322"), ("COVID-1233", "COVID-943"), ("COVID-289", "COVID-975")}
     assert known | {("COVID-1559", "COVID-449"), ("COVID-1171", "COVID-183"), ("COVID-1798", "COVID-3017")} <= found
     assert len(found) < 20  # of 2.7 million pairs
@@ -211,7 +195,7 @@ def test_a_picture_in_place_of_many_films_is_said_with_what_it_does_to_the_split
         folder = tmp_path / "data" / "AB"[n < 8 or n > 35]
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(sources[5 * max(0, n - 15) + 1], folder / f"{n:02}.png")
-    xrays = opened(tmp_path / "data")
+    xrays = opened("covid", tmp_path / "data")
     said = next(line for line in capsys.readouterr().err.splitlines() if "one picture" in line)
     assert "16 files are exact copies of one picture (A/08.png, A/09.png, A/10.png, ...)" in said
     (part,) = set(xrays.parts[xrays.columns.groups == "A/08.png"])

@@ -18,10 +18,8 @@ def test_hashes_are_keyed_and_the_same_in_every_run(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     one, two = open_ids("hashed", tmp_path), open_ids("hashed", tmp_path / "new")  # the key lies in a folder around it
     key = bytes.fromhex((tmp_path / KEY_FILE).read_text())
-    expected = hmac.new(key, b"0715761", hashlib.sha256).hexdigest()[:16]
-    assert (
-        one.numbers(PATIENTS).tolist() == two.names(PATIENTS).tolist() == [expected, *one.numbers(["p2"]), "", expected]
-    )
+    hashed = [hmac.new(key, patient.encode(), hashlib.sha256).hexdigest()[:16] for patient in PATIENTS]
+    assert one.numbers(PATIENTS).tolist() == two.names(PATIENTS).tolist() == [*hashed[:2], "", hashed[3]]
     assert one.files(["a/0715761.png"])[0] == "file-" + one.numbers(["a/0715761.png"])[0]
     assert stat.S_IMODE((tmp_path / KEY_FILE).stat().st_mode) == 0o600
     (tmp_path / "other").mkdir()
@@ -37,9 +35,7 @@ def test_none_writes_numbers_where_rows_must_be_told_apart_and_nothing_else() ->
     assert Ids().numbers(PATIENTS).tolist() == Ids().files(PATIENTS).tolist() == PATIENTS
 
 
-def test_a_key_beside_read_only_data_lies_in_the_folder_of_data_sets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_of_read_only_data_lies_in_the_folder_of_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ids, "DATASETS_ROOT", tmp_path / "datasets")
     (tmp_path / "films").write_text("no folder: nothing can be written below it, even by root")
     before = open_ids("hashed", tmp_path / "films").numbers(PATIENTS)

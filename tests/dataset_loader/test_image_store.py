@@ -19,7 +19,7 @@ from dataset_loader.readers.covid_dataset import read_covid
 from utils.config import UserError
 
 
-def test_every_image_is_stored_as_it_is_decoded(tmp_path: Path):
+def test_every_image_is_stored_as_it_is_decoded_and_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     names = make_images(tmp_path / "in", 40)
     store = open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
     assert (store.array.shape, store.array.dtype) == ((40, 1, SIZE, SIZE), np.uint8)
@@ -27,8 +27,11 @@ def test_every_image_is_stored_as_it_is_decoded(tmp_path: Path):
     np.testing.assert_array_equal(store.kept, np.arange(40))
     for n, name in enumerate(names):
         np.testing.assert_array_equal(store.array[n, 0], decode_square(tmp_path / "in" / name, SIZE))
-    assert isinstance(store.array, np.memmap)
-    assert not store.array.flags.writeable
+    assert isinstance(store.array, np.memmap) and not store.array.flags.writeable
+    decoded = count_decodings(monkeypatch)
+    again = open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
+    assert decoded == [] and again.folder == store.folder
+    np.testing.assert_array_equal(again.array, store.array)
 
 
 def test_broken_files_are_listed_with_their_reasons_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -49,17 +52,8 @@ def test_broken_files_are_listed_with_their_reasons_and_left_out(tmp_path: Path,
     told = capsys.readouterr().err
     assert told.count("rejected.csv") == 1
     assert "4 of 41 images left out" in told
-
-
-def test_opening_again_decodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    names = make_images(tmp_path / "in", 40, broken=(3,))
-    first = open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
-    decoded = count_decodings(monkeypatch)
-    again = open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
-    assert decoded == []
-    assert again.folder == first.folder
-    np.testing.assert_array_equal(again.array, first.array)
-    np.testing.assert_array_equal(again.kept, first.kept)
+    again = open_store(tmp_path / "in", [*names, 'gone, "away".png'], SIZE, tmp_path / "cache")
+    np.testing.assert_array_equal(again.kept, store.kept)
 
 
 def test_another_request_is_another_store(tmp_path: Path):
@@ -135,15 +129,14 @@ def test_gather_onto_a_gpu(tmp_path: Path, share: float, monkeypatch: pytest.Mon
     assert not moved.to("cpu").gather(rows).is_cuda
 
 
-@pytest.mark.skipif("CXR_DATA" not in os.environ, reason="CXR_DATA is not set")
-def test_real_images_are_all_usable(tmp_path: Path):
-    data = Path(os.environ["CXR_DATA"])
+def test_real_images_are_all_usable(tmp_path: Path, real_xrays: Path):
+    chexpert, covid = real_xrays / "CheXpert-v1.0-small", real_xrays / "COVID-19_Radiography_Dataset"
     for columns in (
-        read_chexpert(data / "CheXpert-v1.0-small").take(np.arange(0, 5424, 12)),
-        read_covid(data / "COVID-19_Radiography_Dataset").take(np.arange(0, 2336, 6)),
+        read_chexpert(chexpert).take(np.arange(0, 5424, 12)),
+        read_covid(covid).take(np.arange(0, 2336, 6)),
     ):
         store = open_store(columns.root, columns.paths.tolist(), 224, tmp_path, show_progress=False)
         assert len(store) == len(columns)
         assert 60 < store.gather(np.arange(len(store))).float().mean() < 190
-    for mask in sorted((data / "COVID-19_Radiography_Dataset").glob("*/masks/*")):
+    for mask in sorted(covid.glob("*/masks/*")):
         assert isinstance(square_or_error(mask, 64), NoXRayError)

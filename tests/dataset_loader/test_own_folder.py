@@ -1,7 +1,7 @@
 """A person's own folder through the one door to data: what is labelled, what only pretraining takes."""
 
 import shutil
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,20 +10,17 @@ import pandas as pd
 import pytest
 import torch
 from data_config import data_config
+from data_config import opened as open_data
 from PIL import Image, ImageEnhance
 from radiographs import write_radiograph
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.readers.folder_dataset import read_folder
-from dataset_loader.xrays import XRays, open_xrays
 from downstream_task.shared_keys import TARGETS
 from downstream_task.targets import TargetConfig, predictions_table, read_targets
 from utils.config import REPO_ROOT, UserError, make_config
 
-
-def opened(root: Path, also: list[str] | None = None, folds: Sequence[int] = ()) -> XRays:
-    config = data_config(dataset="folder", data_root=str(root))
-    return open_xrays(config, torch.device("cpu"), also, folds)
+opened = partial(open_data, "folder")
 
 
 @pytest.fixture
@@ -80,16 +77,16 @@ def test_films_without_a_row_or_a_study_have_a_blank_one(own: Path) -> None:
     assert written["study"].tolist() == ["s1", "s1", "s1", ""]
 
 
-def test_a_run_lists_what_the_reader_left_out(own: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_run_lists_what_the_reader_left_out(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = pd.read_csv(own / "labels.csv").assign(view="PA")
     table.loc[39, "view"] = "LL"
     table.loc[0, "label"] = ""  # of the test part
     table.to_csv(own / "labels.csv", index=False)
-    folder = tmp_path_factory.mktemp("run")
     xrays = opened(own)
-    xrays.write_split(folder)
+    xrays.write_split(own)
     assert len(xrays) == 38
-    assert pd.read_csv(folder / "left_out.csv").to_numpy().tolist() == [
+    assert "1 images of the named validation or test part left out" in capsys.readouterr().err
+    assert pd.read_csv(own / "left_out.csv").to_numpy().tolist() == [
         ["00.png", "validation or test image without a label"],
         ["39.png", "lateral view"],
     ]
@@ -127,9 +124,7 @@ def clinic(own: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
 
 
 @pytest.mark.parametrize("prefix", ["", "P"])
-def test_more_films_of_held_out_patients_are_not_pretrained_on_whatever_became_of_their_ids(
-    clinic: tuple[Path, Path], prefix: str
-) -> None:
+def test_more_films_of_held_out_patients_are_not_pretrained_on(clinic: tuple[Path, Path], prefix: str) -> None:
     """Ids without their zeros, or pseudonyms that only the films with both ids explain."""
     root, archive = clinic
     table = pd.read_csv(root / "labels.csv")
@@ -140,18 +135,21 @@ def test_more_films_of_held_out_patients_are_not_pretrained_on_whatever_became_o
     assert taken == list(range(50, 60))
 
 
-def test_near_duplicates_across_a_named_split_are_said(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("train", "1 images of the named train part share a patient or a film"),
+        ("", "1 more images join the test and val images that the source names"),
+    ],
+)
+def test_copies_of_named_test_images_are_said(
+    own: Path, part: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with (own / "labels.csv").open("a") as file:
-        file.write("copy.png,a,train\n")
-    assert len(opened(own)) == 41
-    assert "1 images of the named train part share a patient or a film" in capsys.readouterr().err
-
-
-def test_what_joins_a_named_part_is_said(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with (own / "labels.csv").open("a") as file:
-        file.write("copy.png,a,\n")  # of an image of the test part
-    assert opened(own).parts.tolist().count("test") == 6
-    assert "1 more images join the test and val images that the source names" in capsys.readouterr().err
+        file.write(f"copy.png,a,{part}\n")
+    parts = opened(own).parts.tolist()
+    assert len(parts) == 41 and (parts.count("test") == 6 or part == "train")
+    assert said in capsys.readouterr().err
 
 
 def test_without_labels_everything_is_trained_on_and_nothing_is_learned_from_labels(own: Path) -> None:

@@ -4,6 +4,7 @@ import itertools
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,7 @@ from utils.config import UserError
 
 SHARES = [0.18] * FOLDS + [0.1]  # five folds and validation
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=120)  # images of each group
+STRATA = st.lists(st.integers(1, 25), min_size=1, max_size=5)  # images of each stratum
 
 
 def make_images(sizes: list[int], strata_count: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -135,10 +137,19 @@ def test_folds_of_findings_have_their_share_of_the_rarest() -> None:
     assert (findings[places == "val", 2] == 1).sum() == 5
 
 
-def test_a_split_is_read_back_as_written(tmp_path: Path) -> None:
-    nan = np.nan
-    findings = np.array([[1, -1], [nan, 0], [nan, nan], [0, 0]], dtype=np.float32)
-    columns = make_columns(findings, ("Edema", "Cardiomegaly"))
+@pytest.mark.parametrize(
+    ("labels", "names", "written"),
+    [
+        (
+            np.array([[1, -1], [np.nan, 0], [np.nan, np.nan], [0, 0]]),
+            ("Edema", "Cardiomegaly"),
+            ["Edema=1;Cardiomegaly=-1", "Cardiomegaly=0", "", "Edema=0;Cardiomegaly=0"],
+        ),
+        (np.array([1, 0, 1, 0]), ("NA", 'Normal, "or" not'), ['Normal, "or" not', "NA"] * 2),
+    ],
+)
+def test_a_split_is_read_back_as_written(tmp_path: Path, labels: np.ndarray, names: Any, written: list[str]) -> None:
+    columns = make_columns(labels, names)
     write_split(tmp_path / "split.csv", columns, np.array(["train", "val", "3", "0"]), fold=3)
     table = pd.read_csv(tmp_path / "split.csv", keep_default_na=False)
     assert list(table) == ["file", "label", "group", "part", "fold"]
@@ -146,32 +157,26 @@ def test_a_split_is_read_back_as_written(tmp_path: Path) -> None:
     assert table["group"].tolist() == columns.groups.tolist()
     assert table["part"].tolist() == ["train", "val", "test", "train"]
     assert table["fold"].astype(str).tolist() == ["", "", "3", "0"]
-    assert table["label"].tolist() == ["Edema=1;Cardiomegaly=-1", "Cardiomegaly=0", "", "Edema=0;Cardiomegaly=0"]
+    assert table["label"].tolist() == written
 
 
-def test_class_labels_are_written_by_name(tmp_path: Path) -> None:
-    columns = make_columns(np.array([1, 0]), ("NA", 'Normal, "or" not'))
-    write_split(tmp_path / "split.csv", columns, np.array(["train", "val"]), fold=0)
-    assert pd.read_csv(tmp_path / "split.csv", keep_default_na=False)["label"].tolist() == ['Normal, "or" not', "NA"]
-
-
-def subsets_of(sizes: list[int], draw: int, seed: int) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
-    """Paths and strata of images, strata of such sizes, and their subset for each possible number of labels."""
+def strata_and_paths(sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Strata of such sizes, [N], and the paths of their images."""
     strata = np.repeat(np.arange(len(sizes)), sizes)
-    paths = np.array([f"{row}.png" for row in range(len(strata))])
-    counts = range(len(sizes), len(strata) + 1)
-    return paths, strata, {count: label_subset(paths, strata, count, draw, seed) for count in counts}
+    return strata, np.array([f"{row}.png" for row in range(len(strata))])
 
 
 @settings(max_examples=30)
-@given(st.lists(st.integers(1, 25), min_size=1, max_size=5), st.integers(0, 50), st.integers(0, 10**6))
+@given(STRATA, st.integers(0, 50), st.integers(0, 10**6))
 def test_label_subsets_are_nested_and_take_turns_by_sainte_lague(sizes: list[int], draw: int, seed: int) -> None:
     """One image of each stratum; each further label goes to a stratum with the largest n / (2 k + 1), in fractions."""
-    _, strata, subsets = subsets_of(sizes, draw, seed)
-    for count, subset in subsets.items():
+    strata, paths = strata_and_paths(sizes)
+    counts = range(len(sizes), len(strata) + 1)
+    subsets = [label_subset(paths, strata, count, draw, seed) for count in counts]
+    for count, subset in zip(counts, subsets, strict=True):
         assert len(subset) == count and (np.diff(subset) > 0).all()
-    assert strata[subsets[len(sizes)]].tolist() == list(range(len(sizes)))
-    for smaller, larger in itertools.pairwise(subsets.values()):
+    assert strata[subsets[0]].tolist() == list(range(len(sizes)))
+    for smaller, larger in itertools.pairwise(subsets):
         (new,) = set(larger) - set(smaller)
         assert set(smaller) < set(larger)
         taken = np.bincount(strata[smaller], minlength=len(sizes)).tolist()
@@ -179,17 +184,16 @@ def test_label_subsets_are_nested_and_take_turns_by_sainte_lague(sizes: list[int
         assert claims[strata[new]] == max(claims)
 
 
-@given(st.lists(st.integers(1, 25), min_size=1, max_size=5), st.randoms(use_true_random=False))
+@given(STRATA, st.randoms(use_true_random=False))
 def test_the_order_of_the_images_does_not_matter_to_a_label_subset(sizes: list[int], random) -> None:
-    strata = np.repeat(np.arange(len(sizes)), sizes)
-    paths = np.array([f"{row}.png" for row in range(len(strata))])
+    strata, paths = strata_and_paths(sizes)
     order, count = np.array(random.sample(range(len(paths)), len(paths))), random.randint(len(sizes), len(paths))
     subset = label_subset(paths, strata, count, 1, 2)
     assert set(paths[order][label_subset(paths[order], strata[order], count, 1, 2)]) == set(paths[subset])
 
 
 def test_draws_and_seeds_differ_and_impossible_numbers_are_refused() -> None:
-    paths, strata = np.array([f"{row}.png" for row in range(100)]), np.arange(100) % 4
+    strata, paths = strata_and_paths([25] * 4)
     drawn = {tuple(label_subset(paths, strata, 10, draw, seed)) for draw in range(5) for seed in range(2)}
     assert len(drawn) == 10
     assert label_subset(paths, strata, 100, 0, 0).tolist() == list(range(100))
@@ -234,11 +238,6 @@ def test_images_of_a_named_group_go_to_its_part() -> None:
     places = places_of(named_columns(["test", "", "", ""] * 10, groups), 0)
     assert places[:2].tolist() == ["test", "test"]
     assert all(len(set(places[np.array(groups) == group])) == 1 for group in groups)
-
-
-def test_without_labels_all_is_the_train_part() -> None:
-    columns = make_columns(np.empty((5, 0), dtype=np.float32), ())
-    assert places_of(columns, 0).tolist() == ["train"] * 5
 
 
 @given(SIZES, st.integers(0, 100))

@@ -7,20 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from data_config import data_config
+from data_config import opened as open_data
 from PIL import Image, ImageEnhance, ImageOps
 
 from dataset_loader.image_files import image_files
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
 from dataset_loader.synthetic import RECORD
-from dataset_loader.xrays import XRays, open_xrays
+from dataset_loader.xrays import XRays
 from utils.config import UserError
 
 
 def opened(phantoms: Path, *also: str, dataset: str = "covid") -> XRays:
-    root = phantoms / (COVID_ROOT if dataset == "covid" else CHEXPERT_ROOT)
-    config = data_config(dataset=dataset, data_root=str(root))
-    return open_xrays(config, torch.device("cpu"), also)
+    return open_data(dataset, phantoms / (COVID_ROOT if dataset == "covid" else CHEXPERT_ROOT), also)
 
 
 def test_pretraining_takes_the_train_part_and_everything_beside_it(phantoms: Path) -> None:
@@ -61,10 +59,8 @@ def test_copies_of_held_out_images_are_left_out_and_listed(phantoms: Path, tmp_p
     both = opened(phantoms, str(folder))
     (collection,) = both.also
     assert collection.paths.tolist() == ["deep/2.png"]
-    assert dict(zip(collection.left_out["file"], collection.left_out["other"], strict=True)) == {
-        "deep/0.png": held_out[0],
-        "deep/1.png": held_out[1],
-    }
+    left_out = dict(zip(collection.left_out["file"], collection.left_out["other"], strict=True))
+    assert left_out == {"deep/0.png": held_out[0], "deep/1.png": held_out[1]}
     both.write_split(tmp_path)
     assert "deep/0.png" in (tmp_path / "duplicates.csv").read_text()
     with Image.open(folder / "deep" / "2.png") as image:
@@ -130,15 +126,8 @@ def test_copies_and_patients_of_other_collections_are_excluded(phantoms: Path, t
         data.without([str(tmp_path / "nowhere")])
 
 
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ("nowhere", "no folder"),
-        ("mimic:{empty}", "expected FOLDER"),
-        ("{empty}", "no image file"),
-        ("covid:nowhere", "no folder"),
-    ],
-)
-def test_a_mistake_in_also_is_one_sentence(phantoms: Path, tmp_path: Path, entry: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        opened(phantoms, entry.format(empty=tmp_path))
+def test_a_mistake_in_also_is_one_sentence(phantoms: Path, tmp_path: Path) -> None:
+    cases = {"nowhere": "no folder", "covid:nowhere": "no folder", f"mimic:{tmp_path}": "expected FOLDER"}
+    for entry, message in {**cases, str(tmp_path): "no image file"}.items():
+        with pytest.raises(UserError, match=message):
+            opened(phantoms, entry)

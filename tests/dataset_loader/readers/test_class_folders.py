@@ -3,19 +3,13 @@
 from pathlib import Path
 
 import pytest
+from folders import touch
 
 from dataset_loader.columns import UNLABELLED
 from dataset_loader.readers.class_folders import by_folder, like_classes
 from dataset_loader.readers.covid_dataset import read_covid
 from dataset_loader.readers.folder_dataset import read_folder
 from utils.config import UserError
-
-
-def touch(root: Path, *names: str) -> Path:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return root
 
 
 @pytest.mark.parametrize(
@@ -73,14 +67,8 @@ def test_folders_that_look_like_classes_are_offered(tmp_path: Path, capsys: pyte
 
 
 def test_folders_that_look_alike_are_one_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    touch(
-        tmp_path,
-        "train/Normal/1.png",
-        "train/Normal/2.png",
-        "train/SICK/1.png",
-        "test/NORMAL /1.png",
-        "test/SICK/1.png",
-    )
+    touch(tmp_path / "train", "Normal/1.png", "Normal/2.png", "SICK/1.png")
+    touch(tmp_path / "test", "NORMAL /1.png", "SICK/1.png")
     for columns in (read_folder(tmp_path, "folders"), read_covid(tmp_path)):
         assert columns.label_names == ("Normal", "SICK") and columns.labels.tolist() == [0, 1, 0, 0, 1]
     assert capsys.readouterr().err.count("'NORMAL ' (1) read as the class 'Normal'") == 2

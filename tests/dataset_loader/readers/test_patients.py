@@ -19,21 +19,16 @@ def joined(*films: tuple[str, str]) -> tuple[list[str], list[str]]:
 
 
 def test_what_spreadsheets_and_devices_change_in_ids() -> None:
-    for same in (
-        ["0715761", "715761", "715761.0", " 715761,00", '="0715761"', "'0715761"],
-        ["00p 1", "P1", "p1\u200b"],
-    ):
-        assert len(set(id_keys(same))) == 1
+    assert len(set(id_keys(["0715761", "715761", "715761.0", " 715761,00", '="0715761"', "'0715761"]))) == 1
+    assert len(set(id_keys(["00p 1", "P1", "p1\u200b"]))) == 1
     assert len(set(id_keys(["p1", "p10", "p01", "0", "1.5"]))) == 5
 
 
 def test_ids_that_lost_their_zeros_are_one_patients(capsys: pytest.CaptureFixture[str]) -> None:
     patients, foreign = joined(("715761", "0715761"), ("", "0715761"), ("12", "12"), ("", "99"), ("", ""), ("13", ""))
     assert patients == ["715761", "715761", "12", "99", "", "13"] and set(foreign) == {""}
-    assert (
-        "3 ids of labels.csv and 3 of DICOM headers, 2 joined, 1 of them without leading zeros"
-        in capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert "3 ids of labels.csv and 3 of DICOM headers, 2 joined, 1 of them without leading zeros" in said
 
 
 def test_headers_of_another_kind_join_by_the_films_that_have_both(capsys: pytest.CaptureFixture[str]) -> None:

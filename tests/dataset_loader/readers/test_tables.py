@@ -52,9 +52,7 @@ def test_one_table_in_many_encodings(tmp_path: Path, content: bytes) -> None:
     assert [[clean(cell) for cell in row] for row in table.to_numpy()] == CELLS
 
 
-def test_lines_are_those_of_the_file_and_another_encoding_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lines_are_the_files_and_its_encoding_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "t.csv").write_bytes(b"sep=;\r\nfile;label\r\n\r\na.png;M\xfcll\r\n")
     assert read_table(tmp_path / "t.csv").index.tolist() == [4]
     assert "is not UTF-8, so it is read as Windows-1252, such as 'Müll'" in capsys.readouterr().err
@@ -103,20 +101,15 @@ def test_what_is_not_a_table_is_one_sentence(tmp_path: Path, content: bytes, mes
         ("X x n/a", [1, 1, np.nan]),
         ("1 0 #N/A", [1, 0, -1]),
         ("1 NaN -", [1, np.nan, np.nan]),
+        ("1 0,0 -1.0 nan", [1, 0, -1, np.nan]),
     ],
 )
-def test_findings_in_words(tmp_path: Path, cells: str, values: list[float]) -> None:
-    (tmp_path / "t.csv").write_text("\n".join(["a", *cells.split()]))
-    found = checked_findings(column_of(read_table(tmp_path / "t.csv"), "a"), tmp_path / "t.csv")
-    np.testing.assert_array_equal(found, np.array(values, dtype=np.float32))
-
-
-def test_findings_are_numbers_or_blank(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("a;b\n1;1\n0,0;x\n-1.0;0\n;0\nnan;1\n")
+def test_findings_in_words_and_numbers(tmp_path: Path, cells: str, values: list[float]) -> None:
+    (tmp_path / "t.csv").write_text("\n".join(["a;b", *(f"{cell};1" for cell in cells.split()), ";x"]))
     table = read_table(tmp_path / "t.csv")
-    values = checked_findings(column_of(table, "a"), tmp_path / "t.csv")
-    np.testing.assert_array_equal(values, np.array([1, 0, -1, np.nan, np.nan], dtype=np.float32))
-    with pytest.raises(UserError, match="holds 'x' as 'b' in line 3"):
+    found = checked_findings(column_of(table, "a"), tmp_path / "t.csv")
+    np.testing.assert_array_equal(found, np.array([*values, np.nan], dtype=np.float32))
+    with pytest.raises(UserError, match=f"holds 'x' as 'b' in line {len(values) + 2}"):
         checked_findings(column_of(table, "b"), tmp_path / "t.csv")
 
 

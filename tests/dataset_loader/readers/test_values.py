@@ -11,13 +11,7 @@ from dataset_loader.readers.values import part_of, projection, read_ages, read_s
     ("written", "age"),
     [
         *[("045Y", 45), ("51", 51), ("62 J", 62), ("62 ans", 62), ("51,0", 51), ("0.5", 0.5), ("70 years old", 70)],
-        *[
-            ("013M", 13 / 12),
-            ("3 months", 0.25),
-            ("006W", 6 * 7 / 365.25),
-            ("011D", 11 / 365.25),
-            ("2 Tage", 2 / 365.25),
-        ],
+        *[("013M", 13 / 12), ("3 months", 0.25), ("006W", 42 / 365.25), ("011D", 11 / 365.25), ("2 Tage", 2 / 365.25)],
         *[("414", np.nan), ("-3", np.nan), (">89", np.nan), ("adult", np.nan), ("1961-04-02", np.nan), ("", np.nan)],
     ],
 )
