@@ -4,42 +4,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from interpretability.faithfulness import (
-    area_share,
-    deletion_and_insertion,
-    enlarged,
-    mass_inside,
-    peak_inside,
-)
+from interpretability.faithfulness import area_share, deletion_and_insertion, enlarged, mass_inside, peak_inside
 
 SIZE = 16
+LEFT_HALF = (torch.arange(SIZE) < SIZE // 2).expand(1, SIZE, SIZE)
 
 
-def half() -> Tensor:
-    """A mask of the left half of one image."""
-    mask = torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
-    mask[..., : SIZE // 2] = True
-    return mask
-
-
-def test_an_even_map_has_its_mask_s_share_of_the_mass() -> None:
-    assert mass_inside(torch.ones(1, SIZE, SIZE), half()).item() == pytest.approx(0.5)
-    assert area_share(half()).item() == pytest.approx(0.5)
-
-
-def test_mass_and_peak_of_a_spot() -> None:
+def test_mass_and_peak_of_even_maps_spots_and_maps_without_evidence() -> None:
+    assert mass_inside(torch.ones(1, SIZE, SIZE), LEFT_HALF).item() == pytest.approx(0.5)
+    assert area_share(LEFT_HALF).item() == pytest.approx(0.5)
     spot = torch.full((1, SIZE, SIZE), 0.01)
     spot[0, 3, 2] = 5.0
     inside = (5 + 0.01 * (SIZE * SIZE / 2 - 1)) / (5 + 0.01 * (SIZE * SIZE - 1))
-    assert mass_inside(spot, half()).item() == pytest.approx(inside)
-    assert peak_inside(spot, half()).item() == 1
-    assert peak_inside(spot.flip(2), half()).item() == 0
-
-
-def test_a_map_without_evidence_has_no_mass_and_no_peak() -> None:
+    assert mass_inside(spot, LEFT_HALF).item() == pytest.approx(inside)
+    assert [peak_inside(one, LEFT_HALF).item() for one in (spot, spot.flip(2))] == [1, 0]
     empty = torch.zeros(1, SIZE, SIZE)
-    assert torch.isnan(mass_inside(empty, half())).all()
-    assert torch.isnan(peak_inside(empty, half())).all()
+    assert torch.isnan(torch.stack([mass_inside(empty, LEFT_HALF), peak_inside(empty, LEFT_HALF)])).all()
 
 
 def test_enlarging_keeps_the_place() -> None:

@@ -133,17 +133,15 @@ def test_an_outline_is_the_mask_s_own_border() -> None:
 
 
 def test_what_cannot_be_explained_is_refused_and_leaves_nothing(explain: Any, plain: Run, tmp_path: Path) -> None:
-    text = tmp_path / "x.png"
-    text.write_text("no image")
-    empty = tmp_path / "empty"
-    empty.mkdir()
+    (tmp_path / "x.png").write_text("no image")
+    (tmp_path / "empty").mkdir()
     broken = shutil.copytree(plain.folder, tmp_path / "broken")
     weights = broken / "resnet18_final_state_dict.pt"
     summary = read_json(broken / "summary.json") or {}
     write_json(broken / "summary.json", {**summary, "classes": summary["classes"][1:]})
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"images": [str(text)]}, "not an image"),
-        ({"images": [str(empty)]}, "no image below"),
+        ({"images": [str(tmp_path / "x.png")]}, "not an image"),
+        ({"images": [str(tmp_path / "empty")]}, "no image below"),
         ({"images": [str(tmp_path / "absent.png")]}, "does not exist"),
         ({"checkpoints": [str(weights)], "classes": ["a", "b"]}, "img-res"),
         ({"checkpoints": [str(weights)], "classes": ["a", "b"], "img_res": 32}, "4 outputs"),

@@ -146,14 +146,12 @@ def test_the_default_layer_is_the_last_with_enough_cells(name: str, size: int, l
 
 def test_what_does_not_exist_is_named() -> None:
     net = classifier().net
-    cases = {
-        Settings(layer="layer5"): "layer4",
-        Settings(layer="fc"): "no output",
-    }
-    for wrong, said in cases.items():
+    cases = [
+        (IMAGES, Settings(layer="layer5"), "layer4"),
+        (IMAGES, Settings(layer="fc"), "no output"),
+        (IMAGES, Settings("occlusion", patch=4, stride=5), "gaps"),
+        (IMAGES[..., :4, :4], Settings(), "larger images"),
+    ]
+    for images, settings, said in cases:
         with pytest.raises(UserError, match=said):
-            saliency_maps(net, IMAGES, CLASSES, wrong)
-    with pytest.raises(UserError, match="gaps"):
-        saliency_maps(net, IMAGES, CLASSES, Settings("occlusion", patch=4, stride=5))
-    with pytest.raises(UserError, match="larger images"):
-        saliency_maps(net, IMAGES[..., :4, :4], CLASSES)
+            saliency_maps(net, images, CLASSES, settings)

@@ -41,8 +41,7 @@ def test_a_trained_network_passes_and_maps_of_a_randomised_one_fail(plain: Run) 
     trusted, words = verdict(sanity_check(net, grad_cam, 32), empty=0.0)
     assert trusted, words
     trusted, words = verdict(sanity_check(net, of_a_randomised_network, 32), empty=0.0)
-    assert not trusted
-    assert "survive" in words
+    assert not trusted and "survive" in words
 
 
 def test_the_verdict_is_on_the_mean_of_several_random_networks() -> None:
@@ -61,28 +60,20 @@ def test_the_verdict_is_on_the_mean_of_several_random_networks() -> None:
     assert table["rank_correlation"].iloc[:-1].tolist() == pytest.approx([1] * 6)
     assert table["vanished"].iloc[-1] == pytest.approx(1 / len(random_networks))  # of the first one alone
     trusted, words = verdict(table, empty=0.0)  # the maps that remain are the trained network's
-    assert not trusted
-    assert "survive" in words
+    assert not trusted and "survive" in words
 
 
 def test_maps_without_evidence_are_not_trusted() -> None:
     net = Classifier(Backbone("resnet18", 1), 3).net  # its head is all zeros
-    images = torch.rand(2, 1, 32, 32)
-    maps = saliency_maps(net, images, torch.tensor([0, 1]))
-    empty = float((maps.sum((1, 2)) == 0).float().mean())
-    table = sanity_check(net, lambda network: saliency_maps(network, images, torch.tensor([0, 1])), 32)
-    trusted, words = verdict(table, empty)
-    assert not trusted
-    assert "no evidence" in words
-    most_vanished = table.assign(vanished=0.7, rank_correlation=0.03)  # the other 30% decide
-    trusted, words = verdict(most_vanished, empty=0.0)
-    assert trusted
-    assert "correlation 0.10 with those of random ones, 30% of which show evidence" in words
-    vanished = table.assign(vanished=1.0, rank_correlation=0.0)
-    trusted, words = verdict(vanished, empty=0.0)  # maps of random weights that show nothing prove nothing
-    assert not trusted
-    assert "undecided" in words
-    unknown = table.assign(vanished=0.0, rank_correlation=float("nan"))  # constant maps have no rank correlation
-    trusted, words = verdict(unknown, empty=0.0)
-    assert not trusted
-    assert "undecided" in words
+    images, classes = torch.rand(2, 1, 32, 32), torch.tensor([0, 1])
+    empty = float((saliency_maps(net, images, classes).sum((1, 2)) == 0).float().mean())
+    table = sanity_check(net, lambda network: saliency_maps(network, images, classes), 32)
+    most = "correlation 0.10 with those of random ones, 30% of which show evidence"
+    for vanished, correlation, share, expected, said in (
+        (table["vanished"], table["rank_correlation"], empty, False, "no evidence"),
+        (0.7, 0.03, 0.0, True, most),  # the other 30% decide
+        (1.0, 0.0, 0.0, False, "undecided"),  # maps of random weights that show nothing prove nothing
+        (0.0, float("nan"), 0.0, False, "undecided"),  # constant maps have no rank correlation
+    ):
+        trusted, words = verdict(table.assign(vanished=vanished, rank_correlation=correlation), share)
+        assert trusted is expected and said in words, words

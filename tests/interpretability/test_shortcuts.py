@@ -35,14 +35,10 @@ MASKS[:, 10:30, 5:20] = True
 ROWS = np.array([4, 7, 9])
 
 
-def test_lungs_and_the_rest_make_the_whole() -> None:
+def test_lungs_and_the_rest_make_the_whole_and_a_border_is_a_tenth_of_the_side() -> None:
     without, only = (ALTERATIONS[name](IMAGES, MASKS, ROWS) for name in (NO_LUNGS, ONLY_LUNGS))
     assert torch.equal(without + only, IMAGES)
-    assert (without[:, 0][MASKS] == 0).all()
-    assert (only[:, 0][~MASKS] == 0).all()
-
-
-def test_a_border_is_a_tenth_of_the_side() -> None:
+    assert (without[:, 0][MASKS] == 0).all() and (only[:, 0][~MASKS] == 0).all()
     left = ALTERATIONS[ONLY_BORDER](IMAGES, MASKS, ROWS) > 0
     expected = torch.ones(40, 40, dtype=torch.bool)
     expected[4:36, 4:36] = False
@@ -163,7 +159,6 @@ def test_the_verdict_says_how_much_needs_the_lungs(
 def test_the_verdict_without_masks_or_without_skill() -> None:
     border = (0.4, 0.35, 0.45)
     said = verdict(scores(whole=WHOLE, border=border, border_again=border), "balanced_accuracy", 0.25)
-    assert "too few lung masks" in said
-    assert "border of 10%" in said
+    assert "too few lung masks" in said and "border of 10%" in said
     unskilled = verdict(scores(whole=CHANCE, rest=CHANCE, again=CHANCE), "balanced_accuracy", 0.25)
     assert "does not distinguish the classes" in unskilled

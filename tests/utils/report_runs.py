@@ -15,14 +15,14 @@ HEADLINES = {20: "linear", 187: "probe"}  # by number of labels
 
 
 class Page(HTMLParser):
-    """Tables as rows of texts, their captions, every attribute, and all text."""
+    """Tables as rows of texts, their captions, every attribute, all text, and the source."""
 
     def __init__(self, text: str):
         super().__init__()
         self.captions: list[str] = []
         self.tables: list[list[list[str]]] = []
         self.attributes: list[tuple[str, str, str]] = []
-        self.text, self.into = "", ""
+        self.source, self.text, self.into = text, "", ""
         self.feed(text)
         self.text = " ".join(self.text.split())
 
@@ -111,19 +111,12 @@ def comparison(root: Path, name: str, seed: int = 0) -> Run:
 def pretraining(root: Path, name: str) -> Run:
     numbers = {"loss_first_epoch": 90.0, "loss_last_epoch": 12.0, "rank_at_start": 188.0, "rank": 252.0}
     probes = {"linear_at_start": 0.56, "linear": 0.6, "knn_at_start": 0.5, "knn": 0.62}
-    summary = {
-        **numbers,
-        **{f"probe/{name}": score for name, score in probes.items()},
-        **{"metric": "auroc", "chance": 0.5, "images_per_second": 30.0, "verdict": "healthy"},
-        "images": 80,
-        "epochs": 3,
-        "synthetic": False,
-    }
+    summary: dict[str, Any] = {"images": 80, "epochs": 3, "images_per_second": 30.0, "verdict": "healthy"}
+    summary |= {**numbers, **{f"probe/{name}": score for name, score in probes.items()}}
+    summary |= {"metric": "auroc", "chance": 0.5, "synthetic": False}
     run = finished(root, name, "pretraining", {}, summary, dataset="covid", recipe="base")
-    split = pd.DataFrame(
-        {"file": ["a", "b", "c"], "label": ["COVID", "COVID", "Normal"], "part": ["train", "val", "train"]}
-    )
-    run.save_table("split", split)
+    split = {"file": ["a", "b", "c"], "label": ["COVID", "COVID", "Normal"], "part": ["train", "val", "train"]}
+    run.save_table("split", pd.DataFrame(split))
     draw(run, "views", "recipe", "curves", "cross_correlation")
     return run
 
@@ -156,11 +149,10 @@ def runs_of_several_kinds(root: Path) -> None:
     draw(finished(root, "audit/a", "audit", {"scores": audited, "lung_mass": masses}, {**said, **source}), "audit")
 
 
-def report(script: Any, root: Path, *more: str) -> tuple[Page, str]:
+def report(script: Any, root: Path, *more: str) -> Page:
     ended = script("utils/make_report.py", str(root), *more, "--output", str(root / "report"))
     assert ended.returncode == 0, ended.stderr
-    text = (root / "report" / "index.html").read_text(encoding="utf-8")
-    return Page(text), text
+    return Page((root / "report" / "index.html").read_text(encoding="utf-8"))
 
 
 def replace_in(path: Path, old: str, new: str) -> None:

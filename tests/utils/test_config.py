@@ -102,12 +102,9 @@ def test_a_wrong_dict_is_refused(changes: dict[str, Any], message: str) -> None:
         make_config(Outer, {**GOOD, **changes})
 
 
-def test_a_missing_key_is_named() -> None:
+def test_missing_keys_are_named_and_variants_checked() -> None:
     with pytest.raises(UserError, match="config lacks lr; add it to the dict"):
         make_config(Outer, {key: value for key, value in GOOD.items() if key != "lr"})
-
-
-def test_variants_are_checked_and_parts_are_taken_by_name() -> None:
     config = make_config(Outer, GOOD)
     with pytest.raises(UserError, match="at least 1"):
         replace(config, num_epochs=0)
@@ -152,14 +149,11 @@ def test_a_long_value_is_shown_in_part() -> None:
     assert len(text) < 200 and text.endswith("... there, 1 now)")
 
 
-def test_roots_may_start_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_roots_may_start_at_home_and_paths_start_at_the_repos(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for value, root in {"~/x": tmp_path / "x", "~": tmp_path, "/y": Path("/y"), "": REPO_ROOT / "runs"}.items():
         monkeypatch.setenv("CXR_RUNS", value)
         assert root_of_variable("CXR_RUNS", "runs") == root
-
-
-def test_paths_start_at_the_repo_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert repo_path("docs/x") == REPO_ROOT / "docs" / "x"
     assert repo_path("datasets/x") == DATASETS_ROOT / "x"

@@ -3,6 +3,7 @@
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,15 +31,12 @@ def test_algorithms_are_deterministic_unless_a_config_says_otherwise() -> None:
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_a_step_without_memory_names_a_batch_size_to_try(refusal: Exception) -> None:
+def test_memory_that_runs_out_is_one_sentence(refusal: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     expected = r"batch_size is 48, and memory ran out .*; try batch_size 24"
     with pytest.raises(UserError, match=expected) as raised, memory_for(48):
         raise refusal
     assert "\n" not in str(raised.value)
 
-
-@pytest.mark.parametrize("refusal", REFUSALS)
-def test_memory_that_runs_out_elsewhere_is_one_sentence(refusal: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     def main(config: Config) -> None:
         raise refusal
 
@@ -63,9 +61,7 @@ def test_each_process_of_torchrun_takes_a_gpu_of_its_own(monkeypatch: pytest.Mon
     assert choose_device("cpu") == torch.device("cpu")
 
 
-def test_a_gpu_that_torch_cannot_use_is_not_taken(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unusable_gpu_is_not_taken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with ...")
 
@@ -102,12 +98,7 @@ def test_other_failures_stay_what_they_are() -> None:
     ],
 )
 def test_a_gpu_that_torch_does_not_find_is_said_once(
-    program: str | None,
-    built_for: str | None,
-    hidden: str | None,
-    said: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    program: Any, built_for: Any, hidden: Any, said: str, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)

@@ -66,10 +66,15 @@ def test_the_rarest_groups_are_counted() -> None:
     groups = np.array([0, 0, 1, 2, 3, 4])
     assert fewest_groups(np.array([1, 1, 0, 0, 2, 2]), groups) == 1  # of class 1, two images of one patient
     assert fewest_groups(np.array([[1, 0], [1, 0], [0, 0], [1, 1], [0, 1], [1, 1]]), groups) == 2
-    assert fewest_groups(np.array([[0], [0], [0], [0], [0], [0]]), groups) == 5
+    findings = np.array([[1, np.nan, 0], [1, np.nan, 0], [0, np.nan, 0], [0, np.nan, 0]])
+    assert fewest_groups(findings, np.arange(4)) == 2, "values that do not occur are not the rarest"
+    assert fewest_groups(findings, np.array([0, 1, 2, 2])) == 1
 
 
-def test_an_interval_in_words() -> None:
+def test_intervals_and_their_scope_in_words() -> None:
+    assert interval_scope({"random": 10, "ours": 5}) == "new patients, new draws of labels and new pretrainings"
+    scope = interval_scope({"random": 10, "imagenet": 1})
+    assert scope.endswith(", except for imagenet, of which there is only one file")
     assert interval_text(0.7123, 0.68, 0.744) == "0.712 [0.680, 0.744]"
     assert interval_text(12.0, float("nan"), 13.0, form="+.1f") == "+12.0 (too few for an interval)"
 
@@ -201,20 +206,8 @@ def test_intervals_hold_for_any_share_of_luck_and_images(units: int, luck: float
     assert width / (1.96 * np.sqrt((1 + luck) / units)) < {3: 1.85, 5: 1.35, 10: 1.15}[units]
 
 
-def test_the_scope_says_which_weights_are_taken_as_given() -> None:
-    assert interval_scope({"random": 10, "ours": 5}) == "new patients, new draws of labels and new pretrainings"
-    scope = interval_scope({"random": 10, "imagenet": 1})
-    assert scope.endswith(", except for imagenet, of which there is only one file")
-
-
 def test_the_difference_of_independent_scores_keeps_their_uncertainty() -> None:
     normal = independent_difference((0.8, 0.7, 0.9), (0.5, 0.3, 0.7))
     assert normal == pytest.approx((0.3, 0.3 - np.hypot(0.1, 0.2), 0.3 + np.hypot(0.1, 0.2)))
     perfect = independent_difference((1.0, 0.83, 1.0), (1.0, 0.83, 1.0))  # of 20 images each
     assert perfect == pytest.approx((0, -0.17, 0.17))
-
-
-def test_values_that_do_not_occur_are_not_the_rarest() -> None:
-    findings = np.array([[1, np.nan, 0], [1, np.nan, 0], [0, np.nan, 0], [0, np.nan, 0]])
-    assert fewest_groups(findings, np.array(["a", "b", "c", "d"])) == 2
-    assert fewest_groups(findings, np.array(["a", "b", "c", "c"])) == 1

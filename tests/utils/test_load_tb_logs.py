@@ -34,10 +34,8 @@ def test_the_table_is_what_tensorboard_shows(tmp_path: Path) -> None:
     for run in runs:
         shown = EventAccumulator(str(run.folder)).Reload()
         for tag in ("train/loss", "lr"):
-            rows = table[(table["run"] == run.name) & (table["tag"] == tag)]
-            assert [(e.step, e.value) for e in shown.Scalars(tag)] == list(
-                zip(rows["step"], rows["value"], strict=True)
-            )
+            rows: Any = table[(table["run"] == run.name) & (table["tag"] == tag)]
+            assert rows[["step", "value"]].to_numpy().tolist() == [[e.step, e.value] for e in shown.Scalars(tag)]
             seconds = (rows["wall_time"] - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
             assert seconds.tolist() == pytest.approx([e.wall_time for e in shown.Scalars(tag)], abs=1e-3)
 

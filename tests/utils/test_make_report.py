@@ -11,17 +11,8 @@ import markupsafe
 import numpy as np
 import pandas as pd
 import pytest
-from report_runs import (
-    ARMS,
-    HEADLINES,
-    Page,
-    comparison,
-    finished,
-    pretraining,
-    replace_in,
-    report,
-    runs_of_several_kinds,
-)
+from report_runs import ARMS, HEADLINES, Page, comparison, finished, pretraining, replace_in, report
+from report_runs import runs_of_several_kinds as write_runs
 from test_house import is_entry_script, sources
 
 from utils.config import REPO_ROOT
@@ -43,19 +34,14 @@ NO_RUNS = {  # a folder's only file, its bytes, and a word of the reason why it 
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of several kinds; only read by the tests."""
     root = tmp_path_factory.mktemp("report") / "runs"
-    runs_of_several_kinds(root)
+    write_runs(root)
     return root
 
 
 @pytest.fixture(scope="module")
-def written(runs: Path, script: Any) -> tuple[Page, str]:
+def page(runs: Path, script: Any) -> Page:
     """Their report."""
     return report(script, runs)
-
-
-@pytest.fixture
-def page(written: tuple[Page, str]) -> Page:
-    return written[0]
 
 
 def test_the_answer_stands_first_with_what_speaks_against_it(page: Page) -> None:
@@ -82,36 +68,26 @@ def test_the_numbers_are_those_of_the_files(runs: Path, page: Page) -> None:
     assert page.heads("compare/a, headline ways")[-2] == "pretrained minus random, points"
 
 
-FULL = ["0.600", "0.030"]
-
-
 def test_what_a_table_says_is_what_its_run_found(page: Page) -> None:
     assert "Folders skipped: 0." in page.text and "the disk was full" in page.text
     assert page.table("frozen/a") == [["fc", "random", "9", "0.500 [0.400, 0.600]"]]
     row = page.table("Pretrainings")[0]
     assert row[1:5] == ["80", "3", "90 → 12", "188 → 252"] and row[-4:-2] == ["0.560 → 0.600", "0.500 → 0.620"]
-    assert page.table("scans/t: AUROC on validation, mean")[1] == [
-        "two",
-        "3",
-        "0.500",
-        "0.010",
-        "like the start",
-        *FULL,
-    ]
+    means = ["0.500", "0.010", "like the start", "0.600", "0.030"]
+    assert page.table("scans/t: AUROC on validation, mean")[1] == ["two", "3", *means]
     assert [row[0] for row in page.table("scans/t: AUROC on validation (one run")] == ["best", "1", "b"]
     assert page.table("labels of split")[0] == ["COVID", "1", "1"]
     assert page.table("Another hospital")[0][-2:] == ["0.200 [0.100, 0.300]", "Normal"]
 
 
-def test_the_page_asks_the_network_for_nothing(written: tuple[Page, str]) -> None:
-    page, text = written
+def test_the_page_asks_the_network_for_nothing(page: Page) -> None:
     for tag, name, value in page.attributes:
         if name in ("src", "srcset", "poster", "action", "data"):
             assert value.startswith("data:image/png;base64,"), (tag, name, value[:40])
         if name == "href":
             assert value.startswith("#"), value
     assert not {tag for tag, _, _ in page.attributes} & {"link", "iframe", "object", "embed", "base"}
-    assert "url(" not in text and "@import" not in text and "default-src 'none'" in text
+    assert "url(" not in page.source and "@import" not in page.source and "default-src 'none'" in page.source
     assert all(value for tag, name, value in page.attributes if tag == "img" and name == "alt")
     anchors = {value for _, name, value in page.attributes if name == "id"}
     assert {value[1:] for _, name, value in page.attributes if name == "href"} == anchors
@@ -121,7 +97,7 @@ def test_numbers_of_synthetic_xrays_say_so_wherever_they_stand(runs: Path, tmp_p
     copied = shutil.copytree(runs, tmp_path / "runs")
     for path in [*copied.rglob("summary.json"), *copied.rglob("environment.json")]:
         replace_in(path, '"synthetic": false', '"synthetic": true')
-    page, _ = report(script, copied)
+    page = report(script, copied)
     alts = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
     in_rows = ("Pretrainings", "Splits", "Another hospital")
     captions = [caption for caption in page.captions if not caption.startswith(in_rows) and " were read" not in caption]
@@ -136,36 +112,28 @@ def rows(*gaps: tuple[int, float, float, float, float]) -> pd.DataFrame:
     return pd.DataFrame(gaps, columns=["labels", "difference", "low", "high", "reference_needs"])
 
 
+HELPS, NOTHING = (20, 0.09, 0.05, 0.12, 83.4), (200, 0.0, -0.02, 0.02, 190.0)
+
+
 @pytest.mark.parametrize(
     ("gaps", "said"),
     [
+        ([HELPS, (200, 0.04, 0.01, 0.07, np.inf)], "a saves about 63; with 200 labels a is 4.0 points better"),
         (
-            [(20, 0.09, 0.05, 0.12, 83.4), (93, 0.02, -0.01, 0.05, 120.0), (200, 0.0, -0.02, 0.02, 190.0)],
-            "with 20 labels a saves about 63; with 93 or more labels nothing was shown",
+            [HELPS, (93, 0.02, -0.01, 0.05, 120.0), NOTHING],
+            "a saves about 63; with 93 or more labels nothing was shown",
         ),
+        ([(20, 0.09, 0.05, 0.12, np.inf), NOTHING], "a saves more than 180; with 200 labels nothing was shown"),
         (
-            [(20, 0.09, 0.05, 0.12, np.inf), (200, 0.04, 0.01, 0.07, np.inf)],
-            "a saves more than 180; with 200 labels a is 4.0 points better",
-        ),
-        (
-            [(20, -0.05, -0.07, -0.03, 0.0), (200, 0.0, -0.1, 0.1, 200)],
-            "with 20 labels a is 5.0 points worse; with 200 labels nothing was shown",
+            [(20, -0.05, -0.07, -0.03, 0.0), NOTHING],
+            "with 20 labels a is 5.0 points worse; with 200 labels nothing was",
         ),
         ([(20, 0.09, np.nan, np.nan, 80.0)], "with 20 labels there are too few draws or folds to tell (+9.0 points)"),
-        (
-            [(20, 0.0, -0.1, 0.1, 20), (90, 0.1, 0.05, 0.2, 180), (200, 0.0, -0.1, 0.1, 200)],
-            "with 90 labels a saves about 90; with 20 and 200 labels nothing was shown",
-        ),
+        ([(20, 0.0, -0.1, 0.1, 20), (90, 0.1, 0.05, 0.2, 180), NOTHING], "with 20 and 200 labels nothing was shown"),
     ],
 )
 def test_the_verdict_says_at_how_many_labels_what_was_shown(gaps: list[Any], said: str) -> None:
-    assert verdict(rows(*gaps), "a", "b", 200).endswith(f"{said}.")
-
-
-def test_a_comparison_whose_test_rows_are_not_scored_says_what_scores_them(tmp_path: Path, script: Any) -> None:
-    finished(tmp_path, "compare/a", "comparison", {}, {"synthetic": False, "metric": "auroc"})
-    page, _ = report(script, tmp_path)
-    assert "compare/a: confusion_matrix.py scores its test rows." in page.text
+    assert said in verdict(rows(*gaps), "a", "b", 200)
 
 
 def test_a_single_draw_and_a_network_that_saw_too_much_say_so(tmp_path: Path, script: Any) -> None:
@@ -174,7 +142,7 @@ def test_a_single_draw_and_a_network_that_saw_too_much_say_so(tmp_path: Path, sc
         table = pd.read_csv(run.folder / f"{name}.csv").assign(low=np.nan, high=np.nan)
         run.save_table(name, table.assign(transductive=table["arm"] == "pretrained"))
     run.save_json("summary", {**run.summary, "transductive": True, "notes": ["it has seen 3 images"]})  # type: ignore[dict-item]
-    page, _ = report(script, tmp_path)
+    page = report(script, tmp_path)
     said = "pretrained against random: with 20 or more labels there are"
     assert f"compare/a (transductive: pretrained), validation: {said}" in page.text
     assert "it has seen 3 images" in page.text and "nan" not in page.text
@@ -183,19 +151,23 @@ def test_a_single_draw_and_a_network_that_saw_too_much_say_so(tmp_path: Path, sc
 def test_runs_are_chosen_and_left_out_by_name(tmp_path: Path, script: Any) -> None:
     for name in ("compare/a", "compare/old/b", "junk/c"):
         comparison(tmp_path, name)
-    page, _ = report(script, tmp_path, "--exclude", "compare/old*", "junk")
+    page = report(script, tmp_path, "--exclude", "compare/old*", "junk")
     assert "Runs read: 1." in page.text and "compare/a, validation" in page.text
-    page, _ = report(script, tmp_path / "compare", str(tmp_path / "junk"))
+    page = report(script, tmp_path / "compare", str(tmp_path / "junk"))
     assert "Runs read: 3." in page.text
+    page = report(script, tmp_path / "compare" / "a")
+    assert "Runs read: 1." in page.text and "a, validation" in page.text
 
 
-def test_runs_of_the_earlier_protocol_are_named_and_not_shown(tmp_path: Path, script: Any) -> None:
+def test_comparisons_without_test_scores_and_of_the_earlier_protocol_are_named(tmp_path: Path, script: Any) -> None:
     before = {"synthetic": False, "metric": "auroc"}
+    finished(tmp_path, "compare/a", "comparison", {}, before)
     finished(tmp_path, "compare/b", "comparison", {}, before, patience=6, fractions=[0.1])
     finished(tmp_path, "test/compare/b/x", "test", {}, {**before, "temperature": 1.0})
-    page, _ = report(script, tmp_path)
+    page = report(script, tmp_path)
     found = page.table("2 folders are not shown")
     assert {row[0] for row in found} == {"compare/b", "test/compare/b/x"}
+    assert "compare/a: confusion_matrix.py scores its test rows." in page.text
     assert all("earlier protocol: the validation part chose steps and settings" in row[1] for row in found)
 
 
@@ -207,7 +179,7 @@ def test_findings_are_counted_one_by_one(tmp_path: Path, script: Any) -> None:
     path.write_text(json.dumps(environment))
     labels = ["Edema=1;Fracture=0", "Edema=1;Fracture=1", "Fracture=-1"]
     run.save_table("split", pd.DataFrame({"file": ["a", "b", "c"], "label": labels, "part": ["train", "val", "train"]}))
-    page, _ = report(script, tmp_path)
+    page = report(script, tmp_path)
     assert page.table("labels of split") == [["Edema", "1", "1"], ["Fracture", "0", "1"]]
 
 
@@ -217,16 +189,14 @@ def test_hostile_names_and_those_that_look_like_numbers_stay_text(tmp_path: Path
         replace_in(run.folder / f"{name}.csv", "pretrained", "007")
     if os.name != "nt":  # Windows allows no such names
         pretraining(tmp_path, HOSTILE)
-    page, text = report(script, tmp_path)
+    page = report(script, tmp_path)
     assert "007 against random" in page.text
-    assert "<img src=x" not in text and not [name for _, name, _ in page.attributes if name.startswith("on")]
-    assert os.name == "nt" or str(markupsafe.escape(HOSTILE)) in text
+    assert "<img src=x" not in page.source and not [name for _, name, _ in page.attributes if name.startswith("on")]
+    assert os.name == "nt" or str(markupsafe.escape(HOSTILE)) in page.source
 
 
 def test_what_is_missing_is_named_with_a_command_that_exists(tmp_path: Path, script: Any) -> None:
-    (tmp_path / "runs").mkdir()
-    _, text = report(script, tmp_path / "runs")
-    named = set(re.findall(r"<code>python (\S+?)(?: [^<]*)?</code>", text))
+    named = set(re.findall(r"<code>python (\S+?)(?: [^<]*)?</code>", report(script, tmp_path).source))
     entries = {path.relative_to(REPO_ROOT).as_posix() for path in sources() if is_entry_script(path)}
     assert named <= entries and named == {one.script.partition(" ")[0] for one in SECTIONS if one.script}
 
@@ -254,17 +224,12 @@ def test_broken_runs_are_listed_with_the_reason_and_hide_no_other(tmp_path: Path
     expected = broken_runs(tmp_path)
     comparison(tmp_path, "whole", seed=1)
     pretraining(tmp_path, "sound")
-    page, _ = report(script, tmp_path)
+    page = report(script, tmp_path)
     skipped = dict(page.table("folders are not shown"))
     assert skipped.keys() == expected.keys()
     for name, reason in expected.items():
         assert reason in skipped[name], (name, skipped[name])
     assert len(page.table("whole, headline ways")) == 2
-
-
-def test_one_run_is_a_report_too(tmp_path: Path, script: Any) -> None:
-    page, _ = report(script, pretraining(tmp_path, "pretrain/a").folder)
-    assert [row[0] for row in page.table("Pretrainings")] == ["a"]
 
 
 def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path, script: Any) -> None:

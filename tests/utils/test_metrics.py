@@ -78,18 +78,15 @@ def test_knn_agrees_with_scikit_learn() -> None:
 def test_classification_scores_agree_with_scikit_learn() -> None:
     labels, probabilities = guesses(500, 4)
     predicted = probabilities.argmax(1)
-    scores = prediction_scores(labels, probabilities.astype(np.float32))
-    one_hot = np.eye(4)[labels]
-    assert scores.pop("ece") == pytest.approx(expected_calibration_error(probabilities.max(1), predicted == labels))
-    assert scores == pytest.approx(
-        {
-            "accuracy": (predicted == labels).mean(),
-            "balanced_accuracy": balanced_accuracy_score(labels, predicted),
-            "macro_f1": f1_score(labels, predicted, average="macro"),
-            "auroc": roc_auc_score(labels, probabilities, multi_class="ovr", average="macro"),
-            "auprc": average_precision_score(one_hot, probabilities, average="macro"),
-        }
-    )
+    expected = {
+        "accuracy": (predicted == labels).mean(),
+        "balanced_accuracy": balanced_accuracy_score(labels, predicted),
+        "macro_f1": f1_score(labels, predicted, average="macro"),
+        "auroc": roc_auc_score(labels, probabilities, multi_class="ovr", average="macro"),
+        "auprc": average_precision_score(np.eye(4)[labels], probabilities, average="macro"),
+        "ece": expected_calibration_error(probabilities.max(1), predicted == labels),
+    }
+    assert prediction_scores(labels, probabilities.astype(np.float32)) == pytest.approx(expected)
 
 
 @no_warnings
@@ -174,9 +171,8 @@ def test_calibration_error_by_hand() -> None:
     # Bins of a half: (0, .5] has mean confidence 0.8 / 3 and accuracy 2 / 3; (.5, 1] 2.5 / 3 and 2 / 3.
     assert expected_calibration_error(confidence, correct, bins=2) == pytest.approx((1.2 / 3 + 0.5 / 3) / 2)
     assert expected_calibration_error(confidence, correct, bins=1) == pytest.approx(abs(4 - 3.3) / 6)
-    assert expected_calibration_error(confidence, correct == 1, bins=1000) == pytest.approx(
-        (0.1 + 0.8 + 0.5 + 0.6 + 0.1) / 6
-    )
+    each = pytest.approx((0.1 + 0.8 + 0.5 + 0.6 + 0.1) / 6)
+    assert expected_calibration_error(confidence, correct == 1, bins=1000) == each
     assert expected_calibration_error(np.array([0.0, 1.0]), np.array([0, 1])) == 0
     generator = np.random.default_rng(0)
     sure = generator.random(100_000)
