@@ -182,7 +182,7 @@ def usable_arms(
             say(f"warning: {arm.name} is left out: {error}")
             left_out[arm.name] = str(error)
     if arms and not usable:
-        raise UserError(f"encoders names nothing that can be run: {with_reasons(left_out)}.")
+        raise UserError(f"no arm of encoders can be run: {with_reasons(left_out)}.")
     return usable, left_out
 
 
@@ -214,7 +214,7 @@ def _fits(config: TrainingConfig, arm: Arm, xrays: XRays, folds: Sequence[int]) 
     fits = {fold: tuple(n for n in notes[fold] if not notes[fold][n]) or tuple(notes[fold]) for fold in folds}
     used = set(itertools.chain(*fits.values()))
     if unused := [encoder for number, encoder in enumerate(arm.encoders) if number not in used]:
-        say(f"not used, since they have seen images of the folds {list(folds)}: {', '.join(unused)}")
+        say(f"not used, because they have seen test images of the folds {list(folds)}: {', '.join(unused)}")
     return fits
 
 
@@ -338,7 +338,7 @@ def open_comparison(
     counts = numbers_of_labels(labels, xrays, folds)
     check_subsets(counts, draws, folds, targets, xrays, config.split_seed)
     if (few := len(xrays.indices("val"))) < FEW_IMAGES:
-        say(f"warning: validation has {few} images and says little; confusion_matrix.py scores the test images")
+        say(f"warning: the validation part has only {few} images; confusion_matrix.py scores the test images")
     joined, copies = joined_tables(encoders, run, xrays, targets)
     run.start(alone=False, data=xrays.facts(), **facts_of(encoders))
     xrays.write_split(run.folder)
@@ -358,8 +358,8 @@ def numbers_of_labels(entries: Sequence[int | float | str], xrays: XRays, folds:
     for entry, count in zip(entries, counts, strict=True):
         if isinstance(count, str) or not 1 <= count <= most or counts.count(count) > 1:
             raise UserError(
-                f"num_labels holds {entry!r}, which is {count} labels; expected different numbers from 1 to {most:,}, "
-                'which every fold has to train with, shares of that such as 0.1, or "all".'
+                f"num_labels holds {entry!r}, which is {count} labels; expected different numbers from 1 to {most:,} "
+                '(the smallest train part), shares of it such as 0.1, or "all".'
             )
     return [count for count in counts if isinstance(count, int)]
 
@@ -400,7 +400,7 @@ def joined_tables(
             cell["arm"] = names[arm] = names.get(arm) or next(name for name in others if name not in taken)
             trial = f"{cell['arm']}_{cell['way']}_n{cell['labels']}_d{cell['draw']}"
             if trial in copies:
-                raise UserError(f"below {entry} are two tables of one head, {trial}; keep one, such as {file}.")
+                raise UserError(f"{entry} holds two tables of one head, {trial}; keep one, such as {file}.")
             copies[trial] = copy.assign(arm=cell["arm"])
             unknown = f"transductive: {entry} does not say which images its networks were trained on"
             stated = read_json(file.with_name("summary.json")) or {"transductive": True, "note": unknown}
@@ -418,8 +418,8 @@ def _checked(file: Path, run: Run, xrays: XRays, targets: Targets) -> tuple[dict
     whole = all(isinstance(row.get(key), int) for key in ("fold", "draw", "labels", "start"))
     if not whole or Path(folder := f"{row['arm']}_{row['way']}").name != folder:
         raise UserError(
-            f"{file} must be of one head, with one value each in the columns {', '.join(CELL)}: names of an arm and a "
-            "way, and whole numbers."
+            f"{file} must be of one head: expected one value in each of the columns {', '.join(CELL)}, names of an arm "
+            "and a way, and whole numbers."
         )
     of_fold, names = xrays.of_fold(row["fold"]), [f"p {name}" for name in targets.names]
     rows = np.concatenate([of_fold.indices("val"), of_fold.indices("test")])
@@ -429,12 +429,12 @@ def _checked(file: Path, run: Run, xrays: XRays, targets: Targets) -> tuple[dict
     copy = here.merge(table[[*facts, *names]].drop_duplicates("file"), on=facts) if fits else pd.DataFrame()
     if len(copy) < len(here):
         raise UserError(
-            f"{file} is of other images, parts or labels than {run}; expected each validation and test image of "
+            f"{file} has other images, parts or labels than {run}; expected each validation and test image of "
             f"fold {row['fold']} once, and a probability for {', '.join(targets.names)}."
         )
     p = copy[names].to_numpy(float)
     if not ((p >= 0) & (p <= 1 + ROUNDING)).all():
-        raise UserError(f"{file} has a blank or another number where probabilities from 0 to 1 are expected.")
+        raise UserError(f"{file} holds something else than probabilities from 0 to 1.")
     return row, copy
 
 

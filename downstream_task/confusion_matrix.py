@@ -5,16 +5,16 @@
     python downstream_task/confusion_matrix.py --runs runs/compare/covid/random_linear_n93_d0
     python downstream_task/confusion_matrix.py --runs runs/compare/covid --external covid:/data/another_hospital
 
-It reads the predictions.csv that each training has left: no images, no network, seconds per run. Of a comparison, all
-runs give curves.csv, differences.csv and plateaus.csv in runs/test/<comparison>/all/. A run that is named, and of a
-comparison each headline way with the first draw of every fold, so that all their test images count, gets a page in
-runs/test/<run>/: scores.csv (within folds, then averaged, with 95% intervals over patients or duplicate groups),
-classes.csv, operating_points.csv, conformal.csv, subgroups.csv and figures/. Temperature and thresholds are chosen on
-the validation rows; the tables say on how many labels. Findings whose data set knows studies (CheXpert) are also scored
-by study: the mean over its frontal views.
-`external` lets the networks, which must not have seen them, predict all images of other collections, and gives the drop
-from the test part over the classes that both have: runs/external/<collection>/<run>/ holds predictions.csv and a page.
-It needs the weights, which a comparison keeps of its first draw.
+It reads the predictions.csv of each training: no images, no network, seconds per run. A comparison gets curves.csv,
+differences.csv and plateaus.csv of all its runs in runs/test/<comparison>/all/. Each run that you name gets a page in
+runs/test/<run>/, and so does each headline way of a comparison; that page joins the first draw of every fold, and so
+covers all test images. A page is scores.csv (within folds, then averaged, with 95% intervals over patients or duplicate
+groups), classes.csv, operating_points.csv, conformal.csv, subgroups.csv and figures/. Temperature and thresholds are
+chosen on the validation rows; the tables say on how many labels. If a data set knows studies (CheXpert), its findings
+are also scored by study, on the mean over the frontal views.
+With `external`, the networks predict all images of other collections, which they must not have seen. The drop is the
+difference to the test part, over the classes that both have. runs/external/<collection>/<run>/ holds predictions.csv
+and a page. This needs weights, which a comparison keeps of its first draw.
 """
 
 from typing import Annotated, Any
@@ -132,9 +132,7 @@ def score_network(name: str, heads: Sequence[Path]) -> dict[str, Any]:
         # an official test part is the same in all folds
         test = tables.loc[tables["part"] == "test"].drop_duplicates("file")
         if not len(test):
-            raise UserError(
-                f"{heads[0]} has no test rows, as where all films were trained on; there is nothing to score."
-            )
+            raise UserError(f"{heads[0]} has no test rows, as after training on all films; there is nothing to score.")
         used = tables.merge(test[["fold", "draw"]].drop_duplicates())
         tested, validation = predicted(test, "test"), predicted(used, "val")
         marks = {"synthetic": stated[0]["synthetic"], "transductive": any(one.get("transductive") for one in stated)}

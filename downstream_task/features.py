@@ -58,8 +58,8 @@ class TableFeatures:
         lacking = ~np.isfinite(found).all(axis=1)
         if lacking.any():
             raise UserError(
-                f"{self.name} has no vector, or one with a blank or infinity, for {lacking.sum():,} images, such as "
-                f"{self.paths[indices][lacking][0]!r}; give one of each, by its path in the data set's folder."
+                f"{self.name} lacks a vector of finite numbers for {lacking.sum():,} images, such as "
+                f"{self.paths[indices][lacking][0]!r}; give each image one, by its path in the data set's folder."
             )
         return found
 

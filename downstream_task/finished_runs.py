@@ -76,8 +76,8 @@ class Finished:
         name = before.name if before.exists() else weights_file(self.config.backbone)
         if not (self.folder / name).exists() and (self.folder / FILE).exists():
             raise UserError(
-                f"{self.folder} kept no weights: a comparison keeps those of draw 0 of what headlines, and all with "
-                "--keep-weights."
+                f"{self.folder} kept no weights: a comparison keeps those of draw 0 of its headline ways, or all "
+                "with --keep-weights."
             )
         check_files(self.folder, name)
         return self.folder / name
@@ -141,8 +141,8 @@ class Finished:
             )
         if recorded.get("pixels", [])[:1] != now["pixels"] and recorded.get("data_root") != now["data_root"]:
             raise UserError(
-                f"the images at {root} have the names of those that {self.folder} was trained on, at "
-                f"{recorded.get('data_root')}, but show something else; --data-root must name the same images."
+                f"{self.folder} was trained on the images at {recorded.get('data_root')}; those at {root} have "
+                "the same names, but show something else. --data-root must name the same images."
             )
         if changes:
             say(f"warning: since {self.folder} was trained, its data have changed: {changes}")

@@ -8,8 +8,8 @@
 `classifier` is a fine-tuning run, or weights from elsewhere, which the keys under it describe. Each call makes a new
 run, runs/<run_name>/, <run_name>-2, ...; if nothing is new, it prints what is there. A run holds predictions.csv (file,
 path, patient, accession number and view of tables and DICOM headers; the most probable class, close calls and the
-probability of each class or finding as `p <name>`; a table's other columns), rejected.csv (files that are left out,
-broken ones, lateral views and what is no X-ray, and why) and summary.json. Probabilities of a run are scaled by the
+probability of each class or finding as `p <name>`; a table's other columns), rejected.csv (broken files, lateral views
+and files without an X-ray, each with the reason) and summary.json. Probabilities of a run are scaled by the
 temperature that fits its validation part; those of other weights are as the network gives them. By default it predicts
 synthetic X-rays by a run of trained_vs_no_trained_compare.py: some seconds.
 """
@@ -77,7 +77,7 @@ def main(config: PredictConfig) -> None:
     opened = open_predictors([config.classifier], config, prepare(config.device, config.threads))
     predictor, *others = opened.values()
     if others:
-        raise UserError(f"{config.classifier} stands for {len(opened)} runs; name one, such as runs/{predictor.name}.")
+        raise UserError(f"{config.classifier} matches {len(opened)} runs; name one, such as runs/{predictor.name}.")
     films = find_films(config.images, config.laterals)
     facts = {**as_dict(config), **predictor.origin, "films": films.content_hash()}
     name = config.run_name or f"predict/{predictor.name}/{name_of(config)}"

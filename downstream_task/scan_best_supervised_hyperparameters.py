@@ -264,7 +264,7 @@ def conclude(study: optuna.Study, config: SearchConfig, labels: int, xrays: XRay
     where = {key: getattr(config, key) for key in DATA}
     use = command("downstream_task/trained_vs_no_trained_compare.py", where, DATA)
     print(f"next   {use} --from {run}/best.json")
-    print("       which takes lr for every arm; for this kind of start alone, put it into LEARNING_RATES there")
+    print("       it sets lr for every arm; to set it for this kind of start alone, change LEARNING_RATES there")
     if failed:
         raise UserError(f"{len(failed)} of {len(table)} trials failed: {with_reasons(failed)}.")
 

@@ -95,7 +95,7 @@ def read_targets(xrays: XRays, config: TargetConfig) -> Targets:
         folders = like_classes(xrays.columns.paths)
         offer = f"; {offer_of_folders(folders)}" if folders else ""
         raise UserError(
-            f"nothing is labelled in {root}, so it serves pretraining alone; give labels in labels.csv, as "
+            f"nothing is labelled in {root}, so it can only be used for pretraining; give labels in labels.csv, as "
             f"datasets/README.md shows{offer}."
         )
     values = apply_policy(labels, config.uncertain, config.blank)
@@ -127,7 +127,7 @@ def _learnable(xrays: XRays, values: np.ndarray) -> tuple[str, ...]:
         return chosen
     others = " ".join(shlex.quote(name) for name in names if name not in lacking)
     raise UserError(
-        f"each finding that {root} has by default lacks positive or negative labels in some part: "
+        f"every default finding of {root} lacks positive or negative labels in some part: "
         f"{'; '.join(lacking[name] for name in own)}; {f'try --findings {others}' if others else 'label more films'}."
     )
 

@@ -5,7 +5,7 @@
         --encoders random runs/pretrain/covid/fold0/tf_efficientnet_lite0_final_state_dict.pt --num-labels 187
 
 A frozen part is frozen: its weights and BatchNorm statistics are compared bit by bit after every run. It runs without
-gradients, and with recipe "none" what it computes is computed once. Scores are of the validation part.
+gradients, and with recipe "none" its output is computed once. Scores are of the validation part.
 runs/<run_name>/ holds summary.csv (one row per run), table.csv (with intervals) and figures/frozen_parts.png.
 By default 36 fine-tunings of 400 steps, on synthetic X-rays.
 """
@@ -93,7 +93,7 @@ class FrozenPartsConfig(TrainingConfig, StartConfig, FoldConfig, JobsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if tables := [entry for entry in self.encoders if entry.startswith((FILE, PREDICTIONS))]:
-            raise UserError(f"encoders holds {tables[0]!r}, a table without a network, of which no part can be frozen.")
+            raise UserError(f"encoders holds {tables[0]!r}, a table: there is no network whose layers could be frozen.")
 
     @property
     def trials(self) -> int:

@@ -1,14 +1,14 @@
-"""The classifier to use: what headlined in a comparison, trained again on all labelled films, test part included.
+"""The classifier for use: the headline of a comparison, trained again on all labelled films, test part included.
 
     python downstream_task/train_on_all_films.py
     python downstream_task/train_on_all_films.py --comparison runs/compare/covid --arm pretrained
     python downstream_task/predict.py --classifier runs/final/compare/covid --images new_films/
 
-Takes the way that headlines for the arm at the most labels, the start of its first draw, and as many passes over the
-labels. Nothing is left to choose by or to test on: the temperature is that of the comparison's first draw on
-validation, and the scores are those of the comparison, whose classifiers saw fewer films and no test film. Run
-confusion_matrix.py first, so that they are of the test part. runs/<run_name>/ is a fine-tuning run for predict.py and
-for grad_cam.py --images; what reads the test part refuses it. About as long as one run of the comparison.
+It takes the arm's headline way at the most labels, the start of its first draw, and as many epochs. No film is left to
+choose by or to test on. So the temperature is the one that fitted the comparison's first draw on validation, and the
+scores are the comparison's, whose classifiers saw fewer films and no test film; run confusion_matrix.py first, so that
+these are scores on the test part. runs/<run_name>/ is a fine-tuning run for predict.py and for grad_cam.py --images;
+scripts that read the test part refuse it. It takes about as long as one run of the comparison.
 """
 
 from typing import Any
@@ -90,7 +90,7 @@ def main(config: FinalConfig) -> None:
         xrays = open_xrays(trained, device, trained.also)
         if list(read_targets(xrays, trained).names) != (names := first.summary["classes"]):
             raise UserError(
-                f"{xrays.columns.root} has other classes or findings now than {', '.join(names)}; compare again."
+                f"{xrays.columns.root} no longer has the classes or findings {', '.join(names)}; compare again."
             )
         values = {one.name: getattr(xrays, one.name) for one in fields(xrays)}
         everything = AllFilms(**{**values, "places": np.full(len(xrays), "train"), "watched": xrays.indices("val")})

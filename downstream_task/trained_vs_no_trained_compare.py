@@ -5,15 +5,15 @@
         --encoders random imagenet 'runs/pretrain/covid/fold*/tf_efficientnet_lite0_final_state_dict.pt'
 
 By default it compares random weights and the encoder of selfsup_task/train_barlow_twins.py on built-in synthetic
-X-rays, and on real ones ImageNet's weights too. Arms get the same folds, label subsets, ways of training and budget,
-which is fixed beforehand: nothing is chosen by an image outside the labels that count. Each way of training is a curve
-of its own; which one headlines is fixed too (HEADLINE). Draw d of the labels belongs to fold d mod 5, whose images are
-its test part, and takes an encoder that has not seen them. An arm that cannot be run is left out and named at the end,
-with the reason; the exit is then not 0, and the same command tries it again.
+X-rays, and on real ones ImageNet's weights too. Arms get the same folds, label subsets, ways of training and budget.
+The budget is fixed beforehand, and with n labels nothing is chosen on images other than these n. Each way of training
+is a curve of its own; which one is the headline is fixed too (HEADLINE). Draw d of the labels belongs to fold d mod 5,
+whose images are its test part, and takes an encoder that has not seen them. An arm that cannot be run is left out, and
+named at the end with the reason; the exit code is then not 0, and the same command tries the arm again.
 
-runs/<run_name>/ holds summary.csv (one row per run), each run's predictions.csv, and of the validation part curves.csv,
-differences.csv (with intervals), plateaus.csv (how many labels for a score?) and figures/. The test part is left to
-confusion_matrix.py. The same command resumes; several processes may share one comparison.
+runs/<run_name>/ holds summary.csv (one row per run), each run's predictions.csv and, for the validation part,
+curves.csv, differences.csv (with intervals), plateaus.csv (how many labels for a score?) and figures/. The test part is
+left to confusion_matrix.py. The same command resumes; several processes may share one comparison.
 """
 
 from typing import Any
@@ -145,7 +145,7 @@ class CompareConfig(TrainingConfig, JobsConfig):
         super().__post_init__()
         if self.draws % len(self.folds):
             raise UserError(
-                f"draws is {self.draws} and folds {self.folds}: each fold needs as many draws as the others; give "
+                f"draws is {self.draws} and folds {self.folds}: each fold needs the same number of draws; give "
                 f"draws a multiple of {len(self.folds)}."
             )
         for entry in self.num_labels:

@@ -13,7 +13,7 @@ AP / PA), and a verdict. Without enough lung masks, what needs them is left out 
 Each network gets runs/<run_name>/<its name below runs/>/ with scores.csv (also each class's AUROC), lung_mass.csv,
 figures/audit.png, summary.json and its embeddings in TensorBoard's projector.
 
-To see it catch a shortcut: --dataset phantom_marker draws synthetic X-rays of which one class carries a corner marker.
+To see it catch a shortcut: --dataset phantom_marker draws synthetic X-rays in which one class carries a corner marker.
 
     python downstream_task/trained_vs_no_trained_compare.py --dataset phantom_marker --run-name compare/marker \\
         --encoders random --ways zeros --num-labels all --draws 1 --img-res 64 --store-res 64 --recipe none \\

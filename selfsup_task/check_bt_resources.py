@@ -7,10 +7,10 @@
         --backbones resnet18 resnet34 resnet50 resnet101 efficientnet_b0 efficientnet_b1 efficientnet_b2 \\
         efficientnet_b3 efficientnet_b4 --resolutions 32 64 96 128 160 192 224 --batch-sizes 16 32 64 128 256
 
-Each cell of backbones x channels x resolutions x batch sizes takes some steps in a process of its own, so that one that
-runs out of memory ends alone. runs/<run_name>/ holds summary.csv (seconds of a batch and its parts, images/s, peak
-memory, the bottleneck, hours for forecast_epochs on your images) and a figure of heat maps. A cell takes half a minute
-or more; leave the machine alone meanwhile. The same command again resumes; other lists add to the table.
+Each combination of backbone, channels, resolution and batch size takes some steps in a process of its own, so that one
+without enough memory ends alone. It takes half a minute or more; leave the machine alone meanwhile. runs/<run_name>/
+holds summary.csv (seconds of a batch and its parts, images/s, peak memory, the bottleneck, hours for forecast_epochs on
+your images) and a figure of heat maps. The same command again resumes; other lists add to the table.
 """
 
 from typing import Any

@@ -127,8 +127,8 @@ class Scan:
         print(f"\n{shown.to_string(index=False, float_format='{:.3f}'.format, na_rep='')}")
         seeds, kind = max(ranking["seeds"]), "synthetic " if self.xrays.synthetic else ""
         metric = f"{metric_name(best['metric'])} on {kind}validation images"
-        print(f"\nlinear: {metric}, of a linear probe with {self.num_labels:,} labels; full: of a fine-tuning from it")
-        print("one run each" if seeds == 1 else f"means of {seeds} seeds; spread: the highest less the lowest")
+        print(f"\nlinear: {metric}, of a linear probe with {self.num_labels:,} labels; full: of a fine-tuning on these")
+        print("one run each" if seeds == 1 else f"means of {seeds} seeds; spread: highest minus lowest")
         print(f"best by linear: {best['setting']}")
         print(f"the start ({self.config.start}), linear: {np.mean(self.start):.3f}")
         if not best["linear"] > np.mean(self.start):

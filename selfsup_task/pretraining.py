@@ -224,7 +224,7 @@ def provenance(config: PretrainConfig, xrays: XRays, indices: np.ndarray) -> tup
 
 
 def _progress(rows: list[dict[str, float]]) -> dict[str, float | None]:
-    """From the random network, epoch 0, to the last epoch; and the best epoch by probe."""
+    """Return numbers of the start, epoch 0, of the last epoch, and of the best epoch by probe."""
     before, first, last = rows[0], rows[1], rows[-1]
     probed = [row for row in rows[1:] if "probe/linear" in row]
     best = max(probed, key=lambda row: row["probe/linear"], default={})

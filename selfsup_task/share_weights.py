@@ -1,11 +1,10 @@
-"""Make a folder of an encoder that others can use: weights, what they are, and a picture to check them by.
+"""Make a folder from which others can use an encoder: weights, what they are, and a picture to check them by.
 
     python selfsup_task/share_weights.py --run runs/pretrain/nih --scores runs/test/compare/nih
 
 Writes runs/shared/<run>/, or the folder of --output, for a model hub: model.safetensors (half precision, the library's
 own names, no head), config.json, README.md (a card: data, start, the terms of both, split, scores with intervals,
-environment), reference.png (a synthetic X-ray) and reference.json (its features, to compare with those of whoever loads
-the weights).
+environment), reference.png (a synthetic X-ray) and reference.json (the features that the loaded weights must give it).
 The weights know which pictures they have seen, as every encoder here does: `--encoders` and `--start` take the file.
 With `--output self_sup_classes/shared_encoder` they are the start that all scripts know as "shared".
 

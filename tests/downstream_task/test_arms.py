@@ -114,7 +114,7 @@ def test_an_arm_without_an_encoder_for_a_fold_is_refused(
     main(replace(config, encoders=["random", one], folds=[2], draws=3, run_name=f"{folder.name}/one"))
     capsys.readouterr()
     main(replace(config, folds=[1, 3], draws=4, run_name=f"{folder.name}/two"))
-    assert "not used, since they have seen images of the folds [1, 3]: " in capsys.readouterr().err
+    assert "not used, because they have seen test images of the folds [1, 3]: " in capsys.readouterr().err
 
 
 def test_tables_from_elsewhere_join_as_arms_and_their_fit_is_checked(
@@ -182,7 +182,7 @@ def test_tables_of_one_name_do_not_replace_each_other(of_folds: tuple[CompareCon
             main(replace(joined, run_name=f"{folder.name}/bad"))
     for bad in (good.assign(arm="../../x"), good.assign(labels="all"), good.assign(draw=0.5)):
         bad.to_csv(file, index=False)
-        with pytest.raises(UserError, match="one value each"):
+        with pytest.raises(UserError, match="must be of one head"):
             main(replace(joined, run_name=f"{folder.name}/bad"))
 
 

@@ -53,7 +53,7 @@ def test_all_films_are_trained_on_and_the_scores_are_the_comparisons(
     assert predicted.returncode == 0, predicted.stderr
     assert summaries[1]["note"] in predicted.stdout and "96 of them are X-rays that it could learn" in predicted.stdout
     readers = {
-        (TEST, "--runs"): "has no test rows, as where all films were trained on",
+        (TEST, "--runs"): "has no test rows, as after training on all films",
         ("interpretability/shortcut_audit.py", "--checkpoints"): "was trained on all labelled films",
     }
     for (reader, flag), reason in readers.items():
