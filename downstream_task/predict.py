@@ -5,7 +5,8 @@
     python downstream_task/predict.py --classifier resnet18_state_dict.pt --classes COVID Normal --img-res 224 \\
         --images films.csv
 
-`classifier` is a fine-tuning run, or weights from elsewhere, which the keys under it describe. Each call makes a new
+`classifier` is a fine-tuning run, or weights from elsewhere, which the keys under it describe; of several, the mean of
+their probabilities counts, as of the ways spread and zeros of a comparison with --keep-weights. Each call makes a new
 run, runs/<run_name>/, <run_name>-2, ...; if nothing is new, it prints what is there. A run holds predictions.csv (file,
 path, patient, accession number and view of tables and DICOM headers; the most probable class, close calls and the
 probability of each class or finding as `p <name>`; a table's other columns), rejected.csv (broken files, lateral views
@@ -19,7 +20,7 @@ from typing import Annotated, Any
 from utils.scripts import flags, run_script
 
 config: dict[str, Any] = {
-    "classifier": "runs/compare/phantom/pretrained_zeros_n1201_d0",  # a fine-tuning run | *_state_dict.pt
+    "classifier": ["runs/compare/phantom/pretrained_zeros_n1201_d0"],  # fine-tuning runs | *_state_dict.pt; their mean
     "images": ["datasets/phantom"],  # files, folders (all below), or a CSV whose column `file` is relative to it
     "laterals": False,  # True: also predict lateral views, which are left out and listed
     # a state_dict only: a run knows these
@@ -39,9 +40,11 @@ config: dict[str, Any] = {
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__)  # before the slow imports
 
+import math
 import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +67,7 @@ CLOSE = 0.1  # between the probabilities of two answers that hardly differ
 class PredictConfig(NetworkConfig):
     """The config above, checked."""
 
-    classifier: str
+    classifier: Annotated[list[str], bound(bool, "name a fine-tuning run, or a file of weights")]
     images: Annotated[list[str], bound(bool, "name X-ray files, folders that hold them, or a CSV with a column file")]
     laterals: bool
     onnx: bool
@@ -74,18 +77,22 @@ class PredictConfig(NetworkConfig):
 
 def main(config: PredictConfig) -> None:
     """Predict every X-ray, write the tables, print how many there are of each class."""
-    opened = open_predictors([config.classifier], config, prepare(config.device, config.threads))
-    predictor, *others = opened.values()
-    if others:
-        raise UserError(f"{config.classifier} matches {len(opened)} runs; name one, such as runs/{predictor.name}.")
+    opened = [*open_predictors(config.classifier, config, prepare(config.device, config.threads)).values()]
+    if len(opened) > len(config.classifier):
+        raise UserError(
+            f"{' '.join(config.classifier)} matches {len(opened)} runs; name each, such as runs/{opened[0].name}."
+        )
+    if config.onnx and len(opened) > 1:
+        raise UserError(f"onnx writes one classifier, and {len(opened)} are named; name one at a time.")
+    predictor = together(opened)
     films = find_films(config.images, config.laterals)
     facts = {**as_dict(config), **predictor.origin, "films": films.content_hash()}
     name = config.run_name or f"predict/{predictor.name}/{name_of(config)}"
     run = same_run(name, facts, "predictions", ["predictions.csv", "rejected.csv"])
     if run is None:
         onnx = export(predictor) if config.onnx else {}
-        started, batches = time.monotonic(), films.batches(predictor.sizes[0], "predicting")
-        probabilities = np.concatenate([predictor.probabilities(squares[:, None]) for squares in batches])
+        started = time.monotonic()
+        probabilities = mean_probabilities(opened, films)
         seconds = time.monotonic() - started
         run = new_run(name, facts, "predictions")  # only now: what fails leaves nothing behind
         run.start(device=describe_device(predictor.device))
@@ -96,6 +103,40 @@ def main(config: PredictConfig) -> None:
         print(f"nothing is new since {run} was written:")
     assert run.summary is not None
     print("\n".join(run.summary["report"]))
+
+
+def together(opened: Sequence[Predictor]) -> Predictor:
+    """Return the first predictor with what there is to say of all; UserError if they predict different things."""
+    first, *others = opened
+    if not others:
+        return first
+    for other in others:
+        if (other.classes, other.multilabel) != (first.classes, first.multilabel):
+            raise UserError(
+                f"{first.name} predicts {', '.join(first.classes)}, and {other.name} {', '.join(other.classes)}; a "
+                "mean needs the same classes or findings in the same order."
+            )
+    return replace(
+        first,
+        name="+".join([first.name, *(Path(other.name).name for other in others)]),
+        origin={
+            "weights": [one.origin["weights"] for one in opened],
+            "synthetic": any(one.origin["synthetic"] for one in opened),
+        },
+        temperature=math.nan,  # each has its own
+        learnt_from=frozenset().union(*(one.learnt_from for one in opened)),
+        note="; ".join(dict.fromkeys(one.note for one in opened if one.note)),
+    )
+
+
+def mean_probabilities(opened: Sequence[Predictor], films: Films) -> np.ndarray:
+    """Return the mean of what the predictors say of all films [n, C]; films that cannot be decoded are left out."""
+    found = []
+    for size in dict.fromkeys(one.sizes[0] for one in opened):
+        alike = [one for one in opened if one.sizes[0] == size]
+        batches = films.batches(size, "predicting")
+        found += zip(*([one.probabilities(squares[:, None]) for one in alike] for squares in batches), strict=True)
+    return np.mean([np.concatenate(of_one) for of_one in found], axis=0)
 
 
 def name_of(config: PredictConfig) -> str:
@@ -159,10 +200,13 @@ def report(
     rows = {"mean probability": [f"{p:.3f}" for p in mean]}
     if not predictor.multilabel:
         rows = {"X-rays": [str((answers["predicted"] == name).sum()) for name in predictor.classes], **rows}
+    scaled = f"temperature {predictor.temperature:.2f}"
+    if math.isnan(predictor.temperature):
+        scaled = "each network's temperature, then averaged"
     trained = " (trained on synthetic X-rays)" if predictor.origin["synthetic"] else ""
     lines = [
         f"\n{len(answers):,} X-rays by {predictor.name}{trained}, {per_minute:,.0f} per minute, "
-        f"probabilities at temperature {predictor.temperature:.2f}",
+        f"probabilities at {scaled}",
         pd.DataFrame(rows, index=predictor.classes).to_string(),
     ]
     if predictor.note:

@@ -84,6 +84,10 @@ HEADLINE: dict[str, dict[int, str]] = {
     "pretrained": {0: "spread", 25: "zeros"},
 }
 
+# Where both ways are compared, the mean of their probabilities is a curve too, at no cost: predict.py takes both.
+MEAN = ["spread", "zeros"]
+OF_MEANS = ["fold", "draw", "arm", "labels", "start", "encoder", "metric", "transductive", "note"]
+
 # What changes when `dataset` is not a phantom; flags win over both.
 real_xrays: dict[str, Any] = {
     "folds": [0, 1, 2, 3, 4],
@@ -117,9 +121,10 @@ from downstream_task.compare_networks import (
     run_comparison,
 )
 from downstream_task.finetuning import ON_FEATURES, TrainingConfig
-from downstream_task.predictions import reader
+from downstream_task.predictions import FILE, reader
 from utils import plots
 from utils.config import Distinct, NotNegative, UserError, between, one_of, part_of
+from utils.files import write_json, write_table
 from utils.hardware import MachineConfig
 from utils.jobs import JobsConfig, with_jobs
 from utils.logging_utils import Run
@@ -212,7 +217,7 @@ def compare(config: CompareConfig, run: Run) -> None:
         headline = headline_of(kind, row["labels"], classes, theirs[row["arm"], row["labels"]])
         joined.append({**row, "headline": row["way"] == headline})
     rows = [some for some in (opened.train(trials), pd.DataFrame(joined)) if len(some)]
-    table = pd.concat(rows, ignore_index=True)
+    table = with_means(pd.concat(rows, ignore_index=True), run)
     run.save_table("summary", table)
 
     summary = {**opened.summary(table), "target_score": config.target_score, "part": "val"}
@@ -224,6 +229,23 @@ def compare(config: CompareConfig, run: Run) -> None:
     run.save_figure("label_efficiency", figure)
     save_convergence(run, table, summary)
     run.finish({**summary, "report": [text, *summary["notes"]]})
+
+
+def with_means(table: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """Return the rows of heads, and one more for each that both ways of MEAN have; write what the two say together."""
+    read, means = reader(run.folder), []
+    for _, pair in table[table["way"].isin(MEAN)].groupby(["arm", "labels", "draw"], sort=False):
+        first = pair.iloc[0]
+        trial = f"{first['arm']}_mean_n{first['labels']}_d{first['draw']}"
+        if len(pair) == len(MEAN) and trial not in set(table["trial"]):  # tables from elsewhere may bring it
+            one, other = map(read, pair["trial"])
+            names = [name for name in one if str(name).startswith("p ")]
+            one[names] = (one[names] + other.set_index("file").loc[one["file"], names].to_numpy()) / 2
+            write_table(run.folder / trial / FILE, one.assign(way="mean"))
+            stated = {"transductive": bool(first["transductive"]), "note": first["note"]}
+            write_json(run.folder / trial / "summary.json", stated)
+            means.append({**first[OF_MEANS], "trial": trial, "way": "mean", "headline": False})
+    return pd.concat([table, pd.DataFrame(means)], ignore_index=True)
 
 
 def keys_of(arm: Arm, way: str, lr: float) -> dict[str, Any]:

@@ -15,6 +15,7 @@ WAY_NAMES = {
     "spread": "linear probe and label spreading",
     "probe": "fine-tuning from the probe",
     "zeros": "fine-tuning from zeros",
+    "mean": "mean of label spreading and fine-tuning from zeros",
     "as_is": "as it is",
 }
 

@@ -140,6 +140,22 @@ def test_labels_are_nested_and_the_same_for_all_arms_and_ways(phantoms: Path, na
     assert seen[0, 20][0] != seen[1, 20][0]
 
 
+def test_the_mean_of_spread_and_zeros_is_a_curve_and_joins_another_comparison(phantoms: Path, name: str) -> None:
+    run = compared(small(phantoms, f"{name}/both", ways=["linear", "spread", "zeros"], draws=2))
+    said = {
+        way: pd.read_csv(run.folder / f"random_{way}_n40_d1" / "predictions.csv").filter(like="p ")
+        for way in ("spread", "zeros", "mean")
+    }
+    np.testing.assert_allclose(said["mean"], (said["spread"] + said["zeros"]) / 2, rtol=1e-12)
+    curves: Any = pd.read_csv(run.folder / "curves.csv")
+    assert curves["way"].tolist() == ["linear", "spread", "zeros", "mean"]
+    assert curves["headline"].tolist() == [True, False, False, False]
+    joined = compared(small(phantoms, f"{name}/joined", encoders=[f"predictions:{run.folder}"], draws=2))
+    again: Any = pd.read_csv(joined.folder / "curves.csv")
+    left, right = (table.sort_values("way", ignore_index=True) for table in (again, curves))
+    pd.testing.assert_frame_equal(left, right)
+
+
 def test_features_of_the_way_linear_keep_their_size_after_another_way(phantoms: Path, name: str) -> None:
     ways = [["linear"], ["zeros", "linear"]]
     runs = [compared(small(phantoms, f"{name}/{len(one)}", features_res=24, ways=one)) for one in ways]

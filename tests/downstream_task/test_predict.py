@@ -90,6 +90,17 @@ def test_a_table_gets_probabilities_at_the_temperature_of_validation(
     assert predicted("table", *flags)[2].split()[-1] == f"{RUNS_ROOT / 'predict' / 'table-2'}/"
 
 
+def test_the_mean_of_two_classifiers(trained: Path, phantoms: Path, predicted: Any) -> None:
+    small = {"method": "linear", "img_res": 24, "num_labels": 60, "run_name": "predict/other", "threads": 1}
+    finetune(finetuning_config(**small, data_root=str(phantoms / COVID_ROOT)))
+    names, images = ["runs/predict/trained", "runs/predict/other"], str(phantoms / COVID_ROOT / "Normal")
+    one, other = (predicted("alone", "--classifier", name, "--images", images)[0] for name in names)
+    both, _, printed = predicted("mean", "--classifier", *names, "--images", images)
+    expected = (one.filter(like="p ") + other.filter(like="p ")) / 2
+    np.testing.assert_allclose(both.filter(like="p "), expected, rtol=1e-9)
+    assert "by predict/trained+other" in printed and "each network's temperature, then averaged" in printed
+
+
 def test_a_folder_by_a_state_dict_from_elsewhere(trained: Path, phantoms: Path, predicted: Any, tmp_path: Path) -> None:
     val: Any = pd.read_csv(trained / "predictions.csv").query("part == 'val'")
     classes = [column[2:] for column in val.filter(like="p ")]
