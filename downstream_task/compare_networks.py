@@ -100,7 +100,7 @@ class Trial:
     def name(self) -> str:
         """Return its folder inside the comparison's."""
         part = "" if self.trainable == "all" else f"_{self.trainable}"
-        return f"{self.arm.name}_{self.way}{part}_n{self.labels}_d{self.draw}"
+        return trial_name(self.arm.name, f"{self.way}{part}", self.labels, self.draw)
 
     def config(self, shared: TrainingConfig) -> FinetuneConfig:
         """Return the config of its fine-tuning; draw k has the seed random_seed + k."""
@@ -121,6 +121,11 @@ class Trial:
             label_draw=self.draw,
             fold=self.fold,
         )
+
+
+def trial_name(arm: str, way: str, labels: int, draw: int) -> str:
+    """Return the folder of one head inside a comparison's."""
+    return f"{arm}_{way}_n{labels}_d{draw}"
 
 
 def named_arms(encoders: Iterable[str]) -> list[Arm]:
@@ -398,7 +403,7 @@ def joined_tables(
             arm = cell["arm"]
             others = itertools.chain([arm, f"{folder}-{arm}"], (f"{folder}-{arm}-{k}" for k in itertools.count(2)))
             cell["arm"] = names[arm] = names.get(arm) or next(name for name in others if name not in taken)
-            trial = f"{cell['arm']}_{cell['way']}_n{cell['labels']}_d{cell['draw']}"
+            trial = trial_name(cell["arm"], cell["way"], cell["labels"], cell["draw"])
             if trial in copies:
                 raise UserError(f"{entry} holds two tables of one head, {trial}; keep one, such as {file}.")
             copies[trial] = copy.assign(arm=cell["arm"])

@@ -129,7 +129,7 @@ def score_network(name: str, heads: Sequence[Path]) -> dict[str, Any]:
         # a table from elsewhere has no summary of its own
         stated = [read_json(at / "summary.json") or read_json(at.parent / "summary.json") or {} for at in heads]
         tables = pd.concat([read_predictions(path) for path in paths.values()], ignore_index=True)
-        # an official test part is the same in all folds
+        # a test part that the source names is the same in all folds
         test = tables.loc[tables["part"] == "test"].drop_duplicates("file")
         if not len(test):
             raise UserError(f"{heads[0]} has no test rows, as after training on all films; there is nothing to score.")

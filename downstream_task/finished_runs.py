@@ -93,7 +93,7 @@ class Finished:
         These are its data's train part and, where labels spread, the images without a label.
         """
         split, root = pd.read_csv(self.folder / "split.csv", dtype=str), Path(self.data.get("data_root", ""))
-        parts = ["train", *([UNLABELLED] if self.config.method == "spread" else [])]
+        parts = ["train"] if self.config.also is None else ["train", UNLABELLED]
         files = split.loc[split["part"].isin(parts), "file"].tolist()
         if self.config.ids == "hashed":
             here = image_files(root)

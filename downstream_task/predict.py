@@ -5,8 +5,8 @@
     python downstream_task/predict.py --classifier resnet18_state_dict.pt --classes COVID Normal --img-res 224 \\
         --images films.csv
 
-`classifier` is a fine-tuning run, or weights from elsewhere, which the keys under it describe; of several, the mean of
-their probabilities counts, as of the ways spread and zeros of a comparison with --keep-weights. Each call makes a new
+`classifier` is a fine-tuning run, or weights from elsewhere, which the keys under it describe. Name several to average
+their probabilities, such as the spread and zeros of a comparison that ran with --keep-weights. Each call makes a new
 run, runs/<run_name>/, <run_name>-2, ...; if nothing is new, it prints what is there. A run holds predictions.csv (file,
 path, patient, accession number and view of tables and DICOM headers; the most probable class, close calls and the
 probability of each class or finding as `p <name>`; a table's other columns), rejected.csv (broken files, lateral views

@@ -86,7 +86,6 @@ HEADLINE: dict[str, dict[int, str]] = {
 
 # Where both ways are compared, the mean of their probabilities is a curve too, at no cost: predict.py takes both.
 MEAN = ["spread", "zeros"]
-OF_MEANS = ["fold", "draw", "arm", "labels", "start", "encoder", "metric", "transductive", "note"]
 
 # What changes when `dataset` is not a phantom; flags win over both.
 real_xrays: dict[str, Any] = {
@@ -119,9 +118,10 @@ from downstream_task.compare_networks import (
     Trial,
     open_comparison,
     run_comparison,
+    trial_name,
 )
 from downstream_task.finetuning import ON_FEATURES, TrainingConfig
-from downstream_task.predictions import FILE, reader
+from downstream_task.predictions import CELL, FILE, reader
 from utils import plots
 from utils.config import Distinct, NotNegative, UserError, between, one_of, part_of
 from utils.files import write_json, write_table
@@ -233,18 +233,19 @@ def compare(config: CompareConfig, run: Run) -> None:
 
 def with_means(table: pd.DataFrame, run: Run) -> pd.DataFrame:
     """Return the rows of heads, and one more for each that both ways of MEAN have; write what the two say together."""
-    read, means = reader(run.folder), []
+    read, taken, means = reader(run.folder), {*table["trial"]}, []
     for _, pair in table[table["way"].isin(MEAN)].groupby(["arm", "labels", "draw"], sort=False):
-        first = pair.iloc[0]
-        trial = f"{first['arm']}_mean_n{first['labels']}_d{first['draw']}"
-        if len(pair) == len(MEAN) and trial not in set(table["trial"]):  # tables from elsewhere may bring it
-            one, other = map(read, pair["trial"])
-            names = [name for name in one if str(name).startswith("p ")]
-            one[names] = (one[names] + other.set_index("file").loc[one["file"], names].to_numpy()) / 2
-            write_table(run.folder / trial / FILE, one.assign(way="mean"))
-            stated = {"transductive": bool(first["transductive"]), "note": first["note"]}
-            write_json(run.folder / trial / "summary.json", stated)
-            means.append({**first[OF_MEANS], "trial": trial, "way": "mean", "headline": False})
+        known: Any = pair.iloc[0][[*CELL, "encoder", "metric", "transductive", "note"]]
+        trial = trial_name(known["arm"], "mean", known["labels"], known["draw"])
+        if len(pair) < len(MEAN) or trial in taken:  # tables from elsewhere may bring it
+            continue
+        one, other = map(read, pair["trial"])
+        names = [name for name in one if str(name).startswith("p ")]
+        one[names] = (one[names] + other.set_index("file").loc[one["file"], names].to_numpy()) / 2
+        write_table(run.folder / trial / FILE, one.assign(way="mean"))
+        stated = {"transductive": bool(known["transductive"]), "note": known["note"]}
+        write_json(run.folder / trial / "summary.json", stated)
+        means.append({**known, "trial": trial, "way": "mean", "headline": False})
     return pd.concat([table, pd.DataFrame(means)], ignore_index=True)
 
 

@@ -130,9 +130,8 @@ def main(config: PretrainConfig) -> None:
             check_batch_size(config.batch_size, len(xrays.pretraining_indices(config.pretrain_on)))
             partners = partners_of(xrays, config)
             model = placed(build_model(config), device)  # backbone, projector, loss
-            step = pretraining_step(
-                loss_of_views(model, config), xrays.batch, config, partners
-            )  # images -> views -> loss
+            # images -> views -> loss
+            step = pretraining_step(loss_of_views(model, config), xrays.batch, config, partners)
             train(model, step, xrays, config, run)  # utils/training_utils.py; the update: utils/optimisation.py
     if run.is_writer and run.summary is not None:
         print(report(run.summary, config))

@@ -57,5 +57,6 @@ def _changes_listed(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
         same = before["count"] == here["count"]
         total = f"{before['count']:,} then and now, but not the same ones"
         total = total if same else f"{before['count']:,} then, {here['count']:,} now"
-        texts.append(f"{name.removeprefix('official ')} ({'; '.join([total, *shown])})")
+        name = name.removeprefix("official ")  # which records of "official parts" keep, for runs of before
+        texts.append(f"{name} ({'; '.join([total, *shown])})")
     return texts

@@ -37,6 +37,7 @@ from selfsup_task.train_barlow_twins import config as PRETRAINING
 from selfsup_task.train_barlow_twins import real_xrays as PRETRAINING_REAL
 from utils.config import RUNS_ROOT, UserError, as_dict, make_config, open_config
 from utils.logging_utils import Run
+from utils.report.runs import find_runs
 
 pytestmark = pytest.mark.usefixtures("narrow", "few_resamples")
 
@@ -150,6 +151,7 @@ def test_the_mean_of_spread_and_zeros_is_a_curve_and_joins_another_comparison(ph
     curves: Any = pd.read_csv(run.folder / "curves.csv")
     assert curves["way"].tolist() == ["linear", "spread", "zeros", "mean"]
     assert curves["headline"].tolist() == [True, False, False, False]
+    assert not find_runs([run.folder], [], Path("none"))[1], "a report passes over the means, which are no runs"
     joined = compared(small(phantoms, f"{name}/joined", encoders=[f"predictions:{run.folder}"], draws=2))
     again: Any = pd.read_csv(joined.folder / "curves.csv")
     left, right = (table.sort_values("way", ignore_index=True) for table in (again, curves))
