@@ -23,7 +23,8 @@ tour: .venv/installed
 	.venv/bin/python selfsup_task/train_barlow_twins.py
 	.venv/bin/python downstream_task/trained_vs_no_trained_compare.py --run-name tour/compare --epochs 0 --min-steps 150
 	.venv/bin/python downstream_task/trained_vs_no_trained_compare.py --run-name tour/folds --dataset phantom_folds \
-		--folds 0 1 2 3 4 --draws 5 --ways linear --encoders random --num-labels 120
+		--folds 0 1 2 3 4 --draws 5 --ways linear --backbone timm/tf_efficientnet_lite0 --encoders random shared \
+		--num-labels 120
 	.venv/bin/python downstream_task/train_models_with_frozen_parts.py --run-name tour/frozen --parts fc all \
 		--num-labels 120 --epochs 0 --min-steps 25
 	.venv/bin/python downstream_task/confusion_matrix.py --runs $(TOUR)
@@ -31,6 +32,7 @@ tour: .venv/installed
 		--classifier $(TOUR)/pretrained_zeros_n1201_d0
 	.venv/bin/python selfsup_task/train_barlow_twins.py --dataset folder --data-root datasets/phantom \
 		--run-name tour/folder --start random --backbone resnet18 --img-res 32 --num-epochs 1
+	.venv/bin/python selfsup_task/share_weights.py --output runs/tour/shared
 	.venv/bin/python interpretability/grad_cam.py --run-name tour/grad_cam --per-class 6 \
 		--checkpoints $(TOUR)/random_zeros_n1201_d0 $(TOUR)/pretrained_zeros_n1201_d0
 	.venv/bin/python interpretability/shortcut_audit.py --run-name tour/audit \
@@ -38,7 +40,8 @@ tour: .venv/installed
 	.venv/bin/python selfsup_task/check_bt_resources.py --run-name tour/resources --backbones resnet18 --batch-sizes 64
 	.venv/bin/python selfsup_task/scan_optimal_lr.py --run-name tour/lr --range-steps 25 \
 		--schedulers constant cosine $(SCAN)
-	.venv/bin/python selfsup_task/scan_best_transformations.py --run-name tour/transformations --recipes base short $(SCAN)
+	.venv/bin/python selfsup_task/scan_best_transformations.py --run-name tour/transformations --recipes base short $(SCAN) \
+		--seeds 0 1
 	.venv/bin/python selfsup_task/scan_best_hyperparameters.py --run-name tour/hyperparameters --lambdas 5e-3 5e-4 \
 		--projectors 512 $(SCAN)
 	.venv/bin/python downstream_task/scan_best_supervised_hyperparameters.py --run-name tour/search --num-trials 8 \

@@ -22,6 +22,7 @@ from self_sup_classes.initialisation import random_backbone, seen_by, start_from
 from self_sup_classes.provenance import Provenance
 from utils.config import UserError
 from utils.files import content_hash, write_json
+from utils.report.runs import find_runs
 
 CONFIG = {"backbone": "resnet18", "in_channels": 1, "dataset": "phantom", "also": [], "start": "random", "img_res": 64}
 CONFIG |= {"recipe": "short", "views": 2, "batch_size": 64, "lr": 1e-3, "barlow_lambda": 5e-3, "run_name": ""}
@@ -73,6 +74,7 @@ def test_the_weights_give_the_reference_elsewhere_and_know_what_they_have_seen(
     assert_gives_the_reference(model, ((gray - scale["mean"][0]) / scale["std"][0])[None], folder)
     start = start_from(str(folder / "model.safetensors"), "resnet18", 1, seed=0)
     assert start.provenance is not None and not start.note
+    assert find_runs([folder], [], Path("none")) == ([], []), "a report passes over it: it is no run"
     assert start.provenance.list_hash == Provenance("abc", SEEN).list_hash
     card = (folder / "README.md").read_text()
     assert "1,200 X-rays" in card and "synthetic X-rays, drawn by this software (MIT)" in card

@@ -26,6 +26,7 @@ EARLIER: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], bool]] = {
 }
 SWEEPS = ("scan", "resources")  # their result is summary.csv, one row per trial; it grows with each trial
 TABLE = {"predictions.csv", "summary.json"}  # all that a head without a run has, such as the mean of two
+REFERENCE = "reference.json"  # only in folders to take away: a shared encoder, a classifier as ONNX
 TRACES = ("metrics.csv", "summary.json", "environment.json", "events.out.tfevents*", "*.pt", "*.pth")  # only in runs
 # text, even if it holds "007"
 TEXT_COLUMNS: Any = dict.fromkeys(
@@ -124,8 +125,10 @@ def _name(path: Path, root: Path) -> str:
 
 def _read(path: Path, name: str, files: list[str]) -> Iterator[FoundRun | Skipped]:
     """Yield the run in a folder, if there is one."""
+    if {*files} == TABLE or REFERENCE in files:
+        return
     if "config.json" not in files:
-        if {*files} != TABLE and any(fnmatch.filter(files, trace) for trace in TRACES):
+        if any(fnmatch.filter(files, trace) for trace in TRACES):
             yield Skipped(name, "it has no config.json")
         return
     try:
