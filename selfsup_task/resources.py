@@ -4,9 +4,9 @@ import functools
 import multiprocessing
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +21,11 @@ from dataset_loader.splits import FOLDS
 from dataset_loader.xrays import read_columns, size_of_store
 from selfsup_task.monitor import FINDING_LABELS, HEALTH_IMAGES, PROBE_DRAWS, PROBE_LABELS, PROBE_TESTS
 from selfsup_task.pretraining import PretrainConfig, build_model, loss_of_views, pretraining_step
-from utils.config import UserError
 from utils.hardware import choose_precision, is_out_of_memory, median_seconds, peak_memory, placed, prepare
 from utils.optimisation import build_optimizer, gradient_step
 
 STEPS = 3  # optimiser steps that are timed, at least
 STEP_SECONDS = 8.0  # and for at least so long: the speed of a shared machine varies
-SIGKILL = 9  # Windows has none
 SAMPLE = 256  # files that are decoded to time the store, at least a batch of them
 FORWARD = 1 / 3  # of a view's share of a step that one image's forward pass costs: backward is twice forward
 
@@ -97,33 +95,13 @@ def _images_of(part: str, config: PretrainConfig, named: np.ndarray) -> int:
 def measure_apart(config: PretrainConfig) -> Costs:
     """Return what a step costs, measured in a process of its own, which the system may kill for its memory.
 
-    Raises what was raised there, MemoryError if it was killed, RuntimeError if it has ended otherwise.
+    Raises what was raised there, MemoryError if the process was killed.
     """
-    ours, theirs = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=_answer, args=(config, theirs), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        answer = ours.recv()
-    except EOFError:  # it ended without one
-        process.join()
-        if process.exitcode == -SIGKILL:
-            raise MemoryError("the system killed the process, as it does when memory is out") from None
-        raise RuntimeError(f"the measuring process ended with exit code {process.exitcode}") from None
-    process.join()
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
-
-
-def _answer(config: PretrainConfig, pipe: Connection) -> None:
-    """In the child: send the costs, or why there are none."""
-    try:
-        pipe.send(_costs(config))
-    except Exception as error:
-        if not (isinstance(error, UserError) or is_out_of_memory(error)):
-            traceback.print_exc()
-        pipe.send(error)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_costs, config).result()
+        except BrokenProcessPool:
+            raise MemoryError("the measuring process was killed, as the system does when memory is out") from None
 
 
 def _costs(config: PretrainConfig) -> Costs:

@@ -269,10 +269,10 @@ def test_the_forecasts_grid_by_size_and_batch() -> None:
 
 
 def test_a_cell_whose_process_dies_lacks_memory_and_one_with_a_bug_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "_answer", dying.dies)
+    monkeypatch.setattr(resources, "_costs", dying.dies)
     row = resources.measure(UNREAD, columns_of([""] * 1000), 1)
     assert row["out_of_memory"] is True and "memory" in row["reason"]
-    monkeypatch.setattr(resources, "_answer", dying.has_a_bug)
+    monkeypatch.setattr(resources, "_costs", dying.has_a_bug)
     with pytest.raises(ZeroDivisionError, match="by zero"):
         resources.measure(UNREAD, columns_of([""] * 1000), 1)
 
