@@ -3,13 +3,13 @@
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from augmentations.transform_utils import RecipeName, Views, denormalise, operator_views, step_generator
@@ -36,6 +36,7 @@ PROBE_LABELS = 100  # labelled training images that a probe learns from: few, si
 FINDING_LABELS = 500  # the same for findings, most of which are rare
 PROBE_DRAWS = 5  # draws of them, stratified, over which a probe's score is averaged
 PROBE_TESTS = 2000  # validation images, at most, that they are scored on
+NEIGHBOURS = 20  # of the kNN probe
 HEALTH_IMAGES = 1024
 VIEWS_SHOWN = 6  # images in views.png
 DRAWS_SHOWN = 4  # of each operator in recipe.png
@@ -246,21 +247,15 @@ def _probe_one(
     test_labels: np.ndarray,
     score: Callable[[np.ndarray, np.ndarray], float],
 ) -> dict[str, float]:
-    votes = F.one_hot(torch.from_numpy(labels)).float()  # [N, C]
-    votes /= votes.sum(0)  # each class has one vote, shared by its images
+    weights: Any = vote  # scikit-learn's stubs know the names of weights alone
+    knn = KNeighborsClassifier(min(NEIGHBOURS, len(labels)), metric="cosine", weights=weights)
+    shares = knn.fit(train.numpy(), labels).predict_proba(test.numpy())  # [M, C]
     return {
         "probe/linear": score(test_labels, linear_probe(train.numpy(), labels, test.numpy())),
-        "probe/knn": score(test_labels, knn_scores(train, votes, test).numpy()),
+        "probe/knn": score(test_labels, shares / np.bincount(labels)),  # all votes of a class together count the same
     }
 
 
-def knn_scores(train: Tensor, train_targets: Tensor, test: Tensor, k: int = 20) -> Tensor:
-    """Return soft targets [M, C] of test features [M, F] from the k nearest train features [N, F] by cosine.
-
-    Each neighbour votes with weight exp(cosine / 0.07) (Wu et al. 2018, arXiv 1805.01978, section 3.4);
-    train_targets [N, C] are one-hot classes or findings in 0..1.
-    """
-    train, test = F.normalize(train.float()), F.normalize(test.float())
-    similarity, neighbours = (test @ train.T).topk(min(k, len(train)))  # [M, k]
-    weights = torch.softmax(similarity / 0.07, dim=1)
-    return (weights[..., None] * train_targets.float()[neighbours]).sum(1)
+def vote(distances: np.ndarray) -> np.ndarray:
+    """Return the weights of neighbours at cosine distances (Wu et al. 2018, arXiv 1805.01978, section 3.4)."""
+    return np.exp((1 - distances) / 0.07)

@@ -15,10 +15,8 @@ from sklearn.metrics import (
     recall_score,
     roc_auc_score,
 )
-from sklearn.neighbors import KNeighborsClassifier
 
 from self_sup_classes.health import dead_dimensions, effective_rank
-from selfsup_task.monitor import knn_scores
 from utils.metrics import (
     TEMPERATURES,
     expected_calibration_error,
@@ -56,22 +54,6 @@ def test_dead_dimensions() -> None:
     z[:, 4] *= 1e-3
     assert dead_dimensions(z) == 2
     assert dead_dimensions(torch.ones(10, 3)) == 3
-
-
-def test_knn_agrees_with_scikit_learn() -> None:
-    generator = np.random.default_rng(0)
-    train, test = generator.normal(size=(300, 10)), generator.normal(size=(50, 10))
-    labels = generator.integers(0, 3, 300)
-
-    def weights(distance: np.ndarray) -> Any:
-        return np.exp((1 - distance) / 0.07)
-
-    votes: Any = weights  # scikit-learn's stubs know the names of weights alone
-    theirs = KNeighborsClassifier(20, metric="cosine", weights=votes)
-    expected = theirs.fit(train, labels).predict_proba(test)
-    one_hot = torch.eye(3)[torch.from_numpy(labels)]
-    ours = knn_scores(torch.from_numpy(train), one_hot, torch.from_numpy(test))
-    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)
 
 
 @no_warnings
