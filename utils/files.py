@@ -32,7 +32,6 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-            _sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -55,16 +54,6 @@ def plain_refusals(path: Path) -> Iterator[None]:
             f"{path} cannot be written ({error.strerror}; {shutil.disk_usage(existing).free / 1e9:.1f} GB are free "
             "there); make room, or check the disk. What was written before is kept: the same command resumes from it."
         ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush a rename to disk; Windows cannot open a folder."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def remove_leftovers(folder: Path) -> None:
