@@ -18,8 +18,8 @@ BatchSize = Annotated[int, at_least(2)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimiserConfig(Config):
-    """How weights are updated: the keys that `build_optimizer` and `lr_multiplier` read."""
+class FitConfig(Config):
+    """How weights are updated: the keys that `fit` reads; the scripts' config dicts say what they mean."""
 
     num_epochs: Count
     optimizer: Optimizer
@@ -27,6 +27,11 @@ class OptimiserConfig(Config):
     optimizer_weight_decay: NotNegative
     scheduler: Annotated[str, one_of(SCHEDULERS)]
     warmup_epochs: int
+    random_seed: Natural
+    batch_size: BatchSize
+    gradient_clip: NotNegative
+    precision: Precision
+    checkpoint_minutes: NotNegative
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -35,17 +40,6 @@ class OptimiserConfig(Config):
                 f"warmup_epochs is {self.warmup_epochs} of {self.num_epochs} epochs; it must be at least 0 and less "
                 "than num_epochs; set warmup_epochs to 0 for a single one."
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitConfig(OptimiserConfig):
-    """The keys that `fit` reads; the scripts' config dicts say what they mean."""
-
-    random_seed: Natural
-    batch_size: BatchSize
-    gradient_clip: NotNegative
-    precision: Precision
-    checkpoint_minutes: NotNegative
 
 
 class LARS(torch.optim.Optimizer):
@@ -75,7 +69,7 @@ class LARS(torch.optim.Optimizer):
 
 
 def build_optimizer(
-    module: nn.Module, config: OptimiserConfig, lr_factors: Mapping[str, float] | None = None
+    module: nn.Module, config: FitConfig, lr_factors: Mapping[str, float] | None = None
 ) -> torch.optim.Optimizer:
     """Return the optimizer over the parameters that require gradients, fused where torch supports it.
 
@@ -127,7 +121,7 @@ def gradient_step(
     return metrics
 
 
-def lr_multiplier(global_step: int, steps_per_epoch: int, config: OptimiserConfig) -> float:
+def lr_multiplier(global_step: int, steps_per_epoch: int, config: FitConfig) -> float:
     """Return the factor of `lr` at an optimiser step.
 
     After a linear warmup over warmup_epochs: "constant" 1; "cosine" half a cosine from 1 to 0; "multiplicative"
