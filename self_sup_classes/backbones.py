@@ -1,5 +1,6 @@
 """torchvision's and timm's backbones for X-rays of one or three channels, and their files."""
 
+import copy
 import difflib
 import functools
 from collections import OrderedDict
@@ -127,15 +128,8 @@ def save_state_dict(path: Path, tensors: Mapping[str, Tensor], provenance: Prove
 
 def _with_one_channel(conv: nn.Conv2d) -> nn.Conv2d:
     """Return a convolution like `conv` for one input channel, initialised as torchvision's ResNets are."""
-    one = type(conv)(
-        1,
-        conv.out_channels,
-        kernel_size=(conv.kernel_size[0], conv.kernel_size[1]),
-        stride=(conv.stride[0], conv.stride[1]),
-        padding=conv.padding if isinstance(conv.padding, str) else (int(conv.padding[0]), int(conv.padding[1])),
-        dilation=(conv.dilation[0], conv.dilation[1]),
-        bias=conv.bias is not None,
-        padding_mode=conv.padding_mode,
-    )
+    one = copy.deepcopy(conv)
+    one.in_channels, one.weight = 1, nn.Parameter(conv.weight.detach()[:, :1].clone())
+    one.reset_parameters()  # the bias
     nn.init.kaiming_normal_(one.weight, mode="fan_out", nonlinearity="relu")
     return one
