@@ -22,11 +22,10 @@ from utils.report.sections import SECTIONS
 
 HOSTILE = """<img src=x onerror=alert(1)> "q" & 'r' $x$ {y}"""
 NO_RUNS = {  # a folder's only file, its bytes, and a word of the reason why it is not shown
-    "old": ("metrics.csv", b"a,b\n1,2\n", "no config.json"),
-    "weights": ("resnet18_final_state_dict.pt", b"", "no config.json"),
-    "no json": ("config.json", b"{", "cannot be read"),
-    "list": ("config.json", b"[1]", "not a JSON object"),
-    "bytes": ("config.json", b"\xff\xfe{}", "cannot be read"),
+    "no json": ("environment.json", b"{", "cannot be read"),
+    "list": ("environment.json", b"[1]", "not a JSON object"),
+    "bytes": ("environment.json", b"\xff\xfe{}", "cannot be read"),
+    "never started": ("error.txt", b"the data are gone", "failed: the data are gone"),
 }
 
 

@@ -2,7 +2,7 @@
 
 import fnmatch
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +25,7 @@ EARLIER: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], bool]] = {
     **dict.fromkeys(("test", "test comparison", "external test"), lambda _, summary: "predictions" not in summary),
 }
 SWEEPS = ("scan", "resources")  # their result is summary.csv, one row per trial; it grows with each trial
-TABLE = {"predictions.csv", "summary.json"}  # all that a head without a run has, such as the mean of two
-REFERENCE = "reference.json"  # only in folders to take away: a shared encoder, a classifier as ONNX
-TRACES = ("metrics.csv", "summary.json", "environment.json", "events.out.tfevents*", "*.pt", "*.pth")  # only in runs
+MARKS = {"environment.json", "error.txt"}  # every run writes one; folders to take away, and means of heads, do not
 # text, even if it holds "007"
 TEXT_COLUMNS: Any = dict.fromkeys(
     ("arm", "reference", "way", "trial", "trainable", "class", "group", "network", "minus"), str
@@ -84,11 +82,11 @@ class Skipped(NamedTuple):
 
 
 def find_runs(roots: Sequence[Path], exclude: Sequence[str], leave_out: Path) -> tuple[list[FoundRun], list[Skipped]]:
-    """Return all runs in the folders `roots` and below, except in `leave_out`, and the folders that cannot be shown.
+    """Return all runs in the folders `roots` and below, except in `leave_out`, and those that cannot be shown.
 
     exclude  names of folders, or patterns of them such as "old/*", that are passed over, with all that they hold
 
-    A folder is a run if it has a config.json or one of TRACES. Links are followed; each folder is read once.
+    A folder is a run if it has one of MARKS. Links are followed; each folder is read once.
     """
     found: list[FoundRun] = []
     skipped: list[Skipped] = []
@@ -106,8 +104,16 @@ def find_runs(roots: Sequence[Path], exclude: Sequence[str], leave_out: Path) ->
                 continue
             seen.add(path.resolve())
             folders[:] = sorted(name for name in folders if name[0] != ".")
-            for read in _read(path, name, files):
-                (found if isinstance(read, FoundRun) else skipped).append(read)  # type: ignore[arg-type]  # as tested
+            if MARKS.isdisjoint(files):
+                continue
+            try:
+                run = _open(path, name)
+                if reason := _why_not(run):
+                    skipped.append(Skipped(name, reason))
+                else:
+                    found.append(run)
+            except BROKEN as error:
+                skipped.append(Skipped(name, f"a file cannot be read: {one_line(error)}"))
     return found, skipped
 
 
@@ -117,41 +123,24 @@ def one_line(error: BaseException) -> str:
 
 
 def _name(path: Path, root: Path) -> str:
-    """Return the path below the runs, or else below `root`, as text, whatever bytes it holds."""
+    """Return the path below the runs, or else below `root`."""
     above = RUNS_ROOT if path.is_relative_to(RUNS_ROOT) else root
-    name = path.relative_to(above).as_posix() if path != above else path.name
-    return name.encode("utf-8", "backslashreplace").decode()
+    return path.relative_to(above).as_posix() if path != above else path.name
 
 
-def _read(path: Path, name: str, files: list[str]) -> Iterator[FoundRun | Skipped]:
-    """Yield the run in a folder, if there is one."""
-    if {*files} == TABLE or REFERENCE in files:
-        return
-    if "config.json" not in files:
-        if any(fnmatch.filter(files, trace) for trace in TRACES):
-            yield Skipped(name, "it has no config.json")
-        return
-    try:
-        yield _open(path, name, files)
-    except BROKEN as error:
-        yield Skipped(name, f"a file cannot be read: {one_line(error)}")
+def _open(path: Path, name: str) -> FoundRun:
+    parts = [read_json(path / f"{part}.json") or {} for part in ("config", "summary", "environment")]
+    return FoundRun(name, path, parts[2].get("kind", "not stated"), *parts)
 
 
-def _open(path: Path, name: str, files: list[str]) -> FoundRun | Skipped:
-    config, summary, environment = (
-        read_json(path / f"{part}.json") or {} for part in ("config", "summary", "environment")
-    )
-    kind = environment.get("kind")
-    if kind not in KINDS:
-        return Skipped(
-            name, f"the kind {kind!r} is not known" if "kind" in environment else "environment.json names no kind"
-        )
-    if not summary and (kind not in SWEEPS or "summary.csv" not in files):
-        if "error.txt" in files:
-            said = (path / "error.txt").read_text(encoding="utf-8", errors="replace").strip()
-            return Skipped(name, f"failed: {said}")
-        return Skipped(name, "not finished: the same command resumes it")
-    if kind in EARLIER and EARLIER[kind](config, summary):
-        reason = "earlier protocol: the validation part chose steps and settings; the version that made it shows it"
-        return Skipped(name, reason)
-    return FoundRun(name, path, kind, config, summary, environment)
+def _why_not(run: FoundRun) -> str:
+    """Return the reason why a run cannot be shown, "" if it can."""
+    if (error := run.folder / "error.txt").exists() and not run.summary:
+        return f"failed: {error.read_text(encoding='utf-8', errors='replace').strip()}"
+    if run.kind not in KINDS:
+        return f"the kind {run.kind!r} is not known"
+    if not run.summary and not (run.kind in SWEEPS and (run.folder / "summary.csv").exists()):
+        return "not finished: the same command resumes it"
+    if run.kind in EARLIER and EARLIER[run.kind](run.config, run.summary):
+        return "earlier protocol: the validation part chose steps and settings; the version that made it shows it"
+    return ""
