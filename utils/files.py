@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -56,10 +57,15 @@ def plain_refusals(path: Path) -> Iterator[None]:
         ) from error
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete temporary files that killed processes left in a run or store, whose lock the caller holds."""
+def remove_leftovers(folder: Path, age: float = 0) -> None:
+    """Delete temporary files that killed processes left in a run or store.
+
+    age  seconds since the last write; 0 only if no other process writes there
+    """
     for path in [*folder.glob(".*.tmp"), *folder.glob("figures/.*.tmp")]:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process has removed or renamed it
+            if time.time() - path.stat().st_mtime >= age:
+                path.unlink()
 
 
 def content_hash(path: Path) -> str:

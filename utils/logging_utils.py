@@ -51,6 +51,7 @@ from utils.messages import say
 from utils.plots import write_figure
 from utils.tensor_files import read_checkpoint, write_tensors
 
+LEFTOVER_AGE = 3600.0  # seconds; a file that another process of a shared run is writing is younger
 Look = Callable[[], Mapping[str, Any]]  # see Run
 loggers: list[Callable[["Run", int, Mapping[str, float]], None]] = []  # called beside TensorBoard; docs/EXTENDING.md
 
@@ -175,8 +176,8 @@ class Run:
             raise UserError(f"{holder(self._note)} is running {self}; wait for it, or choose another run_name.")
         shared = self.is_writer and not alone
         with exclusive_lock(self.folder / ".lock", f"starting {self}") if shared else nullcontext():
-            if alone and self.is_writer:
-                remove_leftovers(self.folder)
+            if self.is_writer:
+                remove_leftovers(self.folder, age=0 if alone else LEFTOVER_AGE)
             self._check()
             self.reread()
             if alone and self.summary is not None:

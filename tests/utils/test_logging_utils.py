@@ -246,6 +246,17 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stands(tmp_path: Pa
     assert not [path for path in run.folder.iterdir() if path.suffix == ".tmp"]
 
 
+def test_what_killed_processes_left_is_removed_but_not_what_others_are_writing(tmp_path: Path) -> None:
+    runs = [Run(name, CONFIG, "comparison", tmp_path) for name in ("shared", "own")]
+    for run in runs:
+        run.start(alone=run.name == "own")
+        touch(run.folder, ".old.csv.1.tmp", "figures/.new.png.2.tmp")
+        os.utime(run.folder / ".old.csv.1.tmp", (0, 0))
+        run.start(alone=run.name == "own")
+    left = [sorted(path.name for path in run.folder.rglob("*.tmp")) for run in runs]
+    assert left == [[".new.png.2.tmp"], []]
+
+
 def test_a_run_whose_folder_vanishes_says_so(tmp_path: Path) -> None:
     run = started(tmp_path)
     shutil.rmtree(run.folder)
