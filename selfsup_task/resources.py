@@ -2,6 +2,7 @@
 
 import functools
 import multiprocessing
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from dataset_loader.splits import FOLDS
 from dataset_loader.xrays import read_columns, size_of_store
 from selfsup_task.monitor import FINDING_LABELS, HEALTH_IMAGES, PROBE_DRAWS, PROBE_LABELS, PROBE_TESTS
 from selfsup_task.pretraining import PretrainConfig, build_model, loss_of_views, pretraining_step
-from utils.hardware import choose_precision, is_out_of_memory, median_seconds, peak_memory, placed, prepare
+from utils.hardware import choose_precision, is_out_of_memory, peak_memory, placed, prepare, synchronise
 from utils.optimisation import build_optimizer, gradient_step
 
 STEPS = 3  # optimiser steps that are timed, at least
@@ -137,8 +138,23 @@ def time_steps(config: PretrainConfig, images_of: Callable[[Tensor], Tensor], de
         forward = functools.partial(step, batch, 0, 0)
         return gradient_step(model, optimizer, forward, config.lr, config.gradient_clip, dtype)
 
-    return {
-        "reading": median_seconds(lambda: images_of(batch), STEPS, device),
-        "views": median_seconds(draw, STEPS, device),
-        "step": median_seconds(take, STEPS, device, STEP_SECONDS),
+    seconds = {
+        "reading": seconds_of(lambda: images_of(batch), STEPS, device),
+        "views": seconds_of(draw, STEPS, device),
+        "step": seconds_of(take, STEPS, device, STEP_SECONDS),
     }
+    return {name: statistics.median(rounds) for name, rounds in seconds.items()}
+
+
+def seconds_of(work: Callable[[], object], rounds: int, device: torch.device, at_least: float = 0.0) -> list[float]:
+    """Return the seconds that `work` takes, the device's included, in so many rounds or more, for `at_least` seconds.
+
+    The first round, which allocates memory, does not count.
+    """
+    seconds: list[float] = []
+    while len(seconds) < 1 + rounds or sum(seconds[1:]) < at_least:
+        start = time.perf_counter()
+        work()
+        synchronise(device)
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]

@@ -5,10 +5,8 @@ import functools
 import os
 import platform
 import shutil
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -93,20 +91,6 @@ def _warn_of_unused_gpu() -> None:
 def placed(module: Module, device: torch.device) -> Module:
     """Return the module on the device, its weights in the layout in which convolutions are fastest."""
     return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-
-
-def median_seconds(work: Callable[[], object], repeats: int, device: torch.device, at_least: float = 0.0) -> float:
-    """Return the median seconds of `work`, which runs `repeats` times or more, until `at_least` seconds have passed.
-
-    The device's work is included. The first run, which allocates memory, does not count.
-    """
-    seconds: list[float] = []
-    while len(seconds) < 1 + repeats or sum(seconds[1:]) < at_least:
-        start = time.perf_counter()
-        work()
-        synchronise(device)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
 
 
 def synchronise(device: torch.device) -> None:

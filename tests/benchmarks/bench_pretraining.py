@@ -39,7 +39,7 @@ import measuring
 import numpy as np
 import torch
 from classic_loop import LAMBDA, ClassicBarlowTwins, classic_transform
-from measuring import Table, seconds_of, spread
+from measuring import Table, spread
 from PIL import Image
 from torch import Tensor, nn
 
@@ -47,6 +47,7 @@ from augmentations.transform_utils import Views, step_generator
 from dataset_loader.image_store import open_store
 from self_sup_classes.backbones import Backbone
 from self_sup_classes.barlow import BarlowTwins
+from selfsup_task.resources import seconds_of
 from utils.config import repo_path
 from utils.hardware import choose_device, choose_precision, describe_device, keep_freed_memory, placed
 

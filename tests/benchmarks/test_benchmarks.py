@@ -12,8 +12,7 @@ from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
 
 TINY = "--batch-size 4 --rounds 1"
 CALLS = {
-    "bench_bound": f"{TINY} --sizes 32 --projector-dims 8 --precisions float32",
-    "bench_gpu": f"{TINY} --backbones resnet18 --sizes 32 --projector-dims 8 --images 8 --steps 1 --device cpu "
+    "bench_step": f"{TINY} --backbones resnet18 --sizes 32 --projector-dims 8 --images 8 --steps 1 --device cpu "
     "--variants float32",
     "bench_pretraining": f"{TINY} --img-res 32 --projector 8",
     "bench_collection": "--images 30 --searched 50 --checked 50",
@@ -21,8 +20,7 @@ CALLS = {
     "--draws 2 --num-labels 80 --threads 1 --only ours classic --folder {folder}",
 }
 LAST = {
-    "bench_bound": "float32",
-    "bench_gpu": "float32",
+    "bench_step": "float32",
     "bench_pretraining": " loop",
     "bench_collection": "leak check",
 }

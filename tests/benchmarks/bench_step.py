@@ -1,7 +1,8 @@
-"""How fast is pretraining on a GPU, and what holds it back?
+"""How fast is a step of pretraining, and what holds it back?
 
-    python tests/benchmarks/bench_gpu.py
-    python tests/benchmarks/bench_gpu.py --backbones resnet18 --sizes 64 --views 4 --recipe solarize \\
+    python tests/benchmarks/bench_step.py
+    python tests/benchmarks/bench_step.py --threads 1 --variants default float32  # on a CPU
+    python tests/benchmarks/bench_step.py --backbones resnet18 --sizes 64 --views 4 --recipe solarize \\
         --projector-dims 1024 1024
 
 Optimiser steps of a Barlow Twins pretraining on random pixels, one after the other without waiting, each row in a
@@ -9,10 +10,10 @@ process of its own; of the rounds the median, the lowest and the highest:
   default            what train_barlow_twins.py does: bfloat16, deterministic, views, network and store on the GPU
   host store         the same with the store in the host's memory, from which each batch is copied
   not deterministic  cuDNN chooses its algorithms by their speed
-  float32            with TF32 in convolutions, as torch has it
+  float32            on a GPU with TF32 in convolutions, as torch has it
   no graphs          the kernels of forward and backward pass are started one by one, not replayed as CUDA graphs
   compiled           the same, the backbone by torch.compile, for which this repo has no key
-Beside it: which share of the speed of matrix products (bfloat16, 8,192 a side) the network's multiplications reach; the
+Beside it: which share of the speed of large matrix products the network's multiplications reach; the
 share of the time in which the GPU works, copies included; milliseconds of reading a batch, its views, and the network
 with its optimiser, each repeated alone, so that they overlap less than in the step; memory with this store; and the
 hours of the original project's two trainings at this rate, 21,165 X-rays 300 times and 191,027 X-rays 60 times.
@@ -35,11 +36,13 @@ config: dict[str, Any] = {
     "steps": 20,  # of a round
     "rounds": 5,
     "device": "auto",
+    "threads": 0,  # CPU threads; 0 leaves them to torch
 }
 
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__)
 
+import functools
 import itertools
 import statistics
 from collections.abc import Callable, Mapping
@@ -50,18 +53,19 @@ from types import SimpleNamespace
 import measuring
 import numpy as np
 import torch
-from measuring import Table, seconds_of, spread, to_measure
+from measuring import Table, spread
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from augmentations.transform_utils import Views, step_generator
 from dataset_loader.image_store import ImageStore
-from selfsup_task.pretraining import PretrainConfig
+from selfsup_task.pretraining import PretrainConfig, build_model, loss_of_views, pretraining_step
+from selfsup_task.resources import seconds_of
 from selfsup_task.scan_base import PRETRAINING, without
 from utils.config import make_config
-from utils.hardware import choose_device, choose_precision, describe_device, peak_memory, prepare
-from utils.optimisation import gradient_step
+from utils.hardware import choose_precision, describe_device, peak_memory, placed, prepare
+from utils.optimisation import build_optimizer, gradient_step
 
 NEED_CUDA = ["host store", "no graphs"]
 COVID, CHEXPERT = 21_165 * 300, 191_027 * 60  # X-rays that the original project's trainings saw
@@ -91,8 +95,8 @@ def busy_share(take: Step, steps: int, seconds: float) -> float:
 
 
 def matrix_products(device: torch.device, side: int) -> float:
-    """Return the operations per second of a product of two bfloat16 matrices."""
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    """Return the operations per second of a product of two matrices, in the precision "auto"."""
+    a, b = (torch.randn(side, side, device=device, dtype=choose_precision("auto", device)) for _ in range(2))
     return 2 * side**3 / statistics.median(seconds_per_step(lambda _: a @ b, 10, 5, device))
 
 
@@ -122,8 +126,14 @@ def steps_of(
     def train_on_drawn(loss_of: Callable[..., Mapping[str, Tensor]]) -> None:
         gradient_step(model, optimizer, lambda: loss_of(*drawn), config.lr, config.gradient_clip, dtype)
 
-    graphs = variant not in ("no graphs", "compiled")
-    model, optimizer, loss_of, take = to_measure(config, read, device, graphs)
+    def take(number: int) -> None:
+        forward = functools.partial(step, rows, 0, number)
+        gradient_step(model, optimizer, forward, config.lr, config.gradient_clip, dtype)
+
+    model = placed(build_model(config), device).train()
+    optimizer, rows = build_optimizer(model, config), torch.arange(config.batch_size)
+    loss_of = model if variant in ("no graphs", "compiled") else loss_of_views(model, config)
+    step = pretraining_step(loss_of, read, config)
     pixels = read()
     drawn = draw(0)
     with FlopCounterMode(display=False) as counter:
@@ -139,7 +149,7 @@ def steps_of(
 
 def row_of(variant: str, cell: PretrainConfig, config: SimpleNamespace, peak: float) -> dict[str, str]:
     """Return the row of one variant; needs a process of its own."""
-    device = prepare(config.device, 0, deterministic=variant != "not deterministic")
+    device = prepare(config.device, config.threads, deterministic=variant != "not deterministic")
     take, parts, operations = steps_of(variant, cell, config.images, device)
     seconds = seconds_per_step(take, config.steps, config.rounds, device)
     memory, median = peak_memory(device), statistics.median(seconds)
@@ -157,10 +167,10 @@ def row_of(variant: str, cell: PretrainConfig, config: SimpleNamespace, peak: fl
 
 def main(config: SimpleNamespace) -> None:
     """Print one table per backbone and size, with a row per variant."""
-    device = choose_device(config.device)
+    device = prepare(config.device, config.threads)
     keys = ("batch_size", "views", "projector_dims", "recipe", "device")
     given = {**without(PRETRAINING, "only"), **{key: vars(config)[key] for key in keys}, "run_name": "unused"}
-    peak = matrix_products(device, 8192 if device.type == "cuda" else 512)
+    peak = matrix_products(device, 8192 if device.type == "cuda" else 2048)
     print(f"{describe_device(device)}, torch {torch.__version__}: matrix products {peak / 1e12:.1f} TFLOP/s")
     for backbone, size in itertools.product(config.backbones, config.sizes):
         cell = make_config(PretrainConfig, {**given, "backbone": backbone, "img_res": size})
