@@ -74,6 +74,8 @@ def test_the_defaults_are_accepted_and_impossible_values_are_not(script: str) ->
         (TRAIN, "--img-res 1", "img_res is 1; it must be from 8 to 4096"),
         (TRAIN, "--lr 0", "lr is 0.0; it must be above 0"),
         (TRAIN, "--views 1000000", "views is 1000000; it must be from 2 to 64"),
+        (TRAIN, "--micro-batch-size 1", "micro_batch_size is 1; it must be 0 or a divisor, larger than 1, of the 64"),
+        (TRAIN, "--micro-batch-size 20", "micro_batch_size is 20; it must be 0 or a divisor"),
         (TRAIN, "--random-seed -3", "random_seed is -3; it must be at least 0"),
         (SCAN, "--finetune.num-labels -1", "num_labels is -1; it must be at least 0"),
         (SCAN, "--fold 5", "fold is 5; there are the folds 0 to 4"),

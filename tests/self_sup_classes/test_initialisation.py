@@ -1,6 +1,5 @@
-"""Where a network starts from: files of this repo, of ImageNet and of the original project; all others refused."""
+"""Where a network starts from: files of this repo and of ImageNet; all others refused."""
 
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -49,17 +48,6 @@ def test_a_chest_x_ray_encoder_does_not_pass_for_imagenet(tmp_path: Path) -> Non
             start_from(f"imagenet:{tmp_path / name}", "resnet18", channels, seed=0)
 
 
-def test_the_original_projects_checkpoints_load(tmp_path: Path) -> None:
-    backbone = random_backbone("resnet18", 1, seed=1)
-    state = OrderedDict((f"backbone.net.{key}", value) for key, value in backbone.net.state_dict().items())
-    state["projector.layers.0.weight"] = torch.zeros(512, 512)
-    state["backbone.net.fc.weight"] = torch.zeros(10, 512)
-    torch.save(state, tmp_path / "resnet18_best_state_dict.pt")
-    start = start_from(str(tmp_path / "resnet18_best_state_dict.pt"), "resnet18", 1, seed=0)
-    assert_equal_weights(start.backbone, backbone)
-    assert start.provenance is None
-
-
 def test_weights_of_another_network_are_refused_with_key_and_shapes(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     save_backbone(path, Backbone("resnet18", 1), NOTHING_SEEN)
@@ -67,5 +55,3 @@ def test_weights_of_another_network_are_refused_with_key_and_shapes(tmp_path: Pa
         start_from(str(path), "resnet18", 3, seed=0)
     with pytest.raises(UserError, match="resnet50"):
         start_from(str(path), "resnet50", 1, seed=0)
-    with pytest.raises(UserError, match="no file"):
-        start_from(str(tmp_path / "absent.pt"), "resnet18", 1, seed=0)

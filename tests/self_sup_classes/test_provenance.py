@@ -7,22 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_config import data_config
+from data_config import opened
 from PIL import Image, ImageEnhance, ImageOps
 
 from dataset_loader.image_store import open_store
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.signatures import copies_among, signatures
 from dataset_loader.splits import FOLDS
-from dataset_loader.xrays import XRays, open_xrays
+from dataset_loader.xrays import XRays
 from self_sup_classes.provenance import NOTHING_SEEN, Provenance, check_unseen, provenance_of
 from utils.config import UserError
 
 
 @pytest.fixture(scope="module")
 def xrays(phantoms: Path) -> XRays:
-    config = data_config(dataset="covid", data_root=str(phantoms / COVID_ROOT))
-    return open_xrays(config, torch.device("cpu"))
+    return opened("covid", phantoms / COVID_ROOT)
 
 
 def seen(xrays: XRays, indices: np.ndarray) -> Provenance:
@@ -102,8 +101,7 @@ def test_other_pictures_under_the_same_names_are_not_seen(xrays: XRays, phantoms
     for part in ("val", "test"):
         for index in xrays.indices(part):
             shutil.copy(phantoms / COVID_ROOT / train[index % 50], tmp_path / "covid" / xrays.columns.paths[index])
-    config = data_config(dataset="covid", data_root=str(tmp_path / "covid"))
-    other = open_xrays(config, torch.device("cpu"))
+    other = opened("covid", tmp_path / "covid")
     assert other.columns.paths.tolist() == xrays.columns.paths.tolist()
     everything = seen(other, other.indices("all"))
     assert check_unseen(everything, xrays, False, "encoder.pt") == ""

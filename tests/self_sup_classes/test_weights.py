@@ -81,6 +81,9 @@ KEPT: dict[str, Save] = {
             "hyper_parameters": argparse.Namespace(lr=1e-3, data=Path("x"), scores=np.ones(3), counts=defaultdict(int)),
         }
     ),
+    "original_project.pt": save(
+        lambda state: {**named(state, "backbone.net."), "projector.layers.0.weight": torch.zeros(512, 512)}
+    ),
     "deep.pt": save(lambda state: {"model": {"module": {"encoder": named(state, "backbone.net.")}}}),
     "moco.pth.tar": save(
         lambda state: {

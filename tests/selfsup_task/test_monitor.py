@@ -210,4 +210,9 @@ def test_a_run_is_resumed_on_the_same_data_wherever_they_are_and_not_on_others(
     finally:
         victim.write_bytes(pixels)
     moved = shutil.copytree(config["data_root"], tmp_path / "moved")
+    for path in sorted(moved.rglob("images/*.png"))[:30]:
+        Image.fromarray(np.asarray(Image.open(path)) // 2 + 20).save(path)
+    with pytest.raises(UserError, match=r"was started with other data\.pixels"):
+        pretrain({**config, "data_root": str(moved)})
+    shutil.copytree(config["data_root"], moved, dirs_exist_ok=True)
     assert pretrain({**config, "data_root": str(moved)}).summary is not None

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from data_config import data_config
+from data_config import opened
 from PIL import Image
 
 from augmentations.transform_utils import plain_view
 from dataset_loader.phantoms.dataset import CHEXPERT_ROOT, COVID_ROOT
-from dataset_loader.xrays import XRays, open_xrays
+from dataset_loader.xrays import XRays
 from selfsup_task.pretraining import Partners, PretrainConfig, partners_of, pretraining_step
 from selfsup_task.train_barlow_twins import config as DEFAULTS
 from utils import distributed
@@ -24,8 +24,7 @@ from utils.distributed import Shard
 @pytest.fixture(scope="module")
 def xrays(phantoms: Path) -> XRays:
     """Phantoms of which every study holds all X-rays of its patient, one study of one apart."""
-    data = {"dataset": "chexpert", "data_root": str(phantoms / CHEXPERT_ROOT), "store_res": 32, "img_res": 32}
-    found = open_xrays(data_config(**data), torch.device("cpu"))
+    found = opened("chexpert", phantoms / CHEXPERT_ROOT)
     return replace(found, columns=replace(found.columns, details=found.columns.details.assign(study="study1")))
 
 
@@ -68,15 +67,11 @@ def written(root: Path, xrays: XRays, rows: list[tuple[str, str]]) -> Path:
 def test_partners_are_found_among_films_without_a_label_but_not_among_other_peoples(
     phantoms: Path, tmp_path: Path
 ) -> None:
-    pixels = {
-        dataset: open_xrays(data_config(dataset=dataset, data_root=str(phantoms / root)), torch.device("cpu"))
-        for dataset, root in {"covid": COVID_ROOT, "chexpert": CHEXPERT_ROOT}.items()
-    }
+    covid, chexpert = opened("covid", phantoms / COVID_ROOT), opened("chexpert", phantoms / CHEXPERT_ROOT)
     labelled = [("a", "p1"), ("b", "p2"), ("a", "p3"), ("b", "")] * 3
-    here = written(tmp_path / "here", pixels["covid"], [*labelled, ("", "p1"), ("", "p4"), ("", "p4"), ("", "")])
-    there = written(tmp_path / "there", pixels["chexpert"], [("c", "p1"), ("c", "p1"), ("d", "p5"), ("d", "p6")])
-    config = data_config(dataset="folder", data_root=str(here), store_res=32, img_res=32)
-    xrays = open_xrays(config, torch.device("cpu"), [f"folder:{there}"])
+    here = written(tmp_path / "here", covid, [*labelled, ("", "p1"), ("", "p4"), ("", "p4"), ("", "")])
+    there = written(tmp_path / "there", chexpert, [("c", "p1"), ("c", "p1"), ("d", "p5"), ("d", "p6")])
+    xrays = opened("folder", here, [f"folder:{there}"])
     assert [len(one) for one in xrays.also] == [4, 4]
     rows = xrays.pretraining_indices("train")
     partners, whole = Partners(xrays, rows), Shard(slice(None), len(rows))
