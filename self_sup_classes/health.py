@@ -11,6 +11,7 @@ from self_sup_classes.barlow import chance_off_diagonal, random_embedding_terms
 
 # Bounds of the verdict; tests check them on induced failures and a healthy run.
 COLLAPSED_RANK = 3.0
+DEAD_DEVIATION = 0.01  # of the largest
 DEAD_SHARE = 0.5  # of the dimensions
 NOT_ALIGNED = 0.9  # on-diagonal divided by that of random embeddings
 AT_CHANCE = 1.5  # off-diagonal divided by that of random embeddings
@@ -105,7 +106,7 @@ def effective_rank(z: Tensor) -> float:
     return torch.exp(-torch.special.xlogy(p, p).sum()).item()
 
 
-def dead_dimensions(z: Tensor, share: float = 0.01) -> int:
-    """Return how many dimensions of z [N, D] hardly vary: standard deviation under `share` of the largest."""
+def dead_dimensions(z: Tensor) -> int:
+    """Return how many dimensions of z [N, D] hardly vary: standard deviation at most 1% of the largest."""
     deviation = z.double().std(0, correction=0)
-    return int((deviation <= share * deviation.max()).sum().item())
+    return int((deviation <= DEAD_DEVIATION * deviation.max()).sum().item())

@@ -12,6 +12,7 @@ from scipy.special import expit, logit, stdtrit
 
 from utils.seeds import mixed_seed
 
+LEVEL = 0.95  # of all intervals
 MIN_GROUPS = 5  # for an interval of a mean over groups
 MIN_UNITS = 3  # pretrainings, or draws that share none, for an interval over new ones
 HELD_OUT = 0.25  # test images per train image: one of five folds against the other four
@@ -27,15 +28,15 @@ class Difference(NamedTuple):
     high: float
 
 
-def mean_interval(values: np.ndarray | Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
-    """Return the mean of values [K] and its Student-t interval with K - 1 degrees of freedom; NaN bounds for K = 1.
+def mean_interval(values: np.ndarray | Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean of values [K] and its 95% Student-t interval with K - 1 degrees of freedom; NaN bounds for K = 1.
 
     For draws scored on the same images it speaks of new draws, not of new images: see difference_interval.
     """
     values = np.asarray(values, dtype=np.float64)
     if len(values) < 2:
         return (float(values.mean()) if len(values) else float("nan")), float("nan"), float("nan")
-    reach = _t_quantile(level, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    reach = _t_quantile(len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean()), float(values.mean() - reach), float(values.mean() + reach)
 
 
@@ -78,8 +79,7 @@ def resamples(groups: np.ndarray, repeats: int, seed: int) -> Iterator[np.ndarra
 def bootstrap_intervals(
     scores: Callable[[np.ndarray], Mapping[str, float]],
     groups: np.ndarray,
-    repeats: int = 2000,
-    level: float = 0.95,
+    repeats: int,
     seed: int = 0,
     fewest: int | None = None,
 ) -> dict[str, tuple[float, float, float]]:
@@ -99,7 +99,7 @@ def bootstrap_intervals(
         raise ValueError(f"scores must lie in 0..1, not {outside}")
     resampled = [scores(rows) for rows in resamples(groups, repeats, seed)] if units > 1 else []
     return {
-        name: (value, *_bounds(value, np.array([s[name] for s in resampled]), units, level, fewest or units))
+        name: (value, *_bounds(value, np.array([s[name] for s in resampled]), units, fewest or units))
         for name, value in now.items()
     }
 
@@ -120,16 +120,16 @@ def means(values: Mapping[str, np.ndarray]) -> Callable[[np.ndarray], dict[str, 
     return lambda rows: {name: float(of_image[rows].mean()) for name, of_image in values.items()}
 
 
-def _bounds(now: float, resampled: np.ndarray, units: int, level: float, fewest: int) -> tuple[float, float]:
+def _bounds(now: float, resampled: np.ndarray, units: int, fewest: int) -> tuple[float, float]:
     if units < 2 or np.isnan(now):
         return float("nan"), float("nan")
     if now in (0, 1):
-        bound = ((1 - level) / 2) ** (1 / fewest)
+        bound = ((1 - LEVEL) / 2) ** (1 / fewest)
         return (0.0, 1 - bound) if now == 0 else (bound, 1.0)
     if np.isnan(resampled).all():
         return float("nan"), float("nan")
     error = np.sqrt(np.nanvar(resampled) * units / (units - 1))
-    reach = _t_quantile(level, units - 1) * error / (now * (1 - now))
+    reach = _t_quantile(units - 1) * error / (now * (1 - now))
     return float(expit(logit(now) - reach)), float(expit(logit(now) + reach))
 
 
@@ -168,7 +168,7 @@ def draw_units(*starts: np.ndarray) -> np.ndarray:
     return np.unique(units, return_inverse=True)[1]
 
 
-def difference_interval(values: np.ndarray, shared: Shared, level: float = 0.95) -> Difference:
+def difference_interval(values: np.ndarray, shared: Shared) -> Difference:
     """Return the mean of values [D], one for each draw, with an interval for new images, labels and pretrainings.
 
     values are scores, or differences of two arms' scores. Units (draws that share a pretraining) differ by their luck
@@ -202,9 +202,9 @@ def difference_interval(values: np.ndarray, shared: Shared, level: float = 0.95)
         return Difference(mean, mean, mean)
     few = min(luck + OWN * min(found, by_images), total)
     freedom = total / (few / (count - 1) + (total - few) / (shared.groups - 1))
-    reach = _t_quantile(level, freedom) * np.sqrt(total)
+    reach = _t_quantile(freedom) * np.sqrt(total)
     return Difference(mean, float(mean - reach), float(mean + reach))
 
 
-def _t_quantile(level: float, freedom: float) -> float:
-    return float(stdtrit(freedom, (1 + level) / 2))
+def _t_quantile(freedom: float) -> float:
+    return float(stdtrit(freedom, (1 + LEVEL) / 2))

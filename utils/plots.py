@@ -19,6 +19,7 @@ from utils.metrics import calibration_error
 from utils.wording import HEADLINE, way_name
 
 DIMENSIONS_SHOWN = 64  # more are too fine for a picture: the diagonal vanishes
+BINS = 10  # of stated probabilities, in a reliability diagram
 BLUE, ORANGE, GREEN, PINK, BLACK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000"
 COLOURS = (BLACK, ORANGE, BLUE, GREEN, PINK, "#D55E00", "#56B4E9")
 
@@ -217,7 +218,7 @@ def roc_curves(truth: np.ndarray, scores: np.ndarray, names: Sequence[str], titl
     return figure
 
 
-def reliability(labels: np.ndarray, probabilities: Mapping[str, np.ndarray], title: str, bins: int = 10) -> Figure:
+def reliability(labels: np.ndarray, probabilities: Mapping[str, np.ndarray], title: str) -> Figure:
     """How often the likeliest class is right, over its probability; of findings, how often they are present.
 
     One line for each entry of `probabilities`, [M, C]; a marker's area is the share of its bin of X-rays.
@@ -228,9 +229,9 @@ def reliability(labels: np.ndarray, probabilities: Mapping[str, np.ndarray], tit
     for (name, p), colour in zip(probabilities.items(), (ORANGE, BLUE), strict=True):
         known = ~np.isnan(labels)
         stated, right = (p.max(1), p.argmax(1) == labels) if labels.ndim == 1 else (p[known], labels[known])
-        bin_of = np.minimum((stated * bins).astype(int), bins - 1)
-        count = np.bincount(bin_of, minlength=bins)
-        mean, share = (np.bincount(bin_of, a, bins)[count > 0] / count[count > 0] for a in (stated, right))
+        bin_of = np.minimum((stated * BINS).astype(int), BINS - 1)
+        count = np.bincount(bin_of, minlength=BINS)
+        mean, share = (np.bincount(bin_of, a, BINS)[count > 0] / count[count > 0] for a in (stated, right))
         ece = calibration_error(labels, p)
         ax.plot(mean, share, color=colour, linewidth=1, label=f"{name}, ECE {ece:.3f}")
         ax.scatter(mean, share, 400 * count[count > 0] / count.sum() + 8, color=colour, alpha=0.7, linewidths=0)

@@ -25,10 +25,10 @@ from utils.wording import interval_scope, interval_text
 
 
 def bootstrap_interval(
-    score: Callable[[np.ndarray], float], groups: np.ndarray, repeats: int = 2000, level: float = 0.95, seed: int = 0
+    score: Callable[[np.ndarray], float], groups: np.ndarray, repeats: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
     """Bounds of one score."""
-    return bootstrap_intervals(lambda rows: {"score": score(rows)}, groups, repeats, level, seed)["score"][1:]
+    return bootstrap_intervals(lambda rows: {"score": score(rows)}, groups, repeats, seed)["score"][1:]
 
 
 def some_groups(generator: np.random.Generator, images: int) -> np.ndarray:
@@ -42,8 +42,8 @@ def shared(covariance: np.ndarray, labels: float = 0.0, groups: int = 1000) -> S
 
 
 def test_mean_interval_is_students() -> None:
-    low, high = stats.t.interval(0.9, 2, loc=2.0, scale=stats.sem([1.0, 2.0, 3.0]))
-    assert mean_interval([1.0, 2.0, 3.0], level=0.9) == pytest.approx((2.0, low, high))
+    low, high = stats.t.interval(0.95, 2, loc=2.0, scale=stats.sem([1.0, 2.0, 3.0]))
+    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, low, high))
     assert mean_interval([1.0, 2.0, 3.0])[1] == pytest.approx(2 - 4.302653 / np.sqrt(3))
     mean, *bounds = mean_interval([0.7])
     assert mean == 0.7 and np.isnan(bounds).all()
