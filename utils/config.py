@@ -1,12 +1,9 @@
 """Configs: the dict at the top of a script becomes a frozen dataclass, checked once, at the door."""
 
-import ast
 import dataclasses
 import difflib
-import io
 import json
 import os
-import tokenize
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,32 +236,6 @@ def repo_path(path: str | Path) -> Path:
         return (REPO_ROOT / path).resolve()
     except RuntimeError as error:  # a user whom nobody knows, or links in a circle
         raise UserError(f"the path {path} cannot be resolved ({error}); give another.") from error
-
-
-def key_comments(source: str) -> dict[str, str]:
-    """Return {key: the comment at the end of its line} for the keys of the dict literals in Python source.
-
-    Keys of a dict in a dict have its key before them, "finetune.lr", and those of a dict real_xrays its name.
-    """
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    by_line = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    comments: dict[str, str] = {}
-
-    def read(node: ast.AST, prefix: str) -> None:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            prefix = "real_xrays." if node.target.id.lower() == "real_xrays" else ""
-        if not isinstance(node, ast.Dict):
-            for child in ast.iter_child_nodes(node):
-                read(child, prefix)
-            return
-        for key, value in zip(node.keys, node.values, strict=True):
-            if isinstance(key, ast.Constant):
-                if key.lineno in by_line:
-                    comments[f"{prefix}{key.value}"] = by_line[key.lineno]
-                read(value, f"{prefix}{key.value}.")
-
-    read(ast.parse(source), "")
-    return comments
 
 
 def check_run_name(name: str, runs_root: Path) -> None:

@@ -1,6 +1,7 @@
 """What an entry script reads and shows on the terminal: a flag for each config key, one-line errors, progress."""
 
 import argparse
+import ast
 import difflib
 import errno
 import io
@@ -8,6 +9,7 @@ import json
 import re
 import shlex
 import sys
+import tokenize
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
-from utils.config import REPO_ROOT, AnyConfig, UserError, flat, key_comments, launched_processes, make_config, repo_path
+from utils.config import REPO_ROOT, AnyConfig, UserError, flat, launched_processes, make_config, repo_path
 from utils.signals import Stopped, stop_on_signals
 
 SECONDS_BETWEEN_LINES = 30  # of progress, where output is a file
@@ -131,6 +133,32 @@ def parse_flags(
     chosen = vars(parser.parse_args(normal))
     chosen.pop("from", None)
     return _nested(chosen)
+
+
+def key_comments(source: str) -> dict[str, str]:
+    """Return {key: the comment at the end of its line} for the keys of the dict literals in Python source.
+
+    Keys of a dict in a dict have its key before them, "finetune.lr", and those of a dict real_xrays its name.
+    """
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    by_line = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    comments: dict[str, str] = {}
+
+    def read(node: ast.AST, prefix: str) -> None:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            prefix = "real_xrays." if node.target.id.lower() == "real_xrays" else ""
+        if not isinstance(node, ast.Dict):
+            for child in ast.iter_child_nodes(node):
+                read(child, prefix)
+            return
+        for key, value in zip(node.keys, node.values, strict=True):
+            if isinstance(key, ast.Constant):
+                if key.lineno in by_line:
+                    comments[f"{prefix}{key.value}"] = by_line[key.lineno]
+                read(value, f"{prefix}{key.value}.")
+
+    read(ast.parse(source), "")
+    return comments
 
 
 def _best_values(files: Sequence[str], best: str, known: Collection[str]) -> dict[str, Any]:

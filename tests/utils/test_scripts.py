@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from utils import signals
-from utils.config import REPO_ROOT, UserError, key_comments
-from utils.scripts import flags, parse_flags
+from utils.config import REPO_ROOT, UserError
+from utils.scripts import flags, key_comments, parse_flags
 from utils.signals import Stopped, signals_wait, stop_requested
 
 SCRIPT = """
