@@ -64,6 +64,8 @@ def _content(path: Path) -> Any:
     try:
         with warnings.catch_warnings(action="ignore"):  # of torch, on protocols and sources
             return _read(path, start)
+    except MemoryError:  # of a file that may be whole
+        raise
     except Exception as error:  # torch raises many types for the many ways in which a file can be broken
         reason = re.sub(r"\x1b\[[\d;]*m", "", str(error)).partition("\n")[0].partition(". ")[0]
         found = next((kind for magic, kind in _OTHERS.items() if start.startswith(magic)), f"{reason or repr(error)}")

@@ -167,6 +167,8 @@ class Scan:
         run, scores = self._pretrain(trial.pretraining(), until=trial.first_epochs)
         run.unlock()
         whole.unlock()
+        if "probe/linear" not in scores:
+            raise UserError("too few labelled images for a probe, so it is not dropped; set halving to False.")
         one.finish({"linear": scores["probe/linear"]})
 
     def _judge(self, one: Run) -> None:

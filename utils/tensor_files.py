@@ -38,6 +38,8 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
     try:
         state = read_tensors(path)
         return {"rows": state["rows"], **state}
+    except (MemoryError, PermissionError):  # of a file that may be whole
+        raise
     except Exception as error:  # torch raises many types for the many ways in which a file can be broken
         reason = str(error).partition("\n")[0] or repr(error)
         raise UserError(

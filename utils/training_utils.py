@@ -60,7 +60,8 @@ def fit(
     Raises UserError for a batch larger than the data, a setting that does not exist, a checkpoint that does not
     fit, or a loss or weight that is not finite (the last good checkpoint stays; diverged.json has the step).
     """
-    check_batch_size(config.batch_size, len(indices) if steps_per_epoch is None else config.batch_size)
+    if steps_per_epoch is None:  # an endless sequence of passes has enough images for any batch
+        check_batch_size(config.batch_size, len(indices))
     show = show_progress and run.is_writer
     loop = _Loop(module, step, indices, config, run, lr_factors, steps_per_epoch, show)
     frozen = frozen_tensors(module)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from utils import signals, training_utils
+from utils import signals, tensor_files, training_utils
 from utils.config import UserError
 from utils.logging_utils import Run
 from utils.optimisation import FitConfig, build_optimizer, lr_multiplier
@@ -243,3 +243,17 @@ def test_settings_and_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) ->
     other.module = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 1))
     with pytest.raises(UserError, match="does not fit this model"):
         other.fit()
+
+
+def test_a_checkpoint_that_memory_does_not_hold_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Killed):
+        Task(tmp_path, CONFIG, kill_at=(0, 1)).fit()
+
+    def refused(path: Path) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(tensor_files, "read_tensors", refused)
+    with pytest.raises(MemoryError):
+        Task(tmp_path, CONFIG).fit()
