@@ -14,21 +14,22 @@ PARTS = {"": ""}
 PARTS |= dict.fromkeys(["train", "training", "trn"], "train")
 PARTS |= dict.fromkeys(["val", "valid", "validation", "validate", "dev", "tune"], "val")
 PARTS |= dict.fromkeys(["test", "testing", "tst", "holdout", "heldout"], "test")
-SEXES = dict.fromkeys(["m", "male", "man", "männlich", "männl", "mann", "boy", "homme", "masculin", "hombre"], "Male")
-SEXES |= dict.fromkeys(
-    ["f", "w", "female", "woman", "weiblich", "weibl", "frau", "girl", "femme", "féminin", "mujer"], "Female"
-)
-SEXES |= dict.fromkeys(["o", "other", "d", "divers", "diverse", "x"], "Other")
+_WORDS = {
+    "Male": "m male man männlich männl mann boy homme masculin hombre masculino homem",
+    "Female": "f w female woman weiblich weibl frau girl femme féminin mujer femenino feminino mulher",
+    "Other": "o other d divers diverse x",
+}
+SEXES = {word: sex for sex, words in _WORDS.items() for word in words.split()}
 _ISO_SEXES = {"1": "Male", "2": "Female"}  # ISO/IEC 5218; its 0 is not known, its 9 not applicable
 _AGE = re.compile(r"(\d+(?:[.,]\d+)?)\s*([^\W\d_]*)\.?(?:\s*(?:old|alt|/o))?")
 _UNITS = dict.fromkeys(
-    ["", "y", "yr", "yrs", "year", "years", "yo", "j", "jahr", "jahre", "a", "an", "ans", "años"], 1.0
+    ["", "y", "yr", "yrs", "year", "years", "yo", "j", "jahr", "jahre", "a", "an", "ans", "años", "anos"], 1.0
 )
 _UNITS |= dict.fromkeys(["m", "mo", "mon", "month", "months", "monat", "monate", "mois", "meses"], 12.0)
 _UNITS |= dict.fromkeys(["w", "wk", "wks", "week", "weeks", "woche", "wochen", "semaines"], 365.25 / 7)
 _UNITS |= dict.fromkeys(["d", "day", "days", "tag", "tage", "jour", "jours"], 365.25)
 _FRONTAL = frozenset(["pa", "ap", "frontal", "posteroanterior", "anteroposterior", "postero", "antero", "dv", "vd"])
-_LATERAL = frozenset(["ll", "rl", "profil", "seitlich", "seitl", "xtable"])
+_LATERAL = frozenset(["ll", "rl", "profil", "perfil", "seitlich", "seitl", "xtable"])
 
 
 def part_of(written: str) -> str | None:

@@ -10,7 +10,7 @@ from dataset_loader.readers.values import part_of, projection, read_ages, read_s
 @pytest.mark.parametrize(
     ("written", "age"),
     [
-        *[("045Y", 45), ("51", 51), ("62 J", 62), ("62 ans", 62), ("51,0", 51), ("0.5", 0.5), ("70 years old", 70)],
+        *[("045Y", 45), ("51", 51), ("62 J", 62), ("62 anos", 62), ("51,0", 51), ("0.5", 0.5), ("70 years old", 70)],
         *[("013M", 13 / 12), ("3 months", 0.25), ("006W", 42 / 365.25), ("011D", 11 / 365.25), ("2 Tage", 2 / 365.25)],
         *[("414", np.nan), ("-3", np.nan), (">89", np.nan), ("adult", np.nan), ("1961-04-02", np.nan), ("", np.nan)],
     ],
@@ -27,7 +27,7 @@ def test_ages_that_are_not_understood_are_counted(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("written", "read", "said"),
     [
-        ("m F Male weibl. d", "Male Female Male Female Other", ""),
+        ("m F Male weibl. d Feminino", "Male Female Male Female Other Female", ""),
         ("1 2 0 9", "Male Female  ", "ISO 5218"),
         ("1.0 2.0", "Male Female", "ISO 5218"),
         ("0 1 1", "0 1 1", "3 of 3 sexes are not understood: '1' (2), '0' (1)"),
@@ -44,7 +44,8 @@ def test_sexes_in_many_words(written: str, read: str, said: str, capsys: pytest.
     ("view", "words"),
     [
         ("frontal", ["PA", "ap", "A.P.", "AP_horizontal", "AP supine", "postero-anterior", "Frontal", "AP LLD"]),
-        ("lateral", ["LL", "RL", "L", "lat.", "LATERAL", "left lateral", "llat", "seitlich", "XTABLE", "Chest-LAT"]),
+        ("lateral", ["LL", "RL", "L", "lat.", "LATERAL", "left lateral", "llat", "XTABLE", "Chest-LAT"]),
+        ("lateral", ["seitlich", "profil", "Perfil"]),
         ("", ["", "LLD", "left lateral decubitus", "LAO", "PA/LAT", "swimmers", "left", "R"]),
     ],
 )
