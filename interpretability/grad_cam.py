@@ -95,7 +95,7 @@ from utils.hardware import describe_device, prepare
 from utils.logging_utils import Run, new_run, same_run
 from utils.plots import marked
 from utils.scripts import command, tracked
-from utils.wording import SALIENCY_NAMES, interval_text
+from utils.wording import interval_text, map_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +156,7 @@ def explain_pictures(config: MapsConfig, networks: Mapping[str, Predictor], devi
         run.start(device=describe_device(device), images=[picture.name for picture in pictures], **read)
         if films is not None:
             run.save_table("rejected", films.written(ids_of(config, networks))[1])
-        title = f"{SALIENCY_NAMES[config.method]} of the {config.target or 'predicted'} class"
+        title = f"{map_name(config.method)} of the {config.target or 'predicted'} class"
         found = {name: (e.table["layer"].iloc[0], e.maps.numpy(), e.captions) for name, e in explained.items()}
         save_pictures(run, pictures, found, config.shown, marked(title, facts["synthetic"], facts["transductive"]))
         save_numbers(run, pictures, explained, facts)
@@ -325,7 +325,7 @@ def save_box_figures(
 
     scores  what boxes.scores_of and boxes.by_finding return
     """
-    (tables, means), method = scores, SALIENCY_NAMES[config.method]
+    (tables, means), method = scores, map_name(config.method)
     synthetic = any(picture.synthetic for picture in pictures)
     title = f"Does the evidence lie where radiologists drew a box? {method}"
     run.save_figure("boxes", box_figure(means, marked(title, synthetic)))

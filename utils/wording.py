@@ -19,16 +19,15 @@ WAY_NAMES = {
     "as_is": "as it is",
 }
 
-SALIENCY_NAMES = {
-    "grad_cam": "Grad-CAM",
-    "integrated_gradients": "Integrated gradients",
-    "occlusion": "Occlusion",
-}
-
 
 def way_name(way: str) -> str:
     """Return the name of a way of training for a reader."""
     return WAY_NAMES.get(way, way)
+
+
+def map_name(method: str) -> str:
+    """Return the name of a method of saliency maps for a reader: `Grad-CAM`, `Integrated gradients`."""
+    return "Grad-CAM" if method == "grad_cam" else method.replace("_", " ").capitalize()
 
 
 def metric_name(metric: str) -> str:

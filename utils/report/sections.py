@@ -9,7 +9,7 @@ import pandas as pd
 from utils.report.answer import answer, comparison, comparisons
 from utils.report.blocks import Block, cell, figures, intervals, rows_of, table
 from utils.report.runs import BROKEN, KINDS, FoundRun, Skipped, one_line
-from utils.wording import SALIENCY_NAMES, metric_name
+from utils.wording import map_name, metric_name
 
 MAX_LABELS = 30  # classes or findings that are listed for a split
 MAX_SHOWN = 30  # runs of a section that are shown one by one: hundreds would make a page that no browser opens
@@ -131,7 +131,7 @@ def _nested(run: FoundRun, key: str, heading: str) -> Block:
 def _words(run: FoundRun, frame: Any) -> dict[str, Any]:
     """Return what captions may name: keys of summary and config; metric and method in words."""
     metric = run.summary.get("metric") or next(iter(frame.get("metric", pd.Series()).dropna()), "")
-    method = SALIENCY_NAMES.get(run.config.get("method", ""), "")
+    method = map_name(run.config.get("method", ""))
     return {**run.config, **run.summary, "metric": metric_name(metric), "method": method}
 
 
