@@ -59,7 +59,7 @@ class TableFeatures:
         if lacking.any():
             raise UserError(
                 f"{self.name} lacks a vector of finite numbers for {lacking.sum():,} images, such as "
-                f"{self.paths[indices][lacking][0]!r}; give each image one, by its path in the data set's folder."
+                f"'{self.paths[indices][lacking][0]}'; give each image one, by its path in the data set's folder."
             )
         return found
 

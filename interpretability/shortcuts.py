@@ -265,6 +265,6 @@ def known_sources(xrays: XRays, table: pd.DataFrame | None) -> np.ndarray:
     sources = np.array([source_of.get(path, "") for path in columns.paths.tolist()])
     if not (sources != "").any():
         raise UserError(
-            f"source_table names none of the X-rays of {columns.root}; its files must be as {columns.paths[0]!r}."
+            f"source_table names none of the X-rays of {columns.root}; its files must be as '{columns.paths[0]}'."
         )
     return sources

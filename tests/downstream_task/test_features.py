@@ -69,7 +69,7 @@ def test_tables_that_do_not_fit_are_refused_with_a_reason(phantoms: Path, tmp_pa
 
     some = read_features(write(file=files[1:], a=np.arange(len(files) - 1)), xrays)
     np.testing.assert_array_equal(some.rows(np.array([1, 2])), [[0], [1]])
-    with pytest.raises(UserError, match="lacks a vector of finite numbers for 1 images"):
+    with pytest.raises(UserError, match=f"for 1 images, such as '{files[0]}'"):
         some.rows(np.array([0, 1]))
     with pytest.raises(UserError, match="for 2 images"):
         read_features(write(file=files[:2], a=[np.inf, np.nan]), xrays).rows(np.array([0, 1]))
