@@ -152,10 +152,9 @@ class BarlowTwins(nn.Module):
 
     def forward(self, *views: Tensor) -> dict[str, Tensor]:
         """The loss and its terms, by name, of two or more views [N, C, R, R] of the same images."""
-        gathered = [gather_with_gradient(self._embeddings(y)) for y in views]
-        if len(gathered) == 2:
-            return barlow_twins_loss(gathered[0], gathered[1], self.lambd)._asdict()
-        return mean_view_loss(torch.stack(gathered), self.lambd)._asdict()
+        z = [gather_with_gradient(self._embeddings(y)) for y in views]  # [N, D] each
+        loss = barlow_twins_loss(z[0], z[1], self.lambd) if len(z) == 2 else mean_view_loss(torch.stack(z), self.lambd)
+        return loss._asdict()
 
     def _embeddings(self, y: Tensor) -> Tensor:
         """Embeddings [N, D] of a view, for the loss."""

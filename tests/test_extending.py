@@ -19,7 +19,7 @@ PAGE = (REPO_ROOT / "docs" / "EXTENDING.md").read_text(encoding="utf-8")
 FOLDERS = ["augmentations", "dataset_loader", "downstream_task", "self_sup_classes", "selfsup_task", "utils"]
 TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
 FLAGS = (
-    "--dataset padchest --recipe base+erase --img-res 16 --batch-size 16 --views 2 --num-epochs 1 --warmup-epochs 0 "
+    "--dataset padchest --recipe base+gamma --img-res 16 --batch-size 16 --views 2 --num-epochs 1 --warmup-epochs 0 "
     "--backbone resnet18 --start random --projector-dims 16 --run-name x --threads 1 --device cpu"
 )
 
