@@ -5,7 +5,6 @@ import os
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -18,9 +17,10 @@ _DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 IMAGE_SUFFIXES = _DICOM_SUFFIXES | {
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
 }
-# Other kinds of images. They are not read, and named, so that nobody takes them for used.
-_UNREAD = (".jp2", ".j2k", ".heic", ".heif", ".avif", ".pgm", ".ppm", ".svg", ".psd", ".raw", ".img")
-_UNREAD += (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
+# Other kinds of images, and archives. They are not read, and named, so that nobody takes them for used.
+_UNREAD = (".jp2", ".j2k", ".jxl", ".heic", ".heif", ".avif", ".pgm", ".ppm", ".svg", ".psd", ".raw", ".img", ".npy")
+_UNREAD += (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd", ".dcm.gz", ".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
+_STARTS = (b"\x89PNG", b"\xff\xd8\xff")  # of PNG and JPEG files
 # Folders of other programs: of a Mac's zips, of network disks (previews, snapshots), waste. None holds X-rays.
 _OF_PROGRAMS = ("__macosx", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin")
 _OF_PROGRAMS += ("recycler", "lost+found", "system volume information", "__pycache__")
@@ -47,8 +47,31 @@ def is_image(entry: os.DirEntry[str]) -> bool:
     """Return whether a folder's entry is an image file that can be read, neither hidden nor temporary."""
     if not is_visible(entry.name) or not _is_utf8(entry.name) or not entry.is_file():
         return False
-    suffix = os.path.splitext(entry.name)[1].lower()
-    return suffix in IMAGE_SUFFIXES or (suffix not in _NOT_OPENED and _is_dicom(entry.path))
+    return os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES or _content(entry.path) == "DICOM"
+
+
+def _content(path: str) -> str:
+    """Return whether a file starts as "DICOM" or as a "picture", PNG or JPEG, or "" for any other and for tables."""
+    if os.path.splitext(path)[1].lower() in _NOT_OPENED:
+        return ""
+    try:
+        with open(path, "rb") as file:
+            return "DICOM" if starts_as_dicom(file) else "picture" * file.read(4).startswith(_STARTS)
+    except OSError:
+        return ""
+
+
+def _why_unread(entry: os.DirEntry[str]) -> str:
+    """Return why an entry that is_image does not take may be missed, and what to do, or "" if it is none of ours."""
+    if not is_visible(entry.name) or (entry.is_dir() and _is_utf8(entry.name)):
+        return ""
+    if not _is_utf8(entry.name):
+        return "whose names are not UTF-8; rename them to use"
+    if not os.path.exists(entry.path):
+        return "links to files that are not there"
+    if entry.name.lower().endswith(_UNREAD):
+        return "of a kind that is not read; unpack, or convert to PNG, to use"
+    return "PNG or JPEG without the suffix; rename them to use" * (_content(entry.path) == "picture")
 
 
 def starts_as_dicom(file: IO[bytes]) -> bool:
@@ -72,14 +95,6 @@ def _starts_with_elements(start: bytes, order: str) -> bool:
     return tag[0] in (0x0002, 0x0008) and tag < following < (0x0011, 0)
 
 
-def _is_dicom(path: str) -> bool:
-    try:
-        with open(path, "rb") as file:
-            return starts_as_dicom(file)
-    except OSError:
-        return False
-
-
 def is_dicom_name(name: str) -> bool:
     """Return whether one of image_files is a DICOM file by its name."""
     suffix = os.path.splitext(name)[1].lower()
@@ -87,8 +102,8 @@ def is_dicom_name(name: str) -> bool:
 
 
 def is_visible(name: str) -> bool:
-    """Return whether a name is neither hidden (.DS_Store, ._x.png) nor temporary (~$x.xlsx, #x.png#)."""
-    return not name.startswith((".", "~", "#"))
+    """Return whether a name is neither hidden (.DS_Store, ._x.png) nor temporary (~$x.xlsx, #x.png#, x.png~)."""
+    return not name.startswith((".", "~$")) and not name.endswith(("#", "~"))
 
 
 def is_left_out(name: str) -> bool:
@@ -104,37 +119,40 @@ def image_files(root: Path) -> np.ndarray:
     """Return the X-rays below a folder as sorted relative POSIX paths.
 
     A folder that is linked to from several places is read once. Hidden ones and those of other programs are not; masks,
-    by the names of files and folders, DICOM objects without a picture (DICOMDIR, reports, ...), images of a kind that
-    is not read, and folders that cannot be, are left out and counted on stderr.
+    by the names of files and folders, DICOM objects without a picture (DICOMDIR, reports, ...), images of a kind or
+    under a name that is not read, links to nothing, and folders that cannot be read are left out and counted on stderr.
     """
     return sorted_files(root)[0]
 
 
 def sorted_files(root: Path) -> tuple[np.ndarray, dict[str, tuple[str, str]]]:
     """Return what image_files does, and what it leaves out: by path, its kind and the reason."""
-    found, unread = [], []
+    found: list[str] = []
+    unread: dict[str, list[str]] = {}  # files by why they are not read
     read: set[tuple[int, int]] = set()  # folders by device and inode: a link may lead to a folder above it
     closed: list[str] = []
     for folder, names, _ in os.walk(root, followlinks=True, onerror=lambda error: closed.append(str(error.filename))):
         status = os.stat(folder)
-        names[:] = [name for name in names if not _is_foreign(name)]
+        names[:] = [name for name in names if not _is_foreign(name) and _is_utf8(name)]
         if (status.st_dev, status.st_ino) in read:
             names.clear()
             continue
         read.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
             for entry in entries:
+                file = Path(entry.path).relative_to(root).as_posix()
                 if is_image(entry):
-                    found.append(Path(entry.path).relative_to(root).as_posix())
-                elif is_unread(entry.name):
-                    unread.append(Path(entry.path).relative_to(root).as_posix())
-    note_unread(unread)
+                    found.append(file)
+                elif why := _why_unread(entry):
+                    unread.setdefault(why, []).append(file)
+    for why, files in sorted(unread.items()):
+        say(f"note: left out {shown(sorted(files))}, {why}")
     if closed:
         say(f"warning: left out folders that cannot be read: {shown(closed)}")
     masks = _masks(root, found)
     objects = _objects(root, [file for file in found if file not in masks])
     left_out = {file: ("no X-ray", reason) for file, reason in (masks | objects).items()}
-    left_out |= {_printable(file): ("not read", "a kind of image or a name that is not read") for file in unread}
+    left_out |= {_printable(file): ("not read", why) for why, files in unread.items() for file in files}
     left_out |= {os.path.relpath(folder, root): ("not read", "a folder that cannot be read") for folder in closed}
     return np.array(sorted({*found} - {*left_out}), dtype=object), left_out
 
@@ -177,20 +195,6 @@ def _objects(root: Path, files: list[str]) -> dict[str, str]:
         listed = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
         say(f"note: left out {counts.total():,} DICOM files that hold no X-ray: {listed}")
     return {file: f"DICOM without a picture ({kind})" for file, kind in kinds.items() if kind}
-
-
-def is_unread(name: str) -> bool:
-    """Return whether a name is that of an image that is not read, because of its kind or because it is not UTF-8."""
-    return is_visible(name) and (name.lower().endswith(_UNREAD) or not _is_utf8(name))
-
-
-def note_unread(files: Iterable[str]) -> None:
-    """Say on stderr which files are images that are not read."""
-    files = sorted(files)
-    if odd := [name for name in files if not _is_utf8(name)]:
-        say(f"warning: left out {shown(odd)}, whose names are not UTF-8; rename them to use")
-    if files := [name for name in files if _is_utf8(name)]:
-        say(f"note: left out {shown(files)}, of a kind of image that is not read; convert to PNG to use")
 
 
 def shown(names: list[str]) -> str:

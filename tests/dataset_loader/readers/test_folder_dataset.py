@@ -39,11 +39,15 @@ def test_without_a_table_everything_is_unlabelled(root: Path) -> None:
 def test_links_odd_names_and_closed_folders_do_not_stop_the_rest(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    touch(root, "scan.nii.gz", "deep/photo.HEIC", "closed/a.png")
+    touch(root, "scan.nii.gz", "deep/photo.HEIC", "closed/a.png", "#1.png", "#1.png#", "2.png~")
+    (root / "PICT0001").write_bytes(b"\xff\xd8\xff\xe0")
+    (root / "gone.png").symlink_to("/nowhere/gone.png")
     (root / "deep" / "up").symlink_to(root, target_is_directory=True)
     (root / "again").symlink_to(root / "lungs", target_is_directory=True)
-    with open(os.fsencode(root) + b"/caf\xe9.png", "wb"):
-        pass
+    os.mkdir(os.fsencode(root) + b"/\xe9")
+    for name in (b"/caf\xe9.png", b"/\xe9/a.png"):
+        with open(os.fsencode(root) + name, "wb"):
+            pass
     scan = os.scandir
 
     def scandir(path: Any) -> Any:
@@ -53,11 +57,14 @@ def test_links_odd_names_and_closed_folders_do_not_stop_the_rest(
 
     monkeypatch.setattr(os, "scandir", scandir)
     paths = read_folder(root).paths.tolist()
-    assert len(paths) == len(FILES) + 1, "lungs/a.png under one of its two names, and nothing below the link upwards"
+    assert len(paths) == len(FILES) + 2, "lungs/a.png under one of its two names, and nothing below the link upwards"
+    assert paths[0] == "#1.png"
     said = capsys.readouterr().err
-    assert "left out 1 (caf?.png), whose names are not UTF-8" in said
+    assert "left out 2 (caf?.png, ?), whose names are not UTF-8" in said
     assert "left out folders that cannot be read: 1" in said
-    assert "left out 2 (deep/photo.HEIC, scan.nii.gz), of a kind of image that is not read" in said
+    assert "left out 2 (deep/photo.HEIC, scan.nii.gz), of a kind that is not read" in said
+    assert "left out 1 (gone.png), links to files that are not there" in said
+    assert "left out 1 (PICT0001), PNG or JPEG without the suffix" in said
 
 
 def test_classes_and_what_is_known_beside_them(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,6 +230,10 @@ def test_lateral_films_are_left_out_and_listed(root: Path, capsys: pytest.Captur
             "about 'a.png': column 'label' holds 'x' in line 2 and 'y' in",
         ),
         (["file,label", "a.png,x", "./A.PNG,y"], "contradicts itself about 'a.png'"),
+        (
+            ["file,label,note", 'a.png,x,"5 cm', "d.gif,y,", 'e.png,x,7"'],
+            "the row 'd.gif,y,' lies in a cell of another",
+        ),
         (["file,label", "../a.png,x"], "line 2, column 'file', holds '../a.png'; expected a path below"),
         (["file,label", "/else/a.png,x"], "holds '/else/a.png'"),
         (["file,label", "C:\\x\\a.png,x"], "holds 'C:"),
