@@ -1,6 +1,7 @@
 """One image file, as real collections hold them, into one gray square of uint8."""
 
 import contextlib
+import re
 from pathlib import Path
 from typing import IO
 
@@ -117,17 +118,20 @@ def _check_single(image: Image.Image) -> None:
     """Raise BrokenImageError for pages or an animation; the previews in a TIFF are smaller."""
     if image.format != "MPO" and (pages := getattr(image, "n_frames", 1)) > 1:
         area = image.width * image.height
-        image.seek(1)
-        if 2 * image.width * image.height > area:
-            raise BrokenImageError(f"holds {pages} pictures, expected one")
+        for page in range(1, pages):
+            image.seek(page)
+            if 2 * image.width * image.height > area:
+                raise BrokenImageError(f"holds {pages} pictures, expected one")
         image.seek(0)
 
 
 def _upright_gray(image: Image.Image, file: IO[bytes]) -> Image.Image:
-    raw_mode = str(image.tile[0].args) if isinstance(image, PngImagePlugin.PngImageFile) else ""
+    found = re.search("(LA|RGBA?);16.", str(image.tile[:1]))  # of channels of 16 bits Pillow keeps the upper 8
     image.load()  # truncated pixels raise here, outside of the block that ignores errors
-    if raw_mode in ("LA;16B", "RGB;16B", "RGBA;16B"):
-        image = _wide_png(image, file, raw_mode)
+    if found and image.format == "TIFF":
+        raise BrokenImageError("a TIFF in colour of 16 bits a channel; save it as gray, or as PNG")
+    if found and image.format == "PNG":
+        image = _wide_png(image, file, found[0])
     with contextlib.suppress(Exception):  # damaged EXIF data beside intact pixels
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):

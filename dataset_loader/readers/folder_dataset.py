@@ -140,6 +140,11 @@ def _rows(root: Path, files: np.ndarray, path: Path) -> tuple[pd.DataFrame, str]
     """Return what a table says about each file once, and which column is the label under another name, or ""."""
     find = file_finder(files)
     table = read_table(path)
+    for cell in filter(re.compile("[\r\n]").search, table.to_numpy().ravel()):
+        if inside := [text for text in cell.splitlines()[1:] if find(re.split("[,;\t|]", text)[0])]:
+            raise UserError(
+                f"{path}: the row {inside[0]!r} lies in a cell of another; close the quotation mark before it."
+            )
     rows = known_columns(table, path, lambda cell: find(below(cell, root) or ""))
     if "file" not in rows:
         raise UserError(f"{path} has no column 'file', but {', '.join(table)}; {_EXPECTED}.")

@@ -48,8 +48,8 @@ def read_table(path: Path) -> pd.DataFrame:
     """Return a table's cells as text without blanks around it, "" where empty; the index is the line in the file.
 
     Encodings are those of file_text. Separators: commas, semicolons, tabs or bars, whichever the header has most, or
-    what a first line `sep=;` says. A first column that the header does not name is dropped. Rows of more or fewer cells
-    than the header, as at the end of a cut file, are left out and counted on stderr.
+    what a first line `sep=;` says. Columns that the header does not name are dropped, which is said but of the first.
+    Rows of more or fewer cells than the header, as at the end of a cut file, are left out and counted on stderr.
     Raises UserError if the file is not such a table or more than MAX_DAMAGED_SHARE of its rows are damaged.
     """
     text, separator, start = _separated(file_text(path))
@@ -76,7 +76,11 @@ def read_table(path: Path) -> pd.DataFrame:
     whole = [(line, row) for line, row in rows if len(row) == len(header)]
     _check_damaged(path, [line for line, row in rows if len(row) != len(header)], len(rows))
     cells = pd.DataFrame([row for _, row in whole], columns=header, index=[line for line, _ in whole], dtype=object)
-    return cells.loc[:, [name != "" for name in header]]
+    named = np.array([name != "" for name in header])
+    for place in np.flatnonzero(~named[1:]) + 1:
+        if (cells.iloc[:, place] != "").any():
+            say(f"warning: {path}: column {place + 1} is not read, as the header does not name it")
+    return cells.loc[:, named]
 
 
 def file_text(path: Path) -> str:

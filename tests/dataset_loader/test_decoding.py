@@ -219,6 +219,17 @@ def test_a_large_image_is_averaged_not_sampled(tmp_path: Path, suffix: str):
     assert np.abs(decode_square(path, SIZE)[inner] - expected[inner]).mean() < 1.5
 
 
+def wide_tiff() -> bytes:
+    """A TIFF in colour of 16 bits a channel, of which Pillow would read 8; it writes none."""
+    data = np.repeat(GRAY.astype("<u2")[..., None] * 16, 3, axis=-1).tobytes()
+    end = 8 + len(data)
+    tags = [(256, SIZE), (257, SIZE), (258, end + 2 + 12 * 8 + 4), (262, 2), (273, 8), (277, 3), (278, SIZE)]
+    tags += [(279, len(data))]
+    entries = b"".join(struct.pack("<HHII", tag, 3 if tag == 258 else 4, 3 if tag == 258 else 1, v) for tag, v in tags)
+    header, count = b"II" + struct.pack("<HI", 42, end), struct.pack("<H", len(tags))
+    return header + data + count + entries + struct.pack("<I", 0) + struct.pack("<3H", 16, 16, 16)
+
+
 def broken_files(folder: Path) -> dict[str, tuple[bytes, str]]:
     """Name -> content and what the reason must say."""
     png = save(folder / "whole.png", GRAY).read_bytes()
@@ -228,6 +239,7 @@ def broken_files(folder: Path) -> dict[str, tuple[bytes, str]]:
     blank_16 = save(folder / "blank16.png", np.full((SIZE, SIZE), 700, np.uint16)).read_bytes()
     small = save(folder / "small_source.png", np.resize(GRAY, (20, 31))).read_bytes()
     pages = {"save_all": True, "append_images": [Image.fromarray(255 - GRAY).resize((SIZE + 9, SIZE))]}
+    preview = {"save_all": True, "append_images": [Image.fromarray(GRAY[:9, :9]), *pages["append_images"]]}
     header = b"IHDR" + struct.pack(">II", 60000, 60000) + png[24:29]
     huge = png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
     return {
@@ -243,6 +255,8 @@ def broken_files(folder: Path) -> dict[str, tuple[bytes, str]]:
         "bomb.png": (huge, "decompression bomb"),
         "flipped.png": (png[:60] + bytes(byte ^ 255 for byte in png[60:90]) + png[90:], ""),
         "pages.tif": (save(folder / "p.tif", GRAY, **pages).read_bytes(), "holds 2 pictures, expected one"),
+        "previewed.tif": (save(folder / "p.tif", GRAY, **preview).read_bytes(), "holds 3 pictures, expected one"),
+        "colour_16.tif": (wide_tiff(), "a TIFF in colour of 16 bits a channel"),
         "moving.gif": (save(folder / "p.gif", GRAY, **pages).read_bytes(), "holds 2 pictures, expected one"),
         "script.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "not an image"),
     }

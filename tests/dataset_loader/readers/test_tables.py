@@ -58,6 +58,12 @@ def test_lines_are_the_files_and_its_encoding_is_said(tmp_path: Path, capsys: py
     assert "is not UTF-8, so it is read as Windows-1252, such as 'Müll'" in capsys.readouterr().err
 
 
+def test_a_column_without_a_name_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.csv").write_text(",file,,label,\n0,a.png,7,x,\n1,b.png,,y,\n")
+    assert read_table(tmp_path / "t.csv").to_numpy().tolist() == [["a.png", "x"], ["b.png", "y"]]
+    assert capsys.readouterr().err.endswith("t.csv: column 3 is not read, as the header does not name it\n")
+
+
 def test_damaged_rows_are_counted_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = ["file,label"] + [f"{n}.png,x" for n in range(30)]
     lines[4], lines[31:] = "3.png,x,y", ["30.p"]  # a cell too many, and the end of a cut file
