@@ -93,14 +93,10 @@ class View:
     def __init__(self, name: str, recipe: Recipe, out_size: int):
         check_recipe(name, recipe)
         self.out_size = out_size
-        self.interpolation = "bicubic"
         self.geometry: list[tuple[Operator, float, dict[str, Any]]] = []
         self.intensity: list[tuple[Operator, float, dict[str, Any]]] = []
         for operator, given in recipe:
             parameters = dict(given)
-            if operator == "resample":
-                self.interpolation = parameters.get("interpolation", self.interpolation)
-                continue
             step = (OPERATORS[operator], parameters.pop("p", 1.0), parameters)
             (self.geometry if step[0].apply is None else self.intensity).append(step)
 
@@ -117,7 +113,7 @@ class View:
         levels, drawn = rest[: len(levels)], rest[len(levels) :]
         if self.geometry or size != self.out_size:
             # torch has no bicubic sampling on Apple's GPUs
-            interpolation = "bilinear" if images.device.type == "mps" else self.interpolation
+            interpolation = "bilinear" if images.device.type == "mps" else "bicubic"
             views = geometry.resample(images, homographies, levels, outside, self.out_size, interpolation)
         else:
             views = images.clone()
@@ -171,12 +167,9 @@ class View:
 def check_recipe(name: str, recipe: Recipe) -> None:
     """Raise UserError, naming the nearest one, if an operator or a parameter of it does not exist."""
     for operator, given in recipe:
-        check_choice(f"recipe {name!r}: operator", operator, ["resample", *OPERATORS])
-        if operator == "resample":
-            known = ["interpolation"]
-        else:
-            signature = inspect.signature(OPERATORS[operator].draw)
-            known = ["p", *(p.name for p in signature.parameters.values() if p.kind == p.KEYWORD_ONLY)]
+        check_choice(f"recipe {name!r}: operator", operator, [*OPERATORS])
+        signature = inspect.signature(OPERATORS[operator].draw)
+        known = ["p", *(p.name for p in signature.parameters.values() if p.kind == p.KEYWORD_ONLY)]
         for parameter in given:
             check_choice(f"recipe {name!r}: parameter of {operator!r}", parameter, known)
 
@@ -190,7 +183,7 @@ def operator_views(recipe: str, out_size: int) -> dict[str, View]:
     alone: list[tuple[str, dict[str, Any]]] = []
     for name, given in itertools.chain(*data) if isinstance(data, tuple) else data:
         always = (name, {**given, "p": 1.0})
-        if name != "resample" and always not in alone:
+        if always not in alone:
             alone.append(always)
     views = {}
     for n, (name, given) in enumerate(alone):

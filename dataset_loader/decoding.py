@@ -126,7 +126,8 @@ def _check_single(image: Image.Image) -> None:
 
 
 def _upright_gray(image: Image.Image, file: IO[bytes]) -> Image.Image:
-    found = re.search("(LA|RGBA?);16.", str(image.tile[:1]))  # of channels of 16 bits Pillow keeps the upper 8
+    # Of several channels of 16 bits each, Pillow keeps the upper 8.
+    found = re.search("(LA|RGBA?);16.", str(getattr(image, "tile", [])[:1]))
     image.load()  # truncated pixels raise here, outside of the block that ignores errors
     if found and image.format == "TIFF":
         raise BrokenImageError("a TIFF in colour of 16 bits a channel; save it as gray, or as PNG")

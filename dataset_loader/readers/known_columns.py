@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -155,17 +156,6 @@ def _examples(cells: pd.Series) -> str:
     return ", ".join(map(repr, values[:3])) + ", ..." * (len(values) > 3)
 
 
-def _mistyped(key: str, names: Iterable[str]) -> bool:
-    """Return whether a name has its letters in another order, or (from five on) one letter more, less or other."""
-    for name in names:
-        head = _same(key, name)
-        tail = _same(key[head:][::-1], name[head:][::-1])
-        one, other = key[head : len(key) - tail], name[head : len(name) - tail]
-        if (sorted(one) == sorted(other) and len(one) <= 3) or (max(len(one), len(other)) <= 1 and len(name) > 4):
-            return True
-    return False
-
-
-def _same(one: str, other: str) -> int:
-    """Return how many letters two words start with together."""
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+def _mistyped(key: str, names: Sequence[str]) -> bool:
+    """Return whether a name is nearly one of these, or has its letters in another order."""
+    return bool(get_close_matches(key, names, 1, 0.8)) or any(sorted(key) == sorted(name) for name in names)

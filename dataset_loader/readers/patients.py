@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -58,13 +59,13 @@ def joined_patients(
     differ = both & (known != headers)
     same_kind = 2 * differ.sum() <= both.sum()
     headers = headers if same_kind else np.where(headers == "", "", "header " + headers)
-    person = _components(known, headers)
-    name_of = {-1: ""}
-    for named, written in ((known != "", ids), (headers != "", header_ids)):
-        for one, name in sorted(zip(person[named].tolist(), written[named].tolist(), strict=True)):
-            name_of.setdefault(one, name)
-    patients = np.array([name_of[one] for one in person.tolist()], dtype=object)
-    _say_joined(ids, header_ids, known, headers, person, same_kind, table)
+    films = pd.DataFrame({"id": ids, "key": known, "header_id": header_ids, "header": headers})
+    films["person"] = _components(known, headers)
+    in_table, in_header = films[known != ""], films[headers != ""]
+    names = in_table.groupby("person")["id"].min().combine_first(in_header.groupby("person")["header_id"].min())
+    name_of = names.to_dict()
+    patients = np.array([name_of.get(one, "") for one in films["person"]], dtype=object)
+    _say_joined(in_table, in_header, same_kind, table)
     if same_kind and differ.any():
         row = int(differ.argmax())
         say(
@@ -78,17 +79,15 @@ def joined_patients(
 
 def _without_shared(known: np.ndarray, headers: np.ndarray, header_ids: np.ndarray, table: Path) -> np.ndarray:
     """Return the headers' ids without those that films of many patients share, which is said on stderr."""
-    patients: dict[str, set[str]] = {}
-    for one, header in zip(known.tolist(), headers.tolist(), strict=True):
-        if one and header:
-            patients.setdefault(header, set()).add(one)
-    shared = [header for header, ones in patients.items() if len(ones) > _MAX_PATIENTS]
-    for header in shared:
+    both = (known != "") & (headers != "")
+    patients = pd.Series(known[both]).groupby(headers[both]).nunique()
+    shared = patients[patients > _MAX_PATIENTS]
+    for header, count in shared.items():
         say(
-            f"warning: the DICOM headers of {len(patients[header]):,} patients of {table} hold the one id "
+            f"warning: the DICOM headers of {count:,} patients of {table} hold the one id "
             f"{header_ids[headers == header][0]!r}: not read"
         )
-    return np.where(np.isin(headers, shared), "", headers)
+    return np.where(np.isin(headers, shared.index), "", headers)
 
 
 def _components(known: np.ndarray, headers: np.ndarray) -> np.ndarray:
@@ -101,32 +100,22 @@ def _components(known: np.ndarray, headers: np.ndarray) -> np.ndarray:
     return np.where(known != "", component[one], np.where(headers != "", component[other], -1))
 
 
-def _say_joined(
-    ids: np.ndarray,
-    header_ids: np.ndarray,
-    known: np.ndarray,
-    headers: np.ndarray,
-    person: np.ndarray,
-    same_kind: bool,
-    table: Path,
-) -> None:
-    """Say on stderr how many ids of a table and of headers lead to one person."""
-    written, keys = set(ids[known != ""]), set(known) - {""}
-    if len(written) > len(keys):
-        again = len(written) - len(keys)
+def _say_joined(in_table: pd.DataFrame, in_header: pd.DataFrame, same_kind: bool, table: Path) -> None:
+    """Say on stderr how many ids lead to one person.
+
+    in_table, in_header  the films that have an id there: columns id, key, header_id, header, person
+    """
+    if again := in_table["id"].nunique() - in_table["key"].nunique():
         say(f"{table}: {again:,} patient ids differ only in zeros, case or blanks: joined")
-    header_keys, both = set(headers) - {""}, (headers != "") & np.isin(person, person[known != ""])
-    if keys and header_keys:
-        changed = len(set(headers[both & np.array([one not in written for one in header_ids])]))
+    if len(in_table) and len(in_header):
+        joined = in_header[in_header["person"].isin(in_table["person"])]
+        changed = joined.loc[~joined["header_id"].isin(in_table["id"]), "header"].nunique()
         how = f"{changed:,} of them without leading zeros, case and blanks" if same_kind else "by films that have both"
         say(
-            f"patients: {len(keys):,} ids of {table} and {len(header_keys):,} of DICOM headers, "
-            f"{len(set(headers[both])):,} joined, {how}"
+            f"patients: {in_table['key'].nunique():,} ids of {table} and {in_header['header'].nunique():,} of DICOM "
+            f"headers, {joined['header'].nunique():,} joined, {how}"
         )
-    chains: dict[int, set[str]] = {}
-    for one, key in zip(person[known != ""].tolist(), known[known != ""].tolist(), strict=True):
-        chains.setdefault(one, set()).add(key)
-    if several := [sorted(chain) for chain in chains.values() if len(chain) > 1]:
+    if several := [sorted(keys) for keys in in_table.groupby("person")["key"].unique() if len(keys) > 1]:
         say(
             f"warning: DICOM headers join {sum(map(len, several)):,} patients of {table} to {len(several):,}, such as "
             f"{', '.join(map(repr, several[0][:3]))}"
@@ -135,10 +124,10 @@ def _say_joined(
 
 def _check_largest(patients: np.ndarray, known: np.ndarray, table: Path) -> None:
     """Warn if one patient has more than half of the films; UserError if only joined ids make it so."""
-    names, counts = np.unique(patients[patients != ""].astype(str), return_counts=True)
-    if not len(names) or counts.max() <= max(_MIN_FILMS, len(patients) / 2):
+    counts = pd.Series(patients[patients != ""]).value_counts()
+    if counts.empty or counts.iloc[0] <= max(_MIN_FILMS, len(patients) / 2):
         return
-    name, share = names[counts.argmax()], f"{counts.max():,} of {len(patients):,} films"
+    name, share = counts.index[0], f"{counts.iloc[0]:,} of {len(patients):,} films"
     ids = sorted(set(known[patients == name]) - {""})
     if len(ids) > 1:
         raise UserError(

@@ -185,7 +185,6 @@ def test_autocast_does_not_touch_the_views():
         ([("crop", {"scales": (0.2, 1.0)})], "'scales'", "'scale'"),
         (([], [("equalise", {"p": 0.5})]), "'equalise'", "'equalize'"),
         ([("hflip", {"prob": 0.5})], "'prob'", "'p'"),
-        ([("resample", {"interpolations": "bilinear"})], "'interpolations'", "'interpolation'"),
     ],
 )
 def test_an_unknown_operator_or_parameter_is_refused_with_the_nearest(monkeypatch, recipe, found, nearest):
