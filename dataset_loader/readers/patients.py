@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -59,7 +60,7 @@ def joined_patients(
     differ = both & (known != headers)
     same_kind = 2 * differ.sum() <= both.sum()
     headers = headers if same_kind else np.where(headers == "", "", "header " + headers)
-    films = pd.DataFrame({"id": ids, "key": known, "header_id": header_ids, "header": headers})
+    films: Any = pd.DataFrame({"id": ids, "key": known, "header_id": header_ids, "header": headers})
     films["person"] = _components(known, headers)
     in_table, in_header = films[known != ""], films[headers != ""]
     names = in_table.groupby("person")["id"].min().combine_first(in_header.groupby("person")["header_id"].min())
@@ -80,7 +81,7 @@ def joined_patients(
 def _without_shared(known: np.ndarray, headers: np.ndarray, header_ids: np.ndarray, table: Path) -> np.ndarray:
     """Return the headers' ids without those that films of many patients share, which is said on stderr."""
     both = (known != "") & (headers != "")
-    patients = pd.Series(known[both]).groupby(headers[both]).nunique()
+    patients: Any = pd.Series(known[both]).groupby(headers[both]).nunique()
     shared = patients[patients > _MAX_PATIENTS]
     for header, count in shared.items():
         say(
@@ -100,10 +101,10 @@ def _components(known: np.ndarray, headers: np.ndarray) -> np.ndarray:
     return np.where(known != "", component[one], np.where(headers != "", component[other], -1))
 
 
-def _say_joined(in_table: pd.DataFrame, in_header: pd.DataFrame, same_kind: bool, table: Path) -> None:
+def _say_joined(in_table: Any, in_header: Any, same_kind: bool, table: Path) -> None:
     """Say on stderr how many ids lead to one person.
 
-    in_table, in_header  the films that have an id there: columns id, key, header_id, header, person
+    in_table, in_header  data frames of the films that have an id there: id, key, header_id, header, person
     """
     if again := in_table["id"].nunique() - in_table["key"].nunique():
         say(f"{table}: {again:,} patient ids differ only in zeros, case or blanks: joined")
@@ -124,7 +125,7 @@ def _say_joined(in_table: pd.DataFrame, in_header: pd.DataFrame, same_kind: bool
 
 def _check_largest(patients: np.ndarray, known: np.ndarray, table: Path) -> None:
     """Warn if one patient has more than half of the films; UserError if only joined ids make it so."""
-    counts = pd.Series(patients[patients != ""]).value_counts()
+    counts: Any = pd.Series(patients[patients != ""]).value_counts()
     if counts.empty or counts.iloc[0] <= max(_MIN_FILMS, len(patients) / 2):
         return
     name, share = counts.index[0], f"{counts.iloc[0]:,} of {len(patients):,} films"
