@@ -395,29 +395,24 @@ def root_of(config: DataConfig) -> Path:
     return folder / (CHEXPERT_ROOT if config.dataset == "phantom_chexpert" else COVID_ROOT)
 
 
-def read_columns(config: DataConfig) -> Columns:
-    """Return the columns of the data set that `config` names; phantoms are drawn if they do not exist yet."""
-    if config.dataset == "phantom_chexpert":
+def read_columns(config: DataConfig, draw: bool = True) -> Columns:
+    """Return the columns of the data set that `config` names; phantoms are drawn if they do not exist yet.
+
+    Without `draw`, raises Gone if there is no such folder.
+    """
+    if not draw:
+        check_there(config, drawn=True)
+    elif config.dataset == "phantom_chexpert":
         ensure_chexpert_phantoms(root_of(config).parent)
     elif config.dataset in PHANTOMS:
         marker = config.dataset == "phantom_marker"
         ensure_phantoms(root_of(config).parent, images=2400, unlabelled=3600, planted_marker=marker)
-    return _read(config)
-
-
-def read_present(config: DataConfig) -> Columns:
-    """Return the same without drawing anything. Raises Gone if there is no such folder."""
-    check_there(config, drawn=True)
-    return _read(config)
-
-
-def _read(config: DataConfig) -> Columns:
     if config.laterals and config.dataset != "folder":
         note_once(f"--laterals goes with --dataset folder; of {config.dataset}, frontal X-rays alone are read")
     if config.dataset == "folder":
         return read_folder(root_of(config), config.labels, config.laterals)
     if config.dataset == "phantom_folds":
-        columns = READERS["folder"](root_of(config))
+        columns = read_folder(root_of(config))
         named = columns.named_parts != UNLABELLED
         return replace(columns, named_parts=np.where(named, "", columns.named_parts))
     layout = {"phantom": "folder", "phantom_marker": "folder", "phantom_chexpert": "chexpert"}
@@ -436,7 +431,7 @@ def listed_facts(config: DataConfig, also: Sequence[str] | None = None, apart: b
     Of the labelled images; with `also`, as open_xrays takes it, of all that it finds, for a comparison the images that
     have no label `apart`. Nothing is drawn. Raises Gone if a folder is not there.
     """
-    columns = read_present(config)
+    columns = read_columns(config, draw=False)
     named = {f"also {number}": listed_files(columns_of(entry).paths) for number, entry in enumerate(also or [], 1)}
     return {LISTED: {**_listed(config, columns, also, apart), **named}}
 

@@ -21,7 +21,7 @@ from dataset_loader.xrays import (
     XRays,
     check_there,
     open_xrays,
-    read_present,
+    read_columns,
     with_room,
 )
 from downstream_task.classifier import Classifier, load_classifier
@@ -184,7 +184,7 @@ class OpenedData:
         Raises Gone if they are not there.
         """
         if (key := json.dumps(part_of(config, DataConfig))) not in self.listed:
-            columns = read_present(config).labelled()
+            columns = read_columns(config, draw=False).labelled()
             self.listed[key] = {LISTED: {**listing(columns), "details": details(columns)}}
         return self.listed[key]
 

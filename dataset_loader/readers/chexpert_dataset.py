@@ -16,7 +16,7 @@ import pandas as pd
 
 from dataset_loader.columns import Columns
 from dataset_loader.image_files import is_left_out, shown
-from dataset_loader.readers.tables import checked_findings, column_of, read_table
+from dataset_loader.readers.tables import check_columns, checked_findings, column_of, read_table
 from dataset_loader.readers.values import read_ages
 from utils.config import UserError
 from utils.messages import say
@@ -132,12 +132,7 @@ def read_chexpert_table(csv_path: Path) -> pd.DataFrame:
     or a value that CheXpert does not use.
     """
     table = read_table(csv_path)
-    missing = [name for name in ("Path", *FINDINGS) if name not in table.columns]
-    if missing:
-        raise UserError(
-            f"{csv_path} lacks the column {', '.join(map(repr, missing))}; it has "
-            f"{', '.join(map(str, table.columns))}; expected CheXpert's own header."
-        )
+    check_columns(table, ("Path", *FINDINGS), csv_path, "expected CheXpert's own header.")
     named = table["Path"].str.extract("_(frontal|lateral)", re.IGNORECASE, expand=False).fillna("")
     view = column_of(table.assign(**{_VIEW: table.get(_VIEW, named)}), _VIEW).str.lower()
     frontal = table.loc[view == "frontal"]

@@ -13,7 +13,7 @@ from dataset_loader.columns import UNLABELLED, Columns
 from dataset_loader.image_files import shown
 from dataset_loader.readers.folder_dataset import described
 from dataset_loader.readers.patients import id_keys
-from dataset_loader.readers.tables import file_text, once, read_table
+from dataset_loader.readers.tables import check_columns, file_text, once, read_table
 from dataset_loader.synthetic import without_synthetic
 from utils.config import UserError
 from utils.messages import say
@@ -69,9 +69,7 @@ def read_nih(root: Path) -> Columns:
     root = Path(root)
     table = _table(root)
     rows = read_table(table)
-    missing = [name for name in ("Image Index", "Finding Labels", "Patient ID") if name not in rows]
-    if missing:
-        raise UserError(f"{table} lacks the column {missing[0]!r}; it has {', '.join(rows.columns)}; {_HOW_TO_PLACE}")
+    check_columns(rows, ("Image Index", "Finding Labels", "Patient ID"), table, _HOW_TO_PLACE)
     path_of, again = _paths(root)
     rows = rows.rename(columns=_NAMES)
     rows["file"] = [path_of.get(_name(file), file) for file in rows["file"]]
@@ -97,12 +95,10 @@ def read_boxes(path: Path, columns: Columns) -> pd.DataFrame:
     size before the NIH resized them: boxes are not in those pixels.
     Raises UserError for a table without these columns, a finding that is not one, or a box without an area.
     """
-    rows = read_table(path).rename(columns=_BOX_NAMES)
-    if missing := [written for written, name in _BOX_NAMES.items() if name not in rows]:
-        raise UserError(
-            f"{path} lacks the column {missing[0]!r}; it has {', '.join(map(str, rows))}; expected the columns of the "
-            "NIH's BBox_List_2017.csv: Image Index, Finding Label, Bbox [x,y,w,h]."
-        )
+    rows = read_table(path)
+    expected = "expected the columns of the NIH's BBox_List_2017.csv: Image Index, Finding Label, Bbox [x,y,w,h]."
+    check_columns(rows, _BOX_NAMES, path, expected)
+    rows = rows.rename(columns=_BOX_NAMES)
     path_of = {_name(file): file for file in columns.paths}
     rows["file"] = [path_of.get(_name(file), file) for file in rows["file"]]
     rows["finding"] = rows["finding"].replace({"Infiltrate": "Infiltration"})

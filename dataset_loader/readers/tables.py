@@ -146,6 +146,13 @@ def column_of(table: pd.DataFrame, name: str) -> pd.Series:
     return column
 
 
+def check_columns(table: pd.DataFrame, names: Iterable[str], path: Path, otherwise: str) -> None:
+    """Raise UserError for the names that are no columns of a table; `otherwise` says what to do."""
+    if missing := [name for name in names if name not in table]:
+        listed = ", ".join(map(repr, missing))
+        raise UserError(f"{path} lacks the column {listed}; it has {', '.join(table)}; {otherwise}")
+
+
 def counted(words: Iterable[str]) -> str:
     """Return the words with how often each comes, the most frequent first, for a message."""
     counts = Counter(words).most_common()
