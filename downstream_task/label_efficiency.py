@@ -256,16 +256,26 @@ def labels_needed(cell: Cell, curve: Sequence[Cell]) -> dict[str, float]:
     (more labels than were tried); below its first: 0 (fewer). NaN where the differences have no interval.
     """
     curve = [point for point in curve if point.labels]
-    draws, corners = in_common(*curve, cell), np.arange(len(curve))
-    if not (len(curve) and len(draws.scores)):
-        return dict.fromkeys(NEEDS, float("nan"))
-    steps = np.linspace(0, len(curve) - 1, (len(curve) - 1) * STEPS + 1)
+    if not curve:
+        return dict.fromkeys(NEEDS, np.nan)
+    corners, steps = np.arange(len(curve)), np.linspace(0, len(curve) - 1, (len(curve) - 1) * STEPS + 1)
     shares = np.stack([np.interp(steps, corners, corner) for corner in np.eye(len(curve))], axis=1)  # [steps, n]
-    labels, gaps = draws.labels[:-1], np.array([draws.contrast([*share, -1]) for share in shares])
-    tried = np.exp(shares @ np.log(labels))
-    mean, above = draws.scores.mean(0), np.minimum.accumulate(gaps[::-1, 1])[::-1]
-    found = [_crossing(labels, mean[:-1], mean[-1]), _crossing(tried, gaps[:, 2], 0), _crossing(tried, above, 0)]
-    return dict(zip(NEEDS, found, strict=True)) | (dict.fromkeys(NEEDS[1:], np.nan) if np.isnan(gaps).any() else {})
+    gaps = np.array([_gap(curve, share, cell) for share in shares])  # [steps, 3]
+    tried = np.exp(shares @ np.log([point.labels for point in curve]))
+    above = np.minimum.accumulate(gaps[::-1, 1])[::-1]
+    found = [_crossing(tried, levels, 0) for levels in (gaps[:, 0], gaps[:, 2], above)]
+    known = not np.isnan(gaps[:, 0]).any(), *[not np.isnan(gaps).any()] * 2
+    return {name: value if is_known else np.nan for name, value, is_known in zip(NEEDS, found, known, strict=True)}
+
+
+def _gap(curve: Sequence[Cell], shares: np.ndarray, cell: Cell) -> Difference:
+    """Return how far a point between two of a curve, a mean with `shares` [n], is above a cell.
+
+    It is computed from the draws that these have, whatever the curve's other points have: at a number of labels that
+    was compared, it is the difference that difference_table gives.
+    """
+    used = np.flatnonzero(shares)
+    return in_common(*(curve[int(k)] for k in used), cell).contrast([*shares[used], -1])
 
 
 def _crossing(labels: np.ndarray, levels: np.ndarray, target: float) -> float:

@@ -282,6 +282,23 @@ def test_labels_saved_on_a_known_curve() -> None:
     assert unknown["reference_needs"] == pytest.approx(10**1.5) and np.isnan(unknown["reference_needs_low"])
 
 
+def test_a_point_with_fewer_draws_takes_none_from_the_others() -> None:
+    def drawn(labels: int, scores: list[float], first: int = 0) -> Cell:
+        numbers, of_draws = np.arange(first, first + len(scores)), np.array(scores)
+        draws, resampled = tuple(zip(numbers.tolist(), numbers.tolist(), strict=True)), np.tile(of_draws, (50, 1))
+        return replace(cell(labels, 0), draws=draws, starts=numbers, scores=of_draws, resampled=resampled)
+
+    ours = drawn(10, [0.49, 0.5, 0.51, 0.7, 0.8])
+    curve = [drawn(10, [0.5] * 5), drawn(100, [0.7] * 5), drawn(1000, [0.8] * 3)]
+    gap = in_common(ours, curve[0]).contrast([1, -1])
+    assert gap.low < 0 < gap.mean
+    needed = labels_needed(ours, curve)
+    assert needed["reference_needs"] == pytest.approx(10**1.5)
+    assert needed["reference_needs_low"] == 0, "with 10 labels the difference includes 0"
+    apart = labels_needed(ours, [*curve[:2], drawn(1000, [0.8] * 3, first=5)])
+    assert np.isnan(list(apart.values())).all(), "no draw in common"
+
+
 SMALL = Design(images=1000, resamples=60)
 
 
