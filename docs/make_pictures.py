@@ -35,7 +35,6 @@ from utils.wording import metric_name
 
 PICTURES = {  # name: pattern of the figure below the runs; of several, the first is taken
     "views": "pretrain/phantom*/figures/views.png",
-    "label_efficiency": "tour/compare/figures/label_efficiency.png",
     "panel": "tour/grad_cam/figures/panel.png",
     "audit": "tour/audit/*/*/*/figures/audit.png",
 }

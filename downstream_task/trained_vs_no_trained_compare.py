@@ -2,10 +2,10 @@
 
     python downstream_task/trained_vs_no_trained_compare.py
     python downstream_task/trained_vs_no_trained_compare.py --dataset covid --run-name compare/covid \\
-        --encoders random imagenet 'runs/pretrain/covid/fold*/tf_efficientnet_lite0_final_state_dict.pt'
+        --encoders imagenet random 'runs/pretrain/covid/fold*/tf_efficientnet_lite0_final_state_dict.pt'
 
 By default it compares random weights and the encoder of selfsup_task/train_barlow_twins.py on built-in synthetic
-X-rays, and on real ones ImageNet's weights too. Arms get the same folds, label subsets, ways of training and budget.
+X-rays; on real ones it compares both with ImageNet's weights. Arms get the same folds, labels, ways and budget.
 The budget is fixed beforehand, and with n labels nothing is chosen on images other than these n. Each way of training
 is a curve of its own; which one is the headline is fixed too (HEADLINE). Draw d of the labels belongs to fold d mod 5,
 whose images are its test part, and takes an encoder that has not seen them. An arm that cannot be run is left out, and
@@ -76,8 +76,8 @@ LEARNING_RATES: dict[str, dict[str, float]] = {
     "zeros": {"random": 3e-3, "imagenet": 3e-4, "pretrained": 3e-4},
 }
 
-# Which way headlines from so many labels for each class or finding on, fixed on synthetic X-rays and NIH
-# (docs/RESULTS.md, "Which way headlines").
+# Which way is the main one from so many labels for each class or finding on, fixed on synthetic X-rays and NIH
+# (docs/RESULTS.md, "Which way is the main result").
 HEADLINE: dict[str, dict[int, str]] = {
     "random": {0: "linear", 25: "zeros"},
     "imagenet": {0: "spread", 25: "zeros"},
@@ -90,7 +90,7 @@ MEAN = ["spread", "zeros"]
 # What changes when `dataset` is not a phantom; flags win over both.
 real_xrays: dict[str, Any] = {
     "folds": [0, 1, 2, 3, 4],
-    "encoders": ["random", "imagenet", "runs/pretrain/{dataset}/fold*/tf_efficientnet_lite0_final_state_dict.pt"],
+    "encoders": ["imagenet", "random", "runs/pretrain/{dataset}/fold*/tf_efficientnet_lite0_final_state_dict.pt"],
     "backbone": "timm/tf_efficientnet_lite0",
     "num_labels": [20, 93, 187, "all"],
     "draws": 5,
