@@ -3,8 +3,7 @@
     make tour
     python docs/make_pictures.py
 
-Writes docs/*.png, each under 200 kB, in seconds. That of tests/benchmarks/bench_time_to_quality.py, an hour and a half
-of two cores, is made again where its run is there, and kept otherwise.
+Writes docs/*.png, each under 200 kB, in seconds.
 """
 
 from typing import Any
@@ -38,7 +37,6 @@ PICTURES = {  # name: pattern of the figure below the runs; of several, the firs
     "panel": "tour/grad_cam/figures/panel.png",
     "audit": "tour/audit/*/*/*/figures/audit.png",
 }
-BENCHMARK = "bench_time_to_quality/scores.png"
 RESULTS = REPO_ROOT / "docs" / "results"  # with curves.csv of test parts; docs/RESULTS.md says how they were made
 REAL = {  # of the panels of real_label_efficiency: title, metric, chance
     "covid_test_curves.csv": ("Four classes, COVID layout", "balanced_accuracy", 0.25),
@@ -49,7 +47,7 @@ ARMS = {  # of these tables
     "bt-random": "Barlow Twins from random",
     "imagenet": "ImageNet",
     "bt-imagenet": "Barlow Twins from ImageNet",
-    "shared": "shared: the same, of NIH's X-rays",
+    "shared": "shared encoder (Barlow Twins on NIH)",
 }
 MARKERS = {"spread": ("o", "label spreading"), "zeros": ("s", "fine-tuned"), "linear": ("^", "linear head")}  # ways
 WIDTHS = (1200, 1000, 800, 600)  # pixels; the widest that gives a small enough file is taken
@@ -72,8 +70,6 @@ def main(config: PicturesConfig) -> None:
         if not found:
             raise UserError(f"found no {pattern} in {repo_path(config.runs)}; run `make tour` first.")
         write(found[0], repo_path(config.output) / f"{name}.png")
-    if (benchmark := repo_path(config.runs) / BENCHMARK).exists():
-        write(benchmark, repo_path(config.output) / "time_to_quality.png")
     write(real_label_efficiency(), repo_path(config.output) / "real_label_efficiency.png")
 
 
