@@ -54,9 +54,9 @@ def _changes_listed(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
         parts = {**before["of"], **here["of"]}
         counts = [(part, before["of"].get(part, 0), here["of"].get(part, 0)) for part in parts]
         shown = [f"{part} {old:,} then, {new:,} now" for part, old, new in counts if old != new]
-        same = before["count"] == here["count"]
-        total = f"{before['count']:,} then and now, but not the same ones"
-        total = total if same else f"{before['count']:,} then, {here['count']:,} now"
+        total = f"{before['count']:,} then, {here['count']:,} now"
+        if before["count"] == here["count"]:
+            total = f"{here['count']:,} then and now, but not the same ones"
         name = name.removeprefix("official ")  # which records of "official parts" keep, for runs of before
         texts.append(f"{name} ({'; '.join([total, *shown])})")
     return texts

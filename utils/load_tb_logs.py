@@ -21,16 +21,16 @@ config: dict[str, Any] = {
 if __name__ == "__main__":
     config = flags(config, __doc__, __file__, first="runs")  # before the slow imports
 
-import json
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from utils.config import Config, UserError, repo_path
-from utils.files import write_text
+from utils.config import Config, UserError, flat, repo_path
+from utils.files import read_json, write_text
 from utils.messages import say
 
 COLUMNS = ["run", "tag", "step", "value", "wall_time"]
@@ -88,15 +88,12 @@ def read_scalars(folder: Path) -> tuple[pd.DataFrame, list[str]]:
 
 def with_configs(scalars: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """Return the scalars with a column config.<key> for each key of the runs' config.json; NaN where a run lacks it."""
-    configs = []
+    configs = {}
     for run in scalars["run"].unique():
-        try:
-            config = json.loads((folder / run / "config.json").read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError):
-            config = {}
-        flat = pd.json_normalize(config if isinstance(config, dict) else {}).add_prefix("config.")
-        configs.append(flat.assign(run=run))
-    return scalars.merge(pd.concat(configs, ignore_index=True), on="run", how="left") if configs else scalars
+        with suppress(UserError):  # a damaged one
+            configs[run] = flat(read_json(folder / run / "config.json") or {})
+    table = pd.DataFrame.from_dict(configs, orient="index").add_prefix("config.").rename_axis("run")
+    return scalars.merge(table, on="run", how="left")
 
 
 def _is_whole(path: Path) -> bool:
