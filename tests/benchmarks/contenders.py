@@ -18,22 +18,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from classic_loop import ClassicBarlowTwins, classic_transform, plain_resnet18, without_head
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
 from torchvision.transforms.functional import normalize
 
 from augmentations.transform_utils import denormalise
 from dataset_loader.image_store import open_store
 from dataset_loader.xrays import XRays
+from self_sup_classes.backbones import library_network
 from selfsup_task.pretraining import EPOCHS, PretrainConfig, build_model, loss_of_views, pretraining_step
 from utils.hardware import choose_device, choose_precision, placed, prepare
 from utils.optimisation import build_optimizer, gradient_step, lr_multiplier
-from utils.seeds import epoch_order
+from utils.seeds import epoch_order, mixed_seed
 from utils.training_utils import check_batch_size
 
-CLASSIC_LR, CLASSIC_DECAY, CLASSIC_WIDTH = 2e-3, 1e-5, 512  # the original project's
+CLASSIC_LR, CLASSIC_DECAY, CLASSIC_WIDTH, CLASSIC_LAMBDA = 2e-3, 1e-5, 512, 5e-3  # the original project's
 # Those of docs.lightly.ai/examples/barlowtwins.html, which keeps its learning rate constant and switches blur off
 LIGHTLY_LR, LIGHTLY_WIDTHS, LIGHTLY_BLUR = 0.06, (512, 2048, 2048), 0.0
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of lightly's transforms
@@ -89,6 +90,64 @@ def classic(config: PretrainConfig, xrays: XRays, workers: int) -> Pretraining:
         optimizer.step()
 
     return Pretraining(without_head(network.net), step)
+
+
+def plain_resnet18(in_channels: int, seed: int) -> nn.Module:
+    """Return torchvision's ResNet-18 with the weights that `random_backbone` gives this seed; the head's differ."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mixed_seed("backbone", seed))
+        return library_network("resnet18", in_channels)
+
+
+def without_head(resnet: nn.Module) -> nn.Sequential:
+    """Return the same modules but for the last: [N, C, R, R] -> features [N, 512, 1, 1]."""
+    return nn.Sequential(*list(resnet.children())[:-1])
+
+
+class ClassicBarlowTwins(nn.Module):
+    """The network, with a projector of one linear layer [512 -> d], and the loss as in most repositories."""
+
+    def __init__(self, d: int, seed: int):
+        super().__init__()
+        self.net = plain_resnet18(1, seed)
+        self.net.fc = nn.Linear(512, d, bias=False)
+
+    def forward(self, y1: Tensor, y2: Tensor) -> Tensor:
+        """Return the loss of two views [N, 1, R, R]."""
+        return classic_loss(self.net(y1), self.net(y2))
+
+
+def classic_loss(z1: Tensor, z2: Tensor) -> Tensor:
+    """Return the loss of embeddings [N, D]: BatchNorm, the D x D matrix, its flattened off-diagonal."""
+    z1, z2 = (nn.functional.batch_norm(z, None, None, training=True) for z in (z1, z2))
+    c = z1.T @ z2 / len(z1)
+    on = torch.diagonal(c).add_(-1).pow_(2).sum()
+    n = len(c)
+    off = c.flatten()[:-1].view(n - 1, n + 1)[:, 1:].flatten().pow_(2).sum()
+    return on + CLASSIC_LAMBDA * off
+
+
+def classic_transform(size: int) -> v2.Compose:
+    """Return the original project's final views, image by image: PIL "L" -> normalised float32 [1, size, size]."""
+    return v2.Compose(
+        [
+            v2.PILToTensor(),
+            v2.RandomResizedCrop(size, (0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
+            v2.RandomHorizontalFlip(),
+            v2.RandomVerticalFlip(),
+            v2.RandomEqualize(),
+            v2.RandomApply([v2.GaussianBlur(13, (0.1, 2.0))]),
+            v2.RandomPerspective(0.15),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.RandomApply([v2.Lambda(_noisy)]),
+            v2.Normalize([0.449], [0.226]),
+        ]
+    )
+
+
+def _noisy(x: Tensor) -> Tensor:
+    """Add Gaussian noise of 6 to 10% of the image's mean; a function with a name, so that DataLoader can pickle it."""
+    return (x + torch.randn_like(x) * x.mean() * (0.06 + 0.04 * torch.rand(()))).clamp(0, 1)
 
 
 def by_lightly(config: PretrainConfig, xrays: XRays, workers: int, batch_size: int) -> Pretraining:

@@ -14,14 +14,12 @@ TINY = "--batch-size 4 --rounds 1"
 CALLS = {
     "bench_step": f"{TINY} --backbones resnet18 --sizes 32 --projector-dims 8 --images 8 --steps 1 --device cpu "
     "--variants float32",
-    "bench_pretraining": f"{TINY} --img-res 32 --projector 8",
     "bench_collection": "--images 30 --searched 50 --checked 50",
     "bench_time_to_quality": "--data-root {covid} --img-res 32 --batch-size 8 --workers 0 --minutes 0.01 --probes 1 "
     "--draws 2 --num-labels 80 --threads 1 --only ours classic --folder {folder}",
 }
 LAST = {
     "bench_step": "float32",
-    "bench_pretraining": " loop",
     "bench_collection": "leak check",
 }
 
