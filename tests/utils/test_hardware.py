@@ -1,6 +1,7 @@
 """What a machine lacks is said: memory, and a GPU that torch does not find or cannot use."""
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from utils import hardware, scripts
 from utils.config import Config, UserError
 from utils.hardware import choose_device, choose_precision, memory_for, prepare
+from utils.software import software
 
 REFUSALS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has ..."),
@@ -113,3 +115,10 @@ def test_a_gpu_that_torch_does_not_find_is_said_once(
         assert choose_device("auto") == torch.device("cpu")
     warning = capsys.readouterr().err
     assert said in warning and warning.count("warning:") == bool(said)
+
+
+def test_the_command_can_be_pasted_whatever_its_words_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["a/script.py", "--encoders", "runs/fold*/x.pt", "--data-root", "my films"]
+    monkeypatch.setattr("sys.argv", words)
+    command = str(software()["command"])
+    assert shlex.split(command)[1:] == words and "'runs/fold*/x.pt'" in command

@@ -157,17 +157,6 @@ def test_real_xrays_change_defaults_and_flags_win(arguments: str, epochs: int, d
     assert found == {**expected, "finetune": {"num_steps": steps, "lrs": [0.1]}}
 
 
-def test_help_shows_the_values_for_real_xrays_and_why(capsys: pytest.CaptureFixture[str]) -> None:
-    source = "config: dict = {\n'lr': 1,  # rate\n'finetune': {\n'lr': 2,  # of the head\n},\n}\n"
-    comments = key_comments(source + "real_xrays: dict = {\n'lr': 3,  # 2 gained 5% less\n}\n")
-    config = {"dataset": "phantom", "lr": 1, "finetune": {"lr": 2}}
-    with pytest.raises(SystemExit):
-        parse_flags(config, comments, "", ["--help"], {"lr": 3})
-    text = " ".join(capsys.readouterr().out.split())
-    assert "rate (default: 1; real X-rays: 3 (2 gained 5% less))" in text
-    assert "of the head (default: 2)" in text
-
-
 def test_the_data_sets_name_goes_into_the_run_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["script.py", "--dataset", "covid"])
     found = flags({"dataset": "phantom", "run_name": "pretrain/{dataset}"}, "")
@@ -193,17 +182,20 @@ def test_comments_are_found_by_key_whatever_the_values_hold() -> None:
     assert key_comments("\n".join(lines)) == {"b": "two", "d": "4 #5"}
 
 
-def test_help_shows_the_comments_of_the_scripts_own_file_first(
+def test_help_shows_comments_those_of_the_scripts_own_file_first_and_values_for_real_xrays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "own.py").write_text('c = {\n"lr": 1,  # own words\n}\n')
-    (tmp_path / "other.py").write_text('c = {\n"lr": 1,  # other words\n"num_steps": 1,  # steps of a stone\n}\n')
+    own = 'c = {\n"lr": 1,  # own words\n}\nreal_xrays: dict = {\n"lr": 3,  # 2 gained 5% less\n}\n'
+    (tmp_path / "own.py").write_text(own)
+    other = 'c = {\n"lr": 1,  # other words\n"finetune": {\n"num_steps": 1,  # steps of a stone\n},\n}\n'
+    (tmp_path / "other.py").write_text(other)
     monkeypatch.setattr("sys.argv", ["script.py", "--help"])
     with pytest.raises(SystemExit) as ended:
-        flags(CONFIG, "What it does.", str(tmp_path / "own.py"), str(tmp_path / "other.py"))
+        files = [str(tmp_path / name) for name in ("own.py", "other.py")]
+        flags(CONFIG, "What it does.", *files, real_xrays={"lr": 3.0})
     text = " ".join(capsys.readouterr().out.split())
     assert ended.value.code == 0
-    assert "--lr VALUE own words (default: 0.001)" in text
+    assert "--lr VALUE own words (default: 0.001; real X-rays: 3.0 (2 gained 5% less))" in text
     assert "--finetune.num-steps VALUE steps of a stone (default: 5)" in text
     assert text.count("(default: False)") == 1
     assert "other words" not in text
