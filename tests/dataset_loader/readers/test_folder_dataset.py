@@ -190,6 +190,11 @@ def test_class_names_that_look_equal_are_one_class(root: Path, capsys: pytest.Ca
     assert "1 (1+SARS-2) join the names of several classes" in capsys.readouterr().err
 
 
+def test_films_of_one_study_without_a_patient_are_said(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    read(root, "file,label,accession,patient", "a.png,x,7,", "d.gif,y,7,", "e.png,x,8,", "lungs/a.png,y,9,p")
+    assert "labels.csv: 2 films share a study, but no patient is named" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["labels.xlsx", "Labels.ods", "labels.csv.gz", "label.csv"])
 def test_labels_in_another_kind_of_file_are_refused(root: Path, name: str) -> None:
     (root / name).touch()
