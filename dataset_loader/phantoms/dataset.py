@@ -29,7 +29,7 @@ from dataset_loader.readers.folder_dataset import TABLE
 from dataset_loader.synthetic import RECORD
 from utils.config import UserError
 from utils.distributed import exclusive_lock
-from utils.files import read_json, write_json, write_table
+from utils.files import plain_refusals, read_json, write_json, write_table
 from utils.hardware import usable_cores
 from utils.scripts import progress_bar
 
@@ -105,15 +105,12 @@ def draw(xrays: Sequence[XRay], shape: tuple[int, int]) -> tuple[Array, Array]:
 def _ensure(root: Path, request: dict, plan: Callable[[], Plan], shape: tuple[int, int]) -> Path:
     """Draw the images that `plan` lists, unless `root` holds them."""
     request = {"version": VERSION, **request}
-    try:
+    with plain_refusals(root):
         _check_folder(root.parent)
-        if _is_finished(root, request):
-            return root
-        with exclusive_lock(root.parent / f".{root.name}.lock", f"drawing {root}"):
-            if not _is_finished(root, request):  # another process may just have drawn them
-                _draw_layout(root, request, plan, shape)
-    except OSError as error:
-        raise UserError(f"could not write the synthetic X-rays to {root}: {error}.") from error
+        if not _is_finished(root, request):
+            with exclusive_lock(root.parent / f".{root.name}.lock", f"drawing {root}"):
+                if not _is_finished(root, request):  # another process may just have drawn them
+                    _draw_layout(root, request, plan, shape)
     return root
 
 

@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from augmentations import geometry as g
 
-SIZE = 96
+SIZE, BILINEAR = 96, v2.InterpolationMode.BILINEAR
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -72,39 +72,34 @@ def test_crop_agrees_with_resized_crop_to_1e_4_inside(box, interpolation):
     assert (view - expected.clamp(0, 1))[inner].abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("degrees", [-20.0, -3.3, 11.0, 20.0])
-def test_rotation_agrees_with_torchvisions_to_1e_4(degrees):
+START, END = [[0, 0], [SIZE, 0], [SIZE, SIZE], [0, SIZE]], [[5, 2], [90, 6], [93, 91], [1, 89]]
+MOVED = torch.tensor(END, dtype=torch.float64)[None] * 2 / SIZE - 1
+
+
+@pytest.mark.parametrize(
+    ("move", "homography"),
+    [
+        *(
+            (lambda image, a=a: tv.rotate(image, a, BILINEAR), g.rotation_homography(numbers(a)))
+            for a in (-20, 3.3, 20)
+        ),
+        (lambda image: tv.perspective(image, START, END, BILINEAR), g.perspective_homography(MOVED)),
+    ],
+)
+def test_rotation_and_perspective_agree_with_torchvisions_to_1e_4(move, homography):
     image = textured()
-    bilinear = v2.InterpolationMode.BILINEAR
-    expected = tv.rotate(image, degrees, bilinear)
-    inside = tv.rotate(torch.ones_like(image), degrees, bilinear) > 0.9999  # all but the darkened edge
-    view = look(image, g.rotation_homography(numbers(degrees)))
+    inside = move(torch.ones_like(image)) > 0.9999  # all but the darkened edge
     assert inside.float().mean() > 0.7
-    assert (view - expected)[inside].abs().max() < 1e-4
-
-
-def test_perspective_agrees_with_torchvisions_to_1e_4():
-    image, bilinear = textured(), v2.InterpolationMode.BILINEAR
-    start = [[0, 0], [SIZE, 0], [SIZE, SIZE], [0, SIZE]]
-    end = [[5, 2], [90, 6], [93, 91], [1, 89]]
-    expected = tv.perspective(image, start, end, bilinear)
-    inside = tv.perspective(torch.ones_like(image), start, end, bilinear) > 0.9999
-    corners = torch.tensor(end, dtype=torch.float64)[None] * 2 / SIZE - 1
-    view = look(image, g.perspective_homography(corners))
-    assert inside.float().mean() > 0.7
-    assert (view - expected)[inside].abs().max() < 1e-4
+    assert (look(image, homography) - move(image))[inside].abs().max() < 1e-4
 
 
 def test_composition_agrees_with_torchvisions_operators_one_after_another():
     """Within 0.01 on a smooth image, away from the edges: the sequence interpolates three times, we once."""
-    image, bilinear = smooth(), v2.InterpolationMode.BILINEAR
-    start = [[0, 0], [SIZE, 0], [SIZE, SIZE], [0, SIZE]]
-    end = [[6, 1], [92, 5], [95, 93], [2, 90]]
-    expected = tv.resized_crop(image, 12, 8, 70, 64, [SIZE, SIZE], bilinear, antialias=False)
-    expected = tv.perspective(tv.rotate(tv.hflip(expected), 15, bilinear), start, end, bilinear)
-    corners = torch.tensor(end, dtype=torch.float64)[None] * 2 / SIZE - 1
+    image = smooth()
+    expected = tv.resized_crop(image, 12, 8, 70, 64, [SIZE, SIZE], BILINEAR, antialias=False)
+    expected = tv.perspective(tv.rotate(tv.hflip(expected), 15, BILINEAR), START, END, BILINEAR)
     product = crop_of(8, 12, 64, 70) @ g.draw_hflip(1, generator())
-    product = product @ g.rotation_homography(numbers(15)) @ g.perspective_homography(corners)
+    product = product @ g.rotation_homography(numbers(15)) @ g.perspective_homography(MOVED)
     inner = (..., slice(20, -20), slice(20, -20))
     assert (look(image, product) - expected)[inner].abs().max() < 0.01
     assert (look(image, product) - image)[inner].abs().max() > 0.1  # something happened

@@ -12,7 +12,7 @@ from data_config import opened as open_data
 from PIL import Image
 
 from dataset_loader.ids import KEY_FILE
-from dataset_loader.splits import FOLD_NAMES, FOLDS, PARTS, split_by_group
+from dataset_loader.splits import FOLD_NAMES, FOLDS, PARTS
 from dataset_loader.xrays import XRays
 from self_sup_classes.provenance import Provenance, check_unseen
 from utils.config import UserError
@@ -158,19 +158,6 @@ def test_what_is_no_split_of_these_films_is_refused(clinic: Path, tmp_path: Path
     for name in ("gone.csv", str(clinic / "labels.csv")):
         with pytest.raises(UserError, match="is no split"):
             opened(clinic, keep_split=str(name))
-
-
-def test_shares_are_those_of_all_images_after_many_months() -> None:
-    shares = [0.18] * FOLDS + [0.1]
-    paths, sets = np.array([], dtype=str), np.array([], dtype=int)
-    for month in range(20):
-        paths = np.append(paths, [f"{month}/{number}.png" for number in range(50)])
-        groups = np.array([f"{path[:-5]}" for path in paths])  # ten films of a patient, one of another
-        kept = np.append(sets, [-1] * 50)
-        again = split_by_group(groups, np.arange(len(paths)) % 3, 0, shares, kept)
-        assert (again[kept != -1] == sets).all()
-        sets = again
-    assert [(sets == number).mean() for number in range(len(shares))] == pytest.approx(shares, abs=0.02)
 
 
 def test_the_size_of_the_validation_part_is_a_key(clinic: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,6 @@ from dataset_loader.columns import Columns
 from dataset_loader.splits import (
     FOLD_NAMES,
     FOLDS,
-    PARTS,
     label_subset,
     parts_of,
     places_of,
@@ -75,16 +74,6 @@ def test_the_rounding_of_many_small_strata_evens_out() -> None:
         counts = np.array([(sets[strata == stratum] == number).sum() for stratum in range(300)])
         assert np.abs(counts - share * 5).max() < 1
         assert counts.sum() == pytest.approx(share * 1500, abs=2)
-
-
-@given(SIZES, st.integers(0, 10**6))
-def test_every_image_but_validation_is_tested_in_exactly_one_fold(sizes: list[int], seed: int) -> None:
-    places = places_of(drawn_columns(sizes), seed)
-    parts = np.array([parts_of(places, fold) for fold in range(FOLDS)])  # [5, N]
-    assert set(parts.ravel()) <= set(PARTS)
-    assert ((parts == "val") == (parts[0] == "val")).all()  # the same in every fold
-    assert ((parts == "test").sum(axis=0) == (parts[0] != "val")).all()
-    assert ((parts == "train").sum(axis=0) == (FOLDS - 1) * (parts[0] != "val")).all()
 
 
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=60), st.randoms(use_true_random=False))

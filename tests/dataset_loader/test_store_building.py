@@ -6,7 +6,6 @@ import sys
 import time
 from collections import namedtuple
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -18,8 +17,6 @@ from dataset_loader import decoding, image_store, store_building
 from dataset_loader.decoding import decode_square
 from dataset_loader.image_store import open_store
 from utils.config import UserError
-
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 @pytest.mark.parametrize("count", [15, 60])
@@ -102,14 +99,16 @@ def test_a_build_that_fills_the_disk_says_so_and_resumes(tmp_path: Path, monkeyp
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     (folder,) = (tmp_path / "cache").iterdir()
     (folder / ".store.json.123.tmp").touch()
+    with (folder / "images.npy").open("ab") as images:  # what a kill in mid-write leaves behind
+        images.write(b"half an image")
     decoded = count_decodings(monkeypatch)
     resumed = open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
     assert min(decoded) == names[30]
     assert contents(resumed.folder) == contents(open_store(tmp_path / "in", names, SIZE, tmp_path / "other").folder)
 
 
-def build_slowly(root: Path, folder: Path, place: Path, together: int) -> None:
-    """Build in chunks of 10, once `together` processes are there; list what is decoded below `place`."""
+def build_slowly(root: Path, folder: Path, place: Path) -> None:
+    """Build once two processes are there; list what is decoded below `place`."""
     names, decoded = sorted(path.name for path in root.iterdir()), place / str(os.getpid())
 
     def decode(file: str, size: int) -> np.ndarray:
@@ -118,52 +117,27 @@ def build_slowly(root: Path, folder: Path, place: Path, together: int) -> None:
             list_of_files.write(f"{file}\n")
         return decode_square(file, size)
 
-    with mock.patch.object(decoding, "decode_square", decode), mock.patch.object(store_building, "_CHUNK_BYTES", 10240):
+    with mock.patch.object(decoding, "decode_square", decode):
         decoded.touch()
-        while len(list(place.iterdir())) < together:
+        while len(list(place.iterdir())) < 2:
             time.sleep(0.01)
         store_building.build_store(root, names, SIZE, folder, show_progress=False)
     assert store_building.finished_store(folder, SIZE)
 
 
-def slow_build(root: Path, folder: Path, together: int = 1) -> Any:
-    """Start a build in a process of its own."""
-    place = root.with_name("decoded")
-    place.mkdir(exist_ok=True)
-    process = multiprocessing.get_context("fork").Process(target=build_slowly, args=(root, folder, place, together))
-    process.start()
-    return process
-
-
-@needs_fork
-def test_a_killed_build_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    names = make_images(tmp_path / "in", 400, broken=(5, 250))
-    folder = tmp_path / "cache" / image_store._key(tmp_path / "in", names, SIZE)
-    process = slow_build(tmp_path / "in", folder)
-    while (done := store_building._read_progress(folder, SIZE).done) < 50:
-        assert process.is_alive()
-        time.sleep(0.01)
-    process.kill()
-    process.join()
-    assert not (folder / "store.json").exists()
-    with (folder / "images.npy").open("ab") as images:  # what a kill in mid-write leaves behind
-        images.write(b"half an image")
-    decoded = count_decodings(monkeypatch)
-    resumed = open_store(tmp_path / "in", names, SIZE, tmp_path / "cache")
-    assert 0 < len(decoded) <= 400 - done
-    undisturbed = open_store(tmp_path / "in", names, SIZE, tmp_path / "other")
-    assert contents(resumed.folder) == contents(undisturbed.folder)
-
-
-@needs_fork
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_of_two_processes_one_builds_and_both_read(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    names = make_images(tmp_path / "in", 100, broken=(42,))
+    names, place = make_images(tmp_path / "in", 100, broken=(42,)), tmp_path / "decoded"
     folder = tmp_path / "cache" / image_store._key(tmp_path / "in", names, SIZE)
-    processes = [slow_build(tmp_path / "in", folder, together=2) for _ in range(2)]
+    place.mkdir()
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=build_slowly, args=(tmp_path / "in", folder, place)) for _ in range(2)]
+    for process in processes:
+        process.start()
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
-    counts = [len(file.read_text().splitlines()) for file in (tmp_path / "decoded").iterdir()]
+    counts = [len(file.read_text().splitlines()) for file in place.iterdir()]
     assert sorted(counts) == [0, 100]
     assert capfd.readouterr().err.count("another process") == 1
     alone = open_store(tmp_path / "in", names, SIZE, tmp_path / "other")

@@ -88,6 +88,7 @@ def test_folders_of_years_and_patients_are_not(names: tuple[str, ...]) -> None:
         ("x", ["set/train/a/1.png", "set/train/b/1.png", "zz/1.png"], "inside 'set'.*did you mean {}/set\\?"),
         ("x", ["p/set/a/images/1.png", "p/set/b/images/1.png", "q/1.png"], "did you mean {}/p/set\\?"),
         ("x/a", ["a/1.png", "b/1.png"], "no class folder.*did you mean {}\\?"),
+        ("x/a", ["a/images/1.png", "b/images/1.png"], "inside 'images'|only the class 'images'.*did you mean {}\\?"),
     ],
 )
 def test_what_is_no_set_of_classes_says_what_is(tmp_path: Path, root: str, files: list[str], message: str) -> None:
