@@ -4,17 +4,14 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from dataset_loader.image_files import is_image, is_left_out, is_visible, shown
-from dataset_loader.readers.tables import one_spelling
+from dataset_loader.image_files import is_image, is_left_out, is_visible
 from dataset_loader.readers.values import part_of
 from utils.config import UserError
-from utils.messages import say
 
 _AFTER_PART = re.compile("(dataset|data|images)$")  # TrainData, test images
 _IMAGES = "images"  # <Class>/images/*, beside <Class>/masks/*
@@ -42,15 +39,6 @@ class ClassFolders:
     def names(self) -> list[str]:
         """Return the classes in alphabetical order."""
         return sorted(set(self.classes) - {""})
-
-    def in_one_spelling(self, root: Path) -> "ClassFolders":
-        """Return the same with classes that look alike as one, which is said on stderr."""
-        return replace(self, classes=one_spelling(pd.Series(self.classes), root).to_numpy(object))
-
-    def note_others(self, fate: str) -> None:
-        """Say on stderr which images are in no class folder, and what becomes of them."""
-        if others := self.files[self.classes == ""].tolist():
-            say(f"note: {shown(others)} in no class folder, {fate}")
 
     def check(self, root: Path, instead: str) -> None:
         """Raise UserError without two classes, for an empty class, or where folders inside one look like classes.

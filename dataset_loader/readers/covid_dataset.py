@@ -3,11 +3,9 @@
 from pathlib import Path
 
 from dataset_loader.columns import Columns
-from dataset_loader.readers.class_folders import by_folder
-from dataset_loader.readers.folder_dataset import TABLE, described_by_folders
+from dataset_loader.readers.folder_dataset import read_class_folders
 from dataset_loader.synthetic import without_synthetic
 from utils.config import UserError
-from utils.messages import say
 
 _HOW_TO_PLACE = (
     'get the "COVID-19 Radiography Database" from Kaggle (tawsifurrahman/covid19-radiography-database), '
@@ -21,18 +19,13 @@ def read_covid(root: Path) -> Columns:
 
     Classes are the folders that hold images, in alphabetical order. Each image is a group of its own, unless it is a
     DICOM file that names its patient. Folders of train, val and test images above or below the classes are the
-    named parts. Images elsewhere are counted on stderr and left out.
+    named parts. Images elsewhere are counted on stderr, and left out.
 
     Raises UserError if there is no such folder, fewer than two classes or a class without images.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"found no folder {root}, looked there for <Class>/images/*.png; {_HOW_TO_PLACE}")
-    found = by_folder(without_synthetic(root), deep=False).in_one_spelling(root)
-    found.check(root, _HOW_TO_PLACE)
-    found.note_others("left out")
-    if (root / TABLE).is_file():
-        say(f"note: {root / TABLE} is not read, classes are folders; --dataset folder reads it")
-    others = found.classes == ""
-    columns = described_by_folders(root, found.files[~others], found)
-    return columns.with_left_out(found.files[others], "in no class folder")
+    files = without_synthetic(root)
+    columns = read_class_folders(root, files, deep=False, fate="left out", instead=_HOW_TO_PLACE)
+    return columns.labelled().with_left_out(columns.labelled(False).paths, "in no class folder")

@@ -4,6 +4,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pandas as pd
 from dataset_loader.columns import UNLABELLED, Columns
 from dataset_loader.dicom import RADIOGRAPHS, dicom_facts
 from dataset_loader.image_files import is_dicom_name, shown
-from dataset_loader.readers.class_folders import ClassFolders, by_folder, like_classes, lung_masks
+from dataset_loader.readers.class_folders import by_folder, like_classes, lung_masks
 from dataset_loader.readers.known_columns import COLUMNS, column_key, has_meaning, known_columns
 from dataset_loader.readers.listed_files import below, file_finder
 from dataset_loader.readers.patients import NO_PATIENT, joined_patients
@@ -58,7 +59,8 @@ def read_folder(root: Path, labels: str = "table", laterals: bool = False) -> Co
     if not len(files):
         raise UserError(f"found no image below {root}; data_root names the folder that holds your images.")
     if labels == "folders":
-        columns = _read_class_folders(root, files)
+        instead = "with --labels folders each class has a folder of its own."
+        columns = read_class_folders(root, files, deep=True, fate="so without a label", instead=instead)
     elif path := _table_of(root):
         columns = _read_table(root, files, path)
     else:
@@ -95,22 +97,24 @@ def offer_of_folders(counts: Mapping[str, int]) -> str:
     return f"its folders look like classes ({listed}): --labels folders reads them"
 
 
-def _read_class_folders(root: Path, files: np.ndarray) -> Columns:
-    """Return the columns of images whose class is their top folder; the others are UNLABELLED."""
-    found = by_folder(files, deep=True).in_one_spelling(root)
-    found.check(root, "with --labels folders each class has a folder of its own.")
-    found.note_others("so without a label")
-    if (root / TABLE).is_file():
-        say(f"note: {root / TABLE} is not read: labels is 'folders'")
-    return described_by_folders(root, files, found)
+def read_class_folders(root: Path, files: np.ndarray, *, deep: bool, fate: str, instead: str) -> Columns:
+    """Return the columns of files [N], whose classes, parts and lung masks their folders tell, as by_folder says.
 
-
-def described_by_folders(root: Path, files: np.ndarray, found: ClassFolders) -> Columns:
-    """Return the columns of files [N], whose classes, parts and lung masks their folders tell."""
+    Files in no class folder are UNLABELLED; stderr says so, and their `fate`. Raises UserError without two classes,
+    which says what to do `instead`.
+    """
+    found = by_folder(files, deep=deep)
+    classes = one_spelling(pd.Series(found.classes, dtype=object), root)
+    found = replace(found, classes=classes.to_numpy(object))
+    found.check(root, instead)
     labelled = found.classes != ""
+    if others := files[~labelled].tolist():
+        say(f"note: {shown(others)} in no class folder, {fate}")
+    if (root / TABLE).is_file():
+        say(f"note: {root / TABLE} is not read, as folders are the classes; --dataset folder --labels table reads it")
     labels = np.searchsorted(found.names, found.classes[labelled])
-    rows = pd.DataFrame({"file": found.files, "label": found.classes, "part": found.parts}).loc[labelled]
-    rows["mask"] = [mask or "" for mask in lung_masks(root, found.files[labelled])]
+    rows = pd.DataFrame({"file": files, "label": found.classes, "part": found.parts}).loc[labelled]
+    rows["mask"] = [mask or "" for mask in lung_masks(root, files[labelled])]
     return described(root, files, rows, labels, tuple(found.names), root)
 
 

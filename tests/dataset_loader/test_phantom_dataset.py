@@ -63,9 +63,8 @@ def test_the_planted_copies_and_no_other_images_are_duplicates(covid: Path, caps
     table = pd.read_csv(covid / TABLE, keep_default_na=False)
     copies = table[table["copy_of"] != ""]
     assert len(table) == 400 and 4 <= len(copies) <= 8
-    assert np.allclose(
-        [(table["part"] == part).mean() for part in ("train", "val", "test")], [0.5, 0.25, 0.25], atol=0.02
-    )
+    shares = [(table["part"] == part).mean() for part in ("train", "val", "test")]
+    assert np.allclose(shares, [0.5, 0.25, 0.25], atol=0.02)
     for layout in ("covid", "folder"):  # with drawn parts, and with those of the table
         xrays = opened(layout, covid)
         found = xrays.duplicates

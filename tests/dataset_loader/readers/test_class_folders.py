@@ -63,7 +63,7 @@ def test_folders_that_look_like_classes_are_offered(tmp_path: Path, capsys: pyte
     (root / "labels.csv").write_text("file,label\ntrain/SICK/1.png,a\ntrain/SICK/2.png,b\n")
     assert read_folder(root).label_names == ("a", "b")
     assert read_folder(root, "folders").label_names == ("NORMAL", "SICK")
-    assert "labels.csv is not read: labels is 'folders'" in capsys.readouterr().err
+    assert "labels.csv is not read, as folders are the classes" in capsys.readouterr().err
 
 
 def test_folders_that_look_alike_are_one_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
