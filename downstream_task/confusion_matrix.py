@@ -8,8 +8,9 @@
 It reads the predictions.csv of each training: no images, no network, seconds per run. A comparison gets curves.csv,
 differences.csv and plateaus.csv of all its runs in runs/test/<comparison>/all/. Each run that you name gets a page in
 runs/test/<run>/, and so does each headline way of a comparison; that page joins the first draw of every fold, and so
-covers all test images. A page is scores.csv (within folds, then averaged, with 95% intervals over patients or duplicate
-groups), classes.csv, operating_points.csv, conformal.csv, subgroups.csv and figures/. Temperature and thresholds are
+covers all test images. A page is scores.csv, classes.csv, operating_points.csv, conformal.csv, subgroups.csv and
+figures/, with 95% intervals over patients or duplicate groups. Scores are computed within folds, then averaged; ECE,
+operating points, conformal sets and the confusion matrix join the images of all folds. Temperature and thresholds are
 chosen on the validation rows; the tables say on how many labels. If a data set knows studies (CheXpert), its findings
 are also scored by study, on the mean over the frontal views.
 With `external`, the networks predict all images of other collections, which they must not have seen. The drop is the

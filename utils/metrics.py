@@ -70,11 +70,10 @@ def prediction_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str
 
     accuracy, balanced_accuracy (mean recall) and macro_f1 are of the likeliest class, and not of findings. auroc and
     auprc (average precision) are of each class against the rest, or of each finding. All but accuracy average over the
-    classes that occur, or the findings with known images of both kinds; NaN without any. ece is `calibration_error`;
-    the others are better the larger.
+    classes that occur, or the findings with known images of both kinds; NaN without any.
     """
     auroc, auprc = map(_mean, per_class_scores(labels, probabilities)[:, 2:].T)
-    scores = {"auroc": auroc, "auprc": auprc, "ece": calibration_error(labels, probabilities)}
+    scores = {"auroc": auroc, "auprc": auprc}
     if labels.ndim > 1:
         return scores
     counts = confusion_counts(labels, probabilities)

@@ -202,16 +202,23 @@ def confusion_matrices(counts: np.ndarray, names: Sequence[str], title: str) -> 
     return figure
 
 
-def roc_curves(truth: np.ndarray, scores: np.ndarray, names: Sequence[str], title: str) -> Figure:
-    """ROC curves of scores [M, C] for truth [M, C] (1, 0 or NaN), one line per class or finding."""
+def roc_curves(heads: Sequence[tuple[np.ndarray, np.ndarray]], names: Sequence[str], title: str) -> Figure:
+    """Draw a ROC curve per class or finding, the mean of some heads', each truth [m, C] (1, 0, NaN) and scores [m, C].
+
+    It is the mean sensitivity at each specificity (vertical averaging, Fawcett 2006, Pattern Recognit Lett 27:861), so
+    the area under it is the heads' mean AUROC.
+    """
+    false = np.linspace(0, 1, 1001)
     figure = Figure(figsize=(5.6, 5.0), layout="constrained")
     ax = figure.subplots()
     ax.plot([0, 1], [0, 1], color="0.8", linewidth=1)
     for c, (name, colour, _) in enumerate(styled(names)):
-        known = ~np.isnan(truth[:, c])
-        if len(np.unique(truth[known, c])) == 2:
-            false, right, _ = roc_curve(truth[known, c], scores[known, c])
-            ax.plot(false, right, color=colour, label=f"{name}, AUROC {auc(false, right):.2f}")
+        known = [(truth[~np.isnan(truth[:, c]), c], scores[~np.isnan(truth[:, c]), c]) for truth, scores in heads]
+        curves = [roc_curve(*pair)[:2] for pair in known if len(np.unique(pair[0])) == 2]
+        if curves:
+            mean = np.mean([np.interp(false, *curve) for curve in curves], axis=0)
+            area = np.mean([auc(*curve) for curve in curves])
+            ax.plot([0, *false], [0, *mean], color=colour, label=f"{name}, AUROC {area:.2f}")
     ax.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     ax.set_title(title, fontsize=10)
     ax.legend(fontsize=8, loc="lower right")

@@ -42,6 +42,10 @@ def page(tested: Predicted, validation: Predicted, title: str) -> Page:
     temperature, the thresholds and the least probability of a class in a set are chosen on the validation part, the
     same for all heads, and the tables say on how many of its labels. Thresholds are of probabilities at the temperature
     that predict.py uses.
+
+    Scores of several heads are computed within each head's images and averaged, also those of classes and subgroups.
+    What needs many images, or shares a threshold, joins the images of all heads: calibration errors, reliability,
+    operating points, conformal sets and the confusion matrix.
     """
     labels, names = tested.labels, tested.names
     temperature = fit_temperature(logits_of(validation.probabilities, tested.multilabel), validation.labels)
@@ -52,9 +56,10 @@ def page(tested: Predicted, validation: Predicted, title: str) -> Page:
         "classes": class_table(tested),
         "operating_points": operating_points(val, scaled).assign(temperature=temperature),
     }
+    heads = tested.by_head(np.arange(len(labels)))
     calibrated = {"raw": tested.probabilities, "after temperature scaling": scaled.probabilities}
     figures = {
-        "roc": plots.roc_curves(tested.truth, tested.probabilities, names, title),
+        "roc": plots.roc_curves([(tested.truth[own], tested.probabilities[own]) for own in heads], names, title),
         "reliability": plots.reliability(labels, calibrated, title),
     }
     chosen = {"temperature": temperature, "validation_labels": len(val.labels) // len(np.unique(val.heads))}
@@ -71,11 +76,17 @@ def page(tested: Predicted, validation: Predicted, title: str) -> Page:
 
 
 def all_scores(tested: Predicted, scaled: Predicted) -> dict[str, Interval]:
-    """Return each score with its interval, also the calibration error at the temperature and the score by study."""
+    """Return each score with its interval, and calibration errors before and after scaling; also the score by study.
+
+    Calibration errors are of all heads' images together: of the few images of one head they would be overestimated.
+    """
+    before_and_after = {"ece": tested, "ece_after_temperature_scaling": scaled}
 
     def scores(rows: np.ndarray) -> dict[str, float]:
-        after = calibration_error(tested.labels[rows], scaled.probabilities[rows])
-        return {**tested.scores(rows), "ece_after_temperature_scaling": after}
+        errors = {
+            name: calibration_error(one.labels[rows], one.probabilities[rows]) for name, one in before_and_after.items()
+        }
+        return {**tested.scores(rows), **errors}
 
     studies = by_study(tested)
     found = {} if studies is None else {"auroc_by_study": score_of(studies)}

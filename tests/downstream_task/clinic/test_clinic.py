@@ -1,12 +1,14 @@
 """Operating points, conformal sets, subgroups: against scikit-learn, by hand and by simulation."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score, roc_curve
+from scipy.special import softmax
+from sklearn.metrics import auc, balanced_accuracy_score, recall_score, roc_auc_score, roc_curve
 
 from downstream_task.clinic import tables
 from downstream_task.clinic.films import PATH, find_films
@@ -22,6 +24,7 @@ from downstream_task.clinic.tables import (
     subgroup_table,
 )
 from downstream_task.predictions import Predicted
+from utils.metrics import expected_calibration_error
 
 
 def said(labels: np.ndarray, p: np.ndarray, groups: np.ndarray | None = None, **details: Any) -> Predicted:
@@ -145,6 +148,29 @@ def test_scores_by_study_are_those_of_mean_probabilities() -> None:
     assert by_study(tested.take(np.arange(3, 240, 4))) is None, (
         "each study has one view, so its score is the one by image"
     )
+
+
+def test_what_is_said_twice_of_several_heads_is_one_number() -> None:
+    """Scores are means over heads, also beside ROC curves; calibration errors, raw and scaled, join their images."""
+    rng = np.random.default_rng(0)
+    labels, heads = rng.integers(0, 3, 150), np.arange(150) % 3
+    logits = rng.normal(size=(150, 3)) + 1.5 * np.eye(3)[labels] + 3 * np.eye(3)[heads]  # each prefers another class
+    tested = replace(said(labels, np.asarray(softmax(logits, axis=1))), heads=heads)
+    unscaled = tables.all_scores(tested, tested)
+    assert unscaled["ece"] == unscaled["ece_after_temperature_scaling"]
+    ece = expected_calibration_error(tested.probabilities.max(1), tested.probabilities.argmax(1) == labels)
+    assert unscaled["ece"][0] == pytest.approx(ece)
+    found, figures, _ = tables.page(tested, tested, "")
+    scores, classes = found["scores"].set_index("score")["value"], found["classes"].set_index(["class", "score"])
+    for c, name in enumerate(tested.names):
+        areas = [roc_auc_score(labels[heads == k] == c, tested.probabilities[heads == k, c]) for k in range(3)]
+        assert classes.loc[(name, "auroc"), "value"] == pytest.approx(np.mean(areas))
+        curve = figures["roc"].axes[0].lines[1 + c]
+        assert curve.get_label() == f"{name}, AUROC {np.mean(areas):.2f}"
+        assert auc(*curve.get_data()) == pytest.approx(np.mean(areas), abs=2e-3)
+    drawn = [text.get_text() for text in figures["reliability"].legends[0].get_texts()]
+    assert drawn[0] == f"raw, ECE {scores['ece']:.3f}"
+    assert drawn[1] == f"after temperature scaling, ECE {scores['ece_after_temperature_scaling']:.3f}"
 
 
 def test_of_many_small_groups_the_largest_come_one_by_one() -> None:
