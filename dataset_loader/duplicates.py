@@ -39,6 +39,7 @@ _VERSION = 2  # of the search, part of its result's name: raise it when another 
 
 Move = Callable[[Tensor], Tensor]  # [B, S, S] -> [B, S, S]
 Pairs = np.ndarray  # [n, 2] rows of a store and of another one, or of the same
+Equal = dict[bytes, list[int]]  # the rows that hold one picture, by a hash of its pixels
 
 
 def _turned(quarters: int, mirrored: bool) -> Move:
@@ -78,8 +79,8 @@ def find_duplicates(store: ImageStore, files: Sequence[str], device: torch.devic
     distance is 1 - the correlation of two thumbnails after local contrast normalisation, aligned to a pixel. It is 0
     for one picture, whatever its brightness, contrast, gamma or compression, also if it is a negative, mirrored or
     turned by 90 degrees, or shifted or cropped by 3% of its side. Pairs up to MAX_DISTANCE count, and those whose
-    signatures differ in MAX_BITS or fewer. Of n copies of a film n - 1 pairs are listed, which connect them. The
-    result is stored beside the images. A CUDA `device` compares the
+    signatures differ in MAX_BITS or fewer. Of n copies of a film n - 1 pairs are listed, which connect them; equal
+    thumbnails are paired with the first of them. The result is stored beside the images. A CUDA `device` compares the
     signatures of all pairs, which are whole numbers, so that the result is the same; all else is done here.
     """
     return find_copies(store, files, store, files, device)
@@ -147,23 +148,57 @@ class _Forest:
 
 
 def _near_pairs(store: ImageStore, others: ImageStore, device: torch.device) -> list[tuple[int, int, float]]:
-    """Return row in `store`, row in `others` and distance of near-duplicates; in one store, the first row is lower."""
-    forest = _Forest(store, others)
-    _search(store, others, forest, device)
-    distances = _distances(store, others, forest.pairs)
-    return sorted((*pair, distance) for pair, distance in zip(forest.pairs, distances, strict=True))
+    """Return row in `store`, row in `others` and distance of near-duplicates; in one store, the first row is lower.
+
+    Of equal thumbnails the first alone is searched for.
+    """
+    forest, own = _Forest(store, others), _equal_rows(store)
+    theirs = own if store is others else _equal_rows(others)
+    if store is others:
+        equal = [(rows[0], copy) for rows in own.values() for copy in rows[1:]]
+    else:
+        equal = [(rows[0], theirs[picture][0]) for picture, rows in own.items() if picture in theirs]
+    forest.join(np.array(equal, dtype=np.int64).reshape(-1, 2))
+    _search(store, others, (own, theirs), forest, device)
+    distances = [0.0] * len(equal) + _distances(store, others, forest.pairs[len(equal) :])
+    pairs = [(*pair, distance) for pair, distance in zip(forest.pairs, distances, strict=True)]
+    return sorted(pairs if store is others else pairs + _pairs_of_copies(pairs, own, theirs))
 
 
-def _search(store: ImageStore, others: ImageStore, forest: _Forest, device: torch.device) -> None:
-    """Join the rows that show one film; what is connected is not compared again in detail."""
+def _pairs_of_copies(
+    pairs: Sequence[tuple[int, int, float]], own: Equal, theirs: Equal
+) -> list[tuple[int, int, float]]:
+    """Return a pair for each row that is equal to an earlier one: the nearest pair of that one, if it has any."""
+    by_distance = sorted(pairs, key=lambda pair: -pair[2])  # of equal keys, a dict takes the last
+    of_row, of_other = {pair[0]: pair for pair in by_distance}, {pair[1]: pair for pair in by_distance}
+    found = [(row, *of_row[rows[0]][1:]) for rows in own.values() for row in rows[1:] if rows[0] in of_row]
+    for rows in (rows for rows in theirs.values() if rows[0] in of_other):
+        row, _, distance = of_other[rows[0]]
+        found += [(row, other, distance) for other in rows[1:]]
+    return found
+
+
+def _equal_rows(store: ImageStore) -> Equal:
+    rows: Equal = {}
+    for start in range(0, len(store), _BLOCK):
+        block = range(start, min(start + _BLOCK, len(store)))
+        for row, image in zip(block, store.gather(np.array(block)).numpy(), strict=True):
+            rows.setdefault(hashlib.sha256(image).digest(), []).append(row)
+    return rows
+
+
+def _search(
+    store: ImageStore, others: ImageStore, equal: tuple[Equal, Equal], forest: _Forest, device: torch.device
+) -> None:
+    """Join the rows that show one film, the first ones of `equal` pictures; what is connected is not compared again."""
     # bits that agree less those that do not, in whole numbers
     likely_bits, certain_bits = math.ceil(_LIKELY * num_bits()), num_bits() - 2 * MAX_BITS
+    rows, other_rows = (np.array([same[0] for same in pictures.values()]) for pictures in equal)
     fast = device if device.type == "cuda" else CPU
-    wanted = signs(signatures(others), certain_bits, fast)
-    bar = progress_bar(len(store), "looking for duplicates")
-    for start in range(0, len(store), _BLOCK):
-        block = np.arange(start, min(start + _BLOCK, len(store)))
-        first = start if store is others else 0
+    wanted = signs(signatures(others)[other_rows], certain_bits, fast)
+    bar = progress_bar(len(rows), "looking for duplicates")
+    for start in range(0, len(rows), _BLOCK):
+        block, first = rows[start : start + _BLOCK], start if store is others else 0
         contrast = _contrast(store, block, _COARSE)
         for move in _MOVES.values():
             agreement = coefficients(move(contrast)).sign().to(wanted) @ wanted[first:].T  # [B, others]
@@ -174,7 +209,7 @@ def _search(store: ImageStore, others: ImageStore, forest: _Forest, device: torc
                 continue
             certain = (agreement[likely[:, 0], likely[:, 1]].abs() >= certain_bits).cpu().numpy()
             places = likely.cpu().numpy()
-            pairs = places + np.array([start, first])
+            pairs = np.stack([block[places[:, 0]], other_rows[first + places[:, 1]]], 1)
             forest.join(pairs[certain])
             forest.join(pairs[~certain], lambda some, move=move: _near(store, others, some, [move]) >= 1 - MAX_DISTANCE)
         bar.update(len(block))
