@@ -25,6 +25,8 @@ NO_RUNS = {  # a folder's only file, its bytes, and a word of the reason why it 
     "no json": ("environment.json", b"{", "cannot be read"),
     "list": ("environment.json", b"[1]", "not a JSON object"),
     "bytes": ("environment.json", b"\xff\xfe{}", "cannot be read"),
+    "lost": ("config.json", b"{}", "no environment.json"),
+    "another program's": ("metrics.csv", b"a,b\n1,2\n", "no environment.json"),
     "never started": ("error.txt", b"the data are gone", "failed: the data are gone"),
 }
 

@@ -25,7 +25,8 @@ EARLIER: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], bool]] = {
     **dict.fromkeys(("test", "test comparison", "external test"), lambda _, summary: "predictions" not in summary),
 }
 SWEEPS = ("scan", "resources")  # their result is summary.csv, one row per trial; it grows with each trial
-MARKS = {"environment.json", "error.txt"}  # every run writes one; folders to take away, and means of heads, do not
+MARKS = {"config.json", "environment.json", "metrics.csv", "error.txt"}  # a folder with one of them is a run ...
+REFERENCE = "reference.json"  # ... but for one to take away: a shared encoder, or a classifier as ONNX
 # text, even if it holds "007"
 TEXT_COLUMNS: Any = dict.fromkeys(
     ("arm", "reference", "way", "trial", "trainable", "class", "group", "network", "minus"), str
@@ -86,7 +87,7 @@ def find_runs(roots: Sequence[Path], exclude: Sequence[str], leave_out: Path) ->
 
     exclude  names of folders, or patterns of them such as "old/*", that are passed over, with all that they hold
 
-    A folder is a run if it has one of MARKS. Links are followed; each folder is read once.
+    A folder is a run if it has one of MARKS, and no REFERENCE. Links are followed; each folder is read once.
     """
     found: list[FoundRun] = []
     skipped: list[Skipped] = []
@@ -104,7 +105,7 @@ def find_runs(roots: Sequence[Path], exclude: Sequence[str], leave_out: Path) ->
                 continue
             seen.add(path.resolve())
             folders[:] = sorted(name for name in folders if name[0] != ".")
-            if MARKS.isdisjoint(files):
+            if MARKS.isdisjoint(files) or REFERENCE in files:
                 continue
             try:
                 run = _open(path, name)
@@ -137,6 +138,8 @@ def _why_not(run: FoundRun) -> str:
     """Return the reason why a run cannot be shown, "" if it can."""
     if (error := run.folder / "error.txt").exists() and not run.summary:
         return f"failed: {error.read_text(encoding='utf-8', errors='replace').strip()}"
+    if not run.environment:
+        return "it has no environment.json, as every run here"
     if run.kind not in KINDS:
         return f"the kind {run.kind!r} is not known"
     if not run.summary and not (run.kind in SWEEPS and (run.folder / "summary.csv").exists()):
