@@ -343,7 +343,7 @@ def report(cells: Sequence[Cell], summary: Mapping[str, Any]) -> tuple[dict[str,
         arms = f"{named[row['arm']]} - {named[row['reference']]}"
         lines.append(f"{row['labels']:,} labels, {arms} by the headline way{ways}: {gap} points. {sentence}")
     for row in plateaus.to_dict("records"):
-        needed = labels_text(row, "needed", "labels", *headline_range(curves, row["arm"]))
+        needed = labels_text(row, "needed", *headline_range(curves, row["arm"]))
         fit = f"fitted plateau {interval_text(row['a'], row['a_low'], row['a_high'], '.2f')}"
         if row["misses"] > MAX_MISS:
             fit = f"no plateau is fitted, since a power law misses a score by {100 * row['misses']:.1f} points"

@@ -51,12 +51,16 @@ def interval_scope(starts: Mapping[str, int]) -> str:
     return f"new patients, new draws of labels and new pretrainings{given}"
 
 
-def labels_text(row: Mapping[str, float], name: str, word: str, fewest: int, most: int) -> str:
-    """Return: 310 WORD (95% interval 180 to more than 1,869), from the row's `name`, `name`_low and `name`_high.
+def labels_text(row: Mapping[str, float], name: str, fewest: int, most: int) -> str:
+    """Return: 310 labels (95% interval 180 to more than 1,869), from the row's `name`, `name`_low and `name`_high.
 
-    0 is fewer than the `fewest` labels that were tried, inf more than the `most`, and than what a fit extrapolates.
+    0 is fewer than the `fewest` labels that were tried, inf more than the `most`, and than what a fit extrapolates. An
+    interval that lies beyond them too is not named.
     """
     low, high = row[f"{name}_low"], row[f"{name}_high"]
+    if row[name] in (0, np.inf) and (np.isnan(low) or low == high):
+        end = (f"fewer than {fewest:,}", "fewest") if row[name] == 0 else (f"more than {most:,}", "most")
+        return "{} labels, the {} that were tried".format(*end)
     most = max(most, *(round(bound) for bound in (low, row[name]) if np.isfinite(bound)), 0)
 
     def text(labels: float) -> str:
@@ -65,7 +69,7 @@ def labels_text(row: Mapping[str, float], name: str, word: str, fewest: int, mos
         return f"more than {most:,}" if np.isinf(labels) else f"{labels:,.0f}"
 
     interval = "" if np.isnan(low) else f" (95% interval {text(low)} to {text(high)})"
-    return f"{text(row[name])} {word}{interval}"
+    return f"{text(row[name])} labels{interval}"
 
 
 def headline_range(curves: pd.DataFrame, arm: str) -> tuple[int, int]:
@@ -76,5 +80,5 @@ def headline_range(curves: pd.DataFrame, arm: str) -> tuple[int, int]:
 
 def savings_sentence(row: Mapping[str, float], arm: str, reference: str, fewest: int, most: int) -> str:
     """Return: With 94 labels ARM scores as REFERENCE does with 310 labels (95% interval 180 to more than 1,869)."""
-    needed = labels_text(row, "reference_needs", "labels", fewest, most)
+    needed = labels_text(row, "reference_needs", fewest, most)
     return f"With {row['labels']:,.0f} labels {arm} scores as {reference} does with {needed}."

@@ -274,8 +274,11 @@ def test_labels_saved_on_a_known_curve() -> None:
     assert needed["reference_needs_high"] == pytest.approx(10 ** (3 + 10 * (0.6 + reach - 0.8)), rel=1e-3)
     row = {"labels": 10, **labels_needed(cell(10, 0.9), curve)}
     assert savings_sentence(row, "covid", "random", 10, 1000) == (
-        "With 10 labels covid scores as random does with more than 1,000 labels (95% interval more than 1,000 to more "
-        "than 1,000)."
+        "With 10 labels covid scores as random does with more than 1,000 labels, the most that were tried."
+    )
+    row = {"labels": 10, **labels_needed(cell(10, 0.4), curve)}
+    assert savings_sentence(row, "covid", "random", 10, 1000).endswith(
+        "fewer than 10 labels, the fewest that were tried."
     )
     two = [replace(one, starts=np.array([0, 1, 1])) for one in curve]
     unknown = labels_needed(cell(10, 0.6), two)

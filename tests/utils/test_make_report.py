@@ -47,7 +47,8 @@ def page(runs: Path, script: Any) -> Page:
 
 def test_the_answer_stands_first_with_what_speaks_against_it(page: Page) -> None:
     answer = page.text[page.text.index("Does pretraining help") : page.text.index("Which layers need training")]
-    assert "compare/a, validation: pretrained against random: with 20 labels pretrained saves about 30" in answer
+    said = "pretrained against random: with 20 labels pretrained saves about 30 labels [0 to more than 167];"
+    assert f"compare/a, validation: {said}" in answer
     assert "compare/a/x (real) loses 0.200 [0.100, 0.300] of its AUROC on covid-b: 0.800 [0.700, 0.900]" in answer
     assert "a new head gets AUROC 0.300 [0.250, 0.350] from the border" in answer
 
@@ -109,28 +110,41 @@ def test_numbers_of_synthetic_xrays_say_so_wherever_they_stand(runs: Path, tmp_p
         assert all("synthetic" in " ".join(row) for row in page.table(words))
 
 
-def rows(*gaps: tuple[int, float, float, float, float]) -> pd.DataFrame:
-    return pd.DataFrame(gaps, columns=["labels", "difference", "low", "high", "reference_needs"])
+def rows(*gaps: tuple[float, ...]) -> pd.DataFrame:
+    needs = ["reference_needs", "reference_needs_low", "reference_needs_high"]
+    return pd.DataFrame(gaps, columns=["labels", "difference", "low", "high", *needs])
 
 
-HELPS, NOTHING = (20, 0.09, 0.05, 0.12, 83.4), (200, 0.0, -0.02, 0.02, 190.0)
+HELPS, SAID = (20, 0.09, 0.05, 0.12, 83.4, 42, np.inf), "a saves about 63 labels [22 to more than 180]"
+BEYOND, NOTHING = (20, 0.09, 0.05, 0.12, np.inf), (200, 0.0, -0.02, 0.02, 190.0, 0, np.inf)
 
 
 @pytest.mark.parametrize(
     ("gaps", "said"),
     [
-        ([HELPS, (200, 0.04, 0.01, 0.07, np.inf)], "a saves about 63; with 200 labels a is 4.0 points better"),
         (
-            [HELPS, (93, 0.02, -0.01, 0.05, 120.0), NOTHING],
-            "a saves about 63; with 93 or more labels nothing was shown",
+            [HELPS, (200, 0.04, 0.01, 0.07, np.inf, np.inf, np.inf)],
+            f"{SAID}; with 200 labels a is 4.0 [1.0, 7.0] points better.",
         ),
-        ([(20, 0.09, 0.05, 0.12, np.inf), NOTHING], "a saves more than 180; with 200 labels nothing was shown"),
         (
-            [(20, -0.05, -0.07, -0.03, 0.0), NOTHING],
-            "with 20 labels a is 5.0 points worse; with 200 labels nothing was",
+            [HELPS, (93, 0.02, -0.01, 0.05, 120.0, 80, np.inf), NOTHING],
+            f"{SAID}; with 93 or more labels nothing was shown",
         ),
-        ([(20, 0.09, np.nan, np.nan, 80.0)], "with 20 labels there are too few draws or folds to tell (+9.0 points)"),
-        ([(20, 0.0, -0.1, 0.1, 20), (90, 0.1, 0.05, 0.2, 180), NOTHING], "with 20 and 200 labels nothing was shown"),
+        ([(*BEYOND, 42, np.inf), NOTHING], "a saves more than 180 labels [22 to more than 180]; with 200 labels"),
+        ([(*BEYOND, np.inf, np.inf)], "a saves more than 180 labels [the whole interval]."),
+        ([(*BEYOND, np.nan, np.nan)], "a saves more than 180 labels."),
+        (
+            [(20, -0.05, -0.07, -0.03, 0.0, 0, 0), NOTHING],
+            "with 20 labels a is 5.0 [3.0, 7.0] points worse; with 200 labels nothing was",
+        ),
+        (
+            [(20, 0.09, np.nan, np.nan, 80.0, np.nan, np.nan)],
+            "with 20 labels there are too few draws or folds to tell (+9.0 points)",
+        ),
+        (
+            [(20, 0.0, -0.1, 0.1, 20, 0, np.inf), (90, 0.1, 0.05, 0.2, 180, 100, np.inf), NOTHING],
+            "with 20 and 200 labels nothing was shown",
+        ),
     ],
 )
 def test_the_verdict_says_at_how_many_labels_what_was_shown(gaps: list[Any], said: str) -> None:

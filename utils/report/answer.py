@@ -8,7 +8,7 @@ import pandas as pd
 
 from utils.report.blocks import Block, cell, figures, intervals, table
 from utils.report.runs import FoundRun
-from utils.wording import HEADLINE, headline_range, labels_text, metric_name, way_name
+from utils.wording import HEADLINE, headline_range, interval_text, labels_text, metric_name, way_name
 
 PARTS = {"comparison": "validation", "test comparison": "the test part"}
 CAUTION = (
@@ -88,7 +88,7 @@ def _compared(run: FoundRun, headline: bool) -> Block:
         if headline:
             known = gaps[(gaps["arm"] == arm) & (gaps["reference"] == reference)].dropna(subset="reference_needs")
             tried = headline_range(curves, reference)
-            needs = [labels_text(row, "reference_needs", "labels", *tried) for row in known.to_dict("records")]
+            needs = [labels_text(row, "reference_needs", *tried) for row in known.to_dict("records")]
             shown[f"for {arm}'s score {reference} needs"] = pd.Series(needs, known.set_index(place).index)
     shown = shown.reset_index()
     shown["way"] = shown["way"].map(way_name)
@@ -115,7 +115,9 @@ def verdict(gaps: Any, arm: str, reference: str, most: int) -> str:
     """Sum up differences of one pair, rows of ascending numbers of labels; `most` is the largest of the reference."""
     better, worse, unknown = gaps["low"] > 0, gaps["high"] < 0, gaps["low"].isna() | gaps["high"].isna()
     parts = [f"with {row['labels']:,} labels {_gain(row, arm, most)}" for row in gaps[better].to_dict("records")]
-    parts += [f"with {row['labels']:,} labels {arm} is {_points(row)} worse" for row in gaps[worse].to_dict("records")]
+    for row in gaps[worse].to_dict("records"):
+        lost = _points(-row["difference"], -row["high"], -row["low"])
+        parts.append(f"with {row['labels']:,} labels {arm} is {lost} points worse")
     if len(open_ := gaps[~(better | worse | unknown)]):
         parts.append(f"with {_numbers(open_['labels'], gaps['labels'])} labels nothing was shown")
     if unknown.any():
@@ -126,16 +128,21 @@ def verdict(gaps: Any, arm: str, reference: str, most: int) -> str:
 
 
 def _gain(row: Any, arm: str, most: int) -> str:
-    saved, beyond = row["reference_needs"] - row["labels"], most - row["labels"]
-    if np.isinf(saved) and beyond > 0:
-        return f"{arm} saves more than {beyond:,}"
-    if np.isfinite(saved) and saved > 0:
-        return f"{arm} saves about {float(f'{saved:.2g}'):,.0f}"
-    return f"{arm} is {_points(row)} better"
+    """Say how many labels an arm saves, with the interval in brackets, or else by how many points it is better."""
+    saved, low, high = (row[f"reference_needs{end}"] - row["labels"] for end in ("", "_low", "_high"))
+    beyond = most - row["labels"]
+
+    def text(labels: float) -> str:
+        return f"more than {beyond:,}" if np.isinf(labels) else f"{max(float(f'{labels:.2g}'), 0):,.0f}"
+
+    if not (beyond > 0 if np.isinf(saved) else saved > 0):
+        return f"{arm} is {_points(row['difference'], row['low'], row['high'])} points better"
+    interval = " [the whole interval]" if low == np.inf else f" [{text(low)} to {text(high)}]" * (not np.isnan(low))
+    return f"{arm} saves {'about ' * bool(np.isfinite(saved))}{text(saved)} labels{interval}"
 
 
-def _points(row: Any) -> str:
-    return f"{abs(100 * row['difference']):.1f} points"
+def _points(*shares: float) -> str:
+    return interval_text(*(100 * share for share in shares), form=".1f")
 
 
 def _numbers(chosen: Any, of: Any) -> str:
