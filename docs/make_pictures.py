@@ -74,7 +74,7 @@ def main(config: PicturesConfig) -> None:
 
 
 def real_label_efficiency() -> io.BytesIO:
-    """Return the README's figure of real X-rays: a panel for each table, a line for each arm's headline ways."""
+    """Return the README's figure of real X-rays: a panel for each table, a line for each arm's main ways."""
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     colours = {arm: colour for arm, colour, _ in plots.styled(ARMS)}
     lines: dict[str, Any] = {}

@@ -7,7 +7,7 @@
 
 It reads the predictions.csv of each training: no images, no network, seconds per run. A comparison gets curves.csv,
 differences.csv and plateaus.csv of all its runs in runs/test/<comparison>/all/. Each run that you name gets a page in
-runs/test/<run>/, and so does each headline way of a comparison; that page joins the first draw of every fold, and so
+runs/test/<run>/, and so does each main way of a comparison; that page joins the first draw of every fold, and so
 covers all test images. A page is scores.csv, classes.csv, operating_points.csv, conformal.csv, subgroups.csv and
 figures/, with 95% intervals over patients or duplicate groups. Scores are computed within folds, then averaged; ECE,
 operating points, conformal sets and the confusion matrix join the images of all folds. Temperature and thresholds are
@@ -46,7 +46,7 @@ from utils.config import RUNS_ROOT, VERSION, MachineConfig, UserError, bound, di
 from utils.files import check_files, content_hash, read_json, write_json, write_table
 from utils.scripts import command, tracked
 from utils.software import software
-from utils.wording import interval_text, metric_name
+from utils.wording import OVER_PATIENTS, interval_text, metric_name
 
 PRINTED = ("accuracy", "balanced_accuracy", "auroc", "auroc_by_study", "ece", "ece_after_temperature_scaling")
 NAMED = 3  # changed tables that a message names
@@ -71,10 +71,14 @@ def main(config: ScoreConfig) -> None:
     """Score every run on the test part, then every comparison; print one row per run, and what comparisons say."""
     networks = {name: heads for each in config.runs for name, heads in networks_of(each).items()}
     runs = [heads[0] for heads in networks.values()]  # of the first draw, whose weights are kept
+    compared = [folder for folder in map(repo_path, config.runs) if (folder / "summary.csv").exists()]
+    if compared:
+        print(
+            "\nFor each number of labels, a comparison's networks are those of its main way, which is fixed beforehand."
+        )
     print(score_table({name: score_network(name, networks[name]) for name in tracked(networks, "scoring", "network")}))
-    for folder in map(repo_path, config.runs):
-        if (folder / "summary.csv").exists():
-            print("\n".join(score_comparison(folder)))
+    for folder in compared:
+        print("\n".join(score_comparison(folder)))
     if config.external:
         from downstream_task.clinic.external import external_tests
 
@@ -175,7 +179,7 @@ def score_table(pages: Mapping[str, Mapping[str, Any]]) -> str:
     chosen = sorted({f"{summary['validation_labels']:,}" for summary in pages.values()})
     notes = [f"Temperatures, thresholds and sets are chosen on {' or '.join(chosen)} labelled validation images."]
     notes += sorted({summary["note"] for summary in pages.values()} - {""})
-    return "\n".join(["", f"{title}: value [95% interval]", pd.DataFrame(rows).T.to_string(), *notes])
+    return "\n".join(["", f"{title}: value {OVER_PATIENTS}", pd.DataFrame(rows).T.to_string(), *notes])
 
 
 def score_comparison(folder: Path) -> list[str]:
@@ -183,11 +187,11 @@ def score_comparison(folder: Path) -> list[str]:
     runs = pd.read_csv(folder / "summary.csv", dtype=dict.fromkeys(["trial", "arm", "way", "encoder"], str))
     paths, name = {trial: current(folder / trial) for trial in runs["trial"]}, run_name(folder)
 
-    def compute(there: Path) -> Page:
+    def compute(_: Path) -> Page:
         compared = {**(read_json(folder / "summary.json") or {}), "part": "test"}
         cells = label_efficiency.read_cells(runs, lambda trial: read_predictions(paths[trial]), "test")
         tables, text, figure = label_efficiency.report(cells, compared)
-        lines = [text, *compared["notes"], f"\ntables and figure   {there}/"]
+        lines = [text, *compared["notes"]]
         return tables, {"label_efficiency": figure}, {**compared, "report": lines}
 
     made_from = {"tested": name, "predictions": {trial: content_hash(path) for trial, path in paths.items()}}

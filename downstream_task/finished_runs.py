@@ -76,7 +76,7 @@ class Finished:
         name = before.name if before.exists() else weights_file(self.config.backbone)
         if not (self.folder / name).exists() and (self.folder / FILE).exists():
             raise UserError(
-                f"{self.folder} kept no weights: a comparison keeps those of draw 0 of its headline ways, or all "
+                f"{self.folder} kept no weights: a comparison keeps those of draw 0 of its main ways, or all "
                 "with --keep-weights."
             )
         check_files(self.folder, name)

@@ -20,6 +20,7 @@ from utils.metrics import fit_plateau, labels_for, weighted_scores
 from utils.seeds import mixed_seed
 from utils.wording import (
     HEADLINE,
+    OVER_DRAWS,
     headline_range,
     interval_scope,
     interval_text,
@@ -333,15 +334,17 @@ def report(cells: Sequence[Cell], summary: Mapping[str, Any]) -> tuple[dict[str,
     fits = plateaus.query("misses <= @MAX_MISS").replace({"arm": named})
     shown = curves.replace({"arm": named})
     figure = plots.label_efficiency(shown, fits, metric, title, summary["chance"])
-    lines = ["", f"{title}: {metric}, mean [95% interval]", interval_text_table(shown, ["way", "labels"]), ""]
+    lines = ["", f"{title}: {metric}, mean {OVER_DRAWS}", interval_text_table(shown, ["way", "labels"]), ""]
     starts = dict(zip(curves["arm"], curves["starts"], strict=True))
     for row in differences.query("way == @HEADLINE").to_dict("records"):
         gap = interval_text(*(100 * row[key] for key in ("difference", "low", "high")), form="+.1f")
         known = headline_range(curves, row["reference"])
         sentence = savings_sentence(row, named[row["arm"]], named[row["reference"]], *known)
-        ways = f" ({row['arm_way']}, {row['reference_way']})" * (row["arm_way"] != row["reference_way"])
+        ways = f"main ways ({row['arm_way']}, {row['reference_way']})"
+        if row["arm_way"] == row["reference_way"]:
+            ways = f"main way ({row['arm_way']})"
         arms = f"{named[row['arm']]} - {named[row['reference']]}"
-        lines.append(f"{row['labels']:,} labels, {arms} by the headline way{ways}: {gap} points. {sentence}")
+        lines.append(f"{row['labels']:,} labels, {arms} by the {ways}: {gap} points. {sentence}")
     for row in plateaus.to_dict("records"):
         needed = labels_text(row, "needed", *headline_range(curves, row["arm"]))
         fit = f"fitted plateau {interval_text(row['a'], row['a_low'], row['a_high'], '.2f')}"

@@ -143,7 +143,7 @@ def _names(table: pd.DataFrame) -> list[str]:
 def networks_of(name: str) -> dict[str, list[Path]]:
     """Return the networks that a name stands for, each with the folders of its heads.
 
-    A run, or a file of weights in it, stands for itself; a finished comparison for its headline ways, each with the
+    A run, or a file of weights in it, stands for itself; a finished comparison for its main ways, each with the
     head of the first draw of each fold. A * in the last part of a name chooses among all runs of the first draw.
     Raises UserError if none is found.
     """

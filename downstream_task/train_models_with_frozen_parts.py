@@ -77,7 +77,7 @@ from utils import plots
 from utils.config import Count, Distinct, Positive, UserError, part_of
 from utils.jobs import JobsConfig, with_jobs
 from utils.logging_utils import Run
-from utils.wording import metric_name
+from utils.wording import OVER_DRAWS, metric_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ def train_parts(config: FrozenPartsConfig, run: Run) -> None:
     shown = scores.replace({"arm": label_efficiency.marked_arms(scores)})
     run.save_figure("frozen_parts", plots.frozen_parts(shown, metric, title))
     text = label_efficiency.interval_text_table(shown, "trainable")
-    run.finish({**summary, "report": [f"\n{title}: {metric}, mean [95% interval]", text, *summary["notes"]]})
+    run.finish({**summary, "report": [f"\n{title}: {metric}, mean {OVER_DRAWS}", text, *summary["notes"]]})
 
 
 if __name__ == "__main__":

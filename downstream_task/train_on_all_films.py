@@ -1,10 +1,10 @@
-"""The classifier for use: the headline of a comparison, trained again on all labelled films, test part included.
+"""The classifier for use: the main way of a comparison, trained again on all labelled films, test part included.
 
     python downstream_task/train_on_all_films.py
     python downstream_task/train_on_all_films.py --comparison runs/compare/covid --arm pretrained
     python downstream_task/predict.py --classifier runs/final/compare/covid --images new_films/
 
-It takes the arm's headline way at the most labels, the start of its first draw, and as many epochs. No film is left to
+It takes the arm's main way at the most labels, the start of its first draw, and as many epochs. No film is left to
 choose by or to test on. So the temperature is the one that fitted the comparison's first draw on validation, and the
 scores are the comparison's, whose classifiers saw fewer films and no test film; run confusion_matrix.py first, so that
 these are scores on the test part. runs/<run_name>/ is a fine-tuning run for predict.py and for grad_cam.py --images;
@@ -104,7 +104,7 @@ def main(config: FinalConfig) -> None:
 
 
 def headline_rows(folder: Path, arm: str) -> pd.DataFrame:
-    """Return the runs of the arm's headline way at the most labels, by draw; UserError if the comparison has none."""
+    """Return the runs of the arm's main way at the most labels, by draw; UserError if the comparison has none."""
     path = folder / "summary.csv"
     finished = path.exists() and (folder / "summary.json").exists()
     table = pd.read_csv(path, dtype={"arm": str}) if finished else pd.DataFrame()

@@ -7,7 +7,7 @@
 By default it compares random weights and the encoder of selfsup_task/train_barlow_twins.py on built-in synthetic
 X-rays; on real ones it compares both with ImageNet's weights. Arms get the same folds, labels, ways and budget.
 The budget is fixed beforehand, and with n labels nothing is chosen on images other than these n. Each way of training
-is a curve of its own; which one is the headline is fixed too (HEADLINE). Draw d of the labels belongs to fold d mod 5,
+is a curve of its own; which one is the main way is fixed too (HEADLINE). Draw d of the labels belongs to fold d mod 5,
 whose images are its test part, and takes an encoder that has not seen them. An arm that cannot be run is left out, and
 named at the end with the reason; the exit code is then not 0, and the same command tries the arm again.
 
@@ -53,7 +53,7 @@ config: dict[str, Any] = {
     "optimizer": "adam",  # "adam" | "adamw" | "sgd"
     "lr": 0.0,  # peak rate of all fine-tunings; 0 is that of LEARNING_RATES
     "optimizer_weight_decay": 1e-5,  # of weights; not of biases and BatchNorm
-    "keep_weights": False,  # True: of every run; otherwise of draw 0 of what headlines
+    "keep_weights": False,  # True: of every run; otherwise of draw 0 of the main ways
     **MACHINE,  # downstream_task/shared_keys.py: precision, device, threads, jobs
 }
 

@@ -105,10 +105,10 @@ def training_curves(
 
 
 def label_efficiency(curves: pd.DataFrame, plateaus: pd.DataFrame, metric: str, title: str, chance: float) -> Figure:
-    """Score over labels (log scale), a panel for the headline ways and one per way, a line with its interval per arm.
+    """Score over labels (log scale), a panel for the main ways and one per way, a line with its interval per arm.
 
     curves    columns arm, way, labels, headline, mean, low, high
-    plateaus  columns arm, a, b, c: fits a - b n^-c to the headline ways, drawn dashed beyond their points
+    plateaus  columns arm, a, b, c: fits a - b n^-c to the main ways, drawn dashed beyond their points
     """
     ways, arms = list(dict.fromkeys(curves["way"])), list(dict.fromkeys(curves["arm"]))
     panels: dict[str, Any] = {HEADLINE: curves[curves["headline"]]}

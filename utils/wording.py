@@ -8,9 +8,11 @@ import pandas as pd
 
 ABBREVIATIONS = {word.lower(): word for word in ("AUROC", "AUPRC", "ECE", "F1")}
 
-HEADLINE = "headline"  # in place of a way of training: of each arm the way that was fixed beforehand
+HEADLINE = "headline"  # in place of a way of training: of each arm its main way, which was fixed beforehand
+OVER_PATIENTS = "[95% interval over patients]"  # or duplicate groups; networks are as they are
+OVER_DRAWS = "[95% interval over patients, labels and pretrainings]"
 WAY_NAMES = {
-    HEADLINE: "headline way",
+    HEADLINE: "main way",
     "linear": "linear probe",
     "spread": "linear probe and label spreading",
     "probe": "fine-tuning from the probe",

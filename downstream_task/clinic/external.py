@@ -25,7 +25,7 @@ from utils.intervals import independent_difference
 from utils.logging_utils import Run
 from utils.metrics import one_against_rest
 from utils.scripts import tracked
-from utils.wording import interval_text, metric_name
+from utils.wording import OVER_PATIENTS, interval_text, metric_name
 
 
 def check_external(entries: Sequence[str]) -> None:
@@ -140,7 +140,7 @@ def external_table(tested: Sequence[Mapping[str, Any]]) -> str:
     if first["of_other_classes"]:
         lacks.append(f"left out: {first['of_other_classes']:,} images of classes that the network does not know")
     name = metric_name(first["metric"])
-    return "\n".join(["", f"{title}: {name} [95% interval]", pd.DataFrame(rows).T.to_string(), *lacks])
+    return "\n".join(["", f"{title}: {name} {OVER_PATIENTS}", pd.DataFrame(rows).T.to_string(), *lacks])
 
 
 def shared_targets(finished: Finished, xrays: XRays) -> tuple[Targets, np.ndarray]:

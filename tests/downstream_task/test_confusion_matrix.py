@@ -179,6 +179,9 @@ def test_of_a_comparison_all_runs_are_compared_and_headlines_of_the_first_draw_g
     for way, labels, own in (("linear", 20, "linear"), ("headline", 20, "linear"), ("headline", 90, "probe")):
         ours, theirs = (np.mean(recalls[arm, own, labels]) for arm in ("pretrained", "random"))
         assert gaps.loc[(way, labels), "difference"] == pytest.approx(ours - theirs)
+    for words in ("mean [95% interval over patients, labels and pretrainings]", "value [95% interval over patients]"):
+        assert words in done.stdout, "two intervals of one score, and what each is over"
+    assert "network of its main way" in done.stdout and done.stdout.count("tables and figures") == 1
     assert "a note" in done.stdout and "the test part (synthetic)" in done.stdout
     assert score(script, folder).stdout == done.stdout
     one = folder / "pretrained_probe_n20_d1"

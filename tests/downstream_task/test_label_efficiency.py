@@ -189,8 +189,8 @@ def test_the_report_says_it_in_words() -> None:
     assert found["curves"].columns.tolist() == CURVE_COLUMNS
     assert isinstance(figure, Figure) and len(found["plateaus"]) == 0
     gap = found["differences"].iloc[0]
-    assert f"20 labels, ours (transductive) - random by the headline way: {100 * gap['difference']:+.1f} [" in text
-    assert "Label efficiency on the test part (synthetic): balanced accuracy" in text
+    assert f"20 labels, ours (transductive) - random by the main way (linear): {100 * gap['difference']:+.1f} [" in text
+    assert "Label efficiency on the test part (synthetic): balanced accuracy, mean [95% interval over patients," in text
     assert "ours (transductive) scores as random does" in text, "the arm is marked, and not the comparison"
     assert set(found["curves"].query("transductive")["arm"]) == {"ours"}
     assert text.endswith("Intervals are for new patients, new draws of labels and new pretrainings.")

@@ -56,18 +56,18 @@ def test_the_answer_stands_first_with_what_speaks_against_it(page: Page) -> None
 def test_the_numbers_are_those_of_the_files(runs: Path, page: Page) -> None:
     curves = pd.read_csv(runs / "compare/a/curves.csv").set_index(["way", "labels", "arm"])
     gaps = pd.read_csv(runs / "compare/a/differences.csv").set_index(["way", "labels"])
-    names = {"headline way": "headline", "linear probe": "linear", "fine-tuning from the probe": "probe"}
-    rows = page.table("compare/a, headline ways") + page.table("compare/a, each way")
+    names = {"main way": "headline", "linear probe": "linear", "fine-tuning from the probe": "probe"}
+    rows = page.table("compare/a, main ways") + page.table("compare/a, each way")
     assert len(rows) == 2 + 4
     for way, labels, *cells, gap in [row[: 3 + len(ARMS)] for row in rows]:
-        own = HEADLINES[int(labels)] if way == "headline way" else names[way]
+        own = HEADLINES[int(labels)] if way == "main way" else names[way]
         for arm, cell in zip(ARMS, cells, strict=True):
             expected = curves.loc[(own, int(labels), arm), ["mean", "low", "high"]]  # type: ignore[index]
             assert cell == "{:.3f} [{:.3f}, {:.3f}]".format(*expected)
         points = 100 * gaps.loc[(names[way], int(labels)), ["difference", "low", "high"]]  # type: ignore[index]
         assert gap == "{:+.1f} [{:+.1f}, {:+.1f}]".format(*points)
     assert rows[0][-1] == "50 labels (95% interval fewer than 20 to more than 187)"
-    assert page.heads("compare/a, headline ways")[-2] == "pretrained minus random, points"
+    assert page.heads("compare/a, main ways")[-2] == "pretrained minus random, points"
 
 
 def test_what_a_table_says_is_what_its_run_found(page: Page) -> None:
@@ -244,7 +244,7 @@ def test_broken_runs_are_listed_with_the_reason_and_hide_no_other(tmp_path: Path
     assert skipped.keys() == expected.keys()
     for name, reason in expected.items():
         assert reason in skipped[name], (name, skipped[name])
-    assert len(page.table("whole, headline ways")) == 2
+    assert len(page.table("whole, main ways")) == 2
 
 
 def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path, script: Any) -> None:

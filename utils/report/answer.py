@@ -8,7 +8,7 @@ import pandas as pd
 
 from utils.report.blocks import Block, cell, figures, intervals, table
 from utils.report.runs import FoundRun
-from utils.wording import HEADLINE, headline_range, interval_text, labels_text, metric_name, way_name
+from utils.wording import HEADLINE, OVER_DRAWS, headline_range, interval_text, labels_text, metric_name, way_name
 
 PARTS = {"comparison": "validation", "test comparison": "the test part"}
 CAUTION = (
@@ -61,7 +61,7 @@ def comparisons(runs: Sequence[FoundRun]) -> list[FoundRun]:
 
 
 def comparison(run: FoundRun) -> list[Block]:
-    """Show a comparison's figure, its scores by the headline ways and, folded, by each way of training."""
+    """Show a comparison's figure, its scores by the main ways and, folded, by each way of training."""
     if not _is_scored(run):
         return []
     reasons = [f"left out: {name}: {reason}" for name, reason in run.summary.get("left_out", {}).items()]
@@ -94,13 +94,13 @@ def _compared(run: FoundRun, headline: bool) -> Block:
     shown["way"] = shown["way"].map(way_name)
     draws, folds = int(curves["draws"].min()), int(curves["folds"].min())
     drawn = f"{draws} draw{'s' * (draws != 1)} of the labels in {folds} fold{'s' * (folds != 1)}"
-    what = "headline ways" if headline else "each way of training"
+    what = "main ways" if headline else "each way of training"
     caption = f"{run.label}, {what}: {metric_name(run.summary['metric'])} on {PARTS[run.kind]}, mean of {drawn}"
-    return table(f"{caption} [95% interval]", shown, folded=not headline)
+    return table(f"{caption} {OVER_DRAWS}", shown, folded=not headline)
 
 
 def _verdicts(run: FoundRun) -> list[Block]:
-    """Say for each pair of arms at how many labels their headline ways differ."""
+    """Say for each pair of arms at how many labels their main ways differ."""
     if not _is_scored(run):
         return [Block(f"{run.label}:", text="confusion_matrix.py scores its test rows.")]
     gaps, curves, blocks = run.csv("differences"), run.csv("curves"), []

@@ -9,7 +9,7 @@ import pandas as pd
 from utils.report.answer import answer, comparison, comparisons
 from utils.report.blocks import Block, cell, figures, intervals, rows_of, table
 from utils.report.runs import BROKEN, KINDS, FoundRun, Skipped, one_line
-from utils.wording import map_name, metric_name
+from utils.wording import OVER_DRAWS, OVER_PATIENTS, map_name, metric_name
 
 MAX_LABELS = 30  # classes or findings that are listed for a split
 MAX_SHOWN = 30  # runs of a section that are shown one by one: hundreds would make a page that no browser opens
@@ -51,7 +51,7 @@ class Section:
 
     def of_all(self, runs: Sequence[FoundRun]) -> list[Block]:
         """Return what is shown of all runs."""
-        rows = [rows_of(f"{self.title}: each {runs[0].kind} [95% interval]", runs, self.rows)] if self.rows else []
+        rows = [rows_of(f"{self.title}: each {runs[0].kind} {OVER_PATIENTS}", runs, self.rows)] if self.rows else []
         return [*self.together(runs), *rows]
 
     def of_one(self, run: FoundRun) -> list[Block]:
@@ -124,7 +124,7 @@ def _nested(run: FoundRun, key: str, heading: str) -> Block:
     frame: Any = pd.DataFrame.from_dict(run.summary[key], orient="index").dropna(axis=1, how="all")
     columns = [name for name in frame if name in SALIENCY] or [*frame]
     frame = frame[columns].rename(columns=lambda name: name.replace("_", " ")).rename_axis("").reset_index()
-    caption = f"{run.label}: {heading.format(**_words(run, frame))} [95% interval]"
+    caption = f"{run.label}: {heading.format(**_words(run, frame))} {OVER_PATIENTS}"
     return table(caption, frame)
 
 
@@ -245,15 +245,15 @@ def _varied(parameter: str) -> Callable[[Sequence[FoundRun]], list[FoundRun]]:
 SELF, DOWN, LOOK = "selfsup_task", "downstream_task", "interpretability"
 TEST = f"{DOWN}/confusion_matrix.py"
 CLINIC = {
-    "classes": Csv("each class against the rest [95% interval]", wide="score"),
+    "classes": Csv(f"each class against the rest {OVER_PATIENTS}", wide="score"),
     "operating_points": Csv("sensitivity and specificity at thresholds chosen on validation", wide="rate", folded=True),
     "conformal": Csv(
-        "conformal sets that promise to hold the right class for 90% of the X-rays [95% interval]",
+        f"conformal sets that promise to hold the right class for 90% of the X-rays {OVER_PATIENTS}",
         {"class": "class", "images": "X-rays", "coverage": "right class in the set", "mean_size": "classes in a set"}
         | {"empty": "empty sets", "validation_labels": "validation labels"},
         folded=True,
     ),
-    "subgroups": Csv("score of subgroups [95% interval]", folded=True),
+    "subgroups": Csv(f"score of subgroups {OVER_PATIENTS}", folded=True),
 }
 TESTED = {
     **{metric_name(name): name for name in ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "auroc_by_study")},
@@ -296,7 +296,7 @@ SECTIONS = (
         ),
         csvs={
             "table": Csv(
-                "{metric} on validation by what is trained, mean [95% interval]; everything else is frozen",
+                f"{{metric}} on validation by what is trained, mean {OVER_DRAWS}; everything else is frozen",
                 {"trainable": "trained", "arm": "start", "labels": "labels", "mean": "score"},
             )
         },
@@ -323,7 +323,7 @@ SECTIONS = (
         *("Shortcuts", "Do they need the lungs or a marker?", f"{LOOK}/shortcut_audit.py", ("audit",)),
         says=verdict,
         nested={"scores": "{metric} on {images} test X-rays, by what is left of them; chance is {chance:.2f}"},
-        csvs={"lung_mass": Csv("lung mass over area by class, 1 is chance [95% interval]", folded=True)},
+        csvs={"lung_mass": Csv(f"lung mass over area by class, 1 is chance {OVER_PATIENTS}", folded=True)},
         figures={"audit": "score by what is left of the X-rays, and beside it what that looks like"},
     ),
     Section(
