@@ -343,17 +343,18 @@ def same_run(
     config: Mapping[str, Any],
     kind: str,
     files: Sequence[str],
+    runs_root: Path = RUNS_ROOT,
     look: Look | None = None,
 ) -> Run | None:
     """Return the finished run of this config, data and versions among `name`, name-2, name-3, ..., or None.
 
     It still has its `files`. Run says what `look` is.
     """
-    check_run_name(name, RUNS_ROOT)
+    check_run_name(name, runs_root)
     now = environment()
-    for each in itertools.takewhile(lambda each: (RUNS_ROOT / each).exists(), _numbered(name)):
+    for each in itertools.takewhile(lambda each: (runs_root / each).exists(), _numbered(name)):
         with suppress(UserError):  # of another config or other data, or no run
-            run = Run(each, config, kind, look=look)
+            run = Run(each, config, kind, runs_root, look=look)
             before = read_json(run.folder / "environment.json")
             whole = run.summary is not None and all((run.folder / file).exists() for file in files)
             if whole and before is not None and not changes(before, now):
@@ -361,12 +362,12 @@ def same_run(
     return None
 
 
-def new_run(name: str, config: Mapping[str, Any], kind: str) -> Run:
+def new_run(name: str, config: Mapping[str, Any], kind: str, runs_root: Path = RUNS_ROOT) -> Run:
     """Return a run in a new folder, the first of `name`, name-2, name-3, ... that is not there."""
     for each in _numbered(name):
-        with plain_refusals(RUNS_ROOT / each), suppress(FileExistsError):
-            (RUNS_ROOT / each).mkdir(parents=True)
-            return Run(each, config, kind)
+        with plain_refusals(runs_root / each), suppress(FileExistsError):
+            (runs_root / each).mkdir(parents=True)
+            return Run(each, config, kind, runs_root)
     raise AssertionError("numbers do not end")
 
 
