@@ -131,8 +131,9 @@ def score_network(name: str, heads: Sequence[Path]) -> dict[str, Any]:
     paths = {folder: current(folder) for folder in heads}
 
     def compute(_: Path) -> Page:
-        # a table from elsewhere has no summary of its own
-        stated = [read_json(at / "summary.json") or read_json(at.parent / "summary.json") or {} for at in heads]
+        # a table from elsewhere has no summary of its own, and a mean's says little
+        of_head = [[read_json(at / "summary.json") or {} for at in (head.parent, head)] for head in heads]
+        stated = [{**around, **own} for around, own in of_head]
         tables = pd.concat([read_predictions(path) for path in paths.values()], ignore_index=True)
         # a test part that the source names is the same in all folds
         test = tables.loc[tables["part"] == "test"].drop_duplicates("file")

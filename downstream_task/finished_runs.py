@@ -190,9 +190,20 @@ class OpenedData:
 
 
 def find_finished(name: str) -> list[Finished]:
-    """Return the finished runs that a name stands for (networks_of), by their first heads; no tables from elsewhere."""
+    """Return the finished runs that a name stands for (networks_of), by their first heads.
+
+    Means and tables from elsewhere have no network and are passed over. Raises UserError if nothing else is found.
+    """
     heads = [runs[0] for runs in networks_of(name).values()]
-    return [open_finished(folder) for folder in heads if (folder / "config.json").exists()]
+    if trained := [folder for folder in heads if (folder / "config.json").exists()]:
+        return [open_finished(folder) for folder in trained]
+    if pair := (read_json(heads[0] / "summary.json") or {}).get("mean_of"):
+        both = " ".join(f"runs/{run_name(heads[0].parent / trial)}" for trial in pair)
+        raise UserError(
+            f"{heads[0]} is the mean of two runs and has no weights; name these instead, {both}, of a comparison with "
+            "--keep-weights."
+        )
+    raise UserError(f"{heads[0]} holds predictions alone; name a fine-tuning run, which has weights.")
 
 
 def open_finished(folder: Path) -> Finished:

@@ -170,7 +170,9 @@ def networks_of(name: str) -> dict[str, list[Path]]:
             runs = [folder / trial for trial in fnmatch.filter(first["trial"], pattern or "*")]
             networks = {run_name(run): [run] for run in runs}
     listed = [run for runs in networks.values() for run in runs]
-    if not any(map(predictions_of, listed)) or not (folder / "summary.json").exists():
+    joined = not (folder / "config.json").exists() and (folder.parent / "summary.json").exists()  # a comparison's table
+    done = joined or (folder / "summary.json").exists()
+    if not done or not any(map(predictions_of, listed)):
         raise UserError(
             f"{repo_path(name)} is not a finished fine-tuning run or comparison; run "
             "downstream_task/trained_vs_no_trained_compare.py first, or name one of the folders that it writes."

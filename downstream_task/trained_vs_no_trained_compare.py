@@ -243,7 +243,7 @@ def with_means(table: pd.DataFrame, run: Run) -> pd.DataFrame:
         names = [name for name in one if str(name).startswith("p ")]
         one[names] = (one[names] + other.set_index("file").loc[one["file"], names].to_numpy()) / 2
         write_table(run.folder / trial / FILE, one.assign(way="mean"))
-        stated = {"transductive": bool(known["transductive"]), "note": known["note"]}
+        stated = {"transductive": bool(known["transductive"]), "note": known["note"], "mean_of": list(pair["trial"])}
         write_json(run.folder / trial / "summary.json", stated)
         means.append({**known, "trial": trial, "way": "mean", "headline": False})
     return pd.concat([table, pd.DataFrame(means)], ignore_index=True)

@@ -141,7 +141,9 @@ def test_labels_are_nested_and_the_same_for_all_arms_and_ways(phantoms: Path, na
     assert seen[0, 20][0] != seen[1, 20][0]
 
 
-def test_the_mean_of_spread_and_zeros_is_a_curve_and_joins_another_comparison(phantoms: Path, name: str) -> None:
+def test_the_mean_of_spread_and_zeros_is_a_curve_and_joins_another_comparison(
+    phantoms: Path, name: str, script: Any
+) -> None:
     run = compared(small(phantoms, f"{name}/both", ways=["linear", "spread", "zeros"], draws=2))
     said = {
         way: pd.read_csv(run.folder / f"random_{way}_n40_d1" / "predictions.csv").filter(like="p ")
@@ -156,6 +158,15 @@ def test_the_mean_of_spread_and_zeros_is_a_curve_and_joins_another_comparison(ph
     again: Any = pd.read_csv(joined.folder / "curves.csv")
     left, right = (table.sort_values("way", ignore_index=True) for table in (again, curves))
     pd.testing.assert_frame_equal(left, right)
+    mean, theirs = run.folder / "random_mean_n40_d0", joined.folder / "random_zeros_n40_d0"
+    for head in (mean, theirs):
+        done = script(TEST, "--runs", str(head))
+        assert done.returncode == 0 and "test part (synthetic)" in done.stdout, done.stderr
+    trained = " ".join(f"runs/{name}/both/random_{way}_n40_d0" for way in ("spread", "zeros"))
+    predict = "downstream_task/predict.py"
+    for head, said in {mean: f"name these instead, {trained}, ", theirs: "holds predictions alone"}.items():
+        refused = script(predict, "--classifier", str(head), "--images", str(phantoms / COVID_ROOT / "Normal"))
+        assert refused.returncode == 1 and said in refused.stderr
 
 
 def test_features_of_the_way_linear_keep_their_size_after_another_way(phantoms: Path, name: str) -> None:
