@@ -234,12 +234,13 @@ def open_checkpoints(names: Sequence[str]) -> dict[str, Finished]:
 class Predictor:
     """A classifier and how X-rays are shown to it.
 
-    sizes   pixels per side: decoded, and seen by the network
-    weights  their file
-    origin  facts that identify it: the hash of its weights, and whether it was trained on synthetic X-rays
+    sizes        pixels per side: decoded, and seen by the network
+    weights      their file
+    origin       facts that identify it: the hash of its weights, and whether it was trained on synthetic X-rays
     learnt_from  the resolved files that it could learn from, as far as they are known
     data_root    the folder of the data that it was trained on, in which the key of ids is
     note         whose scores belong to it, where they are not its own
+    finished     its run; None for weights from elsewhere
     """
 
     network: Classifier
@@ -255,6 +256,7 @@ class Predictor:
     learnt_from: frozenset[str] = frozenset()
     data_root: Path = DATASETS_ROOT
     note: str = ""
+    finished: Finished | None = None
 
     @property
     def device(self) -> torch.device:
@@ -289,7 +291,9 @@ def open_predictors(names: Sequence[str], config: NetworkConfig, device: torch.d
 
     Raises UserError if one is missing, or is described wrongly.
     """
-    elsewhere = {name: repo_path(name) for name in names if is_elsewhere(name, config)}
+    files = {name: path for name in names if (path := repo_path(name)).is_file()}
+    of_no_run = {name: path for name, path in files.items() if not (path.parent / "summary.json").exists()}
+    elsewhere = files if config.classes else of_no_run
     runs = [name for name in names if name not in elsewhere]
     if absent := [name for name in runs if "*" not in name and not repo_path(name).exists()]:
         raise UserError(f"there is no {repo_path(absent[0])}; name a fine-tuning run or a file of weights.")
@@ -303,12 +307,6 @@ def open_predictors(names: Sequence[str], config: NetworkConfig, device: torch.d
     if len(opened) < len(names):
         raise UserError("checkpoints names a state_dict twice; name each once.")
     return opened
-
-
-def is_elsewhere(name: str, config: NetworkConfig) -> bool:
-    """Return whether a checkpoint is a file of weights that no finished run beside it describes."""
-    path = repo_path(name)
-    return path.is_file() and bool(config.classes or not (path.parent / "summary.json").exists())
 
 
 def predictor_of(finished: Finished, device: torch.device) -> Predictor:
@@ -328,6 +326,7 @@ def predictor_of(finished: Finished, device: torch.device) -> Predictor:
         finished.train_files(),
         Path(finished.data.get("data_root", "")),
         summary["note"] if "comparison" in summary else "",
+        finished,
     )
 
 

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,11 +18,8 @@ from dataset_loader.readers.nih_dataset import BOX_FRAME, patients_named, read_b
 from dataset_loader.readers.patients import id_keys
 from dataset_loader.signatures import THUMBNAIL, copies_among, signatures
 from downstream_task.clinic.films import FACTS, PATH, Films
-from downstream_task.finished_runs import Predictor
-from interpretability.explanations import Explainer
-from interpretability.faithfulness import area_share, enlarged, mass_inside, peak_inside, verdict
+from interpretability.faithfulness import region_scores
 from interpretability.pictures import EDGES, Picture
-from interpretability.saliency import Settings
 from utils.config import DATASETS_ROOT, UserError, repo_path
 from utils.intervals import bootstrap_intervals
 from utils.messages import say
@@ -106,28 +103,7 @@ def leave_out_seen(films: Films, columns: Columns, files: Iterable[str], seen: n
     films.leave_out(dict.fromkeys(map(int, rows), ("seen", "a network was trained on X-rays of this patient")))
 
 
-# --- maps, of networks and of nobody ---
-
-
-class BoxMaps(NamedTuple):
-    """One network's maps of the findings that boxes were drawn for.
-
-    maps    [N, h, w] >= 0
-    layer   of Grad-CAM
-    sanity  what the sanity check says; "" if it was not asked for
-    """
-
-    maps: Tensor
-    layer: str
-    sanity: str
-
-
-def map_boxes(predictor: Predictor, pictures: Sequence[Picture], settings: Settings, check: bool) -> BoxMaps:
-    """Return one network's maps of each picture's own finding, whether it predicts that or not."""
-    explainer = Explainer(predictor, pictures, [picture.label for picture in pictures], settings)
-    maps = explainer.maps().cpu()
-    empty = float((maps.sum((1, 2)) == 0).float().mean())
-    return BoxMaps(maps, explainer.settings.layer, verdict(explainer.sanity_check(), empty)[1] if check else "")
+# --- scores ---
 
 
 def mean_boxes(masks: Tensor, pictures: Sequence[Picture]) -> Tensor:
@@ -144,20 +120,11 @@ def mean_boxes(masks: Tensor, pictures: Sequence[Picture]) -> Tensor:
     return maps
 
 
-# --- scores ---
-
-
-def scores_of(
-    mapped: Mapping[str, BoxMaps], networks: Mapping[str, Predictor], pictures: Sequence[Picture]
-) -> dict[str, pd.DataFrame]:
-    """Return box_scores of each network, at the size that it sees, and of MEAN_BOX and CHANCE."""
-    tables = {
-        name: box_scores(enlarged(found.maps, networks[name].sizes[1]), pictures) for name, found in mapped.items()
-    }
+def reference_scores(pictures: Sequence[Picture]) -> dict[str, pd.DataFrame]:
+    """Return box_scores of MEAN_BOX and CHANCE, which look at no X-ray."""
     masks = region_masks(pictures, GRID)
-    tables[MEAN_BOX] = box_scores(mean_boxes(masks, pictures), pictures)
-    tables[CHANCE] = box_scores(torch.ones_like(masks), pictures)
-    return tables
+    maps = {MEAN_BOX: mean_boxes(masks, pictures), CHANCE: torch.ones_like(masks)}
+    return {name: box_scores(of_name, pictures) for name, of_name in maps.items()}
 
 
 def box_scores(maps: Tensor, pictures: Sequence[Picture]) -> pd.DataFrame:
@@ -169,8 +136,8 @@ def box_scores(maps: Tensor, pictures: Sequence[Picture]) -> pd.DataFrame:
     masks = region_masks(pictures, maps.shape[-1]).to(maps.device)
     empty = maps.sum((1, 2)) == 0
     maps = torch.where(empty[:, None, None], 1.0, maps)
-    area, mass, peak = area_share(masks), mass_inside(maps, masks), peak_inside(maps, masks)
-    columns = {"box_area": area, "box_mass": mass, POINTING: peak, RATIO: mass / area, "empty": empty}
+    area, mass, ratio, peak = region_scores(maps, masks)
+    columns = {"box_area": area, "box_mass": mass, POINTING: peak, RATIO: ratio, "empty": empty}
     names = {"image": "name", "group": "group", "finding": "label"}
     told = {column: [getattr(picture, key) for picture in pictures] for column, key in names.items()}
     return pd.DataFrame({**told, **{name: values.cpu().numpy() for name, values in columns.items()}})
@@ -243,17 +210,15 @@ def score_tables(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
     Differences from chance stand in box_scores.csv alone. Where no bounds are known, none are shown.
     """
+    shown: Any = scores[scores["minus"] != CHANCE]
+    cells = [
+        interval_text(row.value, row.low, row.high, "+.2f" if row.minus else ".2f", unknown="")
+        for row in shown.itertuples()
+    ]
+    shown = shown.assign(cell=cells, row=[f"{row.finding} ({row.boxes})" for row in shown.itertuples()])
     tables: dict[str, pd.DataFrame] = {}
-    for quantity, title in TITLES.items():
-        for minus in dict.fromkeys(scores["minus"]):
-            if minus == CHANCE:
-                continue
-            cells: dict[str, dict[str, str]] = {}
-            rows: Any = scores[(scores["quantity"] == quantity) & (scores["minus"] == minus)]
-            for row in rows.to_dict("records"):
-                text = interval_text(row["value"], row["low"], row["high"], "+.2f" if minus else ".2f", unknown="")
-                cells.setdefault(row["network"], {})[f"{row['finding']} ({row['boxes']})"] = text
-            tables[f"  {quantity} minus {minus}, paired" if minus else f"{title} [95% interval over patients]"] = (
-                pd.DataFrame(cells)
-            )
+    for (quantity, minus), rows in shown.groupby(["quantity", "minus"], sort=False):
+        title = f"  {quantity} minus {minus}, paired" if minus else f"{TITLES[quantity]} [95% interval over patients]"
+        table = rows.pivot_table("cell", "row", "network", aggfunc="first", sort=False)
+        tables[title] = table.rename_axis(index=None, columns=None)
     return tables

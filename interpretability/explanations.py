@@ -11,15 +11,8 @@ from torch import Tensor, nn
 
 from downstream_task.finished_runs import Predictor
 from downstream_task.targets import probabilities_of
-from interpretability.faithfulness import (
-    area_share,
-    deletion_and_insertion,
-    enlarged,
-    mass_inside,
-    peak_inside,
-    sanity_check,
-    verdict,
-)
+from interpretability.boxes import box_scores
+from interpretability.faithfulness import deletion_and_insertion, enlarged, region_scores, sanity_check, verdict
 from interpretability.pictures import Picture, network_input
 from interpretability.saliency import IMAGES_AT_ONCE, Settings, default_layer, plain_copy, saliency_maps
 from utils.intervals import bootstrap_intervals, grouped_mean_interval
@@ -34,12 +27,14 @@ QUANTITIES = ("lung_mass", "lung_mass_over_area", "peak_in_lungs", "deletion", "
 class Explained:
     """One network's maps of N images.
 
-    maps    [N, h, w] >= 0
+    maps    [N, h, w] >= 0, on the CPU
+    layer   of Grad-CAM; "" for other methods
     table   one row per image
     sanity  table of the sanity check; None if it was not asked for
     """
 
     maps: Tensor
+    layer: str
     table: pd.DataFrame
     sanity: pd.DataFrame | None
 
@@ -47,6 +42,11 @@ class Explained:
     def empty(self) -> np.ndarray:
         """Whether each map shows no evidence at all, bool [N]."""
         return (self.maps.sum((1, 2)) == 0).numpy()
+
+    @property
+    def verdict(self) -> tuple[bool, str] | None:
+        """Whether the maps can be trusted, and why; None without a sanity check."""
+        return None if self.sanity is None else verdict(self.sanity, float(self.empty.mean()))
 
     @property
     def captions(self) -> list[str]:
@@ -68,8 +68,8 @@ class Explained:
             shares = bootstrap_intervals(lambda rows: {"peak": float(peaks[rows].mean())}, groups[known], PEAK_REPEATS)
             summary["peak_in_lungs"] = list(shares["peak"])
         summary["maps_without_evidence"] = int(self.empty.sum())
-        if self.sanity is not None:
-            summary["trusted"], summary["sanity"] = verdict(self.sanity, float(self.empty.mean()))
+        if self.verdict:
+            summary["trusted"], summary["sanity"] = self.verdict
         return summary
 
 
@@ -105,9 +105,12 @@ class Explainer:
         """Return maps [N, h, w] >= 0, or of the first `count` X-rays, also of another network."""
         return saliency_maps(network or self.net, self.x[:count], self.classes[:count], self.settings)
 
-    def sanity_check(self) -> pd.DataFrame:
-        """Return the table of the sanity check on the first SANITY_IMAGES X-rays."""
-        return sanity_check(self.net, lambda network: self.maps(network, SANITY_IMAGES), self.x.shape[-1])
+    def explained(self, maps: Tensor, table: pd.DataFrame, check: bool) -> Explained:
+        """Return the maps with their table and, if asked for, a sanity check on the first SANITY_IMAGES X-rays."""
+        sanity = None
+        if check:
+            sanity = sanity_check(self.net, lambda network: self.maps(network, SANITY_IMAGES), self.x.shape[-1])
+        return Explained(maps.cpu(), self.settings.layer, table, sanity)
 
 
 def explain(
@@ -140,7 +143,14 @@ def explain(
             "insertion": insertion,
         }
     )
-    return Explained(maps.cpu(), table, explainer.sanity_check() if check else None)
+    return explainer.explained(maps, table, check)
+
+
+def explain_boxes(predictor: Predictor, pictures: Sequence[Picture], settings: Settings, check: bool) -> Explained:
+    """Return one network's maps of each picture's own finding, predicted or not, and how they score on its boxes."""
+    explainer = Explainer(predictor, pictures, [picture.label for picture in pictures], settings)
+    maps = explainer.maps()
+    return explainer.explained(maps, box_scores(enlarged(maps, explainer.x.shape[-1]), pictures), check)
 
 
 def differences(tables: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, list[float]]]:
@@ -162,7 +172,6 @@ def _in_lungs(maps: Tensor, pictures: Sequence[Picture]) -> dict[str, np.ndarray
     values = np.full((len(LUNG_COLUMNS), len(pictures)), np.nan)
     regions = ((n, picture.seen_region(maps.shape[-1])) for n, picture in enumerate(pictures))
     if seen := {n: region for n, region in regions if region is not None}:
-        masks, chosen = torch.from_numpy(np.stack([*seen.values()])).to(maps.device), maps[[*seen]]
-        area, mass = area_share(masks), mass_inside(chosen, masks)
-        values[:, [*seen]] = torch.stack([area, mass, mass / area, peak_inside(chosen, masks)]).cpu().numpy()
+        masks = torch.from_numpy(np.stack([*seen.values()])).to(maps.device)
+        values[:, [*seen]] = region_scores(maps[[*seen]], masks).cpu().numpy()
     return dict(zip(LUNG_COLUMNS, values, strict=True))

@@ -52,6 +52,12 @@ def peak_inside(maps: Tensor, masks: Tensor) -> Tensor:
     return torch.where(largest[:, 0, 0] > 0, inside, torch.nan)
 
 
+def region_scores(maps: Tensor, masks: Tensor) -> Tensor:
+    """Return [4, N]: area_share, mass_inside, their ratio (1 is chance) and peak_inside of maps and masks [N, R, R]."""
+    area, mass = area_share(masks), mass_inside(maps, masks)
+    return torch.stack([area, mass, mass / area, peak_inside(maps, masks)])
+
+
 # --- deletion and insertion ---
 
 

@@ -75,16 +75,9 @@ from dataset_loader.columns import Columns
 from dataset_loader.ids import Ids, IdsMode, open_ids
 from dataset_loader.readers.nih_dataset import FINDINGS
 from downstream_task.clinic.films import FACTS, PATH, Films, find_films
-from downstream_task.finished_runs import (
-    NetworkConfig,
-    OpenedData,
-    Predictor,
-    is_elsewhere,
-    open_checkpoints,
-    open_predictors,
-)
+from downstream_task.finished_runs import Finished, NetworkConfig, OpenedData, Predictor, open_predictors
 from interpretability import boxes
-from interpretability.explanations import QUANTITIES, Explained, differences, explain
+from interpretability.explanations import QUANTITIES, Explained, differences, explain, explain_boxes
 from interpretability.overlays import box_figure, overlay, panel
 from interpretability.pictures import Picture, pictures_of_boxes, pictures_of_files, pictures_of_test
 from interpretability.saliency import METHODS, Settings
@@ -128,7 +121,7 @@ def main(config: MapsConfig) -> Run:
     device = prepare(config.device, config.threads)
     networks = open_predictors(config.checkpoints, config, device)
     run = score_boxes(config, networks, device) if config.boxes else explain_pictures(config, networks, device)
-    if not config.classes and not any(network.note for network in networks.values()):
+    if all(network.finished and not network.note for network in networks.values()):
         keys = ("checkpoints", "device", "threads") + ("data_root",) * (not config.boxes)
         print(f"next    {command('interpretability/shortcut_audit.py', {key: getattr(config, key) for key in keys})}")
     return run
@@ -141,7 +134,7 @@ def explain_pictures(config: MapsConfig, networks: Mapping[str, Predictor], devi
     name, identity = named(config, networks, films)
 
     def test_facts() -> dict[str, Any]:  # about the data of the first run, whose test part is shown
-        return {"data": data.facts(data.at(next(iter(open_checkpoints(config.checkpoints).values()))))}
+        return {"data": data.facts(data.at(runs_of(networks)[0]))}
 
     look = test_facts if films is None else None
     run = same_run(name, identity, "maps", ["saliency.csv", "figures/panel.png"], look=look)
@@ -157,7 +150,7 @@ def explain_pictures(config: MapsConfig, networks: Mapping[str, Predictor], devi
         if films is not None:
             run.save_table("rejected", films.written(ids_of(config, networks))[1])
         title = f"{map_name(config.method)} of the {config.target or 'predicted'} class"
-        found = {name: (e.table["layer"].iloc[0], e.maps.numpy(), e.captions) for name, e in explained.items()}
+        found = {name: (one.layer, one.maps.numpy(), one.captions) for name, one in explained.items()}
         save_pictures(run, pictures, found, config.shown, marked(title, facts["synthetic"], facts["transductive"]))
         save_numbers(run, pictures, explained, facts)
     print_summary(run)
@@ -173,18 +166,18 @@ def score_boxes(config: MapsConfig, networks: Mapping[str, Predictor], device: t
     if run is None:
         notes, ids = leave_out_unusable(networks, films, columns), ids_of(config, networks)
         pictures, settings = pictures_of_boxes(films.table, ids), settings_of(config)
-        mapped = {
-            short: boxes.map_boxes(network, pictures, settings, config.sanity_check)
+        explained = {
+            short: explain_boxes(network, pictures, settings, config.sanity_check)
             for short, network in tracked(networks.items(), "mapping", "network")
         }
-        tables = boxes.scores_of(mapped, networks, pictures)
+        tables = {short: one.table for short, one in explained.items()} | boxes.reference_scores(pictures)
         means = boxes.by_finding(tables, [next(iter(networks)), boxes.MEAN_BOX, boxes.CHANCE])
         run = new_run(name, identity, "boxes")
         run.start(device=describe_device(device), images=[picture.name for picture in pictures])
         run.save_table("rejected", replace(films, table=films.table[["file", PATH, *FACTS]]).written(ids)[1])
         run.save_table("boxes", pd.concat(tables, names=["network"]).reset_index(level=0))
         run.save_table("box_scores", means)
-        save_box_figures(run, config, pictures, mapped, (tables, means))
+        save_box_figures(run, config, pictures, explained, means)
         run.finish(
             {
                 "synthetic": any(picture.synthetic for picture in pictures),
@@ -193,8 +186,8 @@ def score_boxes(config: MapsConfig, networks: Mapping[str, Predictor], device: t
                 "images": len({picture.path for picture in pictures}),
                 "patients": len({picture.group for picture in pictures}),
                 "left_out": films.counts(),
-                "empty": {short: int(tables[short]["empty"].to_numpy().sum()) for short in networks},
-                "sanity": {short: found.sanity for short, found in mapped.items() if found.sanity},
+                "empty": {short: int(one.empty.sum()) for short, one in explained.items()},
+                "sanity": {short: one.verdict[1] for short, one in explained.items() if one.verdict},
             }
         )
     print_boxes(run)
@@ -228,6 +221,13 @@ def named(config: MapsConfig, networks: Mapping[str, Predictor], films: Films | 
     return run_name, {**as_dict(config), "weights": weights, "films": "" if films is None else films.content_hash()}
 
 
+def runs_of(networks: Mapping[str, Predictor]) -> list[Finished]:
+    """Return the networks' runs. Raises UserError for weights from elsewhere, whose test part is not known."""
+    if elsewhere := [name for name, network in networks.items() if network.finished is None]:
+        raise UserError(f"{elsewhere[0]} does not say which X-rays it was tested on; name some, --images FILES.")
+    return [network.finished for network in networks.values() if network.finished is not None]
+
+
 def settings_of(config: MapsConfig) -> Settings:
     """Return how maps are made."""
     return Settings(config.method, config.layer, config.patch, config.stride)
@@ -257,11 +257,9 @@ def choose_pictures(
         if len(films.left_out):
             notes.append(f"{len(films.left_out):,} files are left out ({films.counts()}): see rejected.csv")
     else:
-        if elsewhere := [name for name in config.checkpoints if is_elsewhere(name, config)]:
-            raise UserError(f"{elsewhere[0]} does not say which X-rays it was tested on; name some, --images FILES.")
-        runs = open_checkpoints(config.checkpoints)
-        xrays = data.of_run(next(iter(runs.values())))
-        held_out = [finished.held_out(xrays) for finished in runs.values()]
+        runs = runs_of(networks)
+        xrays = data.of_run(runs[0])
+        held_out = [finished.held_out(xrays) for finished in runs]
         notes = sorted({note for _, note in held_out if note})
         pictures = pictures_of_test(xrays, held_out[0][0], config.only, config.per_class)
         transductive = bool(notes)
@@ -318,22 +316,22 @@ def save_box_figures(
     run: Run,
     config: MapsConfig,
     pictures: Sequence[Picture],
-    mapped: Mapping[str, boxes.BoxMaps],
-    scores: tuple[Mapping[str, pd.DataFrame], pd.DataFrame],
+    explained: Mapping[str, Explained],
+    means: pd.DataFrame,
 ) -> None:
     """Write the dot plot, and the panel and overlays of one X-ray for each finding, the largest boxes first.
 
-    scores  what boxes.scores_of and boxes.by_finding return
+    means  what boxes.by_finding returns
     """
-    (tables, means), method = scores, map_name(config.method)
+    method = map_name(config.method)
     synthetic = any(picture.synthetic for picture in pictures)
     title = f"Does the evidence lie where radiologists drew a box? {method}"
     run.save_figure("boxes", box_figure(means, marked(title, synthetic)))
     labels = [picture.label for picture in pictures]
     chosen = [labels.index(finding) for finding in means["finding"].unique() if finding in labels]
     networks = {}
-    for name, found in mapped.items():
-        rows = tables[name].iloc[chosen]
+    for name, found in explained.items():
+        rows = found.table.iloc[chosen]
         captions = [
             "no evidence found" if empty else f"maximum {'inside' if hit > 0.5 else 'outside'}, {ratio:.1f} x"
             for hit, ratio, empty in zip(rows[boxes.POINTING], rows[boxes.RATIO], rows["empty"], strict=True)
