@@ -280,17 +280,12 @@ def _gap(curve: Sequence[Cell], shares: np.ndarray, cell: Cell) -> Difference:
 
 
 def _crossing(labels: np.ndarray, levels: np.ndarray, target: float) -> float:
-    """Where the curve, made to rise by its running maximum, reaches the target, interpolated over log labels."""
-    levels = np.maximum.accumulate(levels)
-    if target > levels[-1]:
-        return float("inf")
-    if target < levels[0]:
-        return 0.0
-    after = max(1, int(np.searchsorted(levels, target)))
-    if len(levels) == 1 or levels[after] == levels[after - 1]:
-        return float(labels[after - 1])
-    share = (target - levels[after - 1]) / (levels[after] - levels[after - 1])
-    return float(np.exp((1 - share) * np.log(labels[after - 1]) + share * np.log(labels[after])))
+    """Return where the curve, made to rise by its running maximum, first reaches the target, over log labels.
+
+    Beyond the last level it is inf, below the first one 0.
+    """
+    falling, fewer = -np.maximum.accumulate(levels)[::-1], np.log(labels)[::-1]  # of equal levels, the first one counts
+    return float(np.exp(np.interp(-target, falling, fewer, left=np.inf, right=-np.inf)))
 
 
 def plateau_table(cells: Sequence[Cell], target: float) -> pd.DataFrame:
@@ -308,14 +303,15 @@ def plateau_table(cells: Sequence[Cell], target: float) -> pd.DataFrame:
             continue
         labels = draws.labels.astype(float)
         levels = np.concatenate([draws.scores.mean(0)[None], draws.means()])  # [1 + R, n]
+        unknown = np.isnan(levels).any(1)
         fits = fit_plateau(labels, levels)  # [1 + R, 3]
-        fits[np.isnan(levels).any(1)] = np.nan
         a, b, c = fits[0]
         misses = np.abs(a - b * labels**-c - levels[0]).max()
         beyond = labels_for(target, fits)
         beyond[(beyond <= labels[-1]) | (misses > MAX_MISS)] = np.inf
         reached = np.array([_crossing(labels, row, target) for row in levels])
         needed = np.where(np.isinf(reached), beyond, reached)
+        fits[unknown], needed[unknown] = np.nan, np.nan
         low, high = (np.quantile(np.c_[fits[1:, 0], needed[1:]], q, axis=0, method="nearest") for q in (0.025, 0.975))
         rows.append((arm, target, a, low[0], high[0], b, c, misses, needed[0], low[1], high[1]))
     names = ["arm", "target", "a", "a_low", "a_high", "b", "c", "misses", "needed", "needed_low", "needed_high"]

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 from simulated_comparisons import Design, coverage, coverage_of_labels_needed
 from sklearn.metrics import roc_auc_score
+from tables_of_predictions import CLASSES, FINDINGS, of_classes, of_findings
 
 from downstream_task.label_efficiency import (
     CURVE_COLUMNS,
@@ -33,54 +35,20 @@ from utils.config import REPO_ROOT, UserError
 from utils.metrics import balanced_accuracy, fit_plateau
 from utils.wording import savings_sentence
 
-CLASSES = ["COVID", "NA", "Normal"]
-FINDINGS = ["Edema", "Mass"]
 WAYS = [("linear", 20), ("zeros", 20), ("zeros", 90)]
 Tables = dict[str, pd.DataFrame]
 
 
-def classes(generator: np.random.Generator, images: int, right: float) -> pd.DataFrame:
-    known = generator.integers(0, 3, images)
-    called = np.where(generator.random(images) < right, known, (known + 1) % 3)
-    probabilities = np.eye(3)[called] * 0.7 + 0.1
-    table = pd.DataFrame({"label": np.array(CLASSES)[known]})
-    return pd.concat([table, pd.DataFrame(probabilities, columns=[f"p {name}" for name in CLASSES])], axis=1)
-
-
-def findings(generator: np.random.Generator, images: int, right: float) -> pd.DataFrame:
-    known = generator.choice([0.0, 1.0, np.nan], (images, 2), p=[0.6, 0.3, 0.1])
-    probabilities = (np.nan_to_num(known) * right + generator.random((images, 2))) / (1 + right)
-    labels = pd.DataFrame(known, columns=[f"label {name}" for name in FINDINGS])
-    return pd.concat([labels, pd.DataFrame(probabilities, columns=[f"p {name}" for name in FINDINGS])], axis=1)
-
-
-Make = Callable[[np.random.Generator, int, float], pd.DataFrame]
-
-
-def made_up(make: Make = classes, draws: int = 6, folds: int = 3) -> Tables:
-    """Two arms with two ways and numbers of labels, of three folds with 30 test images each; labels are the images'."""
+def made_up(make: Callable[..., pd.DataFrame] = of_classes, draws: int = 6, folds: int = 3) -> Tables:
+    """Two arms with two ways and numbers of labels: 40 validation images, and 80 test images of each fold."""
     tables: Tables = {}
-    for fold in range(folds):
-        truth = [make(np.random.default_rng(seed), 30, 1.0) for seed in (99, fold)]
-        names = [column for column in truth[0] if column.startswith("label")]
-        for draw in range(fold, draws, folds):
-            for arm, skill in (("random", 0.5), ("ours", 0.7)):
-                for way, labels in WAYS:
-                    parts = []
-                    for part, of_part, seed in (("val", truth[0], 99), ("test", truth[1], fold)):
-                        generator = np.random.default_rng([seed, draw, labels, len(arm), len(way)])
-                        rows = make(generator, 30, skill + labels / 1000).drop(columns=names)
-                        if make is classes:  # of the images' own labels
-                            known = np.array([CLASSES.index(label) for label in of_part["label"]])
-                            called = np.where(generator.random(30) < skill, known, (known + 1) % 3)
-                            rows[[f"p {name}" for name in CLASSES]] = np.eye(3)[called] * 0.7 + 0.1
-                        files = [f"{part}{'' if part == 'val' else fold}-{i}.png" for i in range(30)]
-                        group = [f"{part}{'' if part == 'val' else fold}-{i // 2}" for i in range(30)]
-                        place = {"file": files, "part": part, "fold": fold, "draw": draw, "arm": arm, "way": way}
-                        start = draw if arm == "random" else fold
-                        place |= {"labels": labels, "start": start, "group": group}
-                        parts.append(pd.concat([pd.DataFrame(place), of_part[names], rows], axis=1))
-                    tables[f"{arm}-{way}-{labels}-{draw}"] = pd.concat(parts, ignore_index=True)
+    for draw, (arm, skill), (way, labels) in product(range(draws), (("random", 0.5), ("ours", 0.7)), WAYS):
+        fold = draw % folds
+        cell = {"fold": fold, "draw": draw, "arm": arm, "way": way, "labels": labels}
+        seed = 1000 * draw + labels + 10 * len(arm) + len(way)
+        table = make(seed, skill, 120, **cell, start=draw if arm == "random" else fold)
+        own = table["part"].map({"val": "", "test": f"-{fold}"})
+        tables[f"{arm}-{way}-{labels}-{draw}"] = table.assign(file=table["file"] + own, group=table["group"] + own)
     return tables
 
 
@@ -118,7 +86,7 @@ def test_scores_are_computed_within_a_fold_and_averaged_over_draws(part: str) ->
         np.testing.assert_allclose(one.scores, scores)
         assert row["mean"] == pytest.approx(np.mean(scores)) and row["low"] < row["mean"] < row["high"]
         assert (row["draws"], row["starts"], row["folds"]) == (6, {"random": 6, "ours": 3}[one.arm], 3)
-        assert len(one.images.files) == {"val": 30, "test": 90}[part] and one.images.groups == len(one.images.files) / 2
+        assert len(one.images.files) == {"val": 40, "test": 240}[part] and one.images.groups == len(one.images.files) / 4
         times = dict(zip(one.images.files, one.images.weights[7], strict=True))  # the same for all draws of all folds
         for draw, score in enumerate(one.resampled[6]):
             table = tables[f"{one.arm}-{one.way}-{one.labels}-{draw}"]
@@ -127,7 +95,7 @@ def test_scores_are_computed_within_a_fold_and_averaged_over_draws(part: str) ->
 
 
 def test_findings_are_scored_within_a_fold_too() -> None:
-    tables = made_up(findings)
+    tables = made_up(of_findings)
     for one in cells_of(tables)[:2]:
         for draw, score in enumerate(one.scores):
             rows = tables[f"{one.arm}-{one.way}-{one.labels}-{draw}"].query("part == 'test'")
@@ -146,7 +114,7 @@ def test_the_order_of_images_says_nothing() -> None:
 
 def test_other_images_are_refused() -> None:
     tables = made_up()
-    for wrong in (slice(0, 59), np.r_[np.arange(59), 58]):
+    for wrong in (slice(0, 119), np.r_[np.arange(119), 118]):
         with pytest.raises(UserError, match="ours-zeros-90-4 predicts other images of fold 1"):
             cells_of(tables | {"ours-zeros-90-4": tables["ours-zeros-90-4"].iloc[wrong]}, runs=runs_of(tables))
 
@@ -329,9 +297,9 @@ def the_20_lines() -> str:
     return found[1]
 
 
-@pytest.mark.parametrize("make", [classes, findings])
+@pytest.mark.parametrize("make", [of_classes, of_findings])
 def test_a_stranger_recomputes_the_curves_with_20_lines(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines, tables = the_20_lines(), made_up(make)
     assert len([line for line in lines.splitlines() if line]) <= 20
