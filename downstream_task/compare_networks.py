@@ -231,8 +231,7 @@ def trained(entries: Sequence[str]) -> list[str]:
 def facts_of(entries: Sequence[str]) -> dict[str, Any]:
     """Return what a comparison records of its arms: their encoders, and hashes of files and tables."""
     encoders = {arm.name: list(arm.encoders) for arm in named_arms(trained(entries))}
-    tables = {entry: _tables(entry) for entry in entries if entry.startswith(PREDICTIONS)}
-    joined = {entry: fact(len(files), map(content_hash, files)) for entry, files in tables.items()}
+    joined = {entry: fact(len(files), map(content_hash, files)) for entry, files in _tables(entries).items()}
     return {"arms": encoders, "weights": weights_hashes(itertools.chain(*encoders.values())), "tables": joined}
 
 
@@ -396,9 +395,9 @@ def joined_tables(
     """
     rows, copies = list[dict[str, Any]](), dict[str, pd.DataFrame]()
     taken = {arm.name for arm in named_arms(trained(entries))}
-    for entry in (entry for entry in entries if entry.startswith(PREDICTIONS)):
+    for entry, files in _tables(entries).items():
         folder, names = repo_path(entry.removeprefix(PREDICTIONS)).name, dict[str, str]()
-        for file in _tables(entry):
+        for file in files:
             cell, copy = _checked(file, run, xrays, targets)
             arm = cell["arm"]
             others = itertools.chain([arm, f"{folder}-{arm}"], (f"{folder}-{arm}-{k}" for k in itertools.count(2)))
@@ -443,9 +442,11 @@ def _checked(file: Path, run: Run, xrays: XRays, targets: Targets) -> tuple[dict
     return row, copy
 
 
-def _tables(entry: str) -> list[Path]:
-    """Return the tables of predictions:FOLDER. Raises UserError without any."""
-    folder = repo_path(entry.removeprefix(PREDICTIONS))
-    if not (files := sorted(folder.rglob(FILE))):
-        raise UserError(f"there is no predictions.csv below {folder}; expected one for each trained head.")
-    return files
+def _tables(entries: Sequence[str]) -> dict[str, list[Path]]:
+    """Return the tables of each predictions:FOLDER among the entries. Raises UserError for a folder without any."""
+    folders = {entry: repo_path(entry.removeprefix(PREDICTIONS)) for entry in entries if entry.startswith(PREDICTIONS)}
+    found = {entry: sorted(folder.rglob(FILE)) for entry, folder in folders.items()}
+    for entry, files in found.items():
+        if not files:
+            raise UserError(f"there is no {FILE} below {folders[entry]}; expected one for each trained head.")
+    return found

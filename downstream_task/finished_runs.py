@@ -72,15 +72,15 @@ class Finished:
 
         Runs of earlier versions have those that were best on validation.
         """
-        before = self.folder / weights_file(self.config.backbone, "best")
-        name = before.name if before.exists() else weights_file(self.config.backbone)
-        if not (self.folder / name).exists() and (self.folder / FILE).exists():
+        before, now = (self.folder / weights_file(self.config.backbone, kind) for kind in ("best", "final"))
+        path = before if before.exists() else now
+        if not path.exists() and (self.folder / FILE).exists():
             raise UserError(
                 f"{self.folder} kept no weights: a comparison keeps those of draw 0 of its main ways, or all "
                 "with --keep-weights."
             )
-        check_files(self.folder, name)
-        return self.folder / name
+        check_files(self.folder, path.name)
+        return path
 
     @property
     def data(self) -> dict[str, Any]:

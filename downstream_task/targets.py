@@ -116,7 +116,7 @@ def _learnable(xrays: XRays, values: np.ndarray) -> tuple[str, ...]:
     places = {f"fold {place}" if place in FOLD_NAMES else place: rows for place, rows in places.items()}
     lacking: dict[str, str] = {}
     for name, column in zip(names, values.T, strict=True):
-        counts = {place: [int((column[rows] == value).sum()) for value in (1, 0)] for place, rows in places.items()}
+        counts = {place: _counts(column[rows]) for place, rows in places.items()}
         if any(0 in pair for pair in counts.values()):
             listed = ", ".join(f"{place} {positive}/{negative}" for place, (positive, negative) in counts.items())
             lacking[name] = f"{name} ({listed})"
@@ -130,6 +130,11 @@ def _learnable(xrays: XRays, values: np.ndarray) -> tuple[str, ...]:
         f"every default finding of {root} lacks positive or negative labels in some part: "
         f"{'; '.join(lacking[name] for name in own)}; {f'try --findings {others}' if others else 'label more films'}."
     )
+
+
+def _counts(labels: np.ndarray) -> tuple[int, int]:
+    """Return how many labels [n] of a finding are positive, and how many negative."""
+    return int((labels == 1).sum()), int((labels == 0).sum())
 
 
 def apply_policy(labels: np.ndarray, uncertain: str, blank: str) -> np.ndarray:
@@ -146,10 +151,12 @@ def check_learnable(targets: Targets, parts: dict[str, np.ndarray]) -> None:
             raise UserError(f"{part} has no images; give it some, as --val-share 0.1 does.")
         values = targets.values[indices]
         for c, name in enumerate(targets.names):
-            if values.ndim == 1 and not (values == c).any():
-                raise UserError(f"no image of class {name!r} among the {len(indices)} of {part}; use more images.")
-            if values.ndim > 1 and not ((values[:, c] == 1).any() and (values[:, c] == 0).any()):
-                positive, negative = int((values[:, c] == 1).sum()), int((values[:, c] == 0).sum())
+            if not targets.multilabel:
+                if not (values == c).any():
+                    raise UserError(f"no image of class {name!r} among the {len(indices)} of {part}; use more images.")
+                continue
+            positive, negative = _counts(values[:, c])
+            if not positive or not negative:
                 raise UserError(
                     f"{name!r} has {positive} positive and {negative} negative labels among the {len(indices)} of "
                     f"{part}; both are needed: choose other --findings, another policy for blank or uncertain labels, "

@@ -17,7 +17,7 @@ from dataset_loader.readers.tables import UNKNOWN, column_of, once, read_table, 
 from dataset_loader.xrays import XRays
 from downstream_task.finished_runs import Finished
 from downstream_task.predictions import main_score
-from downstream_task.probes import fit_linear_head, linear_probe, probed_classes
+from downstream_task.probes import LinearHead, fit_linear_head, linear_probe, probed_classes
 from downstream_task.targets import Targets, check_learnable
 from interpretability.faithfulness import area_share, enlarged, mass_inside
 from interpretability.saliency import Settings, saliency_maps
@@ -189,15 +189,13 @@ class Audited:
         """Return [n, C] of the altered test X-rays, by head."""
         x = {part: self._features(alteration, *rows) for part, rows in self.parts.items()}
         y = {part: self.targets.values[indices] for part, (indices, _) in self.parts.items()}
-        own = self.classifier.head
         groups = self.xrays.columns.groups[self.parts["train"][0]]
         new = fit_linear_head(x["train"], y["train"], groups, self.config.class_weights)
-        heads = {
-            TRAINED: (own.weight.detach().cpu(), own.bias.detach().cpu()),
-            REFITTED: (torch.from_numpy(new.weight), torch.from_numpy(new.bias)),
+        own = (values.detach().cpu().numpy() for values in (self.classifier.head.weight, self.classifier.head.bias))
+        heads = {TRAINED: LinearHead(*own, regularisation=[]), REFITTED: new}
+        return {
+            name: self.targets.probabilities(torch.from_numpy(head.logits(x["test"]))) for name, head in heads.items()
         }
-        test = torch.from_numpy(x["test"])
-        return {head: self.targets.probabilities(test @ weight.T + bias) for head, (weight, bias) in heads.items()}
 
     @torch.no_grad()
     def _features(self, name: str, indices: np.ndarray, masks: Tensor) -> np.ndarray:

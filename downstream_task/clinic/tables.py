@@ -29,7 +29,7 @@ MISS = 0.1  # share of the X-rays whose conformal set may lack the right class
 MIN_IMAGES = 30  # with fewer, a subgroup's score says little, and the table says so
 MAX_GROUPS = 12  # of one detail; of more, as when each file has its own source, the smallest make one group
 DETAILS = ("sex", "view", "source")  # that are groups as they are
-AGES = {"0 to 17": (0, 18), "18 to 39": (18, 40), "40 to 59": (40, 60), "60 to 79": (60, 80), "80 or more": (80, 999)}
+AGES = {"0 to 17": 0, "18 to 39": 18, "40 to 59": 40, "60 to 79": 60, "80 or more": 80}  # years, from so many on
 
 Interval = tuple[float, float, float]
 Page = tuple[dict[str, pd.DataFrame], dict[str, Figure], dict[str, Any]]
@@ -209,17 +209,17 @@ def subgroups(details: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
 
     Of more than MAX_GROUPS groups of a detail, the largest come one by one and the others together.
     """
-    for name in (name for name in DETAILS if name in details):
+    if "age" in details:
+        years = pd.to_numeric(details["age"], errors="coerce")
+        bands = pd.cut(years, [*AGES.values(), np.inf], right=False, labels=list(AGES))
+        details = details.assign(age=bands)
+    for name in (name for name in (*DETAILS, "age") if name in details):
         values = details[name].astype("string").str.strip().fillna("")
         counts = values[values != ""].value_counts()
         if len(counts) > MAX_GROUPS:
             rest = counts.index[MAX_GROUPS - 1 :]
             values = values.mask(values.isin(rest), f"{len(rest):,} others")
         yield from ((name, group, (values == group).to_numpy()) for group in sorted(set(values) - {""}))
-    if "age" in details:
-        age = np.asarray(pd.to_numeric(details["age"], errors="coerce"), dtype=float)
-        found = ((band, (age >= low) & (age < high)) for band, (low, high) in AGES.items())
-        yield from (("age", band, rows) for band, rows in found if rows.any())
 
 
 def subgroup_table(tested: Predicted) -> pd.DataFrame:
