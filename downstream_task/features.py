@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 
 from dataset_loader.xrays import DataConfig, XRays, open_xrays
-from downstream_task.probes import BATCH, forward_all
+from downstream_task.probes import BATCH, InputFormat, forward_all
 from self_sup_classes.backbones import Backbone, check_backbone, check_channels
 from self_sup_classes.initialisation import Start, start_from
 from self_sup_classes.provenance import Provenance
 from utils.config import UserError, repo_path
-from utils.hardware import choose_precision, placed, prepare
+from utils.hardware import placed, prepare
 
 FILE = "features:"  # before the name of a table in a config
 
@@ -20,10 +20,8 @@ FILE = "features:"  # before the name of a table in a config
 class NetworkFeatures:
     """Features [N, F] float32 of a backbone, each computed when it is first asked for; N counts XRays.also."""
 
-    def __init__(self, start: Start, xrays: XRays, size: int, in_channels: int, precision: str):
-        self.xrays, self.size, self.in_channels = xrays, size, in_channels
-        self.provenance, self.note = start.provenance, start.note
-        self.dtype = choose_precision(precision, xrays.store.device)
+    def __init__(self, start: Start, xrays: XRays, seen: InputFormat):
+        self.xrays, self.seen, self.provenance, self.note = xrays, seen, start.provenance, start.note
         self.net = placed(start.backbone, xrays.store.device)
         self.values = np.empty((xrays.with_also, start.backbone.num_features), dtype=np.float32)
         self.known = np.zeros(xrays.with_also, dtype=bool)
@@ -33,8 +31,8 @@ class NetworkFeatures:
         new = indices[~self.known[indices]]
         if len(new):
             full = np.resize(new, -(-len(new) // BATCH) * BATCH)  # a batch of another size would have other last bits
-            found = forward_all(self.net, self.xrays, full, self.size, self.in_channels, self.dtype)
-            self.values[new], self.known[new] = found[: len(new)].numpy(), True
+            found = forward_all(self.net, self.xrays, full, self.seen)[: len(new)]
+            self.values[new], self.known[new] = found.numpy(), True
         return self.values[indices]
 
     def backbone(self) -> Backbone:
@@ -108,10 +106,8 @@ def embed(
     """
     check_backbone("backbone", backbone)
     check_channels("in_channels", in_channels)
-    device = prepare("auto", 0)
-    xrays = open_xrays(data, device)
+    xrays = open_xrays(data, prepare("auto", 0))
     start = start_from(encoder, backbone, in_channels, seed=0)
-    features = NetworkFeatures(start, xrays, data.img_res, in_channels, "float32")
-    values = features.rows(np.arange(len(xrays)))
+    values = NetworkFeatures(start, xrays, InputFormat(data.img_res, in_channels)).rows(np.arange(len(xrays)))
     table = pd.DataFrame(values, columns=[f"f{number}" for number in range(values.shape[1])])
     return pd.concat([pd.DataFrame({"file": xrays.columns.paths}), table], axis=1)

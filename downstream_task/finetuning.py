@@ -17,7 +17,7 @@ from downstream_task.classifier import Classifier, Trainable, load_classifier, r
 from downstream_task.features import FILE as FEATURES
 from downstream_task.features import Features, NetworkFeatures, TableFeatures, read_features
 from downstream_task.predictions import CELL, main_score
-from downstream_task.probes import LinearHead, fit_linear_head, forward_all
+from downstream_task.probes import InputFormat, LinearHead, fit_linear_head, forward_all
 from downstream_task.spreading import MAX_IMAGES, fit_spread_head
 from downstream_task.targets import LossFunction, TargetConfig, Targets, loss_function, predictions_table, read_targets
 from self_sup_classes.backbones import BackboneName, Channels, save_state_dict, weights_file
@@ -128,12 +128,17 @@ def engine_config(config: FinetuneConfig, labels: int) -> FitConfig:
     return FitConfig(**{**part_of(config, FitConfig), **fixed, "checkpoint_minutes": 5.0, "num_epochs": epochs})
 
 
+def input_format(config: TrainingConfig, device: torch.device) -> InputFormat:
+    """Return how the networks of a config see X-rays on that device."""
+    return InputFormat(config.img_res, config.in_channels, choose_precision(config.precision, device))
+
+
 def features_of(config: FinetuneConfig, xrays: XRays) -> Features:
     """Return the features that `config.encoder` gives of X-rays."""
     if config.encoder.startswith(FEATURES):
         return read_features(config.encoder, xrays)
     start = start_from(config.encoder, config.backbone, config.in_channels, config.random_seed)
-    return NetworkFeatures(start, xrays, config.img_res, config.in_channels, config.precision)
+    return NetworkFeatures(start, xrays, input_format(config, xrays.store.device))
 
 
 class LastFeatures:
@@ -203,7 +208,7 @@ class _Finetuning:
     def __init__(self, config: FinetuneConfig, run: Run, xrays: XRays, features: Features):
         self.config, self.run, self.xrays, self.features = config, run, xrays, features
         self.device, self.val = xrays.store.device, xrays.indices("val")
-        self.dtype = choose_precision(config.precision, self.device)
+        self.seen = input_format(config, self.device)
         self.note = check_unseen(features.provenance, xrays, config.allow_seen, config.encoder)
         self.targets = read_targets(xrays, config)
         train = labelled_subset(xrays, self.targets, config.num_labels, config.label_draw, config.split_seed)
@@ -255,11 +260,12 @@ class _Finetuning:
         """
         if self.config.batch_norm == "train":
             images = torch.from_numpy(fixed_order("images for BatchNorm", self.xrays.indices("train"))[:MAX_RESTATED])
-            size, channels = self.config.img_res, self.config.in_channels
+            size, channels, dtype = self.seen
             views = (plain_view(self.xrays.batch(rows), size, channels) for rows in images.split(128))
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
                 restate_batch_norm(classifier, views)
-        head = self.fit_head(self.forward(classifier, self.train_indices, classifier.features).numpy())
+        features = forward_all(classifier, self.xrays, self.train_indices, self.seen, classifier.features)
+        head = self.fit_head(features.numpy())
         classifier.set_head(head.weight, head.bias)
         return {"regularisation": head.regularisation}
 
@@ -300,7 +306,7 @@ class _Finetuning:
             assert self.head is not None
             logits = torch.from_numpy(self.head.logits(self.features.rows(indices)))
         else:
-            logits = self.forward(self.classifier, indices)
+            logits = forward_all(self.classifier, self.xrays, indices, self.seen)
         if not logits.isfinite().all():
             raise UserError(
                 f"the outputs of {self.run} are not finite; lower lr or use precision float32, under another run_name."
@@ -311,22 +317,19 @@ class _Finetuning:
         """Return the engine's step. Frozen stages that always see the same images are computed once, if that fits."""
         train, loss_of = self.train_indices, loss_function(self.targets, self.train_indices, self.config.class_weights)
         same = classifier.num_frozen and classifier.structure.in_a_row and not RECIPES[self.config.recipe]
-        if not same or self.forward(classifier, train[:1], classifier.prefix).nbytes * len(train) > MAX_ACTIVATIONS:
+
+        def prefix(indices: np.ndarray) -> Tensor:
+            return forward_all(classifier, self.xrays, indices, self.seen, classifier.prefix)
+
+        if not same or prefix(train[:1]).nbytes * len(train) > MAX_ACTIVATIONS:
             return classify_step(classifier, self.xrays, loss_of, self.config)
-        frozen = self.forward(classifier, train, classifier.prefix)  # [N, ...]
+        frozen = prefix(train)  # [N, ...]
 
         def step(batch: Tensor, epoch: int, step_in_epoch: int) -> Mapping[str, Tensor]:
             rows = torch.from_numpy(np.searchsorted(train, batch.numpy()))
             return {"loss": loss_of(classifier.suffix(frozen[rows].to(self.device)), batch)}
 
         return step
-
-    def forward(
-        self, classifier: Classifier, indices: np.ndarray, part: Callable[[Tensor], Tensor] | None = None
-    ) -> Tensor:
-        """Return logits [n, C] of X-rays without augmentation, or the output of a part of the classifier."""
-        size, channels = self.config.img_res, self.config.in_channels
-        return forward_all(classifier, self.xrays, indices, size, channels, self.dtype, part)
 
     def finish(self, found: Mapping[str, Any]) -> None:
         """Write predictions, weights if they are kept, and the summary: what was trained on what."""

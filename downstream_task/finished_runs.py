@@ -25,7 +25,7 @@ from dataset_loader.xrays import (
     with_room,
 )
 from downstream_task.classifier import Classifier, load_classifier
-from downstream_task.finetuning import FinetuneConfig
+from downstream_task.finetuning import FinetuneConfig, input_format
 from downstream_task.predictions import (
     FILE,
     logits_of,
@@ -35,7 +35,7 @@ from downstream_task.predictions import (
     read_predictions,
     run_name,
 )
-from downstream_task.probes import forward
+from downstream_task.probes import InputFormat, forward
 from downstream_task.targets import Targets, probabilities_of, read_targets
 from self_sup_classes.backbones import BackboneName, Channels, weights_file
 from self_sup_classes.provenance import check_unseen, provenance_of
@@ -43,7 +43,7 @@ from self_sup_classes.weights import read_state_dict
 from utils.config import DATASETS_ROOT, UserError, each_once, open_config, part_of, repo_path
 from utils.facts import LISTED, changes_since
 from utils.files import check_files, content_hash, read_json
-from utils.hardware import MachineConfig, choose_precision, placed
+from utils.hardware import MachineConfig, placed
 from utils.messages import say
 from utils.metrics import fit_temperature
 
@@ -234,7 +234,8 @@ def open_checkpoints(names: Sequence[str]) -> dict[str, Finished]:
 class Predictor:
     """A classifier and how X-rays are shown to it.
 
-    sizes        pixels per side: decoded, and seen by the network
+    stored       pixels per side to which X-rays are decoded
+    seen         how the network then sees them
     weights      their file
     origin       facts that identify it: the hash of its weights, and whether it was trained on synthetic X-rays
     learnt_from  the resolved files that it could learn from, as far as they are known
@@ -246,9 +247,8 @@ class Predictor:
     network: Classifier
     classes: list[str]
     multilabel: bool
-    sizes: tuple[int, int]
-    in_channels: int
-    dtype: torch.dtype
+    stored: int
+    seen: InputFormat
     temperature: float
     name: str
     weights: Path
@@ -266,7 +266,7 @@ class Predictor:
     def probabilities(self, squares: np.ndarray) -> np.ndarray:
         """Return [n, C] for decoded X-rays uint8 [n, 1, S, S]."""
         pixels = torch.from_numpy(squares).to(self.device)
-        logits = forward(self.network, pixels, self.sizes[1], self.in_channels, self.dtype)
+        logits = forward(self.network, pixels, self.seen)
         return probabilities_of(logits.double() / self.temperature, self.multilabel).numpy()
 
 
@@ -316,9 +316,8 @@ def predictor_of(finished: Finished, device: torch.device) -> Predictor:
         finished.classifier(device),
         summary["classes"],
         summary["multilabel"],
-        (trained.stored_size, trained.img_res),
-        trained.in_channels,
-        choose_precision(trained.precision, device),
+        trained.stored_size,
+        input_format(trained, device),
         finished.temperature(),
         finished.name,
         finished.weights,
@@ -341,9 +340,8 @@ def _from_elsewhere(path: Path, config: NetworkConfig, device: torch.device) -> 
         placed(network, device),
         config.classes,
         config.multilabel,
-        (with_room(config.img_res), config.img_res),
-        config.in_channels,
-        torch.float32,
+        with_room(config.img_res),
+        InputFormat(config.img_res, config.in_channels),
         1.0,
         path.stem,
         path,

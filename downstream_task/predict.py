@@ -132,8 +132,8 @@ def together(opened: Sequence[Predictor]) -> Predictor:
 def mean_probabilities(opened: Sequence[Predictor], films: Films) -> np.ndarray:
     """Return the mean of what the predictors say of all films [n, C]; films that cannot be decoded are left out."""
     found = []
-    for size in dict.fromkeys(one.sizes[0] for one in opened):
-        alike = [one for one in opened if one.sizes[0] == size]
+    for size in dict.fromkeys(one.stored for one in opened):
+        alike = [one for one in opened if one.stored == size]
         batches = films.batches(size, "predicting")
         found += zip(*([one.probabilities(squares[:, None]) for one in alike] for squares in batches), strict=True)
     return np.mean([np.concatenate(of_one) for of_one in found], axis=0)

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,14 +27,17 @@ MIN_TESTED = 2  # of a class or a finding to be tested on
 BATCH = 128  # images
 
 
+class InputFormat(NamedTuple):
+    """How a network sees X-rays: pixels per side, channels (1 or 3), and the precision in which it computes."""
+
+    size: int
+    in_channels: int
+    dtype: torch.dtype = torch.float32
+
+
 @torch.no_grad()
 def forward(
-    network: nn.Module,
-    pixels: Tensor,
-    out_size: int,
-    in_channels: int,
-    dtype: torch.dtype,
-    part: Callable[[Tensor], Tensor] | None = None,
+    network: nn.Module, pixels: Tensor, seen: InputFormat, part: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
     """Return the output of a network, or a `part` of it, for pixels uint8 [B, 1, S, S] on its device, in eval mode.
 
@@ -41,8 +45,8 @@ def forward(
     """
     was_training = network.training
     network.eval()
-    y = plain_view(pixels, out_size, in_channels)
-    with torch.autocast(pixels.device.type, dtype, enabled=dtype != torch.float32):
+    y = plain_view(pixels, seen.size, seen.in_channels)
+    with torch.autocast(pixels.device.type, seen.dtype, enabled=seen.dtype != torch.float32):
         output = (part or network)(y).float().cpu()
     network.train(was_training)
     return output
@@ -52,14 +56,12 @@ def forward_all(
     network: nn.Module,
     xrays: XRays,
     indices: np.ndarray,
-    out_size: int,
-    in_channels: int,
-    dtype: torch.dtype,
+    seen: InputFormat,
     part: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Return what `forward` does for X-rays without augmentation: float32 [n, ...] on the CPU."""
+    """Return what `forward` does for the X-rays at `indices` [n], without augmentation: float32 [n, ...] on the CPU."""
     batches = torch.from_numpy(indices).split(BATCH)
-    return torch.cat([forward(network, xrays.batch(rows), out_size, in_channels, dtype, part) for rows in batches])
+    return torch.cat([forward(network, xrays.batch(rows), seen, part) for rows in batches])
 
 
 def linear_probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:

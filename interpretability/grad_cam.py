@@ -240,7 +240,7 @@ def ids_of(config: MapsConfig, networks: Mapping[str, Predictor]) -> Ids:
 
 def read_all(films: Films, networks: Mapping[str, Predictor]) -> None:
     """Leave out the films that cannot be decoded at the largest size that a network needs."""
-    for _ in films.batches(max(network.sizes[0] for network in networks.values()), "reading"):
+    for _ in films.batches(max(network.stored for network in networks.values()), "reading"):
         pass
 
 

@@ -136,11 +136,11 @@ def network_input(pictures: Sequence[Picture], predictor: Predictor) -> Tensor:
 
     Raises UserError, naming the file, for a picture that cannot be used.
     """
-    stored, seen = predictor.sizes
     squares = []
     for picture in pictures:
         try:
-            squares.append(decode_square(picture.path, stored))
+            squares.append(decode_square(picture.path, predictor.stored))
         except BrokenImageError as error:
             raise UserError(f"{picture.path} cannot be used: {error}; leave it out.") from error
-    return plain_view(torch.from_numpy(np.stack(squares))[:, None].to(predictor.device), seen, predictor.in_channels)
+    pixels = torch.from_numpy(np.stack(squares))[:, None].to(predictor.device)
+    return plain_view(pixels, predictor.seen.size, predictor.seen.in_channels)

@@ -16,7 +16,7 @@ from augmentations.transform_utils import RecipeName, Views, denormalise, operat
 from dataset_loader.splits import label_subset, strata_of
 from dataset_loader.xrays import FoldConfig, XRays
 from downstream_task.predictions import metric_of
-from downstream_task.probes import MIN_IMAGES, MIN_TESTED, forward_all, linear_probe, probed_classes
+from downstream_task.probes import MIN_IMAGES, MIN_TESTED, InputFormat, forward_all, linear_probe, probed_classes
 from downstream_task.targets import apply_policy
 from self_sup_classes.backbones import Channels
 from self_sup_classes.barlow import BarlowTwins, BarlowTwinsLoss, cross_correlation, random_embedding_terms
@@ -67,7 +67,7 @@ class Monitor:
         self.model, self.xrays, self.config, self.run = model, xrays, config, run
         self.views = Views(config.recipe, config.img_res, config.views)
         self.device = next(model.parameters()).device
-        self.dtype = choose_precision(config.precision, self.device)
+        self.seen = InputFormat(config.img_res, config.in_channels, choose_precision(config.precision, self.device))
         self.sample = _sample("health", indices, HEALTH_IMAGES)
         self.labels = probe_labels(xrays.columns.labels)
         self.val = _sample("probe tests", xrays.indices("val"), PROBE_TESTS)
@@ -137,8 +137,7 @@ class Monitor:
         return 1 / max(1, len(probed_classes(self.labels[self.draws[0]], self.labels[self.val])))
 
     def _features(self, indices: np.ndarray) -> Tensor:
-        resolution, channels = self.config.img_res, self.config.in_channels
-        return forward_all(self.model.backbone, self.xrays, indices, resolution, channels, self.dtype)
+        return forward_all(self.model.backbone, self.xrays, indices, self.seen)
 
     def _fixed_views(self, n: int) -> tuple[Tensor, list[Tensor]]:
         """Pixels uint8 [n, 1, S, S] of the first n images of the sample, and the views [n, 1, R, R] of them."""

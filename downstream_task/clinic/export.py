@@ -45,12 +45,12 @@ class Exported(nn.Module):
 
     def __init__(self, predictor: Predictor):
         super().__init__()
-        self.size, seen = predictor.sizes
-        plain = Backbone(predictor.network.name, predictor.in_channels)
-        self.net, self.channels = Classifier(plain, len(predictor.classes)).net.eval(), predictor.in_channels
+        self.size, self.channels = predictor.stored, predictor.seen.in_channels
+        plain = Backbone(predictor.network.name, self.channels)
+        self.net = Classifier(plain, len(predictor.classes)).net.eval()
         self.net.load_state_dict(predictor.network.net.state_dict())
         self.temperature, self.multilabel = predictor.temperature, predictor.multilabel
-        self.register_buffer("resize", view_weights(self.size, seen))  # [R, S]
+        self.register_buffer("resize", view_weights(self.size, predictor.seen.size))  # [R, S]
 
     def forward(self, pixels: Tensor) -> Tensor:
         image = pixels.float()
@@ -110,7 +110,7 @@ def export(predictor: Predictor) -> dict[str, bytes]:
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(f'writing ONNX needs {", ".join(missing)}; run: python -m pip install -e ".[onnx]"')
     exported = Exported(predictor).cpu().eval()
-    height, width = 2 * predictor.sizes[0], 3 * predictor.sizes[0] // 2
+    height, width = 2 * predictor.stored, 3 * predictor.stored // 2
     picture = draw(plan_classes(4, 0, 0, False)[:1], (height, width))[0][0]  # [H, W]
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG")
@@ -147,8 +147,8 @@ def _graph(exported: Exported, predictor: Predictor) -> bytes:
         "classes": json.dumps(predictor.classes),
         "multilabel": json.dumps(predictor.multilabel),
         "temperature": predictor.temperature,
-        "decoded_to": predictor.sizes[0],
-        "seen_by_the_network": predictor.sizes[1],
+        "decoded_to": predictor.stored,
+        "seen_by_the_network": predictor.seen.size,
         "trained_as": predictor.name,
         **predictor.origin,
     }

@@ -12,7 +12,7 @@ from dataset_loader.readers.folder_dataset import TABLE
 from dataset_loader.readers.tables import class_key
 from dataset_loader.xrays import DATASETS, DataConfig, XRays
 from downstream_task.clinic.tables import page, score_of
-from downstream_task.finetuning import FinetuneConfig
+from downstream_task.finetuning import FinetuneConfig, input_format
 from downstream_task.finished_runs import Finished, OpenedData, open_finished
 from downstream_task.predictions import CELL, FILE, Predicted, predicted, read_predictions
 from downstream_task.probes import forward_all
@@ -20,7 +20,7 @@ from downstream_task.targets import Targets, predictions_table, read_targets
 from utils import plots
 from utils.config import MachineConfig, UserError, check_choice, make_config, part_of, repo_path
 from utils.files import check_files, content_hash
-from utils.hardware import choose_precision, describe_device, prepare
+from utils.hardware import describe_device, prepare
 from utils.intervals import independent_difference
 from utils.logging_utils import Run
 from utils.metrics import one_against_rest
@@ -84,9 +84,7 @@ def external_test(finished: Finished, config: DataConfig, data: OpenedData) -> d
     xrays = data.of(config)
     targets, rows = shared_targets(finished, xrays)
     note = finished.check_unseen(xrays, rows)
-    classifier, trained = finished.classifier(data.device), finished.config
-    dtype = choose_precision(trained.precision, data.device)
-    logits = forward_all(classifier, xrays, rows, trained.img_res, trained.in_channels, dtype)
+    logits = forward_all(finished.classifier(data.device), xrays, rows, input_format(finished.config, data.device))
     recorded = xrays.facts() | data.facts(config)
     run.start(device=describe_device(data.device), data=recorded, predictions=internal)
     here = read_predictions(own)

@@ -57,7 +57,7 @@ from torch import nn
 
 from dataset_loader.splits import label_subset, strata_of
 from dataset_loader.xrays import XRays, open_xrays
-from downstream_task.probes import forward_all, linear_probe
+from downstream_task.probes import InputFormat, forward_all, linear_probe
 from selfsup_task import train_barlow_twins
 from selfsup_task.pretraining import PretrainConfig
 from utils import plots
@@ -139,7 +139,7 @@ def probe_scores(backbone: nn.Module, xrays: XRays, config: SimpleNamespace) -> 
     labels, train, val = xrays.columns.labels, xrays.indices("train"), xrays.indices("val")
     paths, strata = xrays.columns.paths[train], strata_of(labels)[train]
     features = [
-        forward_all(backbone, xrays, part, config.img_res, 1, torch.float32).flatten(1).numpy() for part in (train, val)
+        forward_all(backbone, xrays, part, InputFormat(config.img_res, 1)).flatten(1).numpy() for part in (train, val)
     ]
     if not all(np.isfinite(values).all() for values in features):
         print("  the network has diverged: its features are not finite", flush=True)

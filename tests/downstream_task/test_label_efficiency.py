@@ -47,7 +47,7 @@ def made_up(make: Callable[..., pd.DataFrame] = of_classes, draws: int = 6, fold
         cell = {"fold": fold, "draw": draw, "arm": arm, "way": way, "labels": labels}
         seed = 1000 * draw + labels + 10 * len(arm) + len(way)
         table = make(seed, skill, 120, **cell, start=draw if arm == "random" else fold)
-        own = table["part"].map({"val": "", "test": f"-{fold}"})
+        own = np.where(table["part"] == "val", "", f"-{fold}")
         tables[f"{arm}-{way}-{labels}-{draw}"] = table.assign(file=table["file"] + own, group=table["group"] + own)
     return tables
 
@@ -86,7 +86,9 @@ def test_scores_are_computed_within_a_fold_and_averaged_over_draws(part: str) ->
         np.testing.assert_allclose(one.scores, scores)
         assert row["mean"] == pytest.approx(np.mean(scores)) and row["low"] < row["mean"] < row["high"]
         assert (row["draws"], row["starts"], row["folds"]) == (6, {"random": 6, "ours": 3}[one.arm], 3)
-        assert len(one.images.files) == {"val": 40, "test": 240}[part] and one.images.groups == len(one.images.files) / 4
+        assert (
+            len(one.images.files) == {"val": 40, "test": 240}[part] and one.images.groups == len(one.images.files) / 4
+        )
         times = dict(zip(one.images.files, one.images.weights[7], strict=True))  # the same for all draws of all folds
         for draw, score in enumerate(one.resampled[6]):
             table = tables[f"{one.arm}-{one.way}-{one.labels}-{draw}"]

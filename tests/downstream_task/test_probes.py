@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.xrays import open_xrays
-from downstream_task.probes import DEFAULT_STRENGTH, STRENGTHS, fit_linear_head, forward_all, linear_probe
+from downstream_task.probes import DEFAULT_STRENGTH, STRENGTHS, InputFormat, fit_linear_head, forward_all, linear_probe
 from self_sup_classes.backbones import Backbone
 from utils.metrics import balanced_accuracy
 
@@ -38,11 +38,11 @@ def test_features_are_those_of_eval_mode_and_leave_the_network_as_it_was(phantom
     network = Backbone("resnet18", in_channels).train()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     indices = xrays.indices("val")
-    features = forward_all(network, xrays, indices, 32, in_channels, torch.float32)
+    features = forward_all(network, xrays, indices, InputFormat(32, in_channels))
     assert features.shape == (len(indices), 512)
     assert network.training
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
-    alone = forward_all(network, xrays, indices[3:4], 32, in_channels, torch.float32)
+    alone = forward_all(network, xrays, indices[3:4], InputFormat(32, in_channels))
     torch.testing.assert_close(alone, features[3:4], rtol=1e-4, atol=1e-5)
 
 

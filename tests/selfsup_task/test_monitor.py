@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from dataset_loader.xrays import XRays, open_xrays
-from downstream_task.probes import forward_all
+from downstream_task.probes import InputFormat, forward_all
 from self_sup_classes.initialisation import start_from
 from self_sup_classes.provenance import provenance_of
 from self_sup_classes.weights import read_state_dict
@@ -155,7 +155,7 @@ def draw_spots(root: Path, images: int) -> None:
 def probed(encoder: str, xrays: XRays) -> dict[str, float]:
     """Scores of the probes by 40 labels on all other images, the mean of five draws."""
     backbone = start_from(encoder, "resnet18", 1, 0).backbone
-    features, labels = forward_all(backbone, xrays, np.arange(len(xrays)), 16, 1, torch.float32), xrays.columns.labels
+    features, labels = forward_all(backbone, xrays, np.arange(len(xrays)), InputFormat(16, 1)), xrays.columns.labels
     scores = []
     for draw in range(5):
         train, test = np.split(np.random.default_rng(draw).permutation(len(xrays)), [40])

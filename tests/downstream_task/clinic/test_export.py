@@ -16,6 +16,7 @@ from dataset_loader.decoding import decode_square
 from downstream_task.classifier import Classifier
 from downstream_task.clinic.export import Exported, export, view_weights
 from downstream_task.finished_runs import Predictor
+from downstream_task.probes import InputFormat
 from self_sup_classes.backbones import Backbone
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -30,7 +31,7 @@ def predictor_of(channels: int, multilabel: bool) -> Predictor:
     network = Classifier(Backbone("resnet18", channels), 3).eval()
     torch.nn.init.normal_(network.head.weight, std=0.3)
     origin = {"weights": "0123", "synthetic": True}
-    return Predictor(network, list("abc"), multilabel, (36, 32), channels, torch.float32, 1.7, "x", Path("x"), origin)
+    return Predictor(network, list("abc"), multilabel, 36, InputFormat(32, channels), 1.7, "x", Path("x"), origin)
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
