@@ -127,22 +127,15 @@ class Finished:
                 f"{self.folder} was trained on all labelled films, so that none is left to test it on; its scores are "
                 f"those of {self.summary['comparison']}. It serves predict.py, and grad_cam.py with --images."
             )
-        now, root = xrays.facts(), xrays.columns.root
-        recorded = dict(self.data)  # and of it, not what belongs to images without a label, which are not opened here
-        recorded |= {"also": [], "pixels": recorded.get("pixels", [])[:1]} if recorded.get("also") else {}
-        if LISTED in recorded:
-            recorded[LISTED] = {name: one for name, one in recorded[LISTED].items() if name != WITHOUT_LABEL}
-        changes = ", ".join(changes_since({"data": recorded}, {"data": now}))
+        root = xrays.columns.root
+        recorded = self.data.get(LISTED, xrays.listed)  # the first version did not record it
+        before = {name: one for name, one in recorded.items() if name != WITHOUT_LABEL}  # images that are not opened
+        changes = ", ".join(changes_since(*({"data": {LISTED: listed}} for listed in (before, xrays.listed))))
         if self.summary["split_hash"] != xrays.split_hash:
             raise UserError(
                 f"{self.folder} was trained under split {self.summary['split_hash']}, but the images at {root} make "
                 f"split {xrays.split_hash} now: {changes or 'files came or went, or these are other data'}. Restore "
                 "them, or train again."
-            )
-        if recorded.get("pixels", [])[:1] != now["pixels"] and recorded.get("data_root") != now["data_root"]:
-            raise UserError(
-                f"{self.folder} was trained on the images at {recorded.get('data_root')}; those at {root} have "
-                "the same names, but show something else. --data-root must name the same images."
             )
         if changes:
             say(f"warning: since {self.folder} was trained, its data have changed: {changes}")

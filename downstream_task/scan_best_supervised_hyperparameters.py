@@ -60,7 +60,6 @@ if __name__ == "__main__":
 
 import json
 import traceback
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +68,6 @@ import numpy as np
 import optuna
 import pandas as pd
 from matplotlib.figure import Figure
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -108,7 +106,6 @@ from utils.wording import metric_name
 
 RECIPES = {(False, False): "none", (True, False): "supervised", (False, True): "crop", (True, True): "supervised+crop"}
 RANDOM_START = 10  # trials before TPE replaces random draws, and before a trial may be pruned
-SECONDS_BETWEEN_HEARTBEATS = 10  # a trial without one for three times as long is taken for dead and tried again
 LOG_PARAMETERS = ("lr", "weight_decay")
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 span = bound(
@@ -184,9 +181,7 @@ def train(trial: optuna.Trial, config: SearchConfig, xrays: XRays) -> float:
         "flip": trial.suggest_categorical("flip", [True, False]),
         "crop": trial.suggest_categorical("crop", [True, False]),
     }
-    retried = RetryHeartbeatStaleTrialCallback.retried_trial_number(trial.study.trials[trial.number])
-    number = trial.number if retried is None else retried  # a trial whose process died resumes from its checkpoint
-    chosen = finetuning(config, settings(params), f"trial_{number:03d}")
+    chosen = finetuning(config, settings(params), f"trial_{trial.number:03d}")
 
     def report(epoch: int, score: float) -> None:
         trial.report(score, epoch)
@@ -196,14 +191,15 @@ def train(trial: optuna.Trial, config: SearchConfig, xrays: XRays) -> float:
     run = Run(chosen.run_name, chosen, "trial")
     try:
         finetune(chosen, xrays, run, show_progress=False, after_evaluation=report)
-    except Exception as error:  # not a signal: the trial then resumes from its checkpoint
-        if not isinstance(error, optuna.TrialPruned):
-            if not isinstance(error, UserError):
-                traceback.print_exc()
-            trial.set_user_attr("error", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
-        run.drop_checkpoint()
+    except optuna.TrialPruned:
         raise
-    finally:
+    except Exception as error:
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        trial.set_user_attr("error", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        raise
+    finally:  # a trial that is stopped is not resumed: the next call draws another one in its place
+        run.drop_checkpoint()
         run.unlock()
     assert run.summary is not None
     return run.summary["score"]
@@ -275,16 +271,10 @@ def open_study(storage: str, name: str, folder: Path, identity: dict[str, Any]) 
     Raises UserError if it cannot be opened, or has another identity (plain JSON values that all its processes share).
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are, since 2.8
-    where, beat = storage or f"sqlite:///{folder / 'study.db'}", SECONDS_BETWEEN_HEARTBEATS
+    where = storage or f"sqlite:///{folder / 'study.db'}"
     try:
         study = optuna.create_study(
-            storage=RDBStorage(
-                where,
-                heartbeat_interval=beat,
-                grace_period=3 * beat,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-            ),
+            storage=where,
             study_name=name,
             direction="maximize",
             load_if_exists=True,
@@ -328,7 +318,7 @@ def trials_table(study: optuna.Study) -> pd.DataFrame:
             **trial.params,
             "score": np.nan if trial.value is None else trial.value,
             "state": "failed" if trial.state == TrialState.FAIL else trial.state.name.lower(),
-            "error": trial.user_attrs.get("error", "its process died" if trial.state == TrialState.FAIL else ""),
+            "error": trial.user_attrs.get("error", ""),
         }
         for trial in study.get_trials(states=(*ENDED, TrialState.FAIL))
     )

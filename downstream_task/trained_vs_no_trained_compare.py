@@ -114,6 +114,7 @@ from downstream_task.compare_networks import (
     KINDS,
     PRETRAINED,
     Arm,
+    Comparison,
     Draws,
     Trial,
     open_comparison,
@@ -192,32 +193,10 @@ def main(config: CompareConfig) -> None:
 def compare(config: CompareConfig, run: Run) -> None:
     """Run the comparison; its summary holds what main prints."""
     opened = open_comparison(config, config.encoders, config.num_labels, config.folds, config.draws, run)
-    classes, ways = len(opened.targets.names), config.ways
-    trials = [
-        Trial(
-            arm,
-            way,
-            {**keys_of(arm, way, config.lr), **sizes_of(way, config, opened.xrays.store.size)},
-            number,
-            draw,
-            fold,
-            way == headline_of(arm.kind, number, classes, ways_of(arm, ways)),
-        )
-        for draw, fold in zip(range(config.draws), itertools.cycle(config.folds), strict=False)
-        for arm in opened.arms
-        for way in ways_of(arm, ways)
-        for number in ([0] if way == "as_is" else opened.counts)
-    ]
-    theirs: dict[tuple[str, int], list[str]] = {}  # the ways of each arm and number of labels
-    for row in opened.joined:
-        theirs.setdefault((row["arm"], row["labels"]), []).append(row["way"])
-    joined = []
-    for row in opened.joined:
-        kind = row["arm"] if row["arm"] in KINDS else PRETRAINED  # as comparisons name arms
-        headline = headline_of(kind, row["labels"], classes, theirs[row["arm"], row["labels"]])
-        joined.append({**row, "headline": row["way"] == headline})
-    rows = [some for some in (opened.train(trials), pd.DataFrame(joined)) if len(some)]
-    table = with_means(pd.concat(rows, ignore_index=True), run)
+    rows = [opened.train(trials_of(config, opened))]
+    if opened.joined:
+        rows.append(with_headlines(pd.DataFrame(opened.joined), len(opened.targets.names)))
+    table = with_means(pd.concat([some for some in rows if len(some)], ignore_index=True), run)
     run.save_table("summary", table)
 
     summary = {**opened.summary(table), "target_score": config.target_score, "part": "val"}
@@ -229,6 +208,35 @@ def compare(config: CompareConfig, run: Run) -> None:
     run.save_figure("label_efficiency", figure)
     save_convergence(run, table, summary)
     run.finish({**summary, "report": [text, *summary["notes"]]})
+
+
+def trials_of(config: CompareConfig, opened: Comparison) -> list[Trial]:
+    """Return a trial for each draw, arm, way and number of labels."""
+    classes, size = len(opened.targets.names), opened.xrays.store.size
+    return [
+        Trial(
+            arm,
+            way,
+            {**keys_of(arm, way, config.lr), **sizes_of(way, config, size)},
+            number,
+            draw,
+            fold,
+            way == headline_of(arm.kind, number, classes, ways_of(arm, config.ways)),
+        )
+        for draw, fold in zip(range(config.draws), itertools.cycle(config.folds), strict=False)
+        for arm in opened.arms
+        for way in ways_of(arm, config.ways)
+        for number in ([0] if way == "as_is" else opened.counts)
+    ]
+
+
+def with_headlines(joined: pd.DataFrame, classes: int) -> pd.DataFrame:
+    """Return the rows of tables from elsewhere with a column `headline`, by HEADLINE as for arms that are trained."""
+    joined = joined.assign(headline=False)
+    for (arm, labels), rows in joined.groupby(["arm", "labels"]):
+        kind = arm if arm in KINDS else PRETRAINED  # as comparisons name arms
+        joined.loc[rows.index, "headline"] = rows["way"] == headline_of(kind, labels, classes, [*rows["way"]])
+    return joined
 
 
 def with_means(table: pd.DataFrame, run: Run) -> pd.DataFrame:

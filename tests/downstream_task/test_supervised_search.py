@@ -3,7 +3,6 @@
 import json
 import math
 import multiprocessing
-import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from downstream_task import scan_best_supervised_hyperparameters as scan
 from downstream_task.finetuning import EVALUATIONS
-from downstream_task.scan_best_supervised_hyperparameters import open_study, search_figure, trials_table
+from downstream_task.scan_best_supervised_hyperparameters import open_study, search_figure
 from downstream_task.trained_vs_no_trained_compare import config as COMPARISON
 from utils.config import RUNS_ROOT, UserError, make_config
 
@@ -98,21 +97,6 @@ def test_a_killed_search_continues_with_the_trials_that_are_left(name: str, phan
     after = search(name, phantoms)
     pd.testing.assert_frame_equal(after.iloc[: len(before)], before)
     assert sum(state in ("complete", "pruned") for state in after["state"]) == 3
-
-
-def test_a_trial_whose_process_died_is_tried_again(tmp_path: Path) -> None:
-    study = open_study("", "study", tmp_path, {"random_seed": 0})
-    dead = study.ask()
-    lr = dead.suggest_float("lr", 0.0, 1.0)
-    study._storage.record_heartbeat(dead._trial_id)  # type: ignore[attr-defined]  # as its process did while it lived
-    with sqlite3.connect(tmp_path / "study.db") as database:
-        database.execute("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 minute')")
-    other = open_study("", "study", tmp_path, {"random_seed": 0})
-    other.optimize(lambda trial: trial.suggest_float("lr", 0.0, 1.0), n_trials=1)
-    table = trials_table(other)
-    assert table["state"].tolist() == ["failed", "complete"]
-    assert table["lr"].tolist() == [lr, lr]
-    assert table["error"].tolist() == ["its process died", ""]
 
 
 def test_a_trial_that_fails_is_recorded_and_the_others_continue(
