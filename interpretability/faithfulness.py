@@ -28,34 +28,25 @@ def enlarged(maps: Tensor, size: int) -> Tensor:
 # --- lungs and boxes: masks [N, R, R] hold the share of each pixel that the region covers, or True and False ---
 
 
-def mass_inside(maps: Tensor, masks: Tensor) -> Tensor:
-    """Return [N]: the share of each map's sum [N, R, R] that lies inside a mask; NaN for an empty map.
+def region_scores(maps: Tensor, masks: Tensor) -> Tensor:
+    """Return [4, N] of maps and masks [N, R, R]: the mask's share of the area, mass, mass over area, peak.
 
-    By chance it is the mask's share of the area, `area_share`.
-    """
-    return (maps * masks).sum((1, 2)) / maps.sum((1, 2))
+    mass  the share of the map's sum inside the mask; mass over area is 1 by chance
+    peak  the pointing game (Zhang et al. 2016, arXiv 1608.00507, section 4.1): 1 where the map's largest value lies
+          inside the mask, without a tolerance. Of several largest values, as at the rim of an enlarged map, the share
+          inside counts: an even map scores the mask's share of the area.
 
-
-def area_share(masks: Tensor) -> Tensor:
-    """Return [N]: the share of the image that a mask covers."""
-    return masks.float().mean((1, 2))
-
-
-def peak_inside(maps: Tensor, masks: Tensor) -> Tensor:
-    """Return [N] in 0..1, NaN for an empty map: pointing game (Zhang et al. 2016, arXiv 1608.00507, section 4.1).
-
-    1 where a map's largest value lies inside the mask, without a tolerance. Of several largest values, as at the rim
-    of an enlarged map, the share inside counts: an even map scores the mask's share of the area.
+    All but the area are NaN for an empty map.
     """
     largest = maps.amax((1, 2), keepdim=True)
-    inside = mass_inside((maps >= largest * (1 - TIED)).float(), masks)
-    return torch.where(largest[:, 0, 0] > 0, inside, torch.nan)
+    area, mass = masks.float().mean((1, 2)), mass_inside(maps, masks)
+    peak = mass_inside((maps >= largest * (1 - TIED)).float(), masks)
+    return torch.stack([area, mass, mass / area, torch.where(largest[:, 0, 0] > 0, peak, torch.nan)])
 
 
-def region_scores(maps: Tensor, masks: Tensor) -> Tensor:
-    """Return [4, N]: area_share, mass_inside, their ratio (1 is chance) and peak_inside of maps and masks [N, R, R]."""
-    area, mass = area_share(masks), mass_inside(maps, masks)
-    return torch.stack([area, mass, mass / area, peak_inside(maps, masks)])
+def mass_inside(maps: Tensor, masks: Tensor) -> Tensor:
+    """Return [N]: the share of each map's sum [N, R, R] that lies inside a mask; NaN for an empty map."""
+    return (maps * masks).sum((1, 2)) / maps.sum((1, 2))
 
 
 # --- deletion and insertion ---

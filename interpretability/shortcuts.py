@@ -19,7 +19,7 @@ from downstream_task.finished_runs import Finished
 from downstream_task.predictions import main_score
 from downstream_task.probes import LinearHead, fit_linear_head, linear_probe, probed_classes
 from downstream_task.targets import Targets, check_learnable
-from interpretability.faithfulness import area_share, enlarged, mass_inside
+from interpretability.faithfulness import enlarged, region_scores
 from interpretability.saliency import Settings, saliency_maps
 from utils.config import UserError, repo_path
 from utils.intervals import bootstrap_intervals, fewest_groups, grouped_mean_interval
@@ -136,7 +136,7 @@ class Audited:
             classes = torch.full((len(chosen),), c, device=x.device)
             for method in ("grad_cam", "occlusion"):
                 maps = enlarged(saliency_maps(self.classifier.net, x, classes, Settings(method)), masks.shape[-1]).cpu()
-                ratios = (mass_inside(maps, masks) / area_share(masks)).numpy()
+                ratios = region_scores(maps, masks)[2].numpy()
                 interval = grouped_mean_interval(ratios, self.groups[chosen])
                 rows.append((name, method, int(np.isfinite(ratios).sum()), *interval))
         return pd.DataFrame(rows, columns=["class", "method", "images", "value", "low", "high"])
