@@ -68,40 +68,39 @@ def external_test(finished: Finished, config: DataConfig, data: OpenedData) -> d
 
     The score and its drop from the test part are over the classes or findings that both have.
     """
-    root, own = Path(config.data_root), finished.folder / FILE
+    root, internal = Path(config.data_root), {"predictions": content_hash(finished.folder / FILE)}
     # many folders have a data set's own name, so the one around it is part of the name
     name = "-".join([config.dataset, *root.relative_to(root.anchor).parts[-2:]])
-    facts = {"tested": finished.name, "weights": content_hash(finished.weights), "external": config}
-    internal = content_hash(own)
-
-    def look() -> dict[str, Any]:
-        return {"data": data.facts(config), "predictions": internal}
-
-    run = Run(f"external/{name}/{finished.name}", facts, "external test", look=look)
-    check_files(run.folder, *([FILE, "scores.csv"] if run.summary is not None else []))
+    identity = {"tested": finished.name, "weights": content_hash(finished.weights), "external": config}
+    where = f"external/{name}/{finished.name}"
+    run = Run(where, identity, "external test", look=lambda: {"data": data.facts(config), **internal})
     if run.summary is not None:
+        check_files(run.folder, FILE, "scores.csv")
         return run.summary
     xrays = data.of(config)
     targets, rows = shared_targets(finished, xrays)
     note = finished.check_unseen(xrays, rows)
     logits = forward_all(finished.classifier(data.device), xrays, rows, input_format(finished.config, data.device))
-    recorded = xrays.facts() | data.facts(config)
-    run.start(device=describe_device(data.device), data=recorded, predictions=internal)
-    here = read_predictions(own)
+    run.start(device=describe_device(data.device), data=xrays.facts() | data.facts(config), **internal)
+    here = read_predictions(finished.folder / FILE)
     table = predictions_table(xrays, targets, rows, targets.probabilities(logits), here.iloc[0][CELL].to_dict())
     run.save_table("predictions", table.assign(part="test"))
-
-    there = predicted(read_predictions(run.folder / FILE), "test")  # the same way as the test part from here on
-    title = plots.marked(f"{len(rows):,} X-rays of {name}", xrays.synthetic, bool(note))
-    tables, figures, scored = page(there, predicted(here, "val"), title)
-    for key, values in tables.items():
-        run.save_table(key, values)
-    for key, figure in figures.items():
-        run.save_figure(key, figure)
-    stated = {"synthetic": xrays.synthetic, "transductive": bool(note), "note": note, "tested": finished.name}
-    stated |= {"collection": name, "of_other_classes": len(xrays) - len(rows), "predictions": internal}
-    run.finish({**stated, **scored, **compared_with_test(predicted(here, "test"), there)})
+    marks = {"synthetic": xrays.synthetic, "transductive": bool(note)}
+    scored = save_page(run, here, plots.marked(f"{len(rows):,} X-rays of {name}", **marks))
+    stated = {**marks, "note": note, "tested": finished.name, "collection": name, **internal}
+    run.finish({**stated, "of_other_classes": len(xrays) - len(rows), **scored})
     return run.summary or {}
+
+
+def save_page(run: Run, here: pd.DataFrame, title: str) -> dict[str, Any]:
+    """Score a run's predictions as those of the test part are, beside the network's own, `here`; return the facts."""
+    there = predicted(read_predictions(run.folder / FILE), "test")
+    tables, figures, scored = page(there, predicted(here, "val"), title)
+    for name, table in tables.items():
+        run.save_table(name, table)
+    for name, figure in figures.items():
+        run.save_figure(name, figure)
+    return {**scored, **compared_with_test(predicted(here, "test"), there)}
 
 
 def compared_with_test(here: Predicted, there: Predicted) -> dict[str, Any]:
