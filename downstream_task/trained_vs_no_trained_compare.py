@@ -233,7 +233,8 @@ def trials_of(config: CompareConfig, opened: Comparison) -> list[Trial]:
 def with_headlines(joined: pd.DataFrame, classes: int) -> pd.DataFrame:
     """Return the rows of tables from elsewhere with a column `headline`, by HEADLINE as for arms that are trained."""
     joined = joined.assign(headline=False)
-    for (arm, labels), rows in joined.groupby(["arm", "labels"]):
+    groups: Any = joined.groupby(["arm", "labels"])
+    for (arm, labels), rows in groups:
         kind = arm if arm in KINDS else PRETRAINED  # as comparisons name arms
         joined.loc[rows.index, "headline"] = rows["way"] == headline_of(kind, labels, classes, [*rows["way"]])
     return joined

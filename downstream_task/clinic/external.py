@@ -68,12 +68,12 @@ def external_test(finished: Finished, config: DataConfig, data: OpenedData) -> d
 
     The score and its drop from the test part are over the classes or findings that both have.
     """
-    root, internal = Path(config.data_root), {"predictions": content_hash(finished.folder / FILE)}
+    root, internal = Path(config.data_root), content_hash(finished.folder / FILE)
     # many folders have a data set's own name, so the one around it is part of the name
     name = "-".join([config.dataset, *root.relative_to(root.anchor).parts[-2:]])
     identity = {"tested": finished.name, "weights": content_hash(finished.weights), "external": config}
     where = f"external/{name}/{finished.name}"
-    run = Run(where, identity, "external test", look=lambda: {"data": data.facts(config), **internal})
+    run = Run(where, identity, "external test", look=lambda: {"data": data.facts(config), "predictions": internal})
     if run.summary is not None:
         check_files(run.folder, FILE, "scores.csv")
         return run.summary
@@ -81,13 +81,13 @@ def external_test(finished: Finished, config: DataConfig, data: OpenedData) -> d
     targets, rows = shared_targets(finished, xrays)
     note = finished.check_unseen(xrays, rows)
     logits = forward_all(finished.classifier(data.device), xrays, rows, input_format(finished.config, data.device))
-    run.start(device=describe_device(data.device), data=xrays.facts() | data.facts(config), **internal)
+    run.start(device=describe_device(data.device), data=xrays.facts() | data.facts(config), predictions=internal)
     here = read_predictions(finished.folder / FILE)
     table = predictions_table(xrays, targets, rows, targets.probabilities(logits), here.iloc[0][CELL].to_dict())
     run.save_table("predictions", table.assign(part="test"))
     marks = {"synthetic": xrays.synthetic, "transductive": bool(note)}
     scored = save_page(run, here, plots.marked(f"{len(rows):,} X-rays of {name}", **marks))
-    stated = {**marks, "note": note, "tested": finished.name, "collection": name, **internal}
+    stated = {**marks, "note": note, "tested": finished.name, "collection": name, "predictions": internal}
     run.finish({**stated, "of_other_classes": len(xrays) - len(rows), **scored})
     return run.summary or {}
 
