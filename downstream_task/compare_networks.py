@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from dataset_loader.xrays import XRays, listed_facts, open_xrays
-from downstream_task.features import FILE as FEATURES
+from downstream_task.features import FEATURES
 from downstream_task.finetuning import FinetuneConfig, LastFeatures, TrainingConfig, finetune, labelled_subset
 from downstream_task.predictions import CELL, FILE, read_predictions
 from downstream_task.targets import Targets, check_learnable, predictions_table, read_targets

@@ -14,7 +14,7 @@ from self_sup_classes.provenance import Provenance
 from utils.config import UserError, repo_path
 from utils.hardware import placed, prepare
 
-FILE = "features:"  # before the name of a table in a config
+FEATURES = "features:"  # before the name of a table in a config
 
 
 class NetworkFeatures:
@@ -71,7 +71,7 @@ def read_features(name: str, xrays: XRays) -> TableFeatures:
     CSV and Parquet: a column `file`, and one for each number of the vector. NPZ: `files` [M] and `features` [M, F].
     Raises UserError if the file cannot be read, names a file twice or has a column that is no number.
     """
-    path = repo_path(name.removeprefix(FILE))
+    path = repo_path(name.removeprefix(FEATURES))
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:

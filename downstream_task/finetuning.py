@@ -14,8 +14,7 @@ from augmentations.transform_utils import RecipeName, Views, plain_view, step_ge
 from dataset_loader.splits import label_subset
 from dataset_loader.xrays import DataConfig, FoldConfig, XRays, open_xrays
 from downstream_task.classifier import Classifier, Trainable, load_classifier, restate_batch_norm
-from downstream_task.features import FILE as FEATURES
-from downstream_task.features import Features, NetworkFeatures, TableFeatures, read_features
+from downstream_task.features import FEATURES, Features, NetworkFeatures, TableFeatures, read_features
 from downstream_task.predictions import CELL, main_score
 from downstream_task.probes import InputFormat, LinearHead, fit_linear_head, forward_all
 from downstream_task.spreading import MAX_IMAGES, fit_spread_head

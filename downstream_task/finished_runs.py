@@ -306,19 +306,19 @@ def predictor_of(finished: Finished, device: torch.device) -> Predictor:
     """Return a finished run's classifier, with the temperature that fits its validation part."""
     trained, summary = finished.config, finished.summary
     return Predictor(
-        finished.classifier(device),
-        summary["classes"],
-        summary["multilabel"],
-        trained.stored_size,
-        input_format(trained, device),
-        finished.temperature(),
-        finished.name,
-        finished.weights,
-        {"weights": content_hash(finished.weights), "synthetic": summary["synthetic"]},
-        finished.train_files(),
-        Path(finished.data.get("data_root", "")),
-        summary["note"] if "comparison" in summary else "",
-        finished,
+        network=finished.classifier(device),
+        classes=summary["classes"],
+        multilabel=summary["multilabel"],
+        stored=trained.stored_size,
+        seen=input_format(trained, device),
+        temperature=finished.temperature(),
+        name=finished.name,
+        weights=finished.weights,
+        origin={"weights": content_hash(finished.weights), "synthetic": summary["synthetic"]},
+        learnt_from=finished.train_files(),
+        data_root=Path(finished.data.get("data_root", "")),
+        note=summary["note"] if "comparison" in summary else "",
+        finished=finished,
     )
 
 
@@ -330,13 +330,13 @@ def _from_elsewhere(path: Path, config: NetworkConfig, device: torch.device) -> 
         )
     network = load_classifier(path, config.backbone, config.in_channels, config.classes)
     return Predictor(
-        placed(network, device),
-        config.classes,
-        config.multilabel,
-        with_room(config.img_res),
-        InputFormat(config.img_res, config.in_channels),
-        1.0,
-        path.stem,
-        path,
-        {"weights": content_hash(path), "synthetic": False},
+        network=placed(network, device),
+        classes=config.classes,
+        multilabel=config.multilabel,
+        stored=with_room(config.img_res),
+        seen=InputFormat(config.img_res, config.in_channels),
+        temperature=1.0,
+        name=path.stem,
+        weights=path,
+        origin={"weights": content_hash(path), "synthetic": False},
     )

@@ -157,18 +157,7 @@ def networks_of(name: str) -> dict[str, list[Path]]:
         raise UserError(f"there is no run {folder}; {nearest(folder.name, beside)}")
     networks = {run_name(folder): [folder]}
     if (folder / "summary.csv").exists():
-        table: Any = pd.read_csv(folder / "summary.csv", dtype={"trial": str})
-        compared = "headline" in table
-        if compared and not pattern:
-            first = table[table["headline"]].drop_duplicates(["arm", "way", "labels", "fold"])
-            networks = {
-                f"{run_name(folder)}/{arm}_{way}_n{labels}": [folder / trial for trial in rows["trial"]]
-                for (arm, way, labels), rows in first.groupby(["arm", "way", "labels"], sort=False)
-            }
-        else:
-            first = table[table["draw"] == table["draw"].min()] if compared else table
-            runs = [folder / trial for trial in fnmatch.filter(first["trial"], pattern or "*")]
-            networks = {run_name(run): [run] for run in runs}
+        networks = _networks_in(folder, pattern)
     listed = [run for runs in networks.values() for run in runs]
     joined = not (folder / "config.json").exists() and (folder.parent / "summary.json").exists()  # a comparison's table
     done = joined or (folder / "summary.json").exists()
@@ -180,6 +169,21 @@ def networks_of(name: str) -> dict[str, list[Path]]:
     for path in listed:
         check_files(path, FILE_BEFORE if (path / FILE_BEFORE).exists() else FILE)
     return networks
+
+
+def _networks_in(folder: Path, pattern: str) -> dict[str, list[Path]]:
+    """Return the networks of a comparison's headline ways or, by a pattern, of all ways; see networks_of."""
+    table: Any = pd.read_csv(folder / "summary.csv", dtype={"trial": str})
+    compared = "headline" in table  # not in a sweep, or under the earlier protocol
+    if compared and not pattern:
+        first = table[table["headline"]].drop_duplicates(["arm", "way", "labels", "fold"])
+        return {
+            f"{run_name(folder)}/{arm}_{way}_n{labels}": [folder / trial for trial in rows["trial"]]
+            for (arm, way, labels), rows in first.groupby(["arm", "way", "labels"], sort=False)
+        }
+    first = table[table["draw"] == table["draw"].min()] if compared else table
+    runs = [folder / trial for trial in fnmatch.filter(first["trial"], pattern or "*")]
+    return {run_name(run): [run] for run in runs}
 
 
 def predictions_of(folder: Path) -> Path | None:

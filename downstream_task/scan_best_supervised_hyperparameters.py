@@ -73,7 +73,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dataset_loader.xrays import FoldConfig, XRays, open_xrays
 from downstream_task.classifier import Trainable
-from downstream_task.features import FILE as FEATURES
+from downstream_task.features import FEATURES
 from downstream_task.finetuning import EVALUATIONS, FinetuneConfig, Head, finetune, labelled_subset
 from downstream_task.targets import TargetConfig, check_learnable, read_targets
 from self_sup_classes.backbones import BackboneName, Channels

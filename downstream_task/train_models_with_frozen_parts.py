@@ -70,7 +70,7 @@ from dataset_loader.xrays import FoldConfig
 from downstream_task import label_efficiency
 from downstream_task.classifier import Trainable
 from downstream_task.compare_networks import PREDICTIONS, Draws, Trial, open_comparison, run_comparison
-from downstream_task.features import FILE
+from downstream_task.features import FEATURES
 from downstream_task.finetuning import StartConfig, TrainingConfig
 from downstream_task.predictions import reader
 from utils import plots
@@ -92,7 +92,7 @@ class FrozenPartsConfig(TrainingConfig, StartConfig, FoldConfig, JobsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if tables := [entry for entry in self.encoders if entry.startswith((FILE, PREDICTIONS))]:
+        if tables := [entry for entry in self.encoders if entry.startswith((FEATURES, PREDICTIONS))]:
             raise UserError(f"encoders holds {tables[0]!r}, a table: there is no network whose layers could be frozen.")
 
     @property

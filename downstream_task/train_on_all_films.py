@@ -66,6 +66,12 @@ class AllFilms(XRays):
         return self.watched if part == "val" else super().indices(part)
 
 
+def all_films(xrays: XRays) -> AllFilms:
+    """Return X-rays that are all in the train part; those of the validation part are watched."""
+    values = {one.name: getattr(xrays, one.name) for one in fields(xrays)}
+    return AllFilms(**{**values, "places": np.full(len(xrays), "train"), "watched": xrays.indices("val")})
+
+
 def main(config: FinalConfig) -> None:
     """Train on all films as the comparison did; print whose scores belong to it."""
     folder = repo_path(config.comparison)
@@ -92,9 +98,7 @@ def main(config: FinalConfig) -> None:
             raise UserError(
                 f"{xrays.columns.root} no longer has the classes or findings {', '.join(names)}; compare again."
             )
-        values = {one.name: getattr(xrays, one.name) for one in fields(xrays)}
-        everything = AllFilms(**{**values, "places": np.full(len(xrays), "train"), "watched": xrays.indices("val")})
-        finetune(trained, everything, run)
+        finetune(trained, all_films(xrays), run)
         run = Run(trained.run_name, trained, run.kind)
         finish(run, first, folder, rows)
     assert run.summary is not None

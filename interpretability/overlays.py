@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -88,11 +89,7 @@ def audit_figure(
     figure, ax = beside_pictures([*pictures.values()], title)
     for shift, head, colour, marker in zip((-0.1, 0.1), scores["head"].unique(), (BLUE, ORANGE), "os", strict=True):
         rows = scores[(scores["score"] == metric) & (scores["head"] == head)].set_index("images").loc[list(pictures)]
-        reach = np.nan_to_num([rows["value"] - rows["low"], rows["high"] - rows["value"]])
-        ax.errorbar(
-            rows["value"], np.arange(n) + shift, xerr=reach, color=colour, marker=marker, linestyle="none", capsize=4,
-            label=f"head {head}",
-        )  # fmt: skip
+        _dots(ax, rows, np.arange(n) + shift, color=colour, marker=marker, capsize=4, label=f"head {head}")
     ax.axvline(chance, color=BLACK, linestyle=":", linewidth=1, label=f"chance, {chance:.2f}")
     ax.set_yticks(range(n), list(pictures), fontsize=9)
     ax.set(ylim=(n - 0.5, -0.5), xlim=(0, 1.02))
@@ -115,9 +112,8 @@ def box_figure(scores: pd.DataFrame, title: str) -> Figure:
     for ax, quantity in zip(axes, (POINTING, RATIO), strict=True):
         for n, name in enumerate(networks):
             of_network = values[(values["network"] == name) & (values["quantity"] == quantity)]
-            reach = np.nan_to_num([of_network["value"] - of_network["low"], of_network["high"] - of_network["value"]])
-            y = np.arange(len(rows)) + 0.8 * ((n + 0.5) / len(networks) - 0.5)
-            ax.errorbar(of_network["value"], y, xerr=reach, linestyle="none", capsize=2, label=name, **looks[name])
+            shift = 0.8 * ((n + 0.5) / len(networks) - 0.5)
+            _dots(ax, of_network, np.arange(len(rows)) + shift, capsize=2, label=name, **looks[name])
         for edge in np.arange(len(rows) - 1) + 0.5:
             ax.axhline(edge, color="0.9", linewidth=0.8)
         ax.grid(alpha=0.3, axis="x")
@@ -138,6 +134,12 @@ def box_figure(scores: pd.DataFrame, title: str) -> Figure:
     )
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)
     return figure
+
+
+def _dots(ax: Axes, rows: pd.DataFrame, y: np.ndarray, **look: Any) -> None:
+    """Draw each row's value with its interval, if it has one, at a height y."""
+    reach = np.nan_to_num([rows["value"] - rows["low"], rows["high"] - rows["value"]])
+    ax.errorbar(rows["value"], y, xerr=reach, linestyle="none", **look)
 
 
 def _wrapped(name: str) -> str:

@@ -151,15 +151,11 @@ def test_a_search_that_cannot_be_run_is_refused(
     assert not (RUNS_ROOT / name).exists()
 
 
-def test_a_shared_study_refuses_another_config(tmp_path: Path) -> None:
-    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+def test_a_study_of_another_config_or_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    storage, broken = f"sqlite:///{tmp_path / 'shared.db'}", tmp_path / "broken.db"
     open_study(storage, "study", tmp_path / "here", {"random_seed": 0})
     with pytest.raises(UserError, match="has another config or other images"):
         open_study(storage, "study", tmp_path / "there", {"random_seed": 1})
-
-
-def test_a_study_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
-    broken = tmp_path / "broken.db"
     broken.write_bytes(b"no database, but long enough to be taken for one" * 100)
     with pytest.raises(UserError, match="cannot be opened"):
         open_study(f"sqlite:///{broken}", "study", tmp_path, {"random_seed": 0})
