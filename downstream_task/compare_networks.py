@@ -3,7 +3,7 @@
 import glob
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -128,33 +128,32 @@ def trial_name(arm: str, way: str, labels: int, draw: int) -> str:
     return f"{arm}_{way}_n{labels}_d{draw}"
 
 
-def named_arms(encoders: Iterable[str]) -> list[Arm]:
-    """Return an arm for each entry, named by its kind, a table of features by its file.
+def named_arms(encoders: Sequence[str]) -> list[Arm]:
+    """Return an arm for each entry of `encoders`, named by its kind, the run that a file comes from, or a table's file.
 
-    Of several entries of encoders' files, each is named by the run that it comes from.
-
-    An entry with *, ? or [ is a pattern: its files are one arm, such as the pretrainings of several seeds.
-    Raises UserError for equal names and a pattern without files.
+    An entry with *, ? or [ is a pattern: its files are one arm, such as the pretrainings of several seeds. The only
+    entry of files is named PRETRAINED. Raises UserError for equal names and a pattern without files.
     """
+    files = [one for one in encoders if one.partition(":")[0] not in NAMED and not one.startswith(FEATURES)]
     arms: dict[str, Arm] = {}
-    encoders = list(encoders)
-    kinds = {encoder: encoder.partition(":")[0] for encoder in encoders}
-    tables = [encoder for encoder in encoders if encoder.startswith(FEATURES)]
-    files = [encoder for encoder in encoders if kinds[encoder] not in NAMED and encoder not in tables]
     for encoder in encoders:
-        path = Path(encoder.removeprefix(FEATURES))
-        in_a_run = path.name.endswith(("_state_dict.pt", SHARED_WEIGHTS)) and path.parent.name
-        stem = path.parent.name if in_a_run else path.stem
-        if glob.has_magic(encoder):
-            stem = re.sub(r"[^\w.+-]", "", "-".join(path.parent.parts[-2:])).strip("-_.")  # a/s* and b/s*
-        name = stem if encoder in files or encoder in tables else kinds[encoder]
-        name = PRETRAINED if files == [encoder] else name
+        name = PRETRAINED if files == [encoder] else _name_of(encoder)
         if name in arms:
             raise UserError(
                 f"encoders holds {encoder!r} and {arms[name].encoders[0]!r}, both named {name!r}; keep one."
             )
         arms[name] = Arm(name, _matching(encoder))
     return list(arms.values())
+
+
+def _name_of(encoder: str) -> str:
+    kind, path = encoder.partition(":")[0], Path(encoder.removeprefix(FEATURES))
+    if kind in NAMED:
+        return kind
+    if glob.has_magic(encoder):
+        return re.sub(r"[^\w.+-]", "", "-".join(path.parent.parts[-2:])).strip("-_.")  # a/s* and b/s*
+    in_a_run = path.name.endswith(("_state_dict.pt", SHARED_WEIGHTS)) and path.parent.name
+    return path.parent.name if in_a_run else path.stem
 
 
 def _matching(encoder: str) -> tuple[str, ...]:
@@ -357,15 +356,20 @@ def numbers_of_labels(entries: Sequence[int | float | str], xrays: XRays, folds:
     Raises UserError for more labels than that, and for two entries that are the same number.
     """
     most = min(len(xrays.of_fold(fold).indices("train")) for fold in folds)
-    shares = [most if entry == "all" else entry for entry in entries]
-    counts = [round(entry * most) if isinstance(entry, float) else entry for entry in shares]
-    for entry, count in zip(entries, counts, strict=True):
-        if isinstance(count, str) or not 1 <= count <= most or counts.count(count) > 1:
+
+    def count(entry: int | float | str) -> int:
+        if entry == "all":
+            return most
+        return round(entry * most) if isinstance(entry, float) else int(entry)
+
+    counts = [count(entry) for entry in entries]
+    for entry, number in zip(entries, counts, strict=True):
+        if not 1 <= number <= most or counts.count(number) > 1:
             raise UserError(
-                f"num_labels holds {entry!r}, which is {count} labels; expected different numbers from 1 to {most:,} "
+                f"num_labels holds {entry!r}, which is {number} labels; expected different numbers from 1 to {most:,} "
                 '(the smallest train part), shares of it such as 0.1, or "all".'
             )
-    return [count for count in counts if isinstance(count, int)]
+    return counts
 
 
 def check_subsets(
