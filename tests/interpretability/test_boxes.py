@@ -1,6 +1,5 @@
 """Boxes: where they lie in what a network sees, what may be scored, and how maps score, against plain computations."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -34,7 +33,7 @@ from interpretability.boxes import (
 from interpretability.pictures import Picture, coverage, pictures_of_boxes
 from self_sup_classes.backbones import Backbone
 from utils.config import UserError, make_config
-from utils.logging_utils import Run, new_run, same_run
+from utils.logging_utils import Run
 
 TABLE = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position\n"
 BOXES = "Image Index,Finding Label,Bbox [x,y,w,h],,,\n"
@@ -184,11 +183,10 @@ def spots(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """main() with boxes and changes; its runs lie in this test's folder."""
-    for opened in (same_run, new_run):
-        monkeypatch.setattr(grad_cam, opened.__name__, partial(opened, runs_root=tmp_path / "runs"))
-    return lambda **changes: grad_cam.main(make_config(grad_cam.MapsConfig, {**grad_cam.config, **changes}))
+def score(name: str) -> Any:
+    """main() with boxes and changes; its runs are this test's."""
+    own = {**grad_cam.config, "run_name": f"{name}/boxes"}
+    return lambda **changes: grad_cam.main(make_config(grad_cam.MapsConfig, {**own, **changes}))
 
 
 def test_patients_of_the_training_are_left_out_and_maps_find_the_others_boxes(

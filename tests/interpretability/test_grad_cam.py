@@ -1,7 +1,6 @@
 """grad_cam.py as its user runs it: files or the test part, pictures, tables, and what it refuses."""
 
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,18 @@ import pytest
 
 from interpretability import grad_cam
 from interpretability.overlays import heat_on, outline, overlay
-from utils.config import UserError, make_config
+from utils.config import RUNS_ROOT, UserError, make_config
 from utils.files import read_json, write_json
-from utils.logging_utils import Run, new_run, same_run
+from utils.logging_utils import Run
 
 
 @pytest.fixture
-def explain(plain: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """main() with the default config and changes, on the network trained on plain phantoms."""
-    for opened in (same_run, new_run):
-        monkeypatch.setattr(grad_cam, opened.__name__, partial(opened, runs_root=tmp_path / "runs"))
+def explain(plain: Run, name: str) -> Any:
+    """main() with the default config and changes, on the network of plain phantoms; its runs are this test's."""
 
-    def run(**changes: Any) -> Run:
-        config = {**grad_cam.config, "checkpoints": [str(plain.folder)], "per_class": 2, **changes}
-        return grad_cam.main(make_config(grad_cam.MapsConfig, config))
+    def run(run_name: str = "maps", **changes: Any) -> Run:
+        own = {"checkpoints": [str(plain.folder)], "per_class": 2, "run_name": f"{name}/{run_name}"}
+        return grad_cam.main(make_config(grad_cam.MapsConfig, {**grad_cam.config, **own, **changes}))
 
     return run
 
@@ -132,7 +129,9 @@ def test_an_outline_is_the_mask_s_own_border() -> None:
     assert not (border & ~mask).any()
 
 
-def test_what_cannot_be_explained_is_refused_and_leaves_nothing(explain: Any, plain: Run, tmp_path: Path) -> None:
+def test_what_cannot_be_explained_is_refused_and_leaves_nothing(
+    explain: Any, plain: Run, name: str, tmp_path: Path
+) -> None:
     (tmp_path / "x.png").write_text("no image")
     (tmp_path / "empty").mkdir()
     broken = shutil.copytree(plain.folder, tmp_path / "broken")
@@ -156,4 +155,4 @@ def test_what_cannot_be_explained_is_refused_and_leaves_nothing(explain: Any, pl
     for changes, said in cases:
         with pytest.raises(UserError, match=said):
             explain(**changes)
-    assert not (tmp_path / "runs").exists()
+    assert not (RUNS_ROOT / name).exists()
