@@ -73,9 +73,8 @@ def main(config: ScoreConfig) -> None:
     runs = [heads[0] for heads in networks.values()]  # of the first draw, whose weights are kept
     compared = [folder for folder in map(repo_path, config.runs) if (folder / "summary.csv").exists()]
     if compared:
-        print(
-            "\nFor each number of labels, a comparison's networks are those of its main way, which is fixed beforehand."
-        )
+        print("\nOf a comparison, each number of labels has the network of its main way, which is fixed beforehand.")
+        print("The second table and all/curves.csv have all ways.")
     print(score_table({name: score_network(name, networks[name]) for name in tracked(networks, "scoring", "network")}))
     for folder in compared:
         print("\n".join(score_comparison(folder)))
