@@ -8,8 +8,8 @@
 Optuna (TPE after ten random trials, median pruner) maximises the validation score of a fine-tuning. The study is
 runs/<run_name>/study.db, or in a database that several machines share. runs/<run_name>/ holds summary.csv (one row per
 trial), best.json (for `trained_vs_no_trained_compare.py --from`) and figures/search.png; trials keep no weights. 55
-trials take minutes on two cores by default. The same command resumes; a larger num_trials adds trials; several
-processes may share one.
+trials take minutes on two cores by default. The same command goes on, with a new trial in place of one that was
+stopped; a larger num_trials adds trials; several processes may share one.
 """
 
 from typing import Annotated, Any
