@@ -257,8 +257,8 @@ def run_comparison(
     if left_out := run.summary["left_out"]:
         print("\n".join(f"left out: {arm}: {reason}" for arm, reason in left_out.items()))
         raise UserError(
-            f"{', '.join(left_out)} left out for the reason above, so {run} compares the other arms only; the same "
-            "command tries again."
+            f"{', '.join(left_out)} left out for the reason above, so {run} compares the other arms only. Run the "
+            "same command again when the reason is gone; other arms need another --run-name."
         )
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataset_loader.readers.class_folders import like_classes
 from dataset_loader.readers.folder_dataset import offer_of_folders
 from dataset_loader.splits import FOLD_NAMES, strata_of
 from dataset_loader.xrays import XRays
@@ -92,11 +91,10 @@ def read_targets(xrays: XRays, config: TargetConfig) -> Targets:
     if labels.ndim == 1:
         return Targets(labels, names)
     if not names:
-        folders = like_classes(xrays.columns.paths)
-        offer = f"; {offer_of_folders(folders)}" if folders else ""
+        offer = offer_of_folders(root, xrays.columns.paths)
         raise UserError(
             f"nothing is labelled in {root}, so it can only be used for pretraining; give labels in labels.csv, as "
-            f"datasets/README.md shows{offer}."
+            f"datasets/README.md shows. {offer and offer + '.'}".rstrip()
         )
     values = apply_policy(labels, config.uncertain, config.blank)
     chosen = names if config.findings == [ALL] else tuple(config.findings) or _learnable(xrays, values)

@@ -32,7 +32,8 @@ def imagenet_file(name: str) -> Path:
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"ImageNet's weights of {name} could not be downloaded ({error}), and are a better start than random ones. "
-            f"Download {url} on another machine and give the file as imagenet:FILE; or give random."
+            f"Run the same command once there is a network; or download {url} on another machine and give the file as "
+            "imagenet:FILE under a --run-name of its own; or give random."
         ) from error
     return path
 

@@ -119,7 +119,7 @@ def _check_folder(folder: Path) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise UserError(f"data_root is the file {folder}; name a folder.")
+        raise UserError(f"--data-root is the file {folder}; name a folder.")
     roots = (folder / COVID_ROOT, folder / CHEXPERT_ROOT)
     drawn = [root for root in roots if (root / RECORD).is_file()]
     others = [path.name for path in folder.iterdir() if is_visible(path.name) and path not in drawn]

@@ -3,9 +3,8 @@
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -20,6 +19,7 @@ from dataset_loader.readers.patients import NO_PATIENT, joined_patients
 from dataset_loader.readers.tables import (
     UNKNOWN,
     checked_findings,
+    clean,
     column_of,
     finding_values,
     once,
@@ -54,21 +54,18 @@ def read_folder(root: Path, labels: str = "table", laterals: bool = False) -> Co
     """
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"found no folder {root}; data_root names the folder that holds your images.")
+        raise UserError(f"found no folder {root}; --data-root names the folder that holds your images.")
     files = without_synthetic(root)
     if not len(files):
-        raise UserError(f"found no image below {root}; data_root names the folder that holds your images.")
+        raise UserError(f"found no image below {root}; --data-root names the folder that holds your images.")
     if labels == "folders":
         instead = "with --labels folders each class has a folder of its own."
         columns = read_class_folders(root, files, deep=True, fate="so without a label", instead=instead)
     elif path := _table_of(root):
         columns = _read_table(root, files, path)
     else:
-        top = os.path.commonpath(files.tolist())
-        for place, inner in ((root, files), (root / top, [file[len(top) + 1 :] for file in files if top])):
-            if counts := like_classes(inner):
-                say(f"note: {root} has no {TABLE}. In {place}, {offer_of_folders(counts)}")
-                break
+        if offer := offer_of_folders(root, files):
+            say(f"note: {root} has no {TABLE}. {offer}")
         columns = read_films(root, files)
     return columns if laterals else without_laterals(columns, "; --laterals takes them all the same")
 
@@ -91,10 +88,14 @@ def _read_table(root: Path, files: np.ndarray, path: Path) -> Columns:
     return columns
 
 
-def offer_of_folders(counts: Mapping[str, int]) -> str:
-    """Return what to do where folders look like classes, of which each has some images."""
-    listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    return f"its folders look like classes ({listed}): --labels folders reads them"
+def offer_of_folders(root: Path, files: np.ndarray) -> str:
+    """Return what to do if the folders of files [N], or those in the one that holds all, look like classes, else ""."""
+    top = os.path.commonpath(files.tolist())
+    for place, inner in ((root, files), (root / top, [file[len(top) + 1 :] for file in files if top])):
+        if counts := like_classes(inner):
+            listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+            return f"In {place}, the folders look like classes ({listed}): --labels folders reads them"
+    return ""
 
 
 def read_class_folders(root: Path, files: np.ndarray, *, deep: bool, fate: str, instead: str) -> Columns:
@@ -287,13 +288,24 @@ def _places(files: np.ndarray, rows: pd.DataFrame, table: Path) -> np.ndarray:
     listed = column_of(rows, "file")
     lost = sorted(set(listed) - set(files))
     if lost and len(lost) == len(rows):
+        name, file = _example(lost, files)
         raise UserError(
-            f"{table} has no row for any image below {table.parent}: it names {lost[0]!r}, and there is {files[0]!r}; "
-            "expected paths relative to that folder, with their suffix."
+            f"{table} has no row for any image below {table.parent}: it names {name!r}, and there is {file!r}; "
+            "expected paths relative to that folder, with the folders below it."
         )
     if lost:
         say(f"warning: {table} has rows without a file, left out: {shown(lost)}")
     return pd.Index(listed).get_indexer(pd.Index(files))
+
+
+def _example(lost: list[str], files: np.ndarray) -> tuple[str, str]:
+    """Return a name that is no file's path and a file of that name in some folder, or else the first of both."""
+    of_stem = {clean(PurePosixPath(file).stem).casefold(): file for file in files[::-1]}
+    for name in lost:
+        for bare in (PurePosixPath(name).name, PurePosixPath(name).stem):  # a suffix may be missing
+            if file := of_stem.get(clean(bare).casefold()):
+                return name, file
+    return lost[0], files[0]
 
 
 def _fill_from_headers(known: pd.DataFrame, root: Path, files: np.ndarray) -> np.ndarray:

@@ -185,8 +185,8 @@ def once(rows: pd.DataFrame, table: Path) -> pd.DataFrame:
                     f"line {same.index[0]} and {row[name]!r} in line {line}; keep one row for each file."
                 )
     if len(again):
-        extra = len(rows) - len(rows.drop_duplicates("file"))
-        say(f"note: {table} says the same in {extra:,} more rows (line {again.index[1]}): read once")
+        extra = rows.index[rows["file"].duplicated().to_numpy()]
+        say(f"note: {table} says the same in {len(extra):,} more rows (line {extra[0]}): read once")
     return rows.drop_duplicates("file")
 
 

@@ -4,6 +4,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 import torch
 from data_config import data_config
 from data_config import opened as open_data
+from folders import touch
 from PIL import Image, ImageEnhance
 from radiographs import write_radiograph
 
@@ -158,6 +160,14 @@ def test_without_labels_everything_is_trained_on_and_nothing_is_learned_from_lab
     assert len(xrays.pretraining_indices("train")) == len(opened(own)) == 61
     with pytest.raises(UserError, match=f"nothing is labelled in {own}, .* labels.csv"):
         read_targets(xrays, SimpleNamespace(findings=["Edema"], uncertain="ignore", blank="zero"))  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_learnt_without_labels_offers_folders_that_are_classes(tmp_path: Path) -> None:
+    files = [f"set/{name}/{n}.png" for name in ("NORMAL", "SICK") for n in range(5)]
+    xrays: Any = SimpleNamespace(columns=read_folder(touch(tmp_path, *files)))
+    config: Any = SimpleNamespace(findings=[], uncertain="ignore", blank="zero")
+    with pytest.raises(UserError, match=rf"In {tmp_path}/set, .*\(NORMAL 5, SICK 5\): --labels folders reads them"):
+        read_targets(xrays, config)
 
 
 def test_a_folder_must_be_named() -> None:

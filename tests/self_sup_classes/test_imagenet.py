@@ -136,6 +136,8 @@ def test_without_a_network_both_ways_to_imagenet_are_named(
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(
-        UserError, match=rf"Download https://.*{name.removeprefix(TIMM)}.*imagenet:FILE; or give random"
+        UserError,
+        match=rf"same command once there is a network; or download https://.*{name.removeprefix(TIMM)}.*"
+        "imagenet:FILE under a --run-name of its own; or give random",
     ):
         start_from("imagenet", name, 1, seed=0)

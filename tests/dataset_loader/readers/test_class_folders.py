@@ -59,7 +59,7 @@ def test_folders_that_look_like_classes_are_offered(tmp_path: Path, capsys: pyte
     assert len(read_folder(root)) == 72
     assert "(NORMAL 18, SICK 18): --labels folders reads them" in capsys.readouterr().err
     assert len(read_folder(tmp_path)) == 72
-    assert f"In {root}, its folders look like classes (NORMAL 18" in capsys.readouterr().err
+    assert f"In {root}, the folders look like classes (NORMAL 18" in capsys.readouterr().err
     (root / "labels.csv").write_text("file,label\ntrain/SICK/1.png,a\ntrain/SICK/2.png,b\n")
     assert read_folder(root).label_names == ("a", "b")
     assert read_folder(root, "folders").label_names == ("NORMAL", "SICK")

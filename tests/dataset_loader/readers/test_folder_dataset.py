@@ -77,6 +77,7 @@ def test_classes_and_what_is_known_beside_them(root: Path, capsys: pytest.Captur
         "d.gif,,p1,,,,,,,,",
         "gone.png,a class of no file,p3,,,,,,,,",
         "a.png,SICK ,p1,lungs/a.png,F,51,PA,Berlin,Test,W 3,1",
+        "d.gif,,p1,,,,,,,,",
     )
     assert columns.label_names == ("sick", "well")
     read_as = zip(columns.paths, columns.labels, columns.named_parts, columns.groups, columns.masks, strict=True)
@@ -97,7 +98,7 @@ def test_classes_and_what_is_known_beside_them(root: Path, capsys: pytest.Captur
     said = capsys.readouterr().err
     assert "rows without a file, left out: 1 (gone.png)" in said
     assert "masks that do not exist, left out: 1 (none.png)" in said
-    assert "says the same in 1 more rows (line 7): read once" in said
+    assert "says the same in 2 more rows (line 7): read once" in said
     assert "3 labelled images, classes sick, well" in said
 
 
@@ -248,7 +249,8 @@ def test_lateral_films_are_left_out_and_listed(root: Path, capsys: pytest.Captur
         (["file,label", "a.png,x", "gone.png,y"], r"only the class 'x' .* in the rows of files that exist \(1\)"),
         (["file,label"], "no class"),
         (["file,label", "a.png,clear lungs", "e.png,a nodule", "d.gif,scars"], "3 different labels for 3 images"),
-        (["file,label", "x/a,x", "b,x", "c,y", "x,y"], "no row for any image .* names 'b', and there is 'a.png'"),
+        (["file,label", "u,x", "v,x", "w,y", "x,y"], "no row for any image .* names 'u', and there is 'a.png'"),
+        (["file,label", "x,x", "b,y"], "names 'b', and there is 'deep/b.JPG'; .* with the folders below it"),
         (["file,label,part", "a.png,x,", "e.png,y,fold 1", "d.gif,x,", "deep/b.JPG,y,"], "holds 'fold 1' as 'part'"),
         (["file,Nodule", "a.png,big", "e.png,small"], "neither a column 'label' nor one for each finding"),
         (["file,Nodule", "a.png,1", "e.png,no", "d.gif,big"], "holds 'big' as 'Nodule' in line 4"),
