@@ -164,7 +164,10 @@ def _matching(encoder: str) -> tuple[str, ...]:
     folder = Path(*parts[:fixed])  # as written, so that configs keep relative paths
     found = sorted(repo_path(folder).glob("/".join(parts[fixed:])))
     if not found:
-        raise UserError(f"no file matches {encoder!r} in encoders; expected *_state_dict.pt of several runs.")
+        raise UserError(
+            f"no file matches {encoder!r} in encoders: there is no {'/'.join(parts[fixed:])} below {repo_path(folder)} "
+            "(CXR_RUNS says where runs/ is). Pretrain first: selfsup_task/train_barlow_twins.py, with --fold for each."
+        )
     return tuple(str(folder / file.relative_to(repo_path(folder))) for file in found)
 
 

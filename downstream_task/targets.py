@@ -148,11 +148,10 @@ def check_learnable(targets: Targets, parts: dict[str, np.ndarray]) -> None:
         if not len(indices):
             raise UserError(f"{part} has no images; give it some, as --val-share 0.1 does.")
         values = targets.values[indices]
+        if not targets.multilabel:
+            _check_classes(targets, part, values)
+            continue
         for c, name in enumerate(targets.names):
-            if not targets.multilabel:
-                if not (values == c).any():
-                    raise UserError(f"no image of class {name!r} among the {len(indices)} of {part}; use more images.")
-                continue
             positive, negative = _counts(values[:, c])
             if not positive or not negative:
                 raise UserError(
@@ -160,6 +159,18 @@ def check_learnable(targets: Targets, parts: dict[str, np.ndarray]) -> None:
                     f"{part}; both are needed: choose other --findings, another policy for blank or uncertain labels, "
                     "or more images."
                 )
+
+
+def _check_classes(targets: Targets, part: str, labels: np.ndarray) -> None:
+    """Raise UserError, naming all, if there are classes without a label among those [n] of a part."""
+    absent = [c for c in range(len(targets.names)) if c not in labels]
+    if absent:
+        listed = ", ".join(f"{targets.names[c]!r} ({(targets.values == c).sum():,} in all)" for c in absent)
+        raise UserError(
+            f"no image of class {listed} among the {len(labels)} of {part}. Every part and fold needs one, of other "
+            "patients than the rest: add films, leave the labels of these classes blank, merge each with another "
+            "class, or name parts in the table."
+        )
 
 
 def loss_function(targets: Targets, train: np.ndarray, class_weights: bool) -> LossFunction:

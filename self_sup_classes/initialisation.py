@@ -12,7 +12,7 @@ from self_sup_classes.backbones import TIMM, Backbone
 from self_sup_classes.imagenet import for_xrays, imagenet_file
 from self_sup_classes.provenance import NOTHING_SEEN, Provenance, provenance_of
 from self_sup_classes.weights import choose, load_strictly, read_state_dict
-from utils.config import UserError, repo_path
+from utils.config import UserError, nearest, repo_path
 from utils.distributed import note_once
 from utils.files import content_hash, read_json
 from utils.seeds import mixed_seed
@@ -51,7 +51,7 @@ def start_from(encoder: str, name: str, in_channels: int, seed: int) -> Start:
     if encoder == "random":
         return Start(backbone, NOTHING_SEEN)
     of_imagenet = encoder.partition(":")[0] == "imagenet"
-    path = imagenet_file(name) if encoder == "imagenet" else _file_of(encoder)
+    path = imagenet_file(name) if encoder == "imagenet" else _existing(encoder)
     tensors = read_state_dict(path)
     provenance = provenance_of(tensors)
     if of_imagenet and provenance is not None:
@@ -69,7 +69,7 @@ def seen_by(encoder: str) -> Provenance | None:
     """
     if encoder == "random" or encoder.partition(":")[0] == "imagenet":
         return NOTHING_SEEN
-    return provenance_of(read_state_dict(_file_of(encoder)))
+    return provenance_of(read_state_dict(_existing(encoder)))
 
 
 def weights_hashes(encoders: Iterable[str]) -> dict[str, str]:
@@ -90,6 +90,20 @@ def _file_of(encoder: str) -> Path:
     if encoder == SHARED:
         return SHARED_FOLDER / SHARED_WEIGHTS
     return repo_path(re.sub("^(imagenet|features):", "", encoder))
+
+
+def _existing(encoder: str) -> Path:
+    """Return the file of an encoder. Raises UserError if it is not there, naming what may have been meant."""
+    path = _file_of(encoder)
+    if path.is_dir():
+        held = ", ".join(str(file) for file in sorted(path.glob("*_state_dict.pt")))
+        raise UserError(
+            f"{path} is a folder; name a file of weights{f': {held}' if held else ', of which it has none'}."
+        )
+    if not path.is_file():
+        known = nearest(encoder.lower(), ["random", "imagenet", SHARED])
+        raise UserError(f"there is no file {path}; give the path of a file of weights, or a start: {known}")
+    return path
 
 
 def _check_shared(name: str, in_channels: int) -> None:

@@ -282,7 +282,7 @@ def test_a_fold_without_a_class_to_be_tested_on_is_refused(phantoms: Path, name:
     lost = (xrays.places == "2") & (xrays.columns.labels == 0)
     fewer = dataclasses.replace(xrays, places=np.where(lost, "train", xrays.places))
     check_subsets([40], 2, [0, 1], targets, fewer, 0)
-    with pytest.raises(UserError, match=r"no image of class .COVID. among the 3. of the test part of fold 2;"):
+    with pytest.raises(UserError, match=r"no image of class .COVID. .* among the 3. of the test part of fold 2\."):
         check_subsets([40], 5, range(5), targets, fewer, 0)
 
 

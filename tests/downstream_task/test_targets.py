@@ -96,8 +96,9 @@ def test_unknown_findings_do_not_count() -> None:
 
 
 def test_what_cannot_be_learnt_is_refused() -> None:
-    classes = Targets(np.array([0, 0, 1]), ("COVID", "Normal"))
-    with pytest.raises(UserError, match="no image of class 'Normal' among the 2 of the train part"):
+    classes = Targets(np.array([0, 0, 1, 2, 2]), ("COVID", "Normal", "TB"))
+    lacking = r"no image of class 'Normal' \(1 in all\), 'TB' \(2 in all\) among the 2 of the train part.*blank, merge"
+    with pytest.raises(UserError, match=lacking):
         check_learnable(classes, {"the train part": np.array([0, 1])})
     findings = Targets(np.zeros((3, 1), dtype=np.float32), ("Edema",))
     with pytest.raises(UserError, match="'Edema' has 0 positive and 3 negative"):

@@ -126,6 +126,17 @@ def test_timms_weights_are_downloaded_once(tmp_path: Path, monkeypatch: pytest.M
         start_from("imagenet", "timm/efficientnet_lite1", 1, seed=0)
 
 
+def test_a_start_that_is_no_file_says_what_was_meant(tmp_path: Path) -> None:
+    for written, meant in {"Shared": "shared", "ImageNet": "imagenet", "Random": "random"}.items():
+        with pytest.raises(UserError, match=f"there is no file .*did you mean '{meant}'"):
+            start_from(written, "resnet18", 1, seed=0)
+    with pytest.raises(UserError, match=f"{tmp_path} is a folder; .* of which it has none"):
+        start_from(str(tmp_path), "resnet18", 1, seed=0)
+    (tmp_path / "resnet18_final_state_dict.pt").touch()
+    with pytest.raises(UserError, match=f"is a folder; .*: {tmp_path}/resnet18_final_state_dict.pt"):
+        start_from(str(tmp_path), "resnet18", 1, seed=0)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "timm/tf_efficientnet_lite0"])
 def test_without_a_network_both_ways_to_imagenet_are_named(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
