@@ -76,25 +76,14 @@ def main(config: PicturesConfig) -> None:
 def real_label_efficiency() -> io.BytesIO:
     """Return the README's figure of real X-rays: a panel for each table, a line for each arm's main ways."""
     figure = Figure(figsize=(11, 4.8), layout="constrained")
-    colours = {arm: colour for arm, colour, _ in plots.styled(ARMS)}
     lines: dict[str, Any] = {}
+    markers = {way: marker for way, (marker, _) in MARKERS.items()}
     for ax, (name, (title, metric, chance)) in zip(figure.subplots(1, len(REAL)), REAL.items(), strict=True):
-        curves: Any = pd.read_csv(RESULTS / name).query("headline").sort_values("labels")
-        for number, arm in enumerate(arm for arm in ARMS if arm in set(curves["arm"])):
-            rows = curves[curves["arm"] == arm]
-            x, reach = rows["labels"] * 1.025 ** (number - 2), [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
-            lines[ARMS[arm]] = ax.errorbar(x, rows["mean"], reach, color=colours[arm], capsize=2)
-            for way, (marker, _) in MARKERS.items():
-                own = rows["way"] == way
-                ax.plot(x[own], rows["mean"][own], marker, color=colours[arm])
-        ticks = sorted(set(curves["labels"]))
-        ax.set_xscale("log")
-        ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
-        ax.minorticks_off()
-        lines["chance"] = ax.axhline(chance, color=plots.BLACK, linestyle=":", linewidth=1)
-        ax.set(xlabel="labelled training images (log scale)", ylabel=f"{metric_name(metric)}, mean and 95% interval")
+        curves: Any = pd.read_csv(RESULTS / name).query("headline").replace({"arm": ARMS})
+        plots.arms_over_labels(ax, curves, [*ARMS.values()], chance, markers)
+        ax.set_ylabel(f"{metric_name(metric)}, mean and 95% interval")
         ax.set_title(title, fontsize=10)
-        ax.grid(alpha=0.3)
+        lines |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     lines |= {words: Line2D([], [], color="gray", marker=marker, linestyle="") for marker, words in MARKERS.values()}
     figure.legend(list(lines.values()), list(lines), fontsize=8, loc="outside lower center", ncols=3)
     file = io.BytesIO()

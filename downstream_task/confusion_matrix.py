@@ -46,7 +46,7 @@ from utils.config import RUNS_ROOT, VERSION, MachineConfig, UserError, bound, di
 from utils.files import check_files, content_hash, read_json, write_json, write_table
 from utils.scripts import command, tracked
 from utils.software import software
-from utils.wording import OVER_PATIENTS, interval_text, metric_name
+from utils.wording import OVER_PATIENTS, interval_text, metric_name, network_name
 
 PRINTED = ("accuracy", "balanced_accuracy", "auroc", "auroc_by_study", "ece", "ece_after_temperature_scaling")
 NAMED = 3  # changed tables that a message names
@@ -141,9 +141,9 @@ def score_network(name: str, heads: Sequence[Path]) -> dict[str, Any]:
         used = tables.merge(test[["fold", "draw"]].drop_duplicates())
         tested, validation = predicted(test, "test"), predicted(used, "val")
         marks = {"synthetic": stated[0]["synthetic"], "transductive": any(one.get("transductive") for one in stated)}
-        title = plots.marked(f"{len(test):,} X-rays of the test part", **marks)
-        page_tables, figures, found = page(tested, validation, title)
         cell = test[["arm", "way", "labels"]].to_dict("records")[0]
+        title = plots.marked(f"{network_name(cell)}\n{len(test):,} X-rays of the test part", **marks)
+        page_tables, figures, found = page(tested, validation, title)
         notes = "; ".join(sorted({one.get("note", "") for one in stated} - {""}))
         folds = sorted(set(test["fold"].tolist()))
         return page_tables, figures, {**cell, "folds": folds, **marks, "note": notes, **found}

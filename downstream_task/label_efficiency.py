@@ -329,7 +329,9 @@ def report(cells: Sequence[Cell], summary: Mapping[str, Any]) -> tuple[dict[str,
     title, named = plots.marked(f"Label efficiency on {part}", summary["synthetic"]), marked_arms(curves)
     fits = plateaus.query("misses <= @MAX_MISS").replace({"arm": named})
     shown = curves.replace({"arm": named})
-    figure = plots.label_efficiency(shown, fits, metric, title, summary["chance"])
+    images, folds = len(cells[0].images.files), len(cells[0].images.folds)
+    drawn_from = f"{title}: {images:,} X-rays, {folds} fold{'s' * (folds != 1)}"
+    figure = plots.label_efficiency(shown, fits, metric, drawn_from, summary["chance"])
     lines = ["", f"{title}: {metric}, mean {OVER_DRAWS}", interval_text_table(shown, ["way", "labels"]), ""]
     starts = dict(zip(curves["arm"], curves["starts"], strict=True))
     for row in differences.query("way == @HEADLINE").to_dict("records"):

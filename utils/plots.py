@@ -20,6 +20,7 @@ from utils.wording import HEADLINE, way_name
 
 DIMENSIONS_SHOWN = 64  # more are too fine for a picture: the diagonal vanishes
 BINS = 10  # of stated probabilities, in a reliability diagram
+MIN_IN_BIN = 5  # X-rays, for a bin to be drawn
 BLUE, ORANGE, GREEN, PINK, BLACK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000"
 COLOURS = (BLACK, ORANGE, BLUE, GREEN, PINK, "#D55E00", "#56B4E9")
 
@@ -105,38 +106,58 @@ def training_curves(
 
 
 def label_efficiency(curves: pd.DataFrame, plateaus: pd.DataFrame, metric: str, title: str, chance: float) -> Figure:
-    """Score over labels (log scale), a panel for the main ways and one per way, a line with its interval per arm.
+    """Score over labels: a panel for the main ways and, if there are several ways, one for each.
 
     curves    columns arm, way, labels, headline, mean, low, high
     plateaus  columns arm, a, b, c: fits a - b n^-c to the main ways, drawn dashed beyond their points
     """
     ways, arms = list(dict.fromkeys(curves["way"])), list(dict.fromkeys(curves["arm"]))
-    panels: dict[str, Any] = {HEADLINE: curves[curves["headline"]]}
+    panels: dict[str, Any] = {HEADLINE if len(ways) > 1 else ways[0]: curves[curves["headline"]]}
     panels |= {way: curves[curves["way"] == way] for way in ways}
     figure = Figure(figsize=(4.6 * len(panels) + 0.6, 4.4), layout="constrained")
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    fits = {row["arm"]: row for row in plateaus.to_dict("records")}
-    ticks = sorted(set(curves["labels"]))
     for ax, (way, of_way) in zip(axes, panels.items(), strict=True):
-        for arm, colour, marker in styled(arms):
-            rows = of_way[of_way["arm"] == arm].sort_values("labels")
-            ax.plot(rows["labels"], rows["mean"], color=colour, marker=marker, markersize=5, label=arm)
-            ax.fill_between(rows["labels"], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
-            if way == HEADLINE and arm in fits:
-                n, fit = np.geomspace(max(ticks), 10 * max(ticks), 100), fits[arm]
-                score = fit["a"] - fit["b"] * n ** -fit["c"]
-                ax.plot(n, score, color=colour, linestyle="--", linewidth=1, label=f"{arm}, power law")
-        ax.axhline(chance, color=BLACK, linestyle=":", linewidth=1, label="chance")
-        ax.set_xscale("symlog" if 0 in ticks else "log")  # a network as it is has learnt from none
-        ax.set_xticks(ticks, [f"{n:,}" for n in ticks], fontsize=8, rotation=45)
-        ax.minorticks_off()
-        ax.set(xlabel="labelled training images (log scale)")
+        arms_over_labels(ax, of_way, arms, chance)
         ax.set_title(way_name(way), fontsize=10)
-        ax.grid(alpha=0.3)
+    most, colours = max(curves["labels"]), {arm: colour for arm, colour, _ in styled(arms)}
+    for row in plateaus.to_dict("records"):
+        n = np.geomspace(most, 10 * most, 100)
+        label = f"{row['arm']}, power law"
+        axes[0].plot(n, row["a"] - row["b"] * n ** -row["c"], color=colours[row["arm"]], linestyle="--", label=label)
     axes[0].set_ylabel(f"{metric}, mean{' and 95% interval' * bool(curves['low'].notna().any())}")
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)
     return figure
+
+
+def arms_over_labels(
+    ax: Axes, curves: Any, arms: Sequence[str], chance: float, markers: Mapping[str, str] | None = None
+) -> None:
+    """Draw each arm's scores over labels (log scale): points with intervals, side by side, and a line through them.
+
+    curves   columns arm, way, labels, mean, low, high
+    arms     all that have a colour, also those without a row
+    markers  of each way; by default each arm has its own
+    """
+    for place, (arm, colour, own) in enumerate(styled(arms)):
+        rows = curves[curves["arm"] == arm].sort_values("labels")
+        if not len(rows):
+            continue
+        x = rows["labels"] * 1.025 ** (place - (len(arms) - 1) / 2)
+        reach = np.nan_to_num([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])
+        marker = "" if markers else own
+        ax.errorbar(
+            x, rows["mean"], reach, color=colour, marker=marker, markersize=5, linewidth=1, capsize=2, label=arm
+        )
+        for way, of_way in (markers or {}).items():
+            ax.plot(x[rows["way"] == way], rows["mean"][rows["way"] == way], of_way, color=colour)
+    ticks = sorted(set(curves["labels"]))
+    ax.axhline(chance, color=BLACK, linestyle=":", linewidth=1, label="chance")
+    ax.set_xscale("symlog" if 0 in ticks else "log")  # a network as it is has learnt from none
+    ax.set_xticks(ticks, [f"{n:,}" for n in ticks], fontsize=8, rotation=45)
+    ax.minorticks_off()
+    ax.set(xlabel="labelled training images (log scale)")
+    ax.grid(alpha=0.3)
 
 
 def convergence(curves: Mapping[str, Mapping[str, Sequence[pd.DataFrame]]], metric: str, title: str) -> Figure:
@@ -228,23 +249,27 @@ def roc_curves(heads: Sequence[tuple[np.ndarray, np.ndarray]], names: Sequence[s
 def reliability(labels: np.ndarray, probabilities: Mapping[str, np.ndarray], title: str) -> Figure:
     """How often the likeliest class is right, over its probability; of findings, how often they are present.
 
-    One line for each entry of `probabilities`, [M, C]; a marker's area is the share of its bin of X-rays.
+    One line for each of two entries of `probabilities`, [M, C], the first with rings, so that both are seen where they
+    are equal. A marker's area is the share of X-rays in its bin; bins of fewer than MIN_IN_BIN are left out.
     """
     figure = Figure(figsize=(5.6, 5.0), layout="constrained")
     ax = figure.subplots()
     ax.plot([0, 1], [0, 1], color="0.8", linewidth=1)
-    for (name, p), colour in zip(probabilities.items(), (ORANGE, BLUE), strict=True):
+    looks = ((ORANGE, "none", 3), (BLUE, BLUE, 2))  # line, face, order
+    for (name, p), (colour, face, order) in zip(probabilities.items(), looks, strict=True):
         known = ~np.isnan(labels)
         stated, right = (p.max(1), p.argmax(1) == labels) if labels.ndim == 1 else (p[known], labels[known])
         bin_of = np.minimum((stated * BINS).astype(int), BINS - 1)
         count = np.bincount(bin_of, minlength=BINS)
-        mean, share = (np.bincount(bin_of, a, BINS)[count > 0] / count[count > 0] for a in (stated, right))
+        shown = count >= MIN_IN_BIN
+        mean, share = (np.bincount(bin_of, a, BINS)[shown] / count[shown] for a in (stated, right))
         ece = calibration_error(labels, p)
-        ax.plot(mean, share, color=colour, linewidth=1, label=f"{name}, ECE {ece:.3f}")
-        ax.scatter(mean, share, 400 * count[count > 0] / count.sum() + 8, color=colour, alpha=0.7, linewidths=0)
+        ax.plot(mean, share, color=colour, linewidth=1, zorder=order, label=f"{name}, ECE {ece:.3f}")
+        area = 400 * count[shown] / count.sum() + 12
+        ax.scatter(mean, share, area, facecolors=face, edgecolors=colour, linewidths=1.5, zorder=order)
     unit = "share that is right" if labels.ndim == 1 else "share that is present"
     ax.set(
-        xlabel="stated probability (area of a dot: share of X-rays)",
+        xlabel=f"stated probability (area of a dot: share of X-rays; bins of {MIN_IN_BIN} or more)",
         ylabel=unit,
         aspect="equal",
         xlim=(-0.02, 1.02),

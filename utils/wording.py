@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,11 @@ WAY_NAMES = {
 def way_name(way: str) -> str:
     """Return the name of a way of training for a reader."""
     return WAY_NAMES.get(way, way)
+
+
+def network_name(cell: Mapping[str, Any]) -> str:
+    """Return the name of a head, or of those of all folds, for a reader: `shared, linear probe, 109 labels`."""
+    return f"{cell['arm']}, {way_name(cell['way'])}, {cell['labels']:,} labels"
 
 
 def map_name(method: str) -> str:

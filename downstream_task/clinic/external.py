@@ -25,7 +25,7 @@ from utils.intervals import independent_difference
 from utils.logging_utils import Run
 from utils.metrics import one_against_rest
 from utils.scripts import tracked
-from utils.wording import OVER_PATIENTS, interval_text, metric_name
+from utils.wording import OVER_PATIENTS, interval_text, metric_name, network_name
 
 
 def check_external(entries: Sequence[str]) -> None:
@@ -83,10 +83,11 @@ def external_test(finished: Finished, config: DataConfig, data: OpenedData) -> d
     logits = forward_all(finished.classifier(data.device), xrays, rows, input_format(finished.config, data.device))
     run.start(device=describe_device(data.device), data=xrays.facts() | data.facts(config), predictions=internal)
     here = read_predictions(finished.folder / FILE)
-    table = predictions_table(xrays, targets, rows, targets.probabilities(logits), here.iloc[0][CELL].to_dict())
+    cell = here.iloc[0][CELL].to_dict()
+    table = predictions_table(xrays, targets, rows, targets.probabilities(logits), cell)
     run.save_table("predictions", table.assign(part="test"))
     marks = {"synthetic": xrays.synthetic, "transductive": bool(note)}
-    scored = save_page(run, here, plots.marked(f"{len(rows):,} X-rays of {name}", **marks))
+    scored = save_page(run, here, plots.marked(f"{network_name(cell)}\n{len(rows):,} X-rays of {name}", **marks))
     stated = {**marks, "note": note, "tested": finished.name, "collection": name, "predictions": internal}
     run.finish({**stated, "of_other_classes": len(xrays) - len(rows), **scored})
     return run.summary or {}

@@ -158,6 +158,7 @@ def test_the_report_says_it_in_words() -> None:
     found, text, figure = report(cells_of(tables, runs=runs), {**summary, "synthetic": True})
     assert found["curves"].columns.tolist() == CURVE_COLUMNS
     assert isinstance(figure, Figure) and len(found["plateaus"]) == 0
+    assert figure.get_suptitle() == "Label efficiency on the test part (synthetic): 240 X-rays, 3 folds"
     gap = found["differences"].iloc[0]
     assert f"20 labels, ours (transductive) - random by the main way (linear): {100 * gap['difference']:+.1f} [" in text
     assert "Label efficiency on the test part (synthetic): balanced accuracy, mean [95% interval over patients," in text
