@@ -61,6 +61,7 @@ from utils.hardware import describe_device, prepare
 from utils.logging_utils import Run, new_run, same_run
 
 CLOSE = 0.1  # between the probabilities of two answers that hardly differ
+DIGITS = 6  # of a probability in the table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +153,8 @@ def save(
     """Write predictions.csv, rejected.csv and the summary."""
     ids = open_ids(config.ids, predictor.data_root)
     known, left_out = films.written(ids)
-    answers = answers_of(predictor, probabilities)
+    rounded = np.vectorize(lambda p: float(f"{p:.{DIGITS}g}"), otypes=[float])(probabilities)
+    answers = answers_of(predictor, rounded)
     facts = [name for name in ("file", PATH, *FACTS) if name in known]
     others = known.drop(columns=facts).rename(columns=lambda name: f"{name} (table)" if name in answers else name)
     table = pd.concat([known[facts], answers, others], axis=1)

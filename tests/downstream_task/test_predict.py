@@ -74,6 +74,7 @@ def test_a_table_gets_probabilities_at_the_temperature_of_validation(
     assert temperature != pytest.approx(1, rel=0.01)
     np.testing.assert_allclose(found.filter(like="p "), softmax(log_p / temperature, axis=1), atol=1e-3)
     names = np.array([column[2:] for column in found.filter(like="p ")])
+    assert all(float(f"{p:.6g}") == p for p in found.filter(like="p ").to_numpy().ravel())
     assert found["predicted"].tolist() == names[log_p.argmax(1)].tolist()
     assert found["file"].tolist() == files
     assert found["patient"].tolist() == table["patient"].tolist()[:-1]
@@ -97,7 +98,7 @@ def test_the_mean_of_two_classifiers(trained: Path, phantoms: Path, predicted: A
     one, other = (predicted("alone", "--classifier", name, "--images", images)[0] for name in names)
     both, _, printed = predicted("mean", "--classifier", *names, "--images", images)
     expected = (one.filter(like="p ") + other.filter(like="p ")) / 2
-    np.testing.assert_allclose(both.filter(like="p "), expected, rtol=1e-9)
+    np.testing.assert_allclose(both.filter(like="p "), expected, rtol=2e-5)
     assert "by predict/trained+other" in printed and "each network's temperature, then averaged" in printed
 
 
@@ -117,7 +118,7 @@ def test_a_folder_by_a_state_dict_from_elsewhere(trained: Path, phantoms: Path, 
     assert "predicted" not in findings
     first, second = f"p {classes[0]}", f"p {classes[1]}"
     differences = logit(findings[first]) - logit(findings[second])  # of the same logits
-    np.testing.assert_allclose(differences, np.log(found[first] / found[second]), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(differences, np.log(found[first] / found[second]), atol=5e-5)
 
 
 def test_a_folder_of_a_clinic_day_by_day(trained: Path, phantoms: Path, predicted: Any, tmp_path: Path) -> None:
