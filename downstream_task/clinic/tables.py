@@ -182,9 +182,11 @@ def least_probability(val: Predicted, miss: float = MISS) -> float:
     Sadinle, Lei and Wasserman 2019 (arXiv 1609.00451): a set holds the classes at or above it. With n images for
     calibration, exchangeable with new ones, a set lacks the right class with a probability of at most `miss`; it is the
     ceil((n + 1) (1 - miss))-th largest probability of a right class, and 0 (all classes) with fewer than 1 / miss - 1.
+    Of H heads, which see the same images, it is the ceil(H (n + 1) (1 - miss))-th of all: the mean over the heads keeps
+    the promise (conformal risk control, Angelopoulos et al. 2022, arXiv 2208.02814).
     """
     right = np.sort(val.probabilities[np.arange(len(val.labels)), val.labels])[::-1]
-    rank = int(np.ceil((len(right) + 1) * (1 - miss)))
+    rank = int(np.ceil((len(right) + len(np.unique(val.heads))) * (1 - miss)))
     return float(right[rank - 1]) if rank <= len(right) else 0.0
 
 

@@ -100,6 +100,9 @@ def test_conformal_sets_by_hand() -> None:
     one = said(labels, p)
     assert least_probability(one, miss=0.5) == 0.7  # the second of .8, .7, .4
     assert least_probability(one) == 0, "too few images to promise anything but all classes"
+    five = replace(said(np.tile(labels, 5), np.tile(p, (5, 1))), heads=np.repeat(np.arange(5), 3))
+    assert least_probability(five, miss=0.3) == least_probability(one, miss=0.3) == 0.4, "five heads on three images"
+    assert least_probability(five, miss=0.2) == least_probability(one, miss=0.2) == 0, "are not fifteen images"
     table = coverage(one, 0.7).set_index("class")
     assert table["coverage"].tolist() == pytest.approx([2 / 3, 1, 1 / 2])
     assert table["mean_size"].tolist() == pytest.approx([2 / 3, 1, 1 / 2])
