@@ -414,8 +414,10 @@ def joined_tables(
                 raise UserError(f"{entry} holds two tables of one head, {trial}; keep one, such as {file}.")
             copies[trial] = copy.assign(arm=cell["arm"])
             unknown = f"transductive: {entry} does not say which images its networks were trained on"
-            stated = read_json(file.with_name("summary.json")) or {"transductive": True, "note": unknown}
-            facts = {key: stated.get(key, default) for key, default in (("transductive", False), ("note", ""))}
+            stated = read_json(file.with_name("summary.json")) or {}
+            facts = {"transductive": True, "note": unknown}
+            if {*facts} <= {*stated}:  # a summary of this repo, not of another program
+                facts = {key: stated[key] for key in facts}
             rows.append({"trial": trial, **cell, "encoder": entry, "metric": targets.metric, **facts})
         taken |= set(names.values())
     return rows, copies

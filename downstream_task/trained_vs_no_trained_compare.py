@@ -241,10 +241,13 @@ def with_headlines(joined: pd.DataFrame, classes: int) -> pd.DataFrame:
 
 
 def with_means(table: pd.DataFrame, run: Run) -> pd.DataFrame:
-    """Return the rows of heads, and one more for each that both ways of MEAN have; write what the two say together."""
+    """Return the rows of heads, and one more for each that both ways of MEAN have; write what the two say together.
+
+    It is marked as transductive if one of the two is.
+    """
     read, taken, means = reader(run.folder), {*table["trial"]}, []
     for _, pair in table[table["way"].isin(MEAN)].groupby(["arm", "labels", "draw"], sort=False):
-        known: Any = pair.iloc[0][[*CELL, "encoder", "metric", "transductive", "note"]]
+        known: Any = pair.iloc[0][[*CELL, "encoder", "metric"]]
         trial = trial_name(known["arm"], "mean", known["labels"], known["draw"])
         if len(pair) < len(MEAN) or trial in taken:  # tables from elsewhere may bring it
             continue
@@ -252,9 +255,10 @@ def with_means(table: pd.DataFrame, run: Run) -> pd.DataFrame:
         names = [name for name in one if str(name).startswith("p ")]
         one[names] = (one[names] + other.set_index("file").loc[one["file"], names].to_numpy()) / 2
         write_table(run.folder / trial / FILE, one.assign(way="mean"))
-        stated = {"transductive": bool(known["transductive"]), "note": known["note"], "mean_of": list(pair["trial"])}
-        write_json(run.folder / trial / "summary.json", stated)
-        means.append({**known, "trial": trial, "way": "mean", "headline": False})
+        notes = sorted({*pair["note"]} - {""})
+        stated = {"transductive": bool(pair["transductive"].any()), "note": "; ".join(notes)}
+        write_json(run.folder / trial / "summary.json", {**stated, "mean_of": list(pair["trial"])})
+        means.append({**known, **stated, "trial": trial, "way": "mean", "headline": False})
     return pd.concat([table, pd.DataFrame(means)], ignore_index=True)
 
 

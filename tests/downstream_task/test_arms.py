@@ -23,6 +23,7 @@ from self_sup_classes.provenance import NOTHING_SEEN, Provenance, provenance_of
 from selfsup_task.pretraining import PretrainConfig, build_model, provenance
 from selfsup_task.train_barlow_twins import config as PRETRAINING
 from utils.config import RUNS_ROOT, UserError, make_config
+from utils.files import write_json
 
 pytestmark = pytest.mark.usefixtures("narrow", "few_resamples", "no_figures")
 
@@ -158,6 +159,8 @@ def test_tables_of_one_name_do_not_replace_each_other(of_folds: tuple[CompareCon
             names = [name for name in map(str, table) if name.startswith("p ")]
             moved = table.assign(**dict(zip(names, np.roll(table[names], shift, axis=1).T, strict=True)))
             moved.to_csv(tmp_path / place / trial / "predictions.csv", index=False)
+            if place == "c/theirs":
+                write_json(tmp_path / place / trial / "summary.json", {"accuracy": 0.9})  # the other program's own
     entries = ["random", *(f"predictions:{tmp_path / place}" for place in ("a/theirs", "b/theirs", "c"))]
     joined = replace(config, encoders=entries, run_name=f"{folder.name}/of_one_name")
     main(joined)

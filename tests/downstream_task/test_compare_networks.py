@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,13 @@ def test_the_mean_of_spread_and_zeros_is_a_curve_and_joins_another_comparison(
     for head, said in {mean: f"name these instead, {trained}, ", theirs: "holds predictions alone"}.items():
         refused = script(predict, "--classifier", str(head), "--images", str(phantoms / COVID_ROOT / "Normal"))
         assert refused.returncode == 1 and said in refused.stderr
+    for folder in run.folder.glob("*_mean_*"):
+        shutil.rmtree(folder)
+    for folder in run.folder.glob("*_zeros_*"):
+        (folder / "summary.json").unlink()  # nobody knows any more what these have seen
+    unknown = compared(small(phantoms, f"{name}/unknown", encoders=[f"predictions:{run.folder}"], draws=2))
+    seen: Any = pd.read_csv(unknown.folder / "curves.csv").set_index("way")["transductive"]
+    assert seen.to_dict() == {"linear": False, "spread": False, "zeros": True, "mean": True}
 
 
 def test_features_of_the_way_linear_keep_their_size_after_another_way(phantoms: Path, name: str) -> None:
