@@ -50,7 +50,7 @@ class Images(NamedTuple):
     folds    the places of each fold's images among them, in order
     weights  [1 + R, M] how often each is drawn in R resamples of whole groups; in row 0 once
     groups   how many (patients, duplicates) there are
-    pool     labels that a fold's train part offers; infinite if the tables do not tell
+    pool     labels that a fold's train part offers; at least the most that a head learnt from, if folds do not tell
     """
 
     files: pd.Index
@@ -115,7 +115,7 @@ def _images(runs: pd.DataFrame, read: Read, part: str) -> Images:
         folds={fold: np.sort(files.get_indexer(table["file"].tolist())) for fold, table in of_part.items()},
         weights=resample_weights(groups, REPEATS),
         groups=len(np.unique(groups)),
-        pool=(FOLDS - 1) * float(np.mean([len(one) for one in tested])) if apart else float("inf"),
+        pool=(FOLDS - 1) * float(np.mean([len(one) for one in tested])) if apart else float(max(runs["labels"])),
     )
 
 

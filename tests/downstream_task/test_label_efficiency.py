@@ -144,6 +144,14 @@ def test_differences_are_of_headlines_and_of_each_way_that_both_have() -> None:
     assert np.isnan(apart["difference"]).all(), "no draw in common"
 
 
+def test_draws_that_learn_from_the_same_labels_say_less_where_the_test_part_is_named() -> None:
+    tables = {name: table.assign(fold=table["draw"] % 3) for name, table in made_up(folds=1).items()}
+    cells = [one for one in cells_of(tables) if (one.arm, one.way) == ("ours", "zeros")]
+    assert [one.labels for one in cells] == [20, 90]  # 90 are all, as far as the tables tell
+    few, most = (in_common(replace(one, scores=np.linspace(0.3, 0.7, 6))).contrast([1]) for one in cells)
+    assert most.mean == few.mean and most.high - most.low > 1.1 * (few.high - few.low)
+
+
 def test_two_pretrainings_give_no_interval() -> None:
     tables = made_up(draws=4, folds=2)
     curves = curve_table(cells_of(tables))
