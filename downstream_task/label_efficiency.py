@@ -33,6 +33,7 @@ REPEATS = 500  # resamples of the images behind an interval
 MAX_COUNTS = 2**21  # of images in resamples, which are scored at once
 STEPS = 16  # between two numbers of labels, at which a curve is compared with a score
 MIN_POINTS = 4  # numbers of labels to which a plateau is fitted
+FARTHEST = 10  # times the most labels, up to which a fit predicts
 MAX_MISS = 0.03  # of a fit at the scores; one that misses by more predicts nothing
 CELL = ["arm", "way", "labels"]
 CURVE_COLUMNS = [*CELL, "headline", "draws", "starts", "folds", "mean", "low", "high", "transductive"]
@@ -293,8 +294,9 @@ def plateau_table(cells: Sequence[Cell], target: float) -> pd.DataFrame:
 
     Returns one row per arm with MIN_POINTS points: arm, a (the plateau), b, c, by how much the fit `misses` a score at
     most, and the labels needed for the score `target`: interpolated between the numbers compared, 0 if the fewest are
-    enough, and beyond the most by the fit, inf if it misses by more than MAX_MISS or does not say so many. a and needed
-    have 95% percentile intervals (_low, _high) over images, labels and pretrainings, NaN for too few of these.
+    enough, and beyond the most by the fit, up to FARTHEST times these; inf if they are more, or if the fit misses by
+    more than MAX_MISS or says fewer. a and needed have 95% percentile intervals (_low, _high) over images, labels and
+    pretrainings, NaN for too few of these.
     """
     rows = []
     for arm in dict.fromkeys(cell.arm for cell in cells):
@@ -308,7 +310,7 @@ def plateau_table(cells: Sequence[Cell], target: float) -> pd.DataFrame:
         a, b, c = fits[0]
         misses = np.abs(a - b * labels**-c - levels[0]).max()
         beyond = labels_for(target, fits)
-        beyond[(beyond <= labels[-1]) | (misses > MAX_MISS)] = np.inf
+        beyond[(beyond <= labels[-1]) | (beyond > FARTHEST * labels[-1]) | (misses > MAX_MISS)] = np.inf
         reached = np.array([_crossing(labels, row, target) for row in levels])
         needed = np.where(np.isinf(reached), beyond, reached)
         fits[unknown], needed[unknown] = np.nan, np.nan
