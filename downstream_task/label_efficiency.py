@@ -351,6 +351,9 @@ def report(cells: Sequence[Cell], summary: Mapping[str, Any]) -> tuple[dict[str,
         if row["misses"] > MAX_MISS:
             fit = f"no plateau is fitted, since a power law misses a score by {100 * row['misses']:.1f} points"
         lines.append(f"{named[row['arm']]}: {metric} {row['target']:g} needs {needed}; {fit}.")
+    fewest, most = min(curves["draws"]), max(curves["draws"])
+    if fewest < most:
+        lines.append(f"Means are of {fewest} to {most} draws; a difference is over those that both arms have.")
     drawn = bool(np.isfinite(curves["low"].to_numpy(float)).any())
     lines.append(f"Intervals are for {interval_scope(starts)}." if drawn else "Intervals need more draws or folds.")
     return {"curves": curves, "differences": differences, "plateaus": plateaus}, "\n".join(lines), figure

@@ -172,7 +172,11 @@ def test_the_report_says_it_in_words() -> None:
     assert "Label efficiency on the test part (synthetic): balanced accuracy, mean [95% interval over patients," in text
     assert "ours (transductive) scores as random does" in text, "the arm is marked, and not the comparison"
     assert set(found["curves"].query("transductive")["arm"]) == {"ours"}
+    assert "draws; a difference" not in text
     assert text.endswith("Intervals are for new patients, new draws of labels and new pretrainings.")
+    fewer = cells_of(tables, runs=runs.query("arm == 'random' or draw < 4"))
+    text = report(fewer, {**summary, "synthetic": True})[1]
+    assert "Means are of 4 to 6 draws; a difference is over those that both arms have." in text
 
 
 def test_nothing_is_said_of_more_labels_than_the_reference_was_tried_with() -> None:
