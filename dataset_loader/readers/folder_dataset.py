@@ -197,7 +197,7 @@ def described(
         say(f"warning: {lost:,} images of the named validation or test part left out: no label")
     named[unlabelled] = UNLABELLED
     patients, foreign = joined_patients(column_of(known, "patient").to_numpy(), header_ids, files, table)
-    study = column_of(known, "study")[patients == ""]
+    study = column_of(known, "study").where(patients == "", "")
     if shared := int(((study != "") & study.duplicated(keep=False)).sum()):
         say(
             f"warning: {table}: {shared:,} films share a study, but no patient is named, so that a split may divide "
