@@ -34,7 +34,6 @@ from utils.wording import metric_name
 
 PICTURES = {  # name: pattern of the figure below the runs; of several, the first is taken
     "views": "pretrain/phantom*/figures/views.png",
-    "panel": "tour/grad_cam/figures/panel.png",
     "audit": "tour/audit/*/*/*/figures/audit.png",
 }
 RESULTS = REPO_ROOT / "docs" / "results"  # with curves.csv of test parts; docs/RESULTS.md says how they were made
@@ -47,6 +46,7 @@ ARMS = {  # of these tables
     "bt-random": "Barlow Twins from random",
     "imagenet": "ImageNet",
     "bt-imagenet": "Barlow Twins from ImageNet",
+    "bt-nih": "Barlow Twins from ImageNet, on NIH",
     "shared": "shared encoder (Barlow Twins on NIH)",
 }
 MARKERS = {"spread": ("o", "label spreading"), "zeros": ("s", "fine-tuned"), "linear": ("^", "linear head")}  # ways

@@ -310,6 +310,15 @@ class Comparison:
         table["headline"] = [trial.headline for trial in remaining]
         return table.drop(columns=["classes", "error"])
 
+    @property
+    def cautions(self) -> list[str]:
+        """What a reader of scores on few validation images must know: a sentence, or none."""
+        few = len(self.xrays.indices("val"))
+        sentence = (
+            f"warning: {few} validation images cannot choose between arms; confusion_matrix.py scores the test images"
+        )
+        return [sentence] * (few < FEW_IMAGES)
+
     def summary(self, table: pd.DataFrame) -> dict[str, Any]:
         """Return what every comparison's summary.json holds, given the rows of its runs."""
         arms = {arm.name: list(arm.encoders) for arm in self.arms if arm.name not in self.left_out}
@@ -343,14 +352,15 @@ def open_comparison(
     arms, left_out = usable_arms(config, named_arms(trained(encoders)), xrays, folds)
     counts = numbers_of_labels(labels, xrays, folds)
     check_subsets(counts, draws, folds, targets, xrays, config.split_seed)
-    if (few := len(xrays.indices("val"))) < FEW_IMAGES:
-        say(f"warning: the validation part has only {few} images; confusion_matrix.py scores the test images")
     joined, copies = joined_tables(encoders, run, xrays, targets)
     run.start(alone=False, data=xrays.facts(), **facts_of(encoders))
     xrays.write_split(run.folder)
     for trial, table in copies.items():
         write_table(run.folder / trial / FILE, table)
-    return Comparison(config, run, xrays, targets, arms, left_out, counts, joined)
+    comparison = Comparison(config, run, xrays, targets, arms, left_out, counts, joined)
+    for sentence in comparison.cautions:
+        say(sentence)
+    return comparison
 
 
 def numbers_of_labels(entries: Sequence[int | float | str], xrays: XRays, folds: Sequence[int]) -> list[int]:

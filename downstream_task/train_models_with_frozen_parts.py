@@ -131,7 +131,8 @@ def train_parts(config: FrozenPartsConfig, run: Run) -> None:
     shown = scores.replace({"arm": label_efficiency.marked_arms(scores)})
     run.save_figure("frozen_parts", plots.frozen_parts(shown, metric, title))
     text = label_efficiency.interval_text_table(shown, "trainable")
-    run.finish({**summary, "report": [f"\n{title}: {metric}, mean {OVER_DRAWS}", text, *summary["notes"]]})
+    heading = f"\n{title}: {metric}, mean {OVER_DRAWS}"
+    run.finish({**summary, "report": [heading, text, *summary["notes"], *opened.cautions]})
 
 
 if __name__ == "__main__":

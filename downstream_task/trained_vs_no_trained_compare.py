@@ -207,7 +207,7 @@ def compare(config: CompareConfig, run: Run) -> None:
         run.save_table(name, one)
     run.save_figure("label_efficiency", figure)
     save_convergence(run, table, summary)
-    run.finish({**summary, "report": [text, *summary["notes"]]})
+    run.finish({**summary, "report": [text, *summary["notes"], *opened.cautions]})
 
 
 def trials_of(config: CompareConfig, opened: Comparison) -> list[Trial]:

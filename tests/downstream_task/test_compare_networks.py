@@ -228,7 +228,9 @@ def test_a_comparison_never_reads_the_test_part(phantoms: Path, name: str, monke
     ways = ["linear", "spread", "zeros"]
     left = compared(small(phantoms, f"{name}/left", ways=ways))
     monkeypatch.setattr(compare_networks, "open_xrays", lambda *args, **named: garbled(open_xrays(*args, **named)))
+    monkeypatch.setattr(compare_networks, "FEW_IMAGES", 10_000)
     right = compared(small(phantoms, f"{name}/right", ways=ways))
+    assert right.summary and "validation images cannot choose between arms" in right.summary["report"][-1]
     assert (left.folder / "curves.csv").read_bytes() == (right.folder / "curves.csv").read_bytes()
     for trial in pd.read_csv(left.folder / "summary.csv")["trial"]:
         a, b = (pd.read_csv(run.folder / trial / "predictions.csv") for run in (left, right))
