@@ -137,6 +137,11 @@ class Finished:
                 f"split {xrays.split_hash} now: {changes or 'files came or went, or these are other data'}. Restore "
                 "them, or train again."
             )
+        if self.data.get("data_root") != str(root) and self.data.get("pixels", [])[:1] != [xrays.store.pixels]:
+            raise UserError(
+                f"{self.folder} was trained on the images at {self.data.get('data_root')}; those at {root} have the "
+                "same names, but show something else. --data-root must name the same images."
+            )
         if changes:
             say(f"warning: since {self.folder} was trained, its data have changed: {changes}")
         if not len(xrays.indices("test")):

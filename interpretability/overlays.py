@@ -19,7 +19,7 @@ from scipy.ndimage import binary_erosion
 from dataset_loader.decoding import central_square
 from interpretability.boxes import CHANCE, MEAN_BOX, POINTING, RATIO
 from interpretability.faithfulness import enlarged
-from utils.plots import BLACK, BLUE, ORANGE, beside_pictures, styled
+from utils.plots import BLACK, BLUE, ORANGE, beside_pictures, reach_of, styled
 from utils.wording import metric_name
 
 COLOURS = "inferno"
@@ -138,8 +138,7 @@ def box_figure(scores: pd.DataFrame, title: str) -> Figure:
 
 def _dots(ax: Axes, rows: pd.DataFrame, y: np.ndarray, **look: Any) -> None:
     """Draw each row's value with its interval, if it has one, at a height y."""
-    reach = np.nan_to_num([rows["value"] - rows["low"], rows["high"] - rows["value"]])
-    ax.errorbar(rows["value"], y, xerr=reach, linestyle="none", **look)
+    ax.errorbar(rows["value"], y, xerr=reach_of(rows, "value"), linestyle="none", **look)
 
 
 def _wrapped(name: str) -> str:

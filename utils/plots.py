@@ -144,7 +144,7 @@ def arms_over_labels(
         if not len(rows):
             continue
         x = rows["labels"] * 1.025 ** (place - (len(arms) - 1) / 2)
-        reach = np.nan_to_num([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])
+        reach = reach_of(rows, "mean")
         marker = "" if markers else own
         ax.errorbar(
             x, rows["mean"], reach, color=colour, marker=marker, markersize=5, linewidth=1, capsize=2, label=arm
@@ -158,6 +158,11 @@ def arms_over_labels(
     ax.minorticks_off()
     ax.set(xlabel="labelled training images (log scale)")
     ax.grid(alpha=0.3)
+
+
+def reach_of(rows: pd.DataFrame, value: str) -> np.ndarray:
+    """Return how far intervals reach below and above a column's values, [2, n] for errorbar; 0 where there is none."""
+    return np.nan_to_num([rows[value] - rows["low"], rows["high"] - rows[value]])
 
 
 def convergence(curves: Mapping[str, Mapping[str, Sequence[pd.DataFrame]]], metric: str, title: str) -> Figure:
@@ -194,7 +199,7 @@ def frozen_parts(table: pd.DataFrame, metric: str, title: str) -> Figure:
     for n, (arm, colour, marker) in enumerate(styled(arms)):
         rows = table[table["arm"] == arm].set_index("trainable").loc[parts]
         x = np.arange(len(parts)) + 0.12 * (n - (len(arms) - 1) / 2)
-        reach = np.nan_to_num([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])
+        reach = reach_of(rows, "mean")
         ax.errorbar(x, rows["mean"], reach, color=colour, marker=marker, capsize=3, linestyle="none", label=arm)
     ax.set_xticks(range(len(parts)), parts)
     ax.set(xlabel="trained layers (all others frozen)", ylabel=f"{metric}, mean and 95% interval", title=title)

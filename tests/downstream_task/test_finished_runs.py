@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from dataset_loader.phantoms.dataset import COVID_ROOT
 from self_sup_classes.backbones import save_backbone
@@ -167,6 +168,14 @@ def test_moved_data_are_known_by_what_they_hold(clinic: Path, script: Any) -> No
 
     predicted = script(PREDICT, "--classifier", TRIAL, "--images", str(new), "--run-name", f"predict/{NAME}")
     assert predicted.returncode == 0 and f"{clinic} is not there any more" in predicted.stdout
+
+    shutil.rmtree(RUNS_ROOT / "audit" / NAME)
+    for file in new.glob("*.png"):  # other films under the same names
+        with Image.open(file) as image:
+            turned = image.transpose(Image.Transpose.ROTATE_90)
+        turned.save(file)
+    other = script(*audit, "--data-root", str(new))
+    assert other.returncode == 1 and "show something else" in other.stderr
 
 
 # What config.json of a pretraining and a linear probe held in the first version, by hand.
