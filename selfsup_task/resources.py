@@ -96,13 +96,13 @@ def _images_of(part: str, config: PretrainConfig, named: np.ndarray) -> int:
 def measure_apart(config: PretrainConfig) -> Costs:
     """Return what a step costs, measured in a process of its own, which the system may kill for its memory.
 
-    Raises what was raised there, MemoryError if the process was killed.
+    Raises what was raised there, MemoryError if the process died, for which memory is the likely reason.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(_costs, config).result()
         except BrokenProcessPool:
-            raise MemoryError("the measuring process was killed, as the system does when memory is out") from None
+            raise MemoryError("the measuring process died, as when the system kills it for its memory") from None
 
 
 def _costs(config: PretrainConfig) -> Costs:

@@ -49,7 +49,7 @@ def config_of(script: str, *arguments: str) -> Config:
 @pytest.mark.parametrize("script", [name.rpartition(".")[2] for name in KINDS])
 def test_the_defaults_are_accepted_and_impossible_values_are_not(script: str) -> None:
     config = vars(config_of(script))
-    impossible = {int: [str(10**30), str(10**400)], float: ["nan", "inf"], str: ["a\udcff"]}
+    impossible = {int: [str(10**30), str(10**400)], float: ["nan", "inf"], str: ["x" * 5000, "a\udcff"]}
     for key, value in config.items():
         flag = f"--{key.replace('_', '-')}"
         for word in impossible.get(type(value), []) if key not in OWN else []:

@@ -30,6 +30,7 @@ PLACES = ("data_root", "also", "exclude")  # keys that say where data are; a run
 PACE = ("threads", "jobs", "checkpoint_minutes")
 
 MAX_NAME = 200  # bytes of a part of a run's name; file systems take 255, some of them for temporary files
+MAX_PART, MAX_TEXT = 255, 3000  # bytes of a text in a config between two slashes, and of all of it: it may be a path
 MAX_SHOWN = 120  # characters of a value in a message
 MAX_THREADS = 1024  # more than any machine has cores; many more cannot be started
 MAX_NUMBER = 2**53  # of a config; larger ones are not exact in JSON
@@ -251,11 +252,20 @@ def check_run_name(name: str, runs_root: Path) -> None:
 
 
 def _check_item(key: str, item: Any) -> None:
-    """Raise UserError for a number or a text that JSON cannot hold."""
+    """Raise UserError for a number or a text that cannot be stored, computed with, or be a path."""
     if isinstance(item, int | float) and not abs(item) <= MAX_NUMBER:
         raise UserError(f"{key} is {str(item)[:30]}; it must be a number between -{MAX_NUMBER} and {MAX_NUMBER}.")
-    if isinstance(item, str) and item.encode(errors="ignore").decode() != item:  # the name of a file on an old disk
-        raise UserError(f"{key} is {item[:60]!r}, which is not UTF-8; rename what it names.")
+    if not isinstance(item, str):
+        return
+    try:
+        encoded = item.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{key} is {item[:60]!r}, which is not UTF-8; rename what it names.") from None
+    if b"\0" in encoded or len(encoded) > MAX_TEXT or max(map(len, encoded.split(b"/"))) > MAX_PART:
+        raise UserError(
+            f"{key} is {item[:60]!r}... of {len(item)} characters; it may have {MAX_TEXT} bytes, {MAX_PART} of them "
+            "between two slashes."
+        )
 
 
 def _has_type(value: Any, expected: Any) -> bool:
