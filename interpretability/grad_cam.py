@@ -365,7 +365,8 @@ def print_summary(run: Run) -> None:
     """Print one row per network, the differences to the first, and what the sanity check found."""
     summary: Any = run.summary
     kind = "synthetic X-rays" if summary["synthetic"] else "X-rays"
-    print(f"\n{summary['images']} {kind}, {summary['with_lung_mask']} with a lung mask; mean [95% interval]\n")
+    print(f"\n{summary['images']} {kind}, {summary['with_lung_mask']} with a lung mask")
+    print("mean [95% interval for new patients]\n")
     print(_table(summary["checkpoints"], ".2f"))
     if summary["differences"]:
         print(f"\nminus {next(iter(summary['checkpoints']))}\n{_table(summary['differences'], '+.2f')}")

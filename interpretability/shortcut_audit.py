@@ -190,7 +190,8 @@ def print_summaries(runs: Mapping[str, Run]) -> None:
         cells = {AS_IS: (AS_IS, TRAINED), removed: (removed, TRAINED), "the same, head refitted": (removed, REFITTED)}
         intervals = {column: _text(found["scores"][images][head]) for column, (images, head) in cells.items()}
         rows[name] = {"score": metric_name(found["metric"]), **intervals}
-    print(f"\nTest part [95% interval]\n{pd.DataFrame.from_dict(rows, orient='index').fillna('').to_string()}")
+    print("\nTest part [95% interval for new patients]")
+    print(pd.DataFrame.from_dict(rows, orient="index").fillna("").to_string())
     for name, run in runs.items():
         found: Any = run.summary
         kind = "synthetic test X-rays" if found["synthetic"] else "test X-rays"

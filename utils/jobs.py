@@ -21,6 +21,11 @@ from utils.messages import say
 MAX_JOBS = 256
 JOB_BYTES = 3 * 2**30  # that a process on a CPU may take, most of it for activations and their gradients
 MEMORY = Path("/proc/meminfo")  # on Linux
+GROUPS = {  # there too: the limits that containers and clusters set, in bytes, and what is used; cgroups 2 and 1
+    Path("/sys/fs/cgroup"): ("memory.max", "memory.current", "inactive_file"),
+    Path("/sys/fs/cgroup/memory"): ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+OWN_GROUPS = Path("/proc/self/cgroup")
 SHOWN = 2000  # characters of what a process that failed has said
 
 
@@ -99,10 +104,25 @@ def _number_of_jobs(device: torch.device, threads: int) -> int:
 def _free_memory() -> int:
     """Return the bytes of memory that are available, or a guess of half of what there is."""
     if MEMORY.exists() and (found := re.search(r"^MemAvailable: *(\d+) kB", MEMORY.read_text(), re.MULTILINE)):
-        return int(found[1]) * 1024
+        return min([int(found[1]) * 1024, *_left_by_limits()])
     if hasattr(os, "sysconf"):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return JOB_BYTES  # Windows: one process, unless jobs says more
+
+
+def _left_by_limits() -> Iterator[int]:
+    """Yield the bytes that each limit leaves on this process's control group and on those above it."""
+    groups = OWN_GROUPS.read_text() if OWN_GROUPS.exists() else ""
+    own = re.findall(r"^\d+:(?:|.*\bmemory\b.*):/(.*)$", groups, re.MULTILINE)
+    for root, (limit, used, cached) in GROUPS.items():
+        inner = [root / path for path in own]  # in a container the path may be the host's, and the root is its own
+        for folder in {root, *inner, *(above for path in inner for above in path.parents if root in above.parents)}:
+            try:
+                most, now = int((folder / limit).read_text()), int((folder / used).read_text())
+                files = re.search(rf"^{cached} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+            except (OSError, ValueError):  # no such group, or no limit: "max"
+                continue
+            yield most - now + (int(files[1]) if files else 0)  # what only caches files is given up when needed
 
 
 def _started(threads: int, gpu: int | None, said: IO[bytes], stack: ExitStack) -> "subprocess.Popen[bytes]":

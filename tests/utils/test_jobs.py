@@ -70,10 +70,20 @@ def test_a_finished_run_starts_nobody_and_memory_bounds_their_number(
     assert seen == [config()]
     monkeypatch.setattr(jobs, "usable_cores", lambda: 8)
     monkeypatch.setattr(jobs, "MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(jobs, "OWN_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(jobs, "GROUPS", {tmp_path / "v2": next(iter(jobs.GROUPS.values()))})
     jobs.MEMORY.write_text(f"MemTotal: 1 kB\nMemAvailable: {2 * jobs.JOB_BYTES // 1024 + 1} kB\n")
     with shared_by_jobs(config(jobs=0)):
         pass
     assert len(list(tmp_path.glob("*.said"))) == 1
     assert "memory has room for 2 of 8 processes" in capsys.readouterr().err
+    jobs.OWN_GROUPS.write_text("4:cpuset,memory:/job_7\n0::/slurm/job_7/step\n")
+    (tmp_path / "v2" / "slurm" / "job_7" / "step").mkdir(parents=True)
+    for folder, limit in {"slurm/job_7/step": "max", "slurm/job_7": str(2 * jobs.JOB_BYTES - 1)}.items():
+        (tmp_path / "v2" / folder / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / "v2" / folder / "memory.current").write_text("100\n")
+        (tmp_path / "v2" / folder / "memory.stat").write_text("anon 10\ninactive_file 90\n")
+    assert jobs._free_memory() == 2 * jobs.JOB_BYTES - 11  # what the job's limit leaves, without cached files
+
     jobs.MEMORY.write_text("MemTotal: 1 kB\n")  # as some containers have it
     assert jobs._free_memory() > 2**20
