@@ -70,7 +70,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 # Peak learning rates by kind of start, each the best of the same three on synthetic X-rays (docs/RESULTS.md, "Learning
-# rates"); ImageNet's are those of pretrained ones, and one draw on NIH gave no reason for others.
+# rates"); ImageNet's are those of pretrained ones, which two draws on the COVID layout found too low for them.
 LEARNING_RATES: dict[str, dict[str, float]] = {
     "probe": {"random": 3e-3, "imagenet": 1e-3, "pretrained": 1e-3},
     "zeros": {"random": 3e-3, "imagenet": 3e-4, "pretrained": 3e-4},

@@ -115,8 +115,8 @@ def _left_by_limits() -> Iterator[int]:
     groups = OWN_GROUPS.read_text() if OWN_GROUPS.exists() else ""
     own = re.findall(r"^\d+:(?:|.*\bmemory\b.*):/(.*)$", groups, re.MULTILINE)
     for root, (limit, used, cached) in GROUPS.items():
-        inner = [root / path for path in own]  # in a container the path may be the host's, and the root is its own
-        for folder in {root, *inner, *(above for path in inner for above in path.parents if root in above.parents)}:
+        mine = [root / path for path in ["", *own]]  # in a container `own` may be the host's, and "" its own
+        for folder in {folder for group in mine for folder in (group, *group.parents)}:
             try:
                 most, now = int((folder / limit).read_text()), int((folder / used).read_text())
                 files = re.search(rf"^{cached} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
